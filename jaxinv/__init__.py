@@ -1,0 +1,6 @@
+"""Gradient inversion attacks by the batch: many targets, many seeds, one compiled loop."""
+
+from jaxinv.attacks.gradient_matching import Method
+from jaxinv.inversion import Inversion, invert
+
+__all__ = ["Inversion", "Method", "invert"]

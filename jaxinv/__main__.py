@@ -1,0 +1,23 @@
+"""`jaxinv COMMAND ...`: the same commands as `python -m jaxinv.COMMAND`."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "sweep": "run a study and report it",
+    "report": "rebuild a run's tables, plots and page",
+    "prepare": "download and prepare CIFAR-10 or CIFAR-100",
+}
+
+
+def main() -> int:
+    """Hands the arguments to the command named first; returns its exit code."""
+    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+        return importlib.import_module(f"jaxinv.{sys.argv[1]}").main(sys.argv[2:])
+    lines = [f"  {name:8} {what}" for name, what in COMMANDS.items()]
+    print("usage: jaxinv COMMAND ... (COMMAND --help for its settings)", *lines, sep="\n")
+    return 0 if set(sys.argv[1:]) & {"-h", "--help"} else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Attacks: an `init` and a `step`, pure functions of one trial. Only `trials.py` loops."""

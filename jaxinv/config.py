@@ -1,0 +1,180 @@
+"""Settings: read from a sweep file and from flags, validated once, here.
+
+A *cell* is one complete set of settings. A setting given several values is an axis; the study's
+cells are the product of its axes. Everything behind this file may trust what it is given.
+"""
+
+import argparse
+import itertools
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, SCHEDULES, SIGNS, Method
+from jaxinv.errors import UserError
+from jaxinv.labels import LABELS
+from jaxinv.models import NETWORKS
+from jaxinv.objectives import OBJECTIVES
+from jaxinv.priors import PRIORS
+
+DEFAULT_STUDY = Path(__file__).parent / "default_study.toml"
+
+
+def _known(table) -> AfterValidator:
+    """A validator that accepts a table's names and lists them otherwise."""
+
+    def check(name: str) -> str:
+        if name not in table:
+            raise ValueError(f"unknown; known are {', '.join(table)}")
+        return name
+
+    return AfterValidator(check)
+
+
+class _Strict(BaseModel):
+    """Unknown keys are errors, values are frozen, infinities and NaN are no numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Cell(_Strict):
+    """One setting of everything. Each field is a flag, a key of a sweep file, a possible axis."""
+
+    dataset: str = Field("tiles", description="'tiles' or a tensorflow-datasets name")
+    model: Annotated[str, _known(NETWORKS)] = Field("lenet_zhu", description="network attacked")
+    width: int | None = Field(None, ge=1, description="its width; the published one if not given")
+    network_seed: int = Field(0, ge=0, description="seed of the network's initialisation")
+    images: int = Field(1, ge=1, description="images per target")
+    labels: Annotated[str, _known(LABELS)] = Field("known", description="known, or idlg")
+    objective: Annotated[str, _known(OBJECTIVES)] = Field("cosine", description="update distance")
+    prior: Annotated[str, _known(PRIORS)] = Field("tv", description="image penalty")
+    tv: float = Field(0.01, ge=0, description="weight of the prior")
+    optimizer: Annotated[str, _known(OPTIMIZERS)] = Field("adam", description="optimiser")
+    sign: Annotated[str, _known(SIGNS)] = Field("hard", description="sign taken of the gradient")
+    lr: float = Field(0.1, gt=0, description="learning rate")
+    schedule: Annotated[str, _known(SCHEDULES)] = Field("step", description="rate's course")
+    init: Annotated[str, _known(INITS)] = Field("normal", description="distribution of the start")
+    box: bool = Field(True, description="project onto pixels in [0, 1] after each step")
+    iterations: int = Field(500, ge=1, description="steps of the attack")
+
+    def method(self) -> Method:
+        """The part that shapes the compiled program."""
+        return Method(**{name: getattr(self, name) for name in Method._fields})
+
+
+class Plan(_Strict):
+    """What is asked of every cell: the same targets and seeds, so that cells compare in pairs."""
+
+    targets: int = Field(4, ge=1, description="attack the first N targets of the test split")
+    target_ids: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="attack these images instead, comma-separated, in the original order"
+    )
+    seeds: int = Field(32, ge=1, description="random starts per target")
+    data_dir: str | None = Field(None, description="tensorflow-datasets folder (or TFDS_DATA_DIR)")
+    out: str | None = Field(None, description="run folder; runs/NAME if not given")
+
+
+class Text(_Strict):
+    """What a sweep file says of itself."""
+
+    question: str = "A grid given by flags."
+    cost: str = ""
+    expectation: str = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A validated sweep: its words, its cells in order, and what is asked of each."""
+
+    name: str
+    text: Text
+    axes: dict[str, list]  # settings that vary, in order
+    cells: tuple[Cell, ...]
+    plan: Plan
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.plan.out or f"runs/{self.name}")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds one flag per setting; their values stay text until `load_study` validates them."""
+    for model, nargs in ((Plan, None), (Cell, "+")):
+        group = parser.add_argument_group(
+            "run" if model is Plan else "settings (several values make an axis of the grid)"
+        )
+        for name, field in model.model_fields.items():
+            group.add_argument(
+                f"--{name.replace('_', '-')}",
+                dest=name,
+                nargs=nargs,
+                metavar="VALUE",
+                help=f"{field.description} (default: {field.default})",
+            )
+
+
+def load_study(path: Path | None, flags: Mapping[str, Any]) -> Study:
+    """Reads a sweep file (None: the default study), lays the flags over it, validates all.
+
+    Raises:
+      UserError: one line that names the setting and what it may be.
+    """
+    source = path or DEFAULT_STUDY
+    try:
+        content = tomllib.loads(source.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"sweep file {source} cannot be read: {error}") from None
+    grid = content.pop("grid", {})
+    run = content.pop("run", {})
+    if not isinstance(grid, dict) or not isinstance(run, dict):
+        raise UserError(f"sweep file {source}: [grid] and [run] must be tables of settings")
+    text = _validate(Text, content, prefix="", where=f" in {source}")
+    given = {name: value for name, value in flags.items() if value is not None}
+    run |= {name: value for name, value in given.items() if name in Plan.model_fields}
+    if "targets" in given and "target_ids" not in given:
+        run.pop("target_ids", None)
+    if isinstance(run.get("target_ids"), str):
+        run["target_ids"] = run["target_ids"].split(",")
+    grid |= {name: value for name, value in given.items() if name in Cell.model_fields}
+    lists = {name: v if isinstance(v, list) else [v] for name, v in grid.items()}
+    for name, values in lists.items():
+        if not values:
+            raise UserError(f"{_flag(name)}: an axis needs at least one value")
+    cells = tuple(
+        _validate(Cell, dict(zip(lists, values))) for values in itertools.product(*lists.values())
+    )
+    axes = {n: [getattr(c, n) for c in cells] for n, v in lists.items() if len(v) > 1}
+    axes = {name: list(dict.fromkeys(values)) for name, values in axes.items()}
+    if len(set(cells)) < len(cells):
+        raise UserError("the grid holds a cell twice; give each value of an axis once")
+    for cell in cells:
+        if cell.labels == "idlg" and cell.images > 1:
+            raise UserError("--labels idlg reads one label; use --images 1 or --labels known")
+    plan = _validate(Plan, run)
+    name = path.stem if path else "default"
+    return Study(name, text, axes, cells, plan)
+
+
+def _validate(model: type[BaseModel], values: Mapping[str, Any], prefix="--", where="") -> Any:
+    """Validates a mapping; the first error becomes one line."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        setting = str(first["loc"][0]) if first["loc"] else "settings"
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(model.model_fields)
+            raise UserError(f"unknown setting '{setting}'{where}; known are {known}") from None
+        message = first["msg"].removeprefix("Value error, ").lower()
+        name = _flag(setting) if prefix else setting
+        raise UserError(f"{name} {first['input']}: {message}{where}") from None
+
+
+def _flag(setting: str) -> str:
+    """The flag's spelling of a setting."""
+    return f"--{setting.replace('_', '-')}"

@@ -1,0 +1,280 @@
+"""The convolution all networks run on: three bilinear primitives, closed at every order.
+
+A convolution, the gradient of its input and the gradient of its kernel are the three partial
+derivatives of one trilinear form
+
+    F(a, w, d) = <conv(a, w), d>      conv = dF/dd,  dgrad(d, w) = dF/da,  wgrad(a, d) = dF/dw
+
+so differentiating any of them with respect to any operand gives another of them. Each is a JAX
+primitive here, bilinear by declaration, which buys three things plain `lax.conv_general_dilated`
+does not have under `vmap(grad(grad))`:
+
+* every derivative, forward or reverse, at any order, is again one of the three (JAX's own transpose
+  of a vmapped kernel gradient is a convolution whose kernel is the whole delta map: 100 to 400
+  times slower on a CPU);
+* the batching rules know which operand varies. A mapped image under one kernel only grows the
+  batch; a kernel of its own per trial becomes a batched matrix product over image patches;
+* the lowering writes the data gradient with an explicitly flipped kernel, which XLA:CPU needs to
+  keep its fast path inside `lax.scan`.
+
+Shapes carry a leading group axis: images `[group, batch, height, width, channel]`, kernels
+`[group, kernel_height, kernel_width, channel, feature]`; one group means a kernel shared by all.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+
+class Geometry(NamedTuple):
+    """What is static about one convolution: enough to infer the shape of any of the three parts."""
+
+    image: tuple[int, int]  # input height, width
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
+
+    @property
+    def output(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        return tuple(
+            (size + sum(pad) - k) // stride + 1
+            for size, k, stride, pad in zip(self.image, self.kernel, self.strides, self.padding)
+        )
+
+    @property
+    def reverse_padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Padding of the dilated deltas that makes a stride-1 convolution the data gradient."""
+        return tuple(
+            (k - 1 - pad[0], size + pad[0] - (out - 1) * stride - 1)
+            for size, k, stride, pad, out in zip(
+                self.image, self.kernel, self.strides, self.padding, self.output
+            )
+        )
+
+
+# --- How each part is computed ------------------------------------------------------------------
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def _conv(images, kernels, geometry):
+    """conv: images [g n h w c], kernels [g kh kw c o] -> [g n oh ow o]."""
+    if images.shape[0] == 1:
+        return lax.conv_general_dilated(
+            images[0], kernels[0], geometry.strides, geometry.padding,
+            dimension_numbers=_DIMENSIONS,
+        )[None]  # fmt: skip
+    groups, features = kernels.shape[0], kernels.shape[-1]
+    product = jnp.einsum(
+        "gtk,gko->gto", _patches(images, geometry), kernels.reshape(groups, -1, features)
+    )
+    return product.reshape(groups, -1, *geometry.output, features)
+
+
+def _dgrad(deltas, kernels, geometry):
+    """dgrad: deltas [g n oh ow o], kernels [g kh kw c o] -> [g n h w c]."""
+    groups, batch, *_, features = deltas.shape
+    if groups == 1:
+        # XLA:CPU canonicalises convolutions outside loops only, so the flip is written out, and
+        # the barrier keeps it from being folded back.
+        flipped = lax.optimization_barrier(kernels[0, ::-1, ::-1].swapaxes(2, 3))
+        return lax.conv_general_dilated(
+            deltas[0], flipped, (1, 1), geometry.reverse_padding,
+            lhs_dilation=geometry.strides, dimension_numbers=_DIMENSIONS,
+        )[None]  # fmt: skip
+    columns = jnp.einsum(
+        "gto,gko->gtk",
+        deltas.reshape(groups, -1, features),
+        kernels.reshape(groups, -1, features),
+    ).reshape(groups, batch, *geometry.output, *kernels.shape[1:4])
+    rows = lax.optimization_barrier(_overlap_add(columns, geometry, spatial=0))
+    return _overlap_add(rows, geometry, spatial=1)
+
+
+def _wgrad(images, deltas, geometry):
+    """wgrad: images [g n h w c], deltas [g n oh ow o] -> [g kh kw c o]."""
+    groups, features = deltas.shape[0], deltas.shape[-1]
+    gradient = jnp.einsum(
+        "gtk,gto->gko", _patches(images, geometry), deltas.reshape(groups, -1, features)
+    )
+    return gradient.reshape(groups, *geometry.kernel, images.shape[-1], features)
+
+
+def _patches(images, geometry):
+    """im2col: [g n h w c] -> [g, n*oh*ow, kh*kw*c], by slicing rows, then columns."""
+    (kernel_h, kernel_w), (stride_h, stride_w) = geometry.kernel, geometry.strides
+    out_h, out_w = geometry.output
+    images = jnp.pad(images, ((0, 0), (0, 0), *geometry.padding, (0, 0)))
+    rows = jnp.stack(
+        [
+            lax.slice_in_dim(images, i, i + (out_h - 1) * stride_h + 1, stride_h, axis=2)
+            for i in range(kernel_h)
+        ],
+        axis=4,
+    )  # [g n oh w kh c]
+    # Fused into one another, the two stacks compile for minutes and run many times slower.
+    rows = lax.optimization_barrier(rows)
+    patches = jnp.stack(
+        [
+            lax.slice_in_dim(rows, j, j + (out_w - 1) * stride_w + 1, stride_w, axis=3)
+            for j in range(kernel_w)
+        ],
+        axis=5,
+    )  # [g n oh ow kh kw c]
+    return patches.reshape(images.shape[0], -1, kernel_h * kernel_w * images.shape[-1])
+
+
+def _overlap_add(columns, geometry, spatial):
+    """One axis of col2im, the transpose of `_patches`: sums the taps of axis 4 into the image.
+
+    Output row y of stride s gets the taps of its phase y mod s alone, so that each phase is a sum
+    of shifted arrays and no zeros are inserted between them.
+    """
+    axis = 2 + spatial
+    stride, size = geometry.strides[spatial], geometry.image[spatial]
+    low = geometry.padding[spatial][0]
+    taps = columns.shape[4]
+    steps = -(-taps // stride)
+    phases = []
+    for phase in range(stride):
+        total = None
+        for tap in range(phase, taps, stride):
+            piece = lax.index_in_dim(columns, tap, axis=4, keepdims=False)
+            shift = tap // stride
+            pads = [(0, 0)] * piece.ndim
+            pads[axis] = (shift, steps - 1 - shift)
+            piece = jnp.pad(piece, pads)
+            total = piece if total is None else total + piece
+        phases.append(jnp.zeros_like(phases[0]) if total is None else total)
+    image = jnp.stack(phases, axis + 1).reshape(
+        *columns.shape[:axis], -1, *phases[0].shape[axis + 1 :]
+    )
+    pads = [(0, 0)] * image.ndim
+    pads[axis] = (0, max(0, low + size - image.shape[axis]))
+    return lax.slice_in_dim(jnp.pad(image, pads), low, low + size, axis=axis)
+
+
+# --- The primitives -----------------------------------------------------------------------------
+
+conv_p = Primitive("trilinear_conv")
+dgrad_p = Primitive("trilinear_dgrad")
+wgrad_p = Primitive("trilinear_wgrad")
+
+
+def _batch_shared(primitive, operands, dims, *, geometry):
+    """Batching of conv and dgrad: images into the batch axis, own kernels into the group axis."""
+    images, kernels = operands
+    size = next(x.shape[d] for x, d in zip(operands, dims) if d is not None)
+    if dims[1] is None:
+        images = jnp.moveaxis(images, dims[0], 1)
+        groups, _, batch = images.shape[:3]
+        folded = images.reshape(groups, size * batch, *images.shape[3:])
+        out = primitive.bind(folded, kernels, geometry=geometry)
+        return out.reshape(groups, size, batch, *out.shape[2:]), 1
+    return _batch_grouped(primitive, operands, dims, geometry=geometry)
+
+
+def _batch_grouped(primitive, operands, dims, *, geometry):
+    """Batching where every element has operands of its own: both fold into the group axis."""
+    size = next(x.shape[d] for x, d in zip(operands, dims) if d is not None)
+    folded = []
+    for x, dim in zip(operands, dims):
+        front = jnp.broadcast_to(x, (size, *x.shape)) if dim is None else jnp.moveaxis(x, dim, 0)
+        folded.append(front.reshape(-1, *front.shape[2:]))
+    out = primitive.bind(*folded, geometry=geometry)
+    return out.reshape(size, -1, *out.shape[1:]), 0
+
+
+def _define(primitive: Primitive, compute: Callable, lhs_rule, rhs_rule, batch_rule) -> None:
+    """Gives a primitive its value, shape, derivatives, batching and lowering."""
+    primitive.def_impl(jax.jit(compute, static_argnames="geometry"))
+
+    def abstract(x, y, *, geometry):
+        shape = jax.eval_shape(functools.partial(compute, geometry=geometry), x, y)
+        return x.update(shape=shape.shape)
+
+    primitive.def_abstract_eval(abstract)
+    ad.defbilinear(primitive, lhs_rule, rhs_rule)
+    batching.primitive_batchers[primitive] = functools.partial(batch_rule, primitive)
+    mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=False))
+
+
+# The transposes of each part with respect to its first and second operand: the other two parts.
+_define(
+    conv_p,
+    _conv,
+    lambda d, a, w, geometry: dgrad_p.bind(d, w, geometry=geometry),
+    lambda d, a, w, geometry: wgrad_p.bind(a, d, geometry=geometry),
+    _batch_shared,
+)
+_define(
+    dgrad_p,
+    _dgrad,
+    lambda a, d, w, geometry: conv_p.bind(a, w, geometry=geometry),
+    lambda a, d, w, geometry: wgrad_p.bind(a, d, geometry=geometry),
+    _batch_shared,
+)
+_define(
+    wgrad_p,
+    _wgrad,
+    lambda w, a, d, geometry: dgrad_p.bind(d, w, geometry=geometry),
+    lambda w, a, d, geometry: conv_p.bind(a, w, geometry=geometry),
+    _batch_grouped,
+)
+
+
+# --- Under any Flax network ---------------------------------------------------------------------
+
+
+def conv_general_dilated(
+    lhs, rhs, window_strides, padding, lhs_dilation=None, rhs_dilation=None,
+    dimension_numbers=None, feature_group_count=1, precision=None,
+):  # fmt: skip
+    """`lax.conv_general_dilated` on the trilinear primitives, as `flax.linen.Conv` calls it.
+
+    What the primitives do not cover (dilation, feature groups, not two spatial axes) goes to
+    `lax`, with the same values.
+    """
+    plain = all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+    if rhs.ndim != 4 or not plain or feature_group_count != 1:
+        return lax.conv_general_dilated(
+            lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation,
+            dimension_numbers, feature_group_count, precision=precision,
+        )  # fmt: skip
+    image, kernel = lhs.shape[1:3], rhs.shape[:2]
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(image, kernel, window_strides, padding)
+    geometry = Geometry(
+        tuple(image), tuple(kernel), tuple(window_strides), tuple(map(tuple, padding))
+    )
+    return conv_p.bind(lhs[None], rhs[None], geometry=geometry)[0]
+
+
+def fast_convolutions():
+    """A context in which every `nn.Conv` runs on the trilinear primitives, whoever wrote the model.
+
+    Use it around `module.apply`. Convolutions that were given an operation of their own keep it.
+    """
+
+    def interceptor(next_fun, args, kwargs, context):
+        module = context.module
+        if type(module) is not nn.Conv or context.method_name != "__call__":
+            return next_fun(*args, **kwargs)
+        if module.conv_general_dilated is not None or module.conv_general_dilated_cls is not None:
+            return next_fun(*args, **kwargs)
+        # A bound Linen module is frozen; its method reads the field when it runs.
+        object.__setattr__(module, "conv_general_dilated", conv_general_dilated)
+        try:
+            return next_fun(*args, **kwargs)
+        finally:
+            object.__setattr__(module, "conv_general_dilated", None)
+
+    return nn.intercept_methods(interceptor)

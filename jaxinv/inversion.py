@@ -1,0 +1,115 @@
+"""`jaxinv.invert`: attack one update of a model of your own."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxinv import trials
+from jaxinv.attacks import gradient_matching as attack
+from jaxinv.errors import UserError
+from jaxinv.labels import classifier_path, idlg
+from jaxinv.types import Normalization, PyTree, Target
+
+
+class Inversion(NamedTuple):
+    """What the attacker ends with. Axis 0 is the seed."""
+
+    reconstructions: Float[np.ndarray, "seed batch height width channel"]  # pixels in [0, 1]
+    objectives: Float[np.ndarray, " seed"]  # NaN where the trial left the finite numbers
+    labels: Int[np.ndarray, " batch"]  # as given, or as read off the update
+    trace_steps: Int[np.ndarray, " point"]
+    trace_objectives: Float[np.ndarray, "point seed"]
+
+    @property
+    def best(self) -> Float[np.ndarray, "batch height width channel"]:
+        """The reconstruction of lowest objective: the attacker's choice.
+
+        Raises:
+          ValueError: no trial stayed finite.
+        """
+        if np.isnan(self.objectives).all():
+            raise ValueError("no trial stayed finite; lower lr, or keep the box")
+        return self.reconstructions[np.nanargmin(self.objectives)]
+
+
+def invert(
+    model: nn.Module,
+    variables: PyTree,
+    update: PyTree,
+    *,
+    image_shape: tuple[int, int, int],
+    labels: Array | Sequence[int] | None = None,
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
+    seeds: int = 32,
+    iterations: int = 1000,
+    lr: float = 0.1,
+    tv: float = 0.01,
+    method: attack.Method = attack.Method(),  # noqa: B008
+) -> Inversion:
+    """Reconstructs the images behind a gradient, from many random starts at once.
+
+    Args:
+      model: any Flax Linen classifier, called as `model.apply(variables, images)`; its `nn.Conv`
+        layers run on the trilinear convolution while the attack lasts.
+      variables: {"params": ...} and whatever else the model holds (running statistics).
+      update: the gradient of the client's mean cross-entropy, shaped like `variables["params"]`.
+      image_shape: height, width, channel of one image.
+      labels: class of each private image; None reads the label of a single image off the update
+        (iDLG).
+      mean, std: the model sees `(pixels - mean) / std`; scalars or one per channel.
+      seeds: number of random starts.
+      iterations, lr, tv: steps, learning rate, weight of the prior.
+      method: objective, prior, optimizer, sign, schedule, init, box; the default is Geiping's.
+
+    Returns:
+      Every start's reconstruction and objective, and the objectives on the way.
+
+    Raises:
+      UserError: the update is not shaped like the parameters, or a number is out of range.
+
+    References: Geiping et al. 2020, arXiv 2003.14053.
+    """
+    _check(variables, update, seeds=seeds, iterations=iterations, lr=lr, tv=tv)
+    channels = image_shape[-1:]
+    normalization = Normalization(
+        jnp.broadcast_to(jnp.asarray(mean, jnp.float32), channels),
+        jnp.broadcast_to(jnp.asarray(std, jnp.float32), channels),
+    )
+    if labels is None:
+        path = classifier_path(model, variables, jnp.zeros((1, *image_shape)))
+        labels = idlg(update, path)
+    labels = jnp.atleast_1d(jnp.asarray(labels, jnp.int32))
+    one_target = jax.tree.map(lambda x: jnp.asarray(x)[None], Target(update, labels))
+    numbers = attack.Numbers(jnp.float32(lr), jnp.float32(tv), jnp.int32(iterations))
+    result = trials.run(
+        model, variables, one_target, None, normalization, method, numbers, image_shape,
+        trials.start_keys([0], range(seeds)), trials.make_plan(variables["params"], seeds),
+    )  # fmt: skip
+    return Inversion(
+        result.pixels[0],
+        np.where(result.finite[0], result.objective[0], np.nan),
+        np.asarray(labels),
+        result.trace.step,
+        result.trace.objective[:, 0],
+    )
+
+
+def _check(variables: PyTree, update: PyTree, **positive: float) -> None:
+    """Checks what a user can get wrong before anything compiles."""
+    for name, value in positive.items():
+        if not (value > 0 or (name == "tv" and value == 0)):
+            raise UserError(f"{name}={value}: must be positive")
+    if "params" not in variables:
+        raise UserError('variables: must hold "params", as returned by model.init')
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (variables["params"], update)]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            "update: its names and shapes must be those of variables['params']; "
+            f"parameters {shapes[0]}, update {shapes[1]}"
+        )

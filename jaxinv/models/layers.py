@@ -1,0 +1,63 @@
+"""Layers with the initialisation the published networks have, which is not Flax's own.
+
+The init changes the gradients, so it is part of a network's definition. PyTorch draws the weights
+*and the biases* of a layer from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+"""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+# He et al. 2015: normal, variance 2 / fan_out, the convolution init of the published ResNets.
+kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+# PyTorch's defaults: eps 1e-5, and its momentum 0.1 is Flax's 0.9.
+batch_norm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
+
+def uniform(bound: float) -> nn.initializers.Initializer:
+    """An initialiser that draws from U(-bound, bound)."""
+
+    def init(key, shape, dtype=jax.numpy.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def conv(x: Float[Array, "batch height width channel"], features: int, kernel: int) -> Array:
+    """A stride-1 convolution that keeps the image's size, with bias and PyTorch's default init."""
+    init = uniform(1 / math.sqrt(kernel * kernel * x.shape[-1]))
+    pad = (kernel - 1) // 2
+    return nn.Conv(
+        features, (kernel, kernel), padding=((pad, pad), (pad, pad)),
+        kernel_init=init, bias_init=init,
+    )(x)  # fmt: skip
+
+
+def dense(x: Float[Array, "*batch channel"], features: int) -> Float[Array, "*batch feature"]:
+    """A dense layer with bias and PyTorch's default init."""
+    init = uniform(1 / math.sqrt(x.shape[-1]))
+    return nn.Dense(features, kernel_init=init, bias_init=init)(x)
+
+
+def flatten(x: Float[Array, "batch *rest"]) -> Float[Array, "batch feature"]:
+    """Joins all axes but the first."""
+    return x.reshape(x.shape[0], -1)
+
+
+def max_pool(
+    x: Float[Array, "batch height width channel"], size: int
+) -> Float[Array, "batch out_height out_width channel"]:
+    """Maximum over disjoint windows, stride = size, the rest at the border dropped (VALID).
+
+    As a reshape and a maximum: the derivatives of `reduce_window` are slow at second order.
+    """
+    batch, height, width, channels = x.shape
+    rows, columns = height // size, width // size
+    tiles = x[:, : rows * size, : columns * size].reshape(
+        batch, rows, size, columns, size, channels
+    )
+    return tiles.max(axis=(2, 4))

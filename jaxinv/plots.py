@@ -1,0 +1,429 @@
+"""Figures of numbers: one function each, from a `Study` to a matplotlib `Figure`.
+
+`width` is in inches; columns and what is shown adapt to it. Failed trials are drawn as crosses at
+the foot of a panel and exact ones (PSNR inf) at its head, never dropped.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from jaxinv import plot_style as ps
+from jaxinv.statistics import BestOfK, Interval, ranked_quantile
+from jaxinv.summary import (
+    Cell,
+    Study,
+    choose_evenly,
+    count_text,
+    number_text,
+    setting_text,
+    traces,
+)
+
+
+@ps.styled
+def psnr_by_step(study: Study, width: float = ps.WIDE) -> Figure:
+    """Draws PSNR over iterations: median, central 50% and 95% of the seeds, a panel per target."""
+    cells, targets = shown_cells(study), study.target_ids[: ps.MOST_TARGETS]
+    colors = ps.cell_colors(len(cells))
+    data = [traces(study, cell, _in_cell(cell, targets)) for cell in cells]
+    curves = [
+        curve[np.isfinite(curve)] for _, by_target in data for curve in by_target.values()
+    ] + [[study.baseline_of(t) for t in targets]]
+    limits = _limits(np.concatenate(curves))
+    seeds = max(len(cell.seeds) for cell in cells)
+    sheet = ps.Sheet(
+        width,
+        "PSNR as the attack runs",
+        f"Median of {count_text(seeds, 'seed')} with the bands that hold 50% and 95% of them."
+        + left_out(study, cells, targets),
+        panels=len(targets),
+        columns=_columns(width, len(targets)),
+        panel_height=1.75,
+        keys=[ps.Key("line", c, cell.label) for c, cell in zip(colors, cells)]
+        + [ps.Key("dash", ps.BASELINE, "image of the mean colour")],
+    )
+    for index, (ax, target) in enumerate(zip(sheet.axes, targets)):
+        for color, (steps, by_target) in zip(colors, data):
+            if target in by_target:
+                _draw_bands(ax, steps, by_target[target], color)
+        _psnr_panel(sheet, index, ax, limits, study.baseline_of(target))
+        ax.set_title(f"target {target}")
+        ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
+        ax.margins(x=0)
+        if sheet.is_last_row(index):
+            ax.set_xlabel("iterations")
+    return sheet.figure
+
+
+def _draw_bands(ax: Axes, steps: np.ndarray, curves: np.ndarray, color: object) -> None:
+    """Draws median and bands; they end where they would rest on failed or exact trials."""
+    for low, high, alpha in ((0.025, 0.975, 0.15), (0.25, 0.75, 0.28)):
+        edges = [_finite(ranked_quantile(curves.T, q)) for q in (low, high)]
+        ax.fill_between(steps, *edges, color=color, alpha=alpha, linewidth=0)
+    median = _finite(ranked_quantile(curves.T, 0.5))
+    ax.plot(steps, median, color=color, linewidth=1.8)
+
+
+@ps.styled
+def psnr_distribution(study: Study, width: float = ps.WIDE) -> Figure:
+    """Draws the final PSNR of every seed, by target and cell, with both ways of choosing one."""
+    cells, targets = shown_cells(study), study.target_ids[: ps.MOST_TARGETS]
+    colors = ps.cell_colors(len(cells))
+    values = [cell.psnr[np.isfinite(cell.psnr)] for cell in cells]
+    limits = _limits(np.concatenate([*values, [study.baseline_of(t) for t in targets]]))
+    bad = any(cell.failed.any() for cell in cells)
+    keys = [
+        ps.Key("dot", ps.FAINT, "one seed"),
+        ps.Key("bar", ps.INK, "median"),
+        ps.Key("diamond", ps.INK, "attacker's pick: lowest objective"),
+        ps.Key("ring", ps.INK, "oracle's pick: highest PSNR"),
+        ps.Key("dash", ps.BASELINE, "image of the mean colour"),
+    ] + ([ps.Key("cross", ps.INK, "failed")] if bad else [])
+    rotated = max(ps.text_width(_tick(cell), 8.4) for cell in cells)
+    columns = _columns(width, len(targets))
+    slot = (width - 0.8) / columns / len(cells)
+    upright = rotated < slot * 0.85
+    sheet = ps.Sheet(
+        width,
+        "Final PSNR of every seed",
+        "Where the diamond sits below the ring, the objective did not find the best seed."
+        + left_out(study, cells, targets),
+        panels=len(targets),
+        columns=columns,
+        panel_height=2.1,
+        bottom=0.48 if upright else 0.36 + rotated,
+        keys=keys,
+    )
+    for index, (ax, target) in enumerate(zip(sheet.axes, targets)):
+        _psnr_panel(sheet, index, ax, limits, study.baseline_of(target))
+        ax.set_title(f"target {target}")
+        ax.set_xlim(-0.5, len(cells) - 0.5)
+        ax.grid(axis="x", visible=False)
+        ax.set_xticks(range(len(cells)), [_tick(c) for c in cells], rotation=0 if upright else 90)
+        if study.cells[0].settings:
+            ax.set_xlabel(", ".join(study.cells[0].settings))
+        for slot_at, (cell, color) in enumerate(zip(cells, colors)):
+            if target in cell.target_ids:
+                _draw_seeds(sheet, ax, slot_at, cell, cell.target_ids.index(target), color)
+    return sheet.figure
+
+
+def _draw_seeds(sheet: ps.Sheet, ax: Axes, at: int, cell: Cell, target: int, color: object) -> None:
+    """Draws one target's seeds of one cell as a swarm with its marks."""
+    low, high = ax.get_ylim()
+    span = ax.get_xlim()[1] - ax.get_xlim()[0]
+    inch_x, inch_y = sheet.panel_width / span, sheet.panel_height / (high - low)
+    values = cell.psnr[target]
+    drawn = np.where(np.isposinf(values), high - 0.05 / inch_y, values)
+    drawn = np.where(np.isnan(values), low + 0.06 / inch_y, drawn)
+    diameter, offsets = swarm(drawn * inch_y, room=0.84 * inch_x)
+    x = at + offsets / inch_x
+    ok = ~np.isnan(values)
+    ax.scatter(
+        x[ok], drawn[ok], s=(diameter * 72 * 0.92) ** 2, color=color, alpha=0.55, linewidths=0
+    )
+    if (~ok).any():
+        ax.plot(x[~ok], drawn[~ok], color=color, **ps.MARKS["cross"], markeredgecolor=color)
+    if np.isposinf(values).any():
+        ax.annotate("exact, ∞", (at, high), (0, 3), textcoords="offset points", ha="center", size=7)
+    median = ranked_quantile(values, 0.5)
+    if np.isfinite(median):
+        ax.hlines(median, at - 0.32, at + 0.32, color=ps.INK, linewidth=1.6, zorder=3)
+    for pick, mark in ((cell.oracle_pick[target], "ring"), (cell.attacker_pick[target], "diamond")):
+        if pick >= 0:
+            look = {"markeredgecolor": ps.INK} if mark == "ring" else {"color": ps.INK}
+            ax.plot(x[pick], drawn[pick], **(ps.MARKS[mark] | look), zorder=4, clip_on=False)
+
+
+def swarm(
+    heights: Float[np.ndarray, " point"], room: float, diameter: float = 0.075
+) -> tuple[float, Float[np.ndarray, " point"]]:
+    """Sets dots beside each other so that none overlap, nearest the middle first.
+
+    Heights, `room` and `diameter` are in one unit. Dots shrink until the swarm fits the room, down
+    to a quarter; beyond that the outermost are set back to the edge and may overlap.
+
+    Returns: the diameter used, and each dot's offset from the middle. Deterministic.
+    """
+    smallest = diameter / 4
+    while True:
+        offsets = _pack(np.asarray(heights, float), diameter)
+        if np.abs(offsets).max(initial=0) + diameter / 2 <= room / 2:
+            return diameter, offsets
+        if diameter <= smallest:
+            edge = max(0.0, (room - diameter) / 2)
+            return diameter, np.clip(offsets, -edge, edge)
+        diameter *= 0.85
+
+
+def _pack(heights: np.ndarray, diameter: float) -> np.ndarray:
+    """Places dots by rising height, each at the free offset nearest the middle."""
+    offsets = np.zeros(len(heights))
+    placed: list[int] = []
+    for point in np.argsort(heights, kind="stable"):
+        near = [p for p in placed if heights[point] - heights[p] < diameter]
+        reach = np.sqrt(
+            np.maximum(0, diameter**2 - np.array([heights[point] - heights[p] for p in near]) ** 2)
+        )
+        centres = offsets[near]
+        options = np.concatenate([[0.0], centres + reach, centres - reach])
+        gaps = np.abs(options[:, None] - centres[None, :]) - reach[None, :]
+        free = options[(gaps > -1e-9).all(axis=1)]
+        offsets[point] = free[np.lexsort((free, np.abs(free).round(9)))[0]]
+        placed.append(point)
+    return offsets
+
+
+@ps.styled
+def best_of_k(study: Study, width: float = ps.WIDE) -> Figure:
+    """Draws the expected PSNR of the best of k seeds, chosen by the attacker and by the oracle."""
+    cells = shown_cells(study)
+    colors = ps.cell_colors(len(cells))
+    finite = [
+        curve[np.isfinite(curve)]
+        for cell in cells
+        for best in (cell.attacker, cell.oracle)
+        for curve in (best.mean, best.low, best.high)
+    ]
+    limits = _limits(np.concatenate([*finite, [cell.baseline("psnr") for cell in cells]]))
+    several = any(len(cell.target_ids) > 1 for cell in cells)
+    sheet = ps.Sheet(
+        width,
+        "What more seeds buy",
+        "Expected PSNR of the best of k seeds, mean over targets. The attacker chooses by lowest "
+        "objective, the oracle by the truth."
+        + (" Shaded: 95% t interval over targets." if several else " One target: no interval.")
+        + left_out(study, cells),
+        panels=len(cells),
+        columns=_columns(width, len(cells), wide=3),
+        panel_height=1.9,
+        above=0.44,
+        keys=[
+            ps.Key("line", colors[0], "attacker"),
+            ps.Key("thin", ps.INK, "oracle"),
+            ps.Key("dash", ps.BASELINE, "image of the mean colour"),
+        ],
+    )
+    for index, (ax, cell, color) in enumerate(zip(sheet.axes, cells, colors)):
+        _draw_choice(ax, cell.oracle, ps.INK, thin=True)
+        _draw_choice(ax, cell.attacker, color, thin=False)
+        _psnr_panel(sheet, index, ax, limits, cell.baseline("psnr"))
+        _title_with_gains(ax, cell, color, sheet.panel_width)
+        ticks = [2**i for i in range(12) if 2**i <= len(cell.seeds)]
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(ticks, [str(k) for k in ticks])
+        ax.set_xlim(0.9, max(1.12, len(cell.seeds) * 1.12))
+        if sheet.is_last_row(index):
+            ax.set_xlabel("k, seeds to choose from")
+    return sheet.figure
+
+
+def _draw_choice(ax: Axes, best: BestOfK, color: object, thin: bool) -> None:
+    """Draws one way of choosing; its curve starts where k seeds cannot all have failed."""
+    k = np.arange(1, best.mean.size + 1)
+    alpha = 0.08 if thin else 0.18
+    band = _finite(best.low), _finite(best.high)
+    ax.fill_between(k, *band, color=color, alpha=alpha, linewidth=0)
+    marker = {"marker": "o", "markersize": 4} if k.size == 1 else {}
+    ax.plot(k, _finite(best.mean), color=color, linewidth=1.1 if thin else 2.2, **marker)
+
+
+def _title_with_gains(ax: Axes, cell: Cell, color: object, width: float) -> None:
+    """Names a panel, and under its name what choosing among all seeds adds to the mean seed."""
+    size = min(9.4, 9.4 * width / ps.text_width(cell.label, 9.4, "bold"))
+    ax.set_title(cell.label, color=color, weight="bold", pad=18, size=size)
+    gains = [best.mean[-1] - cell.mean.mean for best in (cell.attacker, cell.oracle)]
+    if len(cell.seeds) > 1 and np.isfinite(gains).all():
+        words = f"k = {len(cell.seeds)}: {gains[0]:+.1f} dB, oracle {gains[1]:+.1f} dB"
+    elif cell.failed.any():
+        words = f"{cell.failed.sum()} of {cell.failed.size} trials failed"
+    else:
+        words = f"{cell.exact.sum()} exact trials: mean ∞" if cell.exact.any() else "one seed"
+    place = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (0, 6)}
+    size = min(8.0, 8.0 * width / ps.text_width(words, 8.0))
+    ax.annotate(
+        words.replace("-", "−"), **place, textcoords="offset points", size=size, color=ps.MUTED
+    )
+
+
+@ps.styled
+def variance_components(study: Study, width: float = ps.WIDE) -> Figure:
+    """Draws the standard deviations between targets and between seeds, with intervals."""
+    rows = [
+        (cell.label, [(cell.components.between, "o"), (cell.components.within, "s")], _share(cell))
+        for cell in study.cells
+    ]
+    colors = ("#0072b2", "#d55e00")
+    return _interval_rows(
+        width,
+        "Do images or seeds decide the result?",
+        "Standard deviation of PSNR with two-stage bootstrap 95% intervals, which are too short "
+        "with few targets. At the right: the targets' share of the variance (ICC).",
+        rows,
+        colors,
+        [ps.Key("dot", colors[0], "between targets"), ps.Key("dot", colors[1], "between seeds")],
+        xlabel="standard deviation of PSNR (dB)",
+        unknown="not determined: needs 2 seeds, no failed or exact trial",
+        words_name="ICC",
+    )
+
+
+def _share(cell: Cell) -> str:
+    icc = cell.components.icc.value
+    return "—" if np.isnan(icc) else f"{100 * icc:.0f}%"
+
+
+@ps.styled
+def success_rate(study: Study, width: float = ps.WIDE) -> Figure:
+    """Draws the share of trials above the threshold, with Wilson intervals."""
+    threshold = setting_text(float(study.cells[0].success_psnr))
+    rows = []
+    for cell in study.cells:
+        s = cell.success
+        share = Interval(100 * s.rate, 100 * s.low, 100 * s.high)
+        rows.append((cell.label, [(share, "o")], f"{s.successes} of {s.trials}"))
+    return _interval_rows(
+        width,
+        f"How many trials exceed {threshold} dB?",
+        "Failed trials count as misses. 95% Wilson intervals at the effective number of trials: "
+        "seeds of one target are not independent.",
+        rows,
+        ("#0072b2",),
+        [],
+        xlabel=f"trials with PSNR above {threshold} dB (%)",
+        unknown="",
+        words_name="trials",
+        limits=(0, 100),
+    )
+
+
+def _interval_rows(
+    width: float,
+    title: str,
+    subtitle: str,
+    rows: Sequence[tuple[str, list[tuple[Interval, str]], str]],
+    colors: Sequence[object],
+    keys: Sequence[ps.Key],
+    *,
+    xlabel: str,
+    unknown: str,
+    words_name: str,
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """Draws points with intervals, a row per cell, its label at the left, words at the right."""
+    pitch = 0.34 if len(rows) <= 12 else 0.26
+    right = 0.3 + max(ps.text_width(words, 8.6) for words in [words_name, *(r[2] for r in rows)])
+    label_width = max(ps.text_width(label, 8.8) for label, *_ in rows)
+    sheet = ps.Sheet(
+        width,
+        title,
+        subtitle,
+        panel_height=pitch * (len(rows) + 0.2),
+        left=min(0.34 + label_width, 0.5 * width),
+        right=right,
+        above=0.2,
+        keys=keys,
+    )
+    ax = sheet.axes[0]
+    sheet.text(width - right + 0.14, sheet.head + 0.1, words_name, size=8.2, color=ps.MUTED)
+    for y, (label, points, words) in enumerate(rows):
+        for index, (interval, marker) in enumerate(points):
+            height = y + (index - (len(points) - 1) / 2) * 0.3
+            ax.plot(interval[1:], [height] * 2, color=colors[index], linewidth=2, alpha=0.45)
+            ax.plot(
+                interval.value, height, marker, color=colors[index], markersize=6, clip_on=False
+            )
+        if all(np.isnan(interval.value) for interval, _ in points):
+            ax.text(0.01, y, unknown, size=8, color=ps.MUTED, va="center_baseline",
+                    transform=ax.get_yaxis_transform())  # fmt: skip
+        for x, text, ha in ((-0.1, label, "right"), (sheet.panel_width + 0.14, words, "left")):
+            ax.text(x / sheet.panel_width, y, text, size=8.8 if ha == "right" else 8.6, ha=ha,
+                    va="center", transform=ax.get_yaxis_transform(),
+                    color=ps.INK if ha == "right" else ps.MUTED)  # fmt: skip
+    highs = [i.high for _, points, _ in rows for i, _ in points] + [
+        i.value for _, points, _ in rows for i, _ in points
+    ]
+    top = np.nanmax(highs) if np.isfinite(highs).any() else 1.0
+    ax.set_xlim(*(limits or (0, 1.06 * max(top, 1e-3))))
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
+    ax.set_xlabel(xlabel)
+    return sheet.figure
+
+
+def shown_cells(study: Study, most: int = ps.MOST_CELLS) -> list[Cell]:
+    """Cells that a figure has room for, spread evenly over the sweep."""
+    return choose_evenly(study.cells, most)
+
+
+def left_out(study: Study, cells: Sequence[Cell], targets: Sequence[int] | None = None) -> str:
+    """Says what a figure does not show; nothing where it shows all."""
+    parts = []
+    if targets is not None and len(targets) < len(study.target_ids):
+        parts.append(f"the first {len(targets)} of {len(study.target_ids)} targets")
+    if len(cells) < len(study.cells):
+        parts.append(f"{len(cells)} of {len(study.cells)} cells")
+    return f" Shown: {' and '.join(parts)}." if parts else ""
+
+
+def _in_cell(cell: Cell, targets: Sequence[int]) -> list[int]:
+    return [t for t in targets if t in cell.target_ids]
+
+
+def _columns(width: float, panels: int, wide: int = 4) -> int:
+    """Panels beside each other: as many as stay readable, without a nearly empty last row."""
+    most = wide if width > 6 else 2
+    rows = -(-panels // most)
+    return -(-panels // rows)
+
+
+def _tick(cell: Cell) -> str:
+    return ", ".join(setting_text(v) for v in cell.settings.values())
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    """Limits around finite values with room at head and foot for exact and failed trials."""
+    low, high = float(np.min(values)), float(np.max(values))
+    room = 0.09 * max(high - low, 1.0)
+    return low - room, high + room
+
+
+def _psnr_panel(
+    sheet: ps.Sheet, index: int, ax: Axes, limits: tuple[float, float], baseline: float
+) -> None:
+    """Sets a panel's PSNR axis, named once per row, and draws the baseline."""
+    ax.set_ylim(*limits)
+    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    ax.axhline(baseline, color=ps.BASELINE, linewidth=1.2, linestyle=(0, (4, 2.5)), zorder=1.5)
+    if sheet.is_first(index):
+        ax.set_ylabel("PSNR (dB)")
+    else:
+        ax.tick_params(labelleft=False)
+
+
+def alt_text(study: Study) -> dict[str, str]:
+    """Describes each figure in words, for those who do not see it."""
+    spread = "; ".join(
+        f"{cell.label}: mean {number_text(cell.mean.mean)} dB, seeds' standard deviation "
+        f"{number_text(cell.mean.seed_std)} dB"
+        for cell in shown_cells(study)
+    )
+    return {
+        "psnr_by_step": "PSNR by iteration for each target, bands over seeds.",
+        "psnr_distribution": f"Final PSNR of every seed by target and cell. {spread}.",
+        "best_of_k": "Expected PSNR of the best of k seeds, attacker's and oracle's choice.",
+        "variance_components": "Standard deviations between targets and between seeds per cell.",
+        "success_rate": "Share of trials above the threshold per cell, with intervals.",
+        "reconstructions": "Truth beside reconstructions, a row per target.",
+        "pixel_statistics": "Pixelwise mean and standard deviation over seeds, a row per target.",
+    }

@@ -1,0 +1,156 @@
+"""The report of a run: tables, plots and one page, from the rows on disk.
+
+    python -m jaxinv.report runs/default [--success-psnr 19]
+
+writes into the run folder `tables/*.csv`, `plots/*.png` and `*.svg`, and `report.html`, and prints
+the summary. A study that is not finished is reported as far as it got.
+"""
+
+import argparse
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from jaxinv import plot_images, plots, report_page, report_tables
+from jaxinv import plot_style as ps
+from jaxinv.errors import UserError, run_command
+from jaxinv.results import Run, read_run
+from jaxinv.summary import Study, interval_text, number_text, setting_text, summarize
+
+# Dimitrov et al. 2022 (Data Leakage in Federated Averaging) count a CIFAR-100 image as recovered
+# above 19 dB.
+SUCCESS_PSNR = 19.0
+
+
+def build(folder: Path, success_psnr: float = SUCCESS_PSNR, console: Console | None = None) -> None:
+    """Writes a run's tables, plots and page, and prints its summary.
+
+    Args:
+      folder: a run folder; tables/, plots/ and report.html in it are replaced.
+      success_psnr: PSNR in dB above which a trial counts as a success.
+      console: where the summary goes; standard output by default.
+    Raises:
+      UserError: the folder is no run folder, is damaged or cannot be written to.
+    """
+    folder = Path(folder)
+    if not math.isfinite(success_psnr):
+        raise UserError(f"--success-psnr must be a finite number of dB, got {success_psnr}")
+    study = summarize(_read(folder), success_psnr)
+    tables = {name: make(study) for name, make in report_tables.TABLES.items()}
+    try:
+        (folder / "tables").mkdir(exist_ok=True)
+        for name, rows in tables.items():
+            report_tables.write(folder / "tables" / f"{name}.csv", rows)
+        pictures = _draw(study, folder / "plots")
+        _replace(folder / "report.html", report_page.render(study, tables, pictures))
+    except OSError as error:
+        raise UserError(f"{folder}: the report cannot be written there ({error})") from None
+    _print(study, console or Console())
+
+
+def _read(folder: Path) -> Run:
+    """Reads the run; damage that the reader does not name becomes one line."""
+    try:
+        return read_run(folder)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: rows cannot be read ({error})") from None
+
+
+def _draw(study: Study, folder: Path) -> dict[str, report_page.Picture]:
+    """Draws every figure for the page's width, to files, and again for a phone's."""
+    folder.mkdir(exist_ok=True)
+    album = plot_images.read_album(study)
+    figures: dict[str, Callable[[float], Figure]] = {
+        "psnr_by_step": lambda width: plots.psnr_by_step(study, width),
+        "psnr_distribution": lambda width: plots.psnr_distribution(study, width),
+        "reconstructions": lambda width: plot_images.reconstructions(study, album, width),
+        "pixel_statistics": lambda width: plot_images.pixel_statistics(study, album, width),
+        "best_of_k": lambda width: plots.best_of_k(study, width),
+        "variance_components": lambda width: plots.variance_components(study, width),
+        "success_rate": lambda width: plots.success_rate(study, width),
+    }
+    pictures = {}
+    for name, draw in figures.items():
+        wide = draw(ps.WIDE)
+        ps.save(wide, folder / name)
+        pictures[name] = report_page.Picture(
+            wide=report_page.embed_files(folder / name),
+            narrow=report_page.embed_figure(draw(ps.NARROW)),
+        )
+    return pictures
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _print(study: Study, console: Console) -> None:
+    """Prints the summary table and where the rest is."""
+    threshold = setting_text(float(study.cells[0].success_psnr))
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("PSNR in dB")
+    for name in ("targets\n× seeds", "failed", "mean\n[95%]", "seed\nstd", "attacker's\nbest",
+                 "oracle's\nbest", f"above {threshold}\n[95%]"):  # fmt: skip
+        table.add_column(name, justify="right")
+    for row in report_tables.summary(study):
+        is_cell = row["cell"] != ""
+        size = f"{row['targets']} × {row['seeds']}" if is_cell else str(row["targets"])
+        mean = (
+            f"{number_text(row['psnr_mean'])}\n{interval_text(row['psnr_low'], row['psnr_high'])}"
+        )
+        limits = interval_text(100 * row["success_low"], 100 * row["success_high"], 0)
+        table.add_row(
+            row["setting"],
+            size,
+            str(row["failed"]) if is_cell else "",
+            mean.rstrip(),
+            number_text(row["psnr_seed_std"]) if is_cell else "",
+            number_text(row["psnr_attacker_best"]) if is_cell else "",
+            number_text(row["psnr_oracle_best"]) if is_cell else "",
+            f"{100 * row['success_rate']:.0f}%\n{limits}".rstrip(),
+        )
+    console.print(table)
+    for sentence in report_page.findings(study):
+        console.print(sentence, highlight=False, markup=False)
+    console.print(f"report: {study.run.folder / 'report.html'}", highlight=False, markup=False)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, as all of this package's."""
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code, 2 after bad input."""
+
+    def command() -> None:
+        parser = _Parser(prog="python -m jaxinv.report", description="Report on a run folder.")
+        parser.add_argument("folder", metavar="DIR", type=Path, help="folder that a sweep wrote")
+        parser.add_argument(
+            "--success-psnr",
+            type=float,
+            default=SUCCESS_PSNR,
+            metavar="DB",
+            help="a trial above this PSNR counts as a success (default: %(default)g, the "
+            "threshold of Dimitrov et al. 2022)",
+        )
+        arguments = parser.parse_args(argv)
+        build(arguments.folder, arguments.success_psnr)
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

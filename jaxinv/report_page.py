@@ -1,0 +1,442 @@
+"""The page of a report: one HTML file that needs nothing else, for desk and phone."""
+
+import base64
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxinv import plot_style as ps
+from jaxinv.plots import alt_text
+from jaxinv.report_tables import Row
+from jaxinv.summary import (
+    Study,
+    count_text,
+    interval_text,
+    number_text,
+    setting_text,
+)
+
+MOST_ROWS = 48  # of the per-target table on the page; the CSV has all
+_SVG_LIMIT = 400_000  # bytes; above it a PNG loads faster and looks the same
+
+
+class Picture(NamedTuple):
+    """One figure as data URIs, for wide and for narrow screens."""
+
+    wide: str
+    narrow: str
+
+
+def embed_files(path: Path) -> str:
+    """Embeds a saved figure: its SVG, or the PNG where the SVG is large and larger."""
+    svg, png = path.with_suffix(".svg").read_bytes(), path.with_suffix(".png").read_bytes()
+    return _data_uri(png, "png") if _SVG_LIMIT < len(svg) > len(png) else _data_uri(svg, "svg+xml")
+
+
+def embed_figure(figure: Figure) -> str:
+    """Embeds a figure that has no file, by the same rule."""
+    svg = ps.to_bytes(figure, "svg")
+    if len(svg) <= _SVG_LIMIT:
+        return _data_uri(svg, "svg+xml")
+    png = ps.to_bytes(figure, "png")
+    return _data_uri(png, "png") if len(png) < len(svg) else _data_uri(svg, "svg+xml")
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def findings(study: Study) -> list[str]:
+    """States the headline results in sentences computed from the rows."""
+    sentences = [_spread_sentence(study), _choice_sentence(study)]
+    if study.failed_trials:
+        failed = count_text(study.failed_trials, "trial")
+        sentences.append(
+            f"{failed} of {study.finished_trials} turned non-finite; means over them are left out "
+            "as —, not averaged over the survivors."
+        )
+    missing = study.planned_trials - study.finished_trials
+    if missing > 0:
+        sentences.append(
+            f"The study is not finished: {study.finished_trials} of {study.planned_trials} trials "
+            "are there."
+        )
+    return [s for s in sentences if s]
+
+
+def _spread_sentence(study: Study) -> str:
+    """Compares the seeds' spread: between the extreme cells, or with the targets' in one cell."""
+    known = [c for c in study.cells if np.isfinite(c.mean.seed_std)]
+    if not known:
+        return ""
+    low = min(known, key=lambda c: c.mean.seed_std)
+    high = max(known, key=lambda c: c.mean.seed_std)
+    std = {
+        c.number: number_text(c.mean.seed_std, 1 if c.mean.seed_std >= 0.1 else 2) for c in known
+    }
+    if low is not high:
+        return (
+            f"At {low.label} the {len(low.seeds)} starts of one target differ by {std[low.number]} "
+            f"dB (standard deviation), at {high.label} by {std[high.number]} dB."
+        )
+    sentence = f"The {len(low.seeds)} starts of one target differ by {std[low.number]} dB"
+    between = low.components.between.value
+    if np.isfinite(between):
+        sentence += f", the {len(low.target_ids)} targets by {number_text(between, 1)} dB"
+    return f"{sentence} (standard deviation)."
+
+
+def _choice_sentence(study: Study) -> str:
+    """States the best cell, and what choosing among seeds adds to it."""
+    known = [c for c in study.cells if np.isfinite(c.mean.mean)]
+    if not known:
+        return ""
+    best = max(known, key=lambda c: c.mean.mean)
+    where = f"Best on average: {best.label}, " if len(study.cells) > 1 else "On average "
+    limits = interval_text(best.mean.low, best.mean.high, 1)
+    sentence = f"{where}{number_text(best.mean.mean, 1)} dB{' ' + limits if limits else ''}"
+    sentence += f" against {number_text(best.baseline('psnr'), 1)} dB of a mean-colour image"
+    gains = [choice.mean[-1] - best.mean.mean for choice in (best.attacker, best.oracle)]
+    if len(best.seeds) > 1 and np.isfinite(gains).all():
+        signed = [f"{gain:+.1f}".replace("-", "−") for gain in gains]
+        sentence += (
+            f"; choosing the best of {len(best.seeds)} seeds by the objective changes it by "
+            f"{signed[0]} dB, choosing with the truth by {signed[1]} dB"
+        )
+    return f"{sentence}."
+
+
+def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Picture]) -> str:
+    """Renders the page; every text from the run is escaped."""
+    config = study.run.config
+    asked = config.get("study") or {}
+    alts = alt_text(study)
+    figures = {
+        f"figure_{name}": _figure(picture, alts[name], _CAPTIONS[name].format(**_facts(study)))
+        for name, picture in pictures.items()
+    }
+    return Template(_PAGE).substitute(
+        title=escape(str(config.get("name", study.run.folder.name))),
+        question=escape(asked.get("question") or "What does the attack recover?"),
+        findings="".join(f"<li>{escape(s)}</li>" for s in findings(study)),
+        summary=_summary_table(study, tables["summary"]),
+        components=_components_table(tables["variance_components"]),
+        targets=_targets_table(tables["per_target"]),
+        definitions=_definitions(study),
+        run=_run_section(study, asked),
+        **figures,
+    )
+
+
+def _facts(study: Study) -> dict[str, str]:
+    return {
+        "seeds": count_text(max(len(c.seeds) for c in study.cells), "seed"),
+        "threshold": setting_text(float(study.cells[0].success_psnr)),
+    }
+
+
+def _figure(picture: Picture, alt: str, caption: str) -> str:
+    return (
+        f'<figure><picture><source media="(max-width: 640px)" srcset="{picture.narrow}">'
+        f'<img src="{picture.wide}" alt="{escape(alt)}"></picture>'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], last: int = 0) -> str:
+    """An HTML table that scrolls in its box; the `last` rows are set apart as reference.
+
+    Cells come escaped. The first column holds names, all others numbers.
+    """
+    header = "".join(f"<th>{name}</th>" for name in head)
+    body = "".join(
+        f"<tr{' class=reference' if index >= len(rows) - last else ''}>"
+        + "".join(f"<td>{value}</td>" for value in row)
+        + "</tr>"
+        for index, row in enumerate(rows)
+    )
+    return (
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{header}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _with_interval(value: float, low: float, high: float, digits: int = 2, unit: str = "") -> str:
+    limits = interval_text(low, high, digits)
+    shown = number_text(value, digits) + (unit if math.isfinite(value) else "")
+    return f"{shown} <small>{limits}</small>" if limits else shown
+
+
+def _counted(value: float, row: Row, digits: int = 2) -> str:
+    """A mean; where failures make it undefined, with their number beside the dash."""
+    text = number_text(value, digits)
+    return (
+        f"{text} <small>{row['failed']} failed</small>" if row["failed"] and text == "—" else text
+    )
+
+
+def _summary_table(study: Study, rows: list[Row]) -> str:
+    threshold = setting_text(float(study.cells[0].success_psnr))
+    head = ["PSNR in dB", "targets × seeds", "failed", "exact", "mean [95%]", "seed std", "median",
+            "attacker’s best of all", "oracle’s best of all", "mean colour", "SSIM", "MSE",
+            "labels right", f"above {threshold} dB [95%]"]  # fmt: skip
+    body = []
+    for row in rows:
+        is_cell = row["cell"] != ""
+        own = [
+            _counted(row["psnr_attacker_best"], row),
+            _counted(row["psnr_oracle_best"], row),
+            number_text(row["baseline_psnr"]),
+        ]
+        mean = _with_interval(row["psnr_mean"], row["psnr_low"], row["psnr_high"])
+        labels = 100 * row["label_accuracy"]
+        body.append(
+            [
+                escape(row["setting"]),
+                f"{row['targets']} × {row['seeds']}" if is_cell else str(row["targets"]),
+                str(row["failed"]) if is_cell else "",
+                str(row["exact"]) if is_cell else "",
+                mean if np.isfinite(row["psnr_mean"]) else _counted(row["psnr_mean"], row),
+                number_text(row["psnr_seed_std"]) if is_cell else "",
+                number_text(row["psnr_median"]),
+                *(own if is_cell else ["", "", ""]),
+                number_text(row["ssim_mean"], 3),
+                number_text(row["mse_mean"], 4),
+                f"{number_text(labels, 0)}%" if np.isfinite(labels) else "—" if is_cell else "",
+                _with_interval(
+                    100 * row["success_rate"], 100 * row["success_low"],
+                    100 * row["success_high"], 0, "%",
+                ),
+            ]
+        )  # fmt: skip
+    return _table(head, body, sum(row["cell"] == "" for row in rows))
+
+
+def _components_table(rows: list[Row]) -> str:
+    head = ["standard deviation in dB", "targets × seeds", "failed", "between targets",
+            "between seeds", "targets’ share (ICC)"]  # fmt: skip
+    body = []
+    for row in rows:
+        cells = [
+            _with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
+            for name in ("between_std", "within_std", "icc")
+        ]
+        is_cell = row["cell"] != ""
+        size = f"{row['targets']} × {row['seeds']}" if is_cell else str(row["targets"])
+        failed = str(row["failed"]) if is_cell else ""
+        body.append([escape(row["setting"]), size, failed, *cells])
+    return _table(head, body, sum(row["cell"] == "" for row in rows))
+
+
+def _targets_table(rows: list[Row]) -> str:
+    head = ["setting", "target", "failed", "exact", "mean", "seed std", "median", "worst",
+            "attacker’s best", "oracle’s best", "mean colour"]  # fmt: skip
+    names = ("psnr_mean", "psnr_seed_std", "psnr_median", "psnr_worst", "psnr_attacker_best",
+             "psnr_oracle_best", "baseline_psnr")  # fmt: skip
+    body = [
+        [escape(row["setting"]), str(row["target"]), str(row["failed"]), str(row["exact"])]
+        + [number_text(row[name]) for name in names]
+        for row in rows[:MOST_ROWS]
+    ]
+    more = f"<p>The first {MOST_ROWS} of {len(rows)} rows.</p>" if len(rows) > MOST_ROWS else ""
+    return _table(head, body) + more
+
+
+def _definitions(study: Study) -> str:
+    facts = {k: escape(v) for k, v in _facts(study).items()}
+    return "".join(
+        f"<dt>{name.format(**facts)}</dt><dd>{text.format(**facts)}</dd>"
+        for name, text in _DEFINITIONS
+    )
+
+
+def _run_section(study: Study, asked: dict[str, Any]) -> str:
+    """What was run, with what, and how far it got."""
+    config = study.run.config
+    entries = [("Command", f"<code>{escape(str(config.get('command', '')))}</code>")]
+    for name in ("cost", "expectation"):
+        if asked.get(name):
+            entries.append((f"{name.capitalize()}, as stated before", escape(str(asked[name]))))
+    axes = config.get("axes") or {}
+    varied = "; ".join(f"{k}: {', '.join(map(setting_text, v))}" for k, v in axes.items())
+    entries.append(("Settings that vary", escape(varied or "none")))
+    entries.append(("Settings that do not", escape(_fixed_settings(study))))
+    entries.append(("Trials", f"{study.finished_trials} of {study.planned_trials} there, "
+                    f"{study.failed_trials} failed"))  # fmt: skip
+    digests = sorted({str(d)[:12] for d in study.run.trials["victim_digest"]})
+    entries.append(("Attacked parameters (sha256)", escape(", ".join(digests[:6]))))
+    for session in config.get("sessions") or []:
+        versions = ", ".join(f"{k} {v}" for k, v in (session.get("versions") or {}).items())
+        words = f"{session.get('device', '')}; {versions}; <code>{{}}</code>"
+        command = escape(str(session.get("command", "")))
+        started = str(session.get("started", ""))[:16].replace("T", " ")
+        entries.append((f"Session {escape(started)}", _fill(words, command)))
+    return "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in entries)
+
+
+def _fill(words: str, command: str) -> str:
+    """Escapes everything but the place of the command, which comes escaped."""
+    before, after = words.split("<code>{}</code>")
+    return f"{escape(before)}<code>{command}</code>{escape(after)}"
+
+
+def _fixed_settings(study: Study) -> str:
+    """Settings with one value in all rows."""
+    columns = ("dataset", "model", "width", "network_seed", "images", "labels", "objective_type",
+               "prior_type", "tv", "optimizer", "sign", "lr", "schedule", "init", "box",
+               "iterations")  # fmt: skip
+    parts = []
+    for name in columns:
+        values = {setting_text(v) for v in study.run.trials[name]}
+        if len(values) == 1 and (value := values.pop()) not in ("nan", "None"):
+            parts.append(f"{name.removesuffix('_type')} = {value}")
+    return ", ".join(parts)
+
+
+_CAPTIONS = {
+    "psnr_by_step": "Quantiles are over the {seeds} of one target at each step, failed seeds "
+    "ranked worst. A band shows how much depends on the random start alone.",
+    "psnr_distribution": "Each dot is one trial. The diamond is what an attacker would hand in; "
+    "the ring is known only to somebody who has the truth.",
+    "reconstructions": "Pictures are enlarged without smoothing, from 8-bit pixels.",
+    "pixel_statistics": "A place with a failed seed is left empty rather than averaged over the "
+    "others. One colour scale for all.",
+    "best_of_k": "Exact expectation over all choices of k of the {seeds}. A curve starts where k "
+    "exceeds the number of failed seeds; before that, all k might fail.",
+    "variance_components": "Balanced one-way random effects on PSNR in dB. Intervals that reach 0 "
+    "cannot exclude that all targets are equally hard.",
+    "success_rate": "The threshold of {threshold} dB is a convention: Dimitrov et al. 2022 call a "
+    "CIFAR-100 image recovered above 19 dB.",
+}
+_DEFINITIONS = [
+    ("Target, seed, trial, cell", "A target is one shared update, of one or several images. A seed "
+     "names one random start of the attack. A trial is one target attacked from one seed. A cell "
+     "is one setting of the sweep and holds targets × seeds trials."),
+    ("PSNR", "10 log<sub>10</sub>(1 / MSE) in dB, on pixels clamped to [0, 1] with data range 1; "
+     "per image, then the mean over the target’s images. Reconstructions of several images are "
+     "matched one to one to the truths first. An exact reconstruction has PSNR ∞ and is not "
+     "capped: it makes means ∞ and spreads undefined; the tables count such trials as exact."),
+    ("SSIM", "Structural similarity with a Gaussian window of σ = 1.5, K<sub>1</sub> = 0.01, "
+     "K<sub>2</sub> = 0.03, data range 1, as in dm-pix; mean over channels and images."),
+    ("Mean colour", "The same metrics for an image filled with the data set’s mean colour: what "
+     "one scores without attacking at all."),
+    ("Mean and its interval", "Mean over all trials of a cell; 95% Student t interval of the means "
+     "per target. It covers further targets drawn like these, which more seeds cannot replace. "
+     "One target has no interval."),
+    ("Seed std", "Standard deviation between the seeds of one target, variances pooled over "
+     "targets."),
+    ("Between targets, between seeds", "Balanced one-way random effects; a negative estimate is "
+     "set to 0. Intervals: percentiles of a two-stage bootstrap (targets, then seeds within "
+     "each), 2000 resamples. With few targets those between targets are too short: in simulation "
+     "the nominal 95% cover about 67% with 4 targets, 81% with 10, 91% with 30."),
+    ("Best of k", "The reconstruction chosen among k seeds of a target. The attacker chooses by "
+     "the lowest objective, the distance between the updates, and never sees the truth. The "
+     "oracle chooses by the highest PSNR; nobody can do that without the truth. “Best of all” is "
+     "k = {seeds}."),
+    ("Above {threshold} dB", "Share of trials with PSNR above the threshold. 95% Wilson interval "
+     "at Kish’s effective number of trials n / (1 + (seeds − 1) ICC), with the intraclass "
+     "correlation of the successes; where that is undefined, at the number of targets."),
+    ("Failed", "A trial that turned non-finite. It counts as a miss, ranks worst in medians, is "
+     "never chosen while another seed is left, and makes a mean undefined (—): an average of "
+     "the survivors would flatter the setting that fails."),
+]  # fmt: skip
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>$title · jaxinv report</title>
+<style>
+:root { --ink: #1c2128; --muted: #5b6470; --line: #e1e5ea; --page: #f6f7f9; --card: #fff;
+  --accent: #0072b2; --soft: #eef3f7; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --muted: #a2abb6; --line: #333b45;
+  --page: #14181d; --card: #1c2229; --accent: #56b4e9; --soft: #242c35; } }
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body { margin: 0; background: var(--page); color: var(--ink); overflow-wrap: break-word;
+  font: 16px/1.55 Inter, system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 940px; margin: 0 auto; padding: 40px 20px 72px; }
+header p { margin: 0; color: var(--muted); font-size: 14px; }
+h1 { font-size: clamp(24px, 4.2vw, 34px); line-height: 1.2; letter-spacing: -0.015em;
+  margin: 4px 0 20px; text-wrap: balance; }
+h2 { font-size: 20px; letter-spacing: -0.01em; margin: 44px 0 12px; }
+.findings { list-style: none; margin: 0; padding: 16px 20px; background: var(--soft);
+  border-left: 4px solid var(--accent); border-radius: 4px 10px 10px 4px; }
+.findings li + li { margin-top: 8px; }
+figure { margin: 0 0 20px; }
+figure img { display: block; width: 100%; height: auto; background: #fff; border-radius: 10px;
+  border: 1px solid var(--line); }
+figcaption { color: var(--muted); font-size: 14px; margin: 8px 4px 0; }
+.scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line);
+  border-radius: 10px; }
+table { border-collapse: collapse; font-size: 14px; min-width: 100%;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: 8px 12px; text-align: right; white-space: nowrap; }
+th { color: var(--muted); font-weight: 500; font-size: 13px; vertical-align: bottom;
+  white-space: normal; line-height: 1.3; min-width: 4.6em; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
+  background: var(--card); }
+tbody tr { border-top: 1px solid var(--line); }
+tr.reference td { color: var(--muted); font-style: italic; }
+small { color: var(--muted); font-size: 12px; }
+dl { margin: 0; font-size: 15px; }
+dt { font-weight: 600; margin-top: 14px; }
+dd { margin: 2px 0 0; color: var(--muted); }
+code { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; color: var(--ink);
+  background: var(--soft); padding: 2px 6px; border-radius: 4px; overflow-wrap: anywhere; }
+details summary { cursor: pointer; color: var(--accent); margin: 16px 0; }
+.note { color: var(--muted); font-size: 14px; margin: 10px 4px 0; }
+@media (max-width: 640px) { main { padding: 24px 14px 48px; } th, td { padding: 7px 9px; }
+  td:first-child, th:first-child { max-width: 8.5em; white-space: normal; } }
+</style>
+</head>
+<body>
+<main>
+<header><p>Gradient inversion · $title</p><h1>$question</h1></header>
+<ul class="findings">$findings</ul>
+
+<h2>Results</h2>
+$summary
+<p class="note">Intervals are over targets. Every number is defined <a href="#definitions"
+style="color: inherit">below</a>; the same tables are in <code>tables/</code>.</p>
+
+<h2>Every seed</h2>
+$figure_psnr_distribution
+$figure_psnr_by_step
+
+<h2>What was recovered</h2>
+$figure_reconstructions
+$figure_pixel_statistics
+
+<h2>More seeds, and who chooses</h2>
+$figure_best_of_k
+
+<h2>Where the variance comes from</h2>
+$figure_variance_components
+$components
+
+<h2>Success</h2>
+$figure_success_rate
+
+<h2>By target</h2>
+<details><summary>Table of every target and setting, PSNR in dB</summary>
+$targets
+</details>
+
+<h2 id="definitions">How each number is defined</h2>
+<dl>$definitions</dl>
+
+<h2>What was run</h2>
+<dl>$run</dl>
+</main>
+</body>
+</html>
+"""

@@ -1,0 +1,249 @@
+"""Rows to numbers: one `Cell` per setting of a sweep, with every statistic of the report."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from jaxinv import statistics as st
+from jaxinv.errors import UserError
+from jaxinv.results import BlockImages, Run
+
+# Settings whose column has another name, because a measured value holds theirs.
+_COLUMN_OF = {"objective": "objective_type", "prior": "prior_type"}
+_METRICS = ("psnr", "ssim", "mse", "objective", "label_accuracy")
+_BASELINES = ("baseline_psnr", "baseline_ssim", "baseline_mse")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Trials and statistics of one setting; a failed trial is NaN in every metric."""
+
+    number: int
+    label: str  # the settings that vary, "tv = 0.01"
+    settings: dict[str, Any]  # the settings that vary
+    target_ids: list[int]
+    image_ids: list[list[int]]  # per target
+    seeds: list[int]
+    metrics: dict[str, Float[np.ndarray, "target seed"]]
+    baselines: dict[str, Float[np.ndarray, " target"]]  # of an image of the data set's mean colour
+    failed: Bool[np.ndarray, "target seed"]
+    success_psnr: float  # dB
+
+    @property
+    def psnr(self) -> Float[np.ndarray, "target seed"]:
+        """PSNR in dB; inf when exact."""
+        return self.metrics["psnr"]
+
+    @property
+    def exact(self) -> Bool[np.ndarray, "target seed"]:
+        """Trials that reconstructed every pixel exactly."""
+        return np.isposinf(self.psnr)
+
+    @cached_property
+    def mean(self) -> st.MeanInterval:
+        """Mean PSNR, its interval over targets, spread between seeds."""
+        return st.mean_interval(self.psnr)
+
+    @cached_property
+    def components(self) -> st.VarianceComponents:
+        """Variance of PSNR between targets and between seeds."""
+        return st.variance_components(self.psnr)
+
+    @cached_property
+    def attacker(self) -> st.BestOfK:
+        """Best of k by the attack's own objective."""
+        return st.best_of_k(self.psnr, self.metrics["objective"])
+
+    @cached_property
+    def oracle(self) -> st.BestOfK:
+        """Best of k by PSNR, which only somebody with the truth can choose."""
+        return st.best_of_k(self.psnr, -self.psnr)
+
+    @cached_property
+    def success(self) -> st.SuccessRate:
+        """Share of trials above the threshold."""
+        return st.success_rate(self.psnr, self.success_psnr)
+
+    @cached_property
+    def attacker_pick(self) -> np.ndarray:
+        """Seed position [target] of the lowest objective; -1 where all failed."""
+        return st.choose_lowest(self.metrics["objective"])
+
+    @cached_property
+    def oracle_pick(self) -> np.ndarray:
+        """Seed position [target] of the highest PSNR; -1 where all failed."""
+        return st.choose_lowest(-self.psnr)
+
+    def baseline(self, metric: str) -> float:
+        """Mean over targets of the mean-colour baseline's `psnr`, `ssim` or `mse`."""
+        return float(self.baselines[f"baseline_{metric}"].mean())
+
+
+@dataclass(frozen=True)
+class Study:
+    """A run with its cells, as tables, plots and page read it."""
+
+    run: Run
+    cells: list[Cell]
+
+    @property
+    def target_ids(self) -> list[int]:
+        """Targets that some cell has finished, in the study's order."""
+        return list(dict.fromkeys(t for cell in self.cells for t in cell.target_ids))
+
+    @property
+    def planned_trials(self) -> int:
+        """Trials the whole study was asked for."""
+        config = self.run.config
+        return len(config["cells"]) * len(config["target_ids"]) * len(config["seeds"])
+
+    @property
+    def finished_trials(self) -> int:
+        """Trials there are, failed ones included."""
+        return sum(cell.failed.size for cell in self.cells)
+
+    @property
+    def failed_trials(self) -> int:
+        """Trials that turned non-finite."""
+        return int(sum(cell.failed.sum() for cell in self.cells))
+
+    def baseline_of(self, target_id: int) -> float:
+        """Baseline PSNR in dB of one target, from the first cell that has it."""
+        for cell in self.cells:
+            if target_id in cell.target_ids:
+                position = cell.target_ids.index(target_id)
+                return float(cell.baselines["baseline_psnr"][position])
+        raise KeyError(target_id)
+
+    def images(self, cell: Cell) -> BlockImages:
+        """Reads a cell's pictures."""
+        try:
+            return self.run.images(cell.number)
+        except (OSError, ValueError, KeyError, IndexError) as error:
+            raise UserError(
+                f"{self.run.folder}/images: pictures of cell {cell.number} cannot be read "
+                f"({error}); delete the cell's files and run the sweep's command again"
+            ) from None
+
+
+def summarize(run: Run, success_psnr: float) -> Study:
+    """Arranges a run's rows as cells.
+
+    Raises:
+      UserError: a cell lacks some seed of a target, which no finished block does.
+    """
+    return Study(
+        run, [_cell(run, int(number), success_psnr) for number in np.unique(run.trials["cell"])]
+    )
+
+
+def traces(
+    study: Study, cell: Cell, target_ids: list[int]
+) -> tuple[np.ndarray, dict[int, Float[np.ndarray, "seed step"]]]:
+    """Collects PSNR by step for some targets of a cell.
+
+    Returns:
+      The steps, and per target the PSNR of every seed, NaN where not measured.
+    """
+    rows = study.run.traces
+    at = np.flatnonzero((rows["cell"] == cell.number) & np.isin(rows["target_id"], target_ids))
+    steps, step_of = np.unique(rows["step"][at], return_inverse=True)
+    curves = {t: np.full((len(cell.seeds), len(steps)), np.nan) for t in target_ids}
+    seed_of = np.searchsorted(cell.seeds, rows["seed"][at])
+    for target, curve in curves.items():
+        mine = rows["target_id"][at] == target
+        curve[seed_of[mine], step_of[mine]] = rows["psnr"][at][mine]
+    return steps, curves
+
+
+def _cell(run: Run, number: int, success_psnr: float) -> Cell:
+    """Arranges one cell's rows as [target, seed] arrays."""
+    rows = {name: column[run.trials["cell"] == number] for name, column in run.trials.items()}
+    order = {t: i for i, t in enumerate(run.config["target_ids"])}
+    ids = sorted(set(rows["target_id"].tolist()), key=lambda t: order.get(t, len(order)))
+    seeds = sorted(set(rows["seed"].tolist()))
+    shape = len(ids), len(seeds)
+    place = [ids.index(t) for t in rows["target_id"]], np.searchsorted(seeds, rows["seed"])
+    counts = np.zeros(shape, int)
+    np.add.at(counts, place, 1)
+    if (counts != 1).any():
+        raise UserError(
+            f"{run.folder}: cell {number} does not hold each seed of each target once; delete its "
+            "files in trials/ and run the sweep's command again"
+        )
+    status = np.empty(shape, dtype=object)
+    status[place] = rows["status"]
+    failed = status != "ok"
+    columns = {}
+    for name in _METRICS + _BASELINES:
+        columns[name] = np.empty(shape)
+        columns[name][place] = rows[name]
+    first = [int(np.flatnonzero(rows["target_id"] == t)[0]) for t in ids]
+    settings = {axis: _setting(run, rows, number, axis) for axis in run.config.get("axes", {})}
+    return Cell(
+        number=number,
+        label=_label(settings, rows),
+        settings=settings,
+        target_ids=ids,
+        image_ids=[[int(i) for i in rows["image_ids"][row]] for row in first],
+        seeds=seeds,
+        metrics={name: np.where(failed, np.nan, columns[name]) for name in _METRICS},
+        baselines={name: columns[name][:, 0] for name in _BASELINES},
+        failed=failed,
+        success_psnr=success_psnr,
+    )
+
+
+def _setting(run: Run, rows: dict[str, np.ndarray], number: int, axis: str) -> Any:
+    """Value of a varying setting, from the study's list of cells or else from the rows."""
+    asked = run.config["cells"][number]
+    if axis in asked:
+        return asked[axis]
+    column = _COLUMN_OF.get(axis, axis)
+    return rows[column][0] if column in rows else "?"
+
+
+def _label(settings: dict[str, Any], rows: dict[str, np.ndarray]) -> str:
+    """Names a cell by what varies; by network and data set where nothing does."""
+    if settings:
+        return ", ".join(f"{name} = {setting_text(value)}" for name, value in settings.items())
+    return f"{rows['model'][0]} on {rows['dataset'][0]}"
+
+
+def setting_text(value: Any) -> str:
+    """Prints a setting's value briefly."""
+    if isinstance(value, float | np.floating):
+        return f"{value:g}"
+    return str(value)
+
+
+def number_text(value: float, digits: int = 2) -> str:
+    """Prints a number for people: an em dash for what is undefined, ∞ for exact."""
+    if math.isnan(value):
+        return "—"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def interval_text(low: float, high: float, digits: int = 2) -> str:
+    """Prints an interval's limits; nothing where they are undefined."""
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    return f"[{number_text(low, digits)}, {number_text(high, digits)}]"
+
+
+def count_text(count: int, noun: str) -> str:
+    """Prints a count with its noun: "1 seed", "32 seeds"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def choose_evenly(items: list, most: int) -> list:
+    """Keeps at most `most` items, spread evenly, first and last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]

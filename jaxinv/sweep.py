@@ -1,0 +1,360 @@
+"""`python -m jaxinv.sweep`: run a study, block by block, and report it.
+
+A block is one cell on a group of targets. It is computed whole, written whole, and never computed
+again: the same command after a kill goes on where the last one stopped.
+"""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from jaxinv import config, data, metrics, models, report, results, trials, victims
+from jaxinv.attacks import gradient_matching as attack
+from jaxinv.errors import OneLineParser, UserError, run_command
+from jaxinv.types import Normalization, Target, Truth
+
+TRIALS_PER_BLOCK = 128  # what a kill may cost: about a minute of LeNetZhu per 500 steps
+
+
+class Block(NamedTuple):
+    """The unit of work: a cell's settings on a group of targets."""
+
+    name: str
+    cell_index: int
+    cell: config.Cell
+    positions: slice  # of its targets in the study's list
+
+
+class Material(NamedTuple):
+    """What a cell attacks: the victim and the private batches, [target, batch, ...]."""
+
+    victim: victims.Victim
+    normalization: Normalization
+    classes: int
+    images: np.ndarray  # uint8
+    labels: np.ndarray
+    ids: np.ndarray
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+
+    def command():
+        parser = OneLineParser(prog="python -m jaxinv.sweep", description=__doc__)
+        parser.add_argument("study", nargs="?", type=Path, help="sweep file (default: built in)")
+        parser.add_argument("--dry-run", action="store_true", help="print the cells and the work")
+        config.add_flags(parser)
+        arguments = parser.parse_args(argv)
+        study = config.load_study(arguments.study, vars(arguments))
+        words = shlex.join(sys.argv[1:] if argv is None else argv)
+        run_study(study, f"python -m jaxinv.sweep {words}".strip(), dry_run=arguments.dry_run)
+
+    return run_command(command)
+
+
+def run_study(study: config.Study, command: str, *, dry_run: bool = False) -> None:
+    """Runs what is not done yet of a study, then writes its tables, plots and report.
+
+    Raises:
+      UserError: data, shapes or the run folder do not fit; nothing was written then.
+    """
+    console = Console()
+    use_compilation_cache()
+    load = Loader(study.plan)
+    materials = [load(cell) for cell in study.cells]
+    blocks = list(plan_blocks(study, len(materials[0].ids)))
+    if dry_run:
+        print_plan(console, study, materials, blocks)
+        return
+    open_run(study, materials[0], command)
+    waiting = [block for block in blocks if not results.is_done(study.folder, block.name)]
+    if len(waiting) < len(blocks):
+        console.print(f"{study.folder}: {len(blocks) - len(waiting)} of {len(blocks)} blocks done")
+    work = {block.name: block.cell.iterations * _trials(block, study) for block in blocks}
+    left = sum(work[block.name] for block in waiting)
+    with progress_bar(console) as bar:
+        task = bar.add_task("", total=sum(work.values()), completed=sum(work.values()) - left)
+        for block in waiting:
+            run_block(study, block, materials[block.cell_index], watch(bar, task, block, study))
+            if not console.is_terminal:
+                console.print(f"finished {block.name} ({label(block.cell, study)})")
+    report.build(study.folder, console=console)
+
+
+def _trials(block: Block, study: config.Study) -> int:
+    """Number of trials of a block."""
+    return (block.positions.stop - block.positions.start) * study.plan.seeds
+
+
+def plan_blocks(study: config.Study, targets: int) -> Iterator[Block]:
+    """Cuts each cell's targets into equal blocks, so that one compilation serves them all."""
+    most = max(1, TRIALS_PER_BLOCK // study.plan.seeds)
+    size = max(d for d in range(1, min(most, targets) + 1) if targets % d == 0)
+    for index, cell in enumerate(study.cells):
+        for first in range(0, targets, size):
+            name = results.block_name(index, first)
+            yield Block(name, index, cell, slice(first, first + size))
+
+
+class Loader:
+    """Loads what cells attack, each data set and each victim once."""
+
+    def __init__(self, plan: config.Plan):
+        self._plan = plan
+        self._datasets: dict[tuple, data.Dataset] = {}
+        self._victims: dict[tuple, victims.Victim] = {}
+
+    def __call__(self, cell: config.Cell) -> Material:
+        """Loads a cell's victim and private batches.
+
+        Raises:
+          UserError: the data set is not there, or its images do not suit the network.
+        """
+        dataset = self._dataset(cell)
+        shape = dataset.images.shape[1:]
+        smallest = models.NETWORKS[cell.model].smallest
+        if min(shape[:2]) < smallest:
+            raise UserError(
+                f"--model {cell.model} needs images of at least {smallest}x{smallest}; "
+                f"--dataset {cell.dataset} has {shape[0]}x{shape[1]}"
+            )
+        classes = len(dataset.classes)
+        key = (cell.model, cell.width, cell.network_seed, classes, shape)
+        if key not in self._victims:
+            self._victims[key] = victims.untrained(
+                cell.model, classes=classes, width=cell.width,
+                seed=cell.network_seed, image_shape=shape,
+            )  # fmt: skip
+        batches = (-1, cell.images)
+        normalization = Normalization(
+            jnp.asarray(dataset.mean, jnp.float32), jnp.asarray(dataset.std, jnp.float32)
+        )
+        return Material(
+            self._victims[key], normalization, classes,
+            dataset.images.reshape(*batches, *shape),
+            dataset.labels.reshape(batches), dataset.ids.reshape(batches),
+        )  # fmt: skip
+
+    def _dataset(self, cell: config.Cell) -> data.Dataset:
+        """The images of a cell's targets: the first ones, or those asked for."""
+        ids = self._plan.target_ids
+        if ids is not None and len(ids) % cell.images:
+            raise UserError(f"--target-ids: {len(ids)} do not make targets of {cell.images} images")
+        wanted = self._plan.targets * cell.images if ids is None else tuple(ids)
+        key = (cell.dataset, wanted)
+        if key not in self._datasets:
+            self._datasets[key] = data.load(
+                cell.dataset, split="test", ids=wanted, data_dir=self._plan.data_dir
+            )
+        return self._datasets[key]
+
+
+def open_run(study: config.Study, material: Material, command: str) -> None:
+    """Makes the run folder, or joins the one there if it asks for the same.
+
+    Raises:
+      UserError: the folder cannot be written, or holds a run with other settings.
+    """
+    asked = {
+        "name": study.name,
+        "study": study.text.model_dump(),
+        "axes": study.axes,
+        "cells": [cell.model_dump() for cell in study.cells],
+        "target_ids": material.ids[:, 0].tolist(),
+        "seeds": list(range(study.plan.seeds)),
+    }
+    folder = study.folder
+    there = results.read_config(folder)
+    if there is None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"--out {folder}: exists and is no run folder; choose another")
+        there = asked | {"command": command, "sessions": []}
+    for name in ("cells", "target_ids", "seeds"):
+        if there[name] != asked[name]:
+            raise UserError(
+                f"--out {folder}: holds a run with other {name.replace('_', '-')}; "
+                "choose another --out, or repeat that run's settings to resume it"
+            )
+    there["sessions"].append(session(command))
+    try:
+        results.write_config(folder, there)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from None
+
+
+def session(command: str) -> dict:
+    """Describes this process: when, what, with which versions, on which device."""
+    packages = ("jaxinv", "jax", "jaxlib", "flax", "optax", "numpy")
+    devices = jax.devices()
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
+        "device": f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} CPU cores",
+    }
+
+
+def run_block(
+    study: config.Study, block: Block, material: Material, progress: Callable[[int, float], None]
+) -> None:
+    """Attacks a block's targets from every seed and commits its rows."""
+    cell, here = block.cell, block.positions
+    images, ids = material.images[here], material.ids[here]
+    seeds = range(study.plan.seeds)
+    truths = Truth(jnp.asarray(images / np.float32(255)), jnp.asarray(material.labels[here]))
+    module, variables, _ = material.victim
+    targets = trials.make_targets(module, variables, truths, material.normalization, cell.labels)
+    numbers = attack.Numbers(jnp.float32(cell.lr), jnp.float32(cell.tv), jnp.int32(cell.iterations))
+    plan = trials.make_plan(variables["params"], len(seeds))
+    keys = trials.start_keys(ids[:, 0], seeds)
+    result = trials.run(
+        module, variables, targets, truths, material.normalization,
+        cell.method(), numbers, images.shape[2:], keys, plan, progress,
+    )  # fmt: skip
+    quantised = np.round(np.nan_to_num(result.pixels) * 255).astype(np.uint8)
+    results.write_block(
+        study.folder,
+        block.name,
+        trial_rows(block, material, truths, targets, result, ids, seeds),
+        trace_rows(block, result, ids, seeds),
+        results.BlockImages(ids[:, 0], np.asarray(seeds), quantised, images),
+    )
+
+
+def trial_rows(
+    block: Block, material: Material, truths: Truth, targets: Target,
+    result: trials.Result, ids: np.ndarray, seeds: Sequence[int],
+) -> dict[str, Sequence]:  # fmt: skip
+    """Lays a block's results out as columns, one row per target and seed."""
+    shape = result.objective.shape
+    rows = shape[0] * shape[1]
+    spread = lambda per_target: np.repeat(np.asarray(per_target), shape[1])  # noqa: E731
+    failed = ~result.finite
+    measured = {
+        name: np.where(failed, np.nan, np.asarray(values, np.float64)).ravel()
+        for name, values in (result.scores._asdict() | {
+            "objective": result.objective, "prior": result.prior,
+        }).items()
+    }  # fmt: skip
+    baseline = jax.vmap(lambda t: metrics.mean_colour(t, material.normalization))(truths)
+    accuracy = jax.vmap(lambda t, u: metrics.label_accuracy(t, u, material.classes))(
+        truths, targets
+    )
+    cell = block.cell.model_dump()
+    settings = {
+        {"objective": "objective_type", "prior": "prior_type"}.get(name, name): [value] * rows
+        for name, value in cell.items()
+    }
+    return settings | measured | {
+        "schema_version": [results.SCHEMA_VERSION] * rows,
+        "cell": [block.cell_index] * rows,
+        "target_id": spread(ids[:, 0]),
+        "image_ids": [list(map(int, batch)) for batch in ids for _ in seeds],
+        "seed": list(seeds) * shape[0],
+        "status": np.where(failed, "nonfinite", "ok").ravel(),
+        "label_accuracy": spread(accuracy).astype(np.float64),
+        "baseline_psnr": spread(baseline.psnr).astype(np.float64),
+        "baseline_ssim": spread(baseline.ssim).astype(np.float64),
+        "baseline_mse": spread(baseline.mse).astype(np.float64),
+        "victim_digest": [material.victim.digest] * rows,
+    }  # fmt: skip
+
+
+def trace_rows(
+    block: Block, result: trials.Result, ids: np.ndarray, seeds: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Lays the traces out as columns, one row per target, seed and point."""
+    trace = result.trace
+    points, targets, _ = trace.psnr.shape
+    rows = trace.psnr.size
+    flat = lambda x: np.moveaxis(x, 0, -1).ravel().astype(np.float32)  # noqa: E731
+    return {
+        "schema_version": np.full(rows, results.SCHEMA_VERSION, np.int32),
+        "cell": np.full(rows, block.cell_index, np.int32),
+        "target_id": np.repeat(ids[:, 0].astype(np.int64), len(seeds) * points),
+        "seed": np.tile(np.repeat(np.asarray(seeds, np.int64), points), targets),
+        "step": np.tile(trace.step.astype(np.int32), targets * len(seeds)),
+        "psnr": flat(trace.psnr),
+        "objective": flat(trace.objective),
+    }
+
+
+def label(cell: config.Cell, study: config.Study) -> str:
+    """Names a cell by the settings that vary."""
+    return ", ".join(f"{axis} = {getattr(cell, axis)}" for axis in study.axes) or cell.model
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar over all trial-steps, with the time left and what is being attacked."""
+    return Progress(
+        BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(),
+        TextColumn("{task.description}"), console=console,
+    )  # fmt: skip
+
+
+def watch(bar: Progress, task, block: Block, study: config.Study) -> Callable[[int, float], None]:
+    """A callback that moves the bar by a block's steps and shows its current PSNR."""
+    base, trials_here = bar.tasks[task].completed, _trials(block, study)
+
+    def update(steps: int, psnr: float) -> None:
+        bar.update(
+            task, completed=base + steps * trials_here,
+            description=f"{label(block.cell, study)}: {psnr:.2f} dB",
+        )  # fmt: skip
+
+    bar.update(task, description=f"{label(block.cell, study)}: compiling")
+    return update
+
+
+def print_plan(
+    console: Console, study: config.Study, materials: Sequence[Material], blocks: Sequence[Block]
+) -> None:
+    """Prints the cells and an estimate of the work, for --dry-run."""
+    console.print(f"[bold]{study.name}[/bold]: {study.text.question}")
+    if study.text.cost:
+        console.print(f"cost: {study.text.cost}")
+    table = Table("cell", *(study.axes or ["model"]), "trials", "steps", "GFLOP per step", "PFLOP")
+    total = 0.0
+    for index, (cell, material) in enumerate(zip(study.cells, materials)):
+        count = len(material.ids) * study.plan.seeds
+        flops = trials.step_flops(
+            material.victim.module, material.victim.variables, cell.method(),
+            material.normalization, material.images.shape[1:],
+        )  # fmt: skip
+        work = flops * count * cell.iterations
+        total += work
+        values = [str(getattr(cell, axis)) for axis in (study.axes or ["model"])]
+        table.add_row(
+            str(index), *values, str(count), str(cell.iterations),
+            f"{flops / 1e9:.4g}", f"{work / 1e15:.3g}",
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"{len(study.cells)} cells, {len(blocks)} blocks, {total / 1e15:.3g} PFLOP in all "
+        f"(about {total / 2e10 / 60:.3g} minutes at 20 GFLOP/s); nothing was run"
+    )
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, unless JAX was told where to."""
+    if jax.config.jax_compilation_cache_dir is None:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "jaxinv"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

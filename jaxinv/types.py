@@ -1,0 +1,45 @@
+"""The vocabulary every room shares: who knows what, and in which units."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+PyTree = Any
+
+
+class Truth(NamedTuple):
+    """The victim's private batch. The client computes its update from it, metrics score with it.
+
+    Nothing on the attacker's side takes a `Truth`: an attack is a function of a `Target`, and the
+    loop hands the truth to a measuring function whose result the attack never sees.
+    """
+
+    images: Float[Array, "batch height width channel"]  # pixels in [0, 1]
+    labels: Int[Array, " batch"]
+
+
+class Target(NamedTuple):
+    """What the attacker has: the shared update, and the labels it knows or inferred."""
+
+    update: PyTree  # shaped like the network's parameters
+    labels: Int[Array, " batch"]
+
+
+class Normalization(NamedTuple):
+    """Per-channel mean and std of the pixels; networks see `(pixels - mean) / std`."""
+
+    mean: Float[Array, " channel"]
+    std: Float[Array, " channel"]
+
+    def normalize(self, pixels: Array) -> Array:
+        """Maps pixels in [0, 1] to the network's input."""
+        return (pixels - self.mean) / self.std
+
+    def pixels(self, normalized: Array) -> Array:
+        """Maps the network's input back to pixels, clamped to [0, 1]."""
+        return jnp.clip(normalized * self.std + self.mean, 0.0, 1.0)
+
+    def box(self, normalized: Array) -> Array:
+        """Projects onto the normalised images whose pixels lie in [0, 1]."""
+        return jnp.clip(normalized, -self.mean / self.std, (1.0 - self.mean) / self.std)

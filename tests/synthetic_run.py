@@ -1,0 +1,197 @@
+"""Writes run folders with made-up trials, so that the report is tested without an attack."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+from jaxinv import results
+
+SESSION = {
+    "started": "2026-01-05T10:00:00+00:00",
+    "command": "python -m jaxinv.sweep --seeds 32",
+    "versions": {"jaxinv": "0.1.0", "jax": "0.10.2", "numpy": "2.4.0"},
+    "device": "cpu, 2 cores",
+}
+DEFAULTS = {
+    "dataset": "cifar10_tiles",
+    "model": "convnet",
+    "width": 16,
+    "network_seed": 0,
+    "labels": "true",
+    "objective_type": "cosine",
+    "prior_type": "tv",
+    "tv": 1e-3,
+    "optimizer": "adam",
+    "sign": "hard",
+    "lr": 0.1,
+    "schedule": "step",
+    "init": "normal",
+    "box": True,
+    "iterations": 500,
+}
+
+
+def write_run(
+    folder,
+    *,
+    axes=None,
+    targets=2,
+    seeds=4,
+    images=1,
+    failed=(),
+    exact=(),
+    missing_cells=(),
+    photographs=None,
+    steps=(0, 100, 250, 500),
+    block_targets=8,
+    seed_std=None,
+    level=None,
+):
+    """Writes a run folder and returns it; `failed` and `exact` hold (cell, target, seed) triples.
+
+    Args:
+      axes: settings that vary, as in run.json.
+      photographs: [target, image, height, width, channel] uint8; gradients when None.
+      seed_std: spread between seeds in dB by cell, level: mean PSNR in dB by cell.
+    """
+    axes = {} if axes is None else axes
+    folder = Path(folder)
+    cells = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    truths = _gradients(targets, images) if photographs is None else photographs
+    seed_std = 0.2 * 2.5 ** np.arange(len(cells)) if seed_std is None else seed_std
+    level = 18 + 2 * np.sin(np.arange(len(cells))) if level is None else level
+    target_ids = [int(7 + 4 * i) for i in range(targets)]
+    results.write_config(
+        folder,
+        {
+            "name": "default",
+            "study": {
+                "question": "How much do the starts of one attack differ?",
+                "cost": "2 minutes on 2 cores",
+                "expectation": "seeds differ more where the prior is weak",
+            },
+            "command": SESSION["command"],
+            "axes": axes,
+            "cells": cells,
+            "target_ids": target_ids,
+            "seeds": list(range(seeds)),
+            "sessions": [SESSION],
+        },
+    )
+    for cell, settings in enumerate(cells):
+        if cell in missing_cells:
+            continue
+        for first in range(0, targets, block_targets):
+            group = list(range(first, min(targets, first + block_targets)))
+            block = _Block(cell, settings, group, target_ids, seeds, images, truths, steps)
+            block.make(seed_std[cell], level[cell], set(failed), set(exact))
+            block.write(folder)
+    return folder
+
+
+def _gradients(targets, images):
+    """Smooth colour ramps, one direction and tint per image."""
+    y, x = np.mgrid[0:16, 0:16] / 15
+    angle = np.linspace(0, 5, targets * images)[:, None, None]
+    ramp = (np.cos(angle) * x + np.sin(angle) * y + 1.5) / 3
+    pixels = np.stack([ramp, 1 - ramp, 0.3 + 0.4 * ramp], axis=-1)
+    return (255 * pixels).round().astype(np.uint8).reshape(targets, images, 16, 16, 3)
+
+
+class _Block:
+    """The trials of one cell on a group of targets."""
+
+    def __init__(self, cell, settings, group, target_ids, seeds, images, truths, steps):
+        self.cell, self.settings, self.group, self.steps = cell, settings, group, steps
+        self.target_ids, self.seeds, self.images = target_ids, seeds, images
+        self.truths = truths[group]
+
+    def make(self, seed_std, level, failed, exact):
+        random = np.random.default_rng([self.cell, self.group[0]])
+        trials, traces, pictures = [], [], []
+        for row, target in enumerate(self.group):
+            offset = 2 * np.random.default_rng([99, target]).normal()
+            for seed in range(self.seeds):
+                place = (self.cell, target, seed)
+                psnr = level + offset + seed_std * random.normal()
+                psnr = np.inf if place in exact else np.nan if place in failed else psnr
+                trials.append(self._trial(target, seed, psnr, self.truths[row], random))
+                traces += self._trace(target, seed, psnr, trials[-1]["objective"], random)
+                pictures.append(_degrade(self.truths[row], psnr, random))
+        self.trials, self.traces = trials, traces
+        self.pictures = np.reshape(
+            pictures, (len(self.group), self.seeds, *self.truths.shape[1:])
+        ).astype(np.uint8)
+
+    def _trial(self, target, seed, psnr, truth, random):
+        pixels = truth / 255
+        flat = np.mean((pixels - 0.47) ** 2, axis=(1, 2, 3))
+        bad = np.isnan(psnr)
+        return {
+            "schema_version": results.SCHEMA_VERSION,
+            "cell": self.cell,
+            "target_id": self.target_ids[target],
+            "image_ids": [self.target_ids[target] + i for i in range(self.images)],
+            "seed": seed,
+            "status": "nonfinite" if bad else "ok",
+            "psnr": psnr,
+            "psnr_best": psnr,
+            "ssim": np.nan if bad else min(1.0, max(0.0, (min(psnr, 40) - 8) / 25)),
+            "mse": 10 ** (-psnr / 10),
+            "objective": np.nan if bad else 10 ** (-min(psnr, 60) / 14 + 0.08 * random.normal()),
+            "prior": np.nan if bad else 0.05,
+            "label_accuracy": 1.0,
+            "baseline_psnr": float(np.mean(-10 * np.log10(flat))),
+            "baseline_ssim": 0.05,
+            "baseline_mse": float(np.mean(flat)),
+            "victim_digest": "0" * 64,
+            "images": self.images,
+            **DEFAULTS,
+            **{k: v for k, v in self.settings.items() if k not in ("objective", "prior")},
+            **{f"{k}_type": v for k, v in self.settings.items() if k in ("objective", "prior")},
+        }
+
+    def _trace(self, target, seed, psnr, objective, random):
+        last = max(self.steps)
+        speed = 3 + random.random()
+        for step in self.steps:
+            share = (1 - np.exp(-speed * step / last)) / (1 - np.exp(-speed))
+            value = psnr if step == last else 8 + (min(psnr, 60) - 8) * share
+            yield {
+                "schema_version": results.SCHEMA_VERSION,
+                "cell": self.cell,
+                "target_id": self.target_ids[target],
+                "seed": seed,
+                "step": step,
+                "psnr": value,
+                "objective": objective + 0.5 * (1 - share),
+            }
+
+    def write(self, folder):
+        results.write_block(
+            folder,
+            results.block_name(self.cell, self.group[0]),
+            _columns(self.trials),
+            _columns(self.traces),
+            results.BlockImages(
+                np.array([self.target_ids[t] for t in self.group]),
+                np.arange(self.seeds),
+                self.pictures,
+                self.truths,
+            ),
+        )
+
+
+def _columns(rows):
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _degrade(truth, psnr, random):
+    """Adds smooth noise of the PSNR asked for, so that pictures look as bad as their number."""
+    if np.isnan(psnr):
+        return np.zeros_like(truth)
+    noise = random.normal(size=truth.shape)
+    noise = noise + np.roll(noise, 1, axis=1) + np.roll(noise, 1, axis=2)
+    noise *= 10 ** (-psnr / 20) / noise.std()
+    return np.clip(truth + 255 * noise, 0, 255).round().astype(np.uint8)
