@@ -6,7 +6,7 @@ margins, no label is cut off, and nothing has to be drawn twice.
 
 import io
 from collections.abc import Callable, Sequence
-from functools import lru_cache, wraps
+from functools import cache, lru_cache, wraps
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 
 WIDE, NARROW = 8.4, 4.3  # inches: a page's column, and a phone
 INK, MUTED, FAINT, GRID = "#1c2128", "#5b6470", "#9aa3ad", "#e6e9ed"
@@ -28,6 +28,7 @@ MOST_TARGETS = 8
 _TITLE, _SUBTITLE, _SMALL = 12.0, 9.2, 8.2  # points
 
 
+@cache
 def _families() -> list[str]:
     """Installed faces, the preferred ones first; DejaVu Sans comes with matplotlib."""
     installed = set(fontManager.get_font_names())
@@ -243,8 +244,8 @@ MARKS = {
 @lru_cache(maxsize=4096)
 def text_width(text: str, size: float, weight: str = "normal") -> float:
     """Width of a line of text in inches."""
-    face = FontProperties(family=_families(), weight=weight)
-    return TextPath((0, 0), text, size=size, prop=face).get_extents().x1 / 72 if text else 0.0
+    face = FontProperties(family=_families(), weight=weight, size=size)
+    return text_to_path.get_text_width_height_descent(text, face, False)[0] / 72 if text else 0.0
 
 
 def wrap(text: str, width: float, size: float, weight: str = "normal") -> list[str]:

@@ -31,10 +31,9 @@ def psnr_by_step(study: Study, width: float = ps.WIDE) -> Figure:
     cells, targets = shown_cells(study), study.target_ids[: ps.MOST_TARGETS]
     colors = ps.cell_colors(len(cells))
     data = [traces(study, cell, _in_cell(cell, targets)) for cell in cells]
-    curves = [
-        curve[np.isfinite(curve)] for _, by_target in data for curve in by_target.values()
-    ] + [[study.baseline_of(t) for t in targets]]
-    limits = _limits(np.concatenate(curves))
+    bands = [{t: _bands(curves) for t, curves in by_target.items()} for _, by_target in data]
+    drawn = [band[np.isfinite(band)] for by_target in bands for band in by_target.values()]
+    limits = _limits(np.concatenate([*drawn, [study.baseline_of(t) for t in targets]]))
     seeds = max(len(cell.seeds) for cell in cells)
     sheet = ps.Sheet(
         width,
@@ -45,10 +44,10 @@ def psnr_by_step(study: Study, width: float = ps.WIDE) -> Figure:
         columns=_columns(width, len(targets)),
         panel_height=1.75,
         keys=[ps.Key("line", c, cell.label) for c, cell in zip(colors, cells)]
-        + [ps.Key("dash", ps.BASELINE, "image of the mean colour")],
+        + [ps.Key("dash", ps.BASELINE, "mean colour")],
     )
     for index, (ax, target) in enumerate(zip(sheet.axes, targets)):
-        for color, (steps, by_target) in zip(colors, data):
+        for color, (steps, _), by_target in zip(colors, data, bands):
             if target in by_target:
                 _draw_bands(ax, steps, by_target[target], color)
         _psnr_panel(sheet, index, ax, limits, study.baseline_of(target))
@@ -60,13 +59,23 @@ def psnr_by_step(study: Study, width: float = ps.WIDE) -> Figure:
     return sheet.figure
 
 
-def _draw_bands(ax: Axes, steps: np.ndarray, curves: np.ndarray, color: object) -> None:
-    """Draws median and bands; they end where they would rest on failed or exact trials."""
-    for low, high, alpha in ((0.025, 0.975, 0.15), (0.25, 0.75, 0.28)):
-        edges = [_finite(ranked_quantile(curves.T, q)) for q in (low, high)]
-        ax.fill_between(steps, *edges, color=color, alpha=alpha, linewidth=0)
-    median = _finite(ranked_quantile(curves.T, 0.5))
-    ax.plot(steps, median, color=color, linewidth=1.8)
+def _bands(
+    curves: Float[np.ndarray, "seed step"],
+) -> Float[np.ndarray, "quantile step"]:
+    """Edges of the 95% and the 50% band and the median; NaN where they rest on failed or exact."""
+    quantiles = (0.025, 0.975, 0.25, 0.75, 0.5)
+    return _finite(np.stack([ranked_quantile(curves.T, q) for q in quantiles]))
+
+
+def _draw_bands(
+    ax: Axes, steps: np.ndarray, bands: Float[np.ndarray, "quantile step"], color: object
+) -> None:
+    """Draws the bands and the median of one target in one cell."""
+    *edges, median = bands
+    for low, high, alpha in ((*edges[:2], 0.15), (*edges[2:], 0.28)):
+        ax.fill_between(steps, low, high, color=color, alpha=alpha, linewidth=0)
+    single = {"marker": "o", "markersize": 3} if len(steps) == 1 else {}
+    ax.plot(steps, median, color=color, linewidth=1.8, **single)
 
 
 @ps.styled
@@ -82,7 +91,7 @@ def psnr_distribution(study: Study, width: float = ps.WIDE) -> Figure:
         ps.Key("bar", ps.INK, "median"),
         ps.Key("diamond", ps.INK, "attacker's pick: lowest objective"),
         ps.Key("ring", ps.INK, "oracle's pick: highest PSNR"),
-        ps.Key("dash", ps.BASELINE, "image of the mean colour"),
+        ps.Key("dash", ps.BASELINE, "mean colour"),
     ] + ([ps.Key("cross", ps.INK, "failed")] if bad else [])
     rotated = max(ps.text_width(_tick(cell), 8.4) for cell in cells)
     columns = _columns(width, len(targets))
@@ -206,7 +215,7 @@ def best_of_k(study: Study, width: float = ps.WIDE) -> Figure:
         keys=[
             ps.Key("line", colors[0], "attacker"),
             ps.Key("thin", ps.INK, "oracle"),
-            ps.Key("dash", ps.BASELINE, "image of the mean colour"),
+            ps.Key("dash", ps.BASELINE, "mean colour"),
         ],
     )
     for index, (ax, cell, color) in enumerate(zip(sheet.axes, cells, colors)):
@@ -237,13 +246,18 @@ def _title_with_gains(ax: Axes, cell: Cell, color: object, width: float) -> None
     """Names a panel, and under its name what choosing among all seeds adds to the mean seed."""
     size = min(9.4, 9.4 * width / ps.text_width(cell.label, 9.4, "bold"))
     ax.set_title(cell.label, color=color, weight="bold", pad=18, size=size)
-    gains = [best.mean[-1] - cell.mean.mean for best in (cell.attacker, cell.oracle)]
+    with np.errstate(invalid="ignore"):
+        gains = [best.mean[-1] - cell.mean.mean for best in (cell.attacker, cell.oracle)]
     if len(cell.seeds) > 1 and np.isfinite(gains).all():
-        words = f"k = {len(cell.seeds)}: {gains[0]:+.1f} dB, oracle {gains[1]:+.1f} dB"
+        words = f"best of {len(cell.seeds)}: {gains[0]:+.1f} dB, oracle {gains[1]:+.1f} dB"
     elif cell.failed.any():
         words = f"{cell.failed.sum()} of {cell.failed.size} trials failed"
     else:
-        words = f"{cell.exact.sum()} exact trials: mean ∞" if cell.exact.any() else "one seed"
+        words = (
+            f"{count_text(cell.exact.sum(), 'exact trial')}: mean ∞"
+            if cell.exact.any()
+            else "one seed"
+        )
     place = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (0, 6)}
     size = min(8.0, 8.0 * width / ps.text_width(words, 8.0))
     ax.annotate(
@@ -316,22 +330,24 @@ def _interval_rows(
     limits: tuple[float, float] | None = None,
 ) -> Figure:
     """Draws points with intervals, a row per cell, its label at the left, words at the right."""
-    pitch = 0.34 if len(rows) <= 12 else 0.26
+    names = ["\n".join(ps.wrap(label, 0.42 * width, 8.8)) for label, *_ in rows]
+    pitch = 0.34 if len(rows) <= 12 and max(n.count("\n") for n in names) == 0 else 0.26
+    pitch = max(pitch, 0.1 + 0.15 * max(n.count("\n") + 1 for n in names))
     right = 0.3 + max(ps.text_width(words, 8.6) for words in [words_name, *(r[2] for r in rows)])
-    label_width = max(ps.text_width(label, 8.8) for label, *_ in rows)
+    label_width = max(ps.text_width(line, 8.8) for name in names for line in name.split("\n"))
     sheet = ps.Sheet(
         width,
         title,
         subtitle,
         panel_height=pitch * (len(rows) + 0.2),
-        left=min(0.34 + label_width, 0.5 * width),
+        left=0.3 + label_width,
         right=right,
-        above=0.2,
+        above=0.27,
         keys=keys,
     )
     ax = sheet.axes[0]
-    sheet.text(width - right + 0.14, sheet.head + 0.1, words_name, size=8.2, color=ps.MUTED)
-    for y, (label, points, words) in enumerate(rows):
+    sheet.text(width - right + 0.14, sheet.head + 0.18, words_name, size=8.2, color=ps.MUTED)
+    for y, (name, (_, points, words)) in enumerate(zip(names, rows)):
         for index, (interval, marker) in enumerate(points):
             height = y + (index - (len(points) - 1) / 2) * 0.3
             ax.plot(interval[1:], [height] * 2, color=colors[index], linewidth=2, alpha=0.45)
@@ -341,17 +357,20 @@ def _interval_rows(
         if all(np.isnan(interval.value) for interval, _ in points):
             ax.text(0.01, y, unknown, size=8, color=ps.MUTED, va="center_baseline",
                     transform=ax.get_yaxis_transform())  # fmt: skip
-        for x, text, ha in ((-0.1, label, "right"), (sheet.panel_width + 0.14, words, "left")):
+        for x, text, ha in ((-0.1, name, "right"), (sheet.panel_width + 0.14, words, "left")):
             ax.text(x / sheet.panel_width, y, text, size=8.8 if ha == "right" else 8.6, ha=ha,
                     va="center", transform=ax.get_yaxis_transform(),
                     color=ps.INK if ha == "right" else ps.MUTED)  # fmt: skip
     highs = [i.high for _, points, _ in rows for i, _ in points] + [
         i.value for _, points, _ in rows for i, _ in points
     ]
-    top = np.nanmax(highs) if np.isfinite(highs).any() else 1.0
+    known = np.isfinite(highs).any()
+    top = np.nanmax(highs) if known else 1.0
     ax.set_xlim(*(limits or (0, 1.06 * max(top, 1e-3))))
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_yticks([])
+    if not known:
+        ax.set_xticks([])
     ax.spines["left"].set_visible(False)
     ax.set_xlabel(xlabel)
     return sheet.figure

@@ -124,7 +124,7 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
     return Template(_PAGE).substitute(
         title=escape(str(config.get("name", study.run.folder.name))),
         question=escape(asked.get("question") or "What does the attack recover?"),
-        findings="".join(f"<li>{escape(s)}</li>" for s in findings(study)),
+        findings="".join(f"<li>{_unbroken(s)}</li>" for s in findings(study)),
         summary=_summary_table(study, tables["summary"]),
         components=_components_table(tables["variance_components"]),
         targets=_targets_table(tables["per_target"]),
@@ -167,6 +167,15 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], last: int = 0) ->
     )
 
 
+def _unbroken(text: str) -> str:
+    """Escapes text and keeps "tv = 0.01" on one line."""
+    return escape(text).replace(" = ", "&nbsp;=&nbsp;")
+
+
+def _name(row: Row) -> str:
+    return _unbroken(row["setting"])
+
+
 def _with_interval(value: float, low: float, high: float, digits: int = 2, unit: str = "") -> str:
     limits = interval_text(low, high, digits)
     shown = number_text(value, digits) + (unit if math.isfinite(value) else "")
@@ -183,9 +192,9 @@ def _counted(value: float, row: Row, digits: int = 2) -> str:
 
 def _summary_table(study: Study, rows: list[Row]) -> str:
     threshold = setting_text(float(study.cells[0].success_psnr))
-    head = ["PSNR in dB", "targets × seeds", "failed", "exact", "mean [95%]", "seed std", "median",
-            "attacker’s best of all", "oracle’s best of all", "mean colour", "SSIM", "MSE",
-            "labels right", f"above {threshold} dB [95%]"]  # fmt: skip
+    head = ["PSNR in dB", "targets × seeds", "failed", "mean [95%]", "seed std", "attacker’s best",
+            "oracle’s best", "mean colour", f"above {threshold} dB [95%]", "median", "exact",
+            "SSIM", "MSE", "labels right"]  # fmt: skip
     body = []
     for row in rows:
         is_cell = row["cell"] != ""
@@ -196,23 +205,21 @@ def _summary_table(study: Study, rows: list[Row]) -> str:
         ]
         mean = _with_interval(row["psnr_mean"], row["psnr_low"], row["psnr_high"])
         labels = 100 * row["label_accuracy"]
+        rate = [100 * row[name] for name in ("success_rate", "success_low", "success_high")]
         body.append(
             [
-                escape(row["setting"]),
+                _name(row),
                 f"{row['targets']} × {row['seeds']}" if is_cell else str(row["targets"]),
                 str(row["failed"]) if is_cell else "",
-                str(row["exact"]) if is_cell else "",
                 mean if np.isfinite(row["psnr_mean"]) else _counted(row["psnr_mean"], row),
                 number_text(row["psnr_seed_std"]) if is_cell else "",
-                number_text(row["psnr_median"]),
                 *(own if is_cell else ["", "", ""]),
+                _with_interval(*rate, 0, "%"),
+                number_text(row["psnr_median"]),
+                str(row["exact"]) if is_cell else "",
                 number_text(row["ssim_mean"], 3),
                 number_text(row["mse_mean"], 4),
                 f"{number_text(labels, 0)}%" if np.isfinite(labels) else "—" if is_cell else "",
-                _with_interval(
-                    100 * row["success_rate"], 100 * row["success_low"],
-                    100 * row["success_high"], 0, "%",
-                ),
             ]
         )  # fmt: skip
     return _table(head, body, sum(row["cell"] == "" for row in rows))
@@ -230,7 +237,7 @@ def _components_table(rows: list[Row]) -> str:
         is_cell = row["cell"] != ""
         size = f"{row['targets']} × {row['seeds']}" if is_cell else str(row["targets"])
         failed = str(row["failed"]) if is_cell else ""
-        body.append([escape(row["setting"]), size, failed, *cells])
+        body.append([_name(row), size, failed, *cells])
     return _table(head, body, sum(row["cell"] == "" for row in rows))
 
 
@@ -240,7 +247,7 @@ def _targets_table(rows: list[Row]) -> str:
     names = ("psnr_mean", "psnr_seed_std", "psnr_median", "psnr_worst", "psnr_attacker_best",
              "psnr_oracle_best", "baseline_psnr")  # fmt: skip
     body = [
-        [escape(row["setting"]), str(row["target"]), str(row["failed"]), str(row["exact"])]
+        [_name(row), str(row["target"]), str(row["failed"]), str(row["exact"])]
         + [number_text(row[name]) for name in names]
         for row in rows[:MOST_ROWS]
     ]
@@ -337,8 +344,8 @@ _DEFINITIONS = [
      "the nominal 95% cover about 67% with 4 targets, 81% with 10, 91% with 30."),
     ("Best of k", "The reconstruction chosen among k seeds of a target. The attacker chooses by "
      "the lowest objective, the distance between the updates, and never sees the truth. The "
-     "oracle chooses by the highest PSNR; nobody can do that without the truth. “Best of all” is "
-     "k = {seeds}."),
+     "oracle chooses by the highest PSNR; nobody can do that without the truth. “Best” in the "
+     "tables is the best of all {seeds}."),
     ("Above {threshold} dB", "Share of trials with PSNR above the threshold. 95% Wilson interval "
      "at Kish’s effective number of trials n / (1 + (seeds − 1) ICC), with the intraclass "
      "correlation of the successes; where that is undefined, at the number of targets."),
@@ -381,7 +388,7 @@ table { border-collapse: collapse; font-size: 14px; min-width: 100%;
   font-variant-numeric: tabular-nums; }
 th, td { padding: 8px 12px; text-align: right; white-space: nowrap; }
 th { color: var(--muted); font-weight: 500; font-size: 13px; vertical-align: bottom;
-  white-space: normal; line-height: 1.3; min-width: 4.6em; }
+  white-space: normal; line-height: 1.3; min-width: 4.4em; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
   background: var(--card); }
 tbody tr { border-top: 1px solid var(--line); }
@@ -395,7 +402,7 @@ code { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; 
 details summary { cursor: pointer; color: var(--accent); margin: 16px 0; }
 .note { color: var(--muted); font-size: 14px; margin: 10px 4px 0; }
 @media (max-width: 640px) { main { padding: 24px 14px 48px; } th, td { padding: 7px 9px; }
-  td:first-child, th:first-child { max-width: 8.5em; white-space: normal; } }
+  td:first-child, th:first-child { max-width: 9em; white-space: normal; } }
 </style>
 </head>
 <body>

@@ -14,7 +14,7 @@ from jaxinv.statistics import mean_interval, ranked_quantile, target_interval
 from jaxinv.summary import Cell, Study
 
 Row = dict[str, Any]
-BASELINE_LABEL = "image of the mean colour"
+BASELINE_LABEL = "mean colour"
 
 
 def summary(study: Study) -> list[Row]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.95
 _BOOTSTRAP_CHUNK = 4_000_000  # resampled values held at once, about 100 MB with their indices
@@ -82,7 +82,7 @@ def target_interval(
         if targets < 2:
             return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
         standard_error = values.std(axis=0, ddof=1) / np.sqrt(targets)
-        half = stats.t.ppf((1 + level) / 2, targets - 1) * standard_error
+        half = special.stdtrit(targets - 1, (1 + level) / 2) * standard_error
         return mean, mean - half, mean + half
 
 
@@ -213,7 +213,7 @@ def success_rate(
     icc = _components(hits)[2]
     effective = float(targets) if np.isnan(icc) else hits.size / (1 + (seeds - 1) * icc)
     rate = hits.mean()
-    z = stats.norm.ppf((1 + level) / 2)
+    z = special.ndtri((1 + level) / 2)
     shrink = 1 + z**2 / effective
     centre = (rate + z**2 / (2 * effective)) / shrink
     half = z * np.sqrt(rate * (1 - rate) / effective + z**2 / (4 * effective**2)) / shrink

@@ -41,9 +41,9 @@ class Picture(NamedTuple):
 
 PICTURES = (
     Picture("astronaut", "astronaut", 6, 2, ((10, 134), (80, 320))),  # face; space shuttle
-    Picture("cat", "chelsea", 7, 2, ((60, 130),)),  # face
+    Picture("cat", "chelsea", 7, 1, ((60, 130),)),  # face
     Picture("coffee", "coffee", 8, 2, ((12, 166),)),  # cup
-    Picture("rocket", "rocket", 9, 2, ((122, 180),)),  # rocket on the pad
+    Picture("rocket", "rocket", 9, 1, ((122, 180),)),  # rocket on the pad
     Picture("retina", "retina", 12, 3, ((480, 60), (900, 700))),  # optic disc; vessels
     Picture("galaxies", "hubble_deep_field", 4, 2, ((410, 660), (360, 60), (40, 250), (680, 380))),
     Picture("tissue", "immunohistochemistry", 6, 2, ((300, 210), (60, 100))),  # two glands

@@ -1,0 +1,115 @@
+"""The same attack in PyTorch, one image from one start at a time, as public tools run it."""
+
+import time
+
+import torch
+from torch import nn
+
+
+def lenet_zhu() -> nn.Module:
+    """LeNetZhu, as in jaxinv.models.lenet_zhu."""
+    layers, channels = [], 3
+    for stride in (2, 2, 1):
+        layers += [nn.Conv2d(channels, 12, 5, stride, 2), nn.Sigmoid()]
+        channels = 12
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(768, 10))
+
+
+def convnet(width: int) -> nn.Module:
+    """ConvNet, as in jaxinv.models.convnet."""
+    layers, channels = [], 3
+    for stage in ((1, 2, 2, 4, 4, 4), (4, 4)):
+        for factor in stage:
+            features = factor * width
+            layers += [nn.Conv2d(channels, features, 3, padding=1), nn.BatchNorm2d(features)]
+            layers += [nn.ReLU()]
+            channels = features
+        layers += [nn.MaxPool2d(3)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(36 * width, 10))
+
+
+class _BasicBlock(nn.Module):
+    def __init__(self, channels: int, features: int, stride: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, features, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(features),
+            nn.ReLU(),
+            nn.Conv2d(features, features, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(features),
+        )
+        self.shortcut = nn.Identity()
+        if stride != 1 or channels != features:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels, features, 1, stride, bias=False), nn.BatchNorm2d(features)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+def resnet20(width: int) -> nn.Module:
+    """ResNet20, as in jaxinv.models.resnet."""
+    layers = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    channels = width
+    for stage in range(3):
+        for block in range(3):
+            features, stride = width * 2**stage, 2 if stage and not block else 1
+            layers.append(_BasicBlock(channels, features, stride))
+            channels = features
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)]
+    return nn.Sequential(*layers)
+
+
+NETWORKS = {
+    "lenet_zhu": lambda width: lenet_zhu(),
+    "convnet": convnet,
+    "resnet20": resnet20,
+}
+
+
+def milliseconds_per_step(name: str, width: int | None, *, threads: int, seconds: float) -> float:
+    """Times the attack's step: cosine + TV, double backward, signed Adam, box.
+
+    The best of several repetitions that together take about `seconds`, after a warm-up.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = NETWORKS[name](width).eval()
+    params = list(model.parameters())
+    label = torch.tensor([3])
+
+    def gradient(x, create_graph):
+        loss = nn.functional.cross_entropy(model(x), label)
+        return torch.autograd.grad(loss, params, create_graph=create_graph)
+
+    target = [g.detach() for g in gradient(torch.rand(1, 3, 32, 32), create_graph=False)]
+    target_norm = torch.sqrt(sum((t * t).sum() for t in target))
+    x = torch.randn(1, 3, 32, 32, requires_grad=True)
+    optimizer = torch.optim.Adam([x], lr=0.1)
+
+    def step():
+        optimizer.zero_grad()
+        update = gradient(x, create_graph=True)
+        inner = sum((u * t).sum() for u, t in zip(update, target))
+        norm = torch.sqrt(sum((u * u).sum() for u in update))
+        down = (x[:, :, 1:] - x[:, :, :-1]).abs().mean()
+        right = (x[:, :, :, 1:] - x[:, :, :, :-1]).abs().mean()
+        loss = 1 - inner / (norm * target_norm) + 0.01 * (down + right)
+        (x.grad,) = torch.autograd.grad(loss, x)
+        x.grad.sign_()
+        optimizer.step()
+        with torch.no_grad():
+            x.clamp_(-2, 2)
+
+    step()
+    started = time.perf_counter()
+    step()
+    repeats = max(1, int(seconds / 5 / (time.perf_counter() - started)))
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        for _ in range(repeats):
+            step()
+        best = min(best, (time.perf_counter() - started) / repeats)
+    return best * 1e3

@@ -1,0 +1,66 @@
+"""Shared by all tests: quick compilation, and one compiled attack."""
+
+import os
+
+# Compilation is the cost of this suite; what it computes is small.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinv import rng, trials, victims
+from jaxinv.attacks.gradient_matching import Method, Numbers
+from jaxinv.types import Normalization, Truth
+
+
+class Problem:
+    """Two targets of one 8x8 image on LeNetZhu, small enough to attack in a test."""
+
+    shape = (8, 8, 3)
+    seeds = 4
+
+    def __init__(self):
+        self.victim = victims.untrained(
+            "lenet_zhu", classes=10, width=None, seed=0, image_shape=self.shape
+        )
+        self.normalization = Normalization(jnp.full(3, 0.5), jnp.full(3, 0.25))
+        images = jax.random.uniform(rng.stream_key(rng.Stream.DATA, 0), (2, 1, *self.shape))
+        self.truths = Truth(images, jnp.array([[3], [7]]))
+        self.targets = trials.make_targets(
+            self.victim.module, self.victim.variables, self.truths, self.normalization, "known"
+        )
+        self.keys = trials.start_keys([0, 1], range(self.seeds))
+
+    def run(self, *, iterations=12, targets=None, truths=None, keys=None, group=2, lr=0.1):
+        """Attacks; every call with the default shapes shares one compilation."""
+        return trials.run(
+            self.victim.module,
+            self.victim.variables,
+            self.targets if targets is None else targets,
+            self.truths if truths is None else truths,
+            self.normalization,
+            Method(),
+            Numbers(jnp.float32(lr), jnp.float32(0.01), jnp.int32(iterations)),
+            self.shape,
+            self.keys if keys is None else keys,
+            trials.Plan(group),
+        )
+
+
+@pytest.fixture(scope="session")
+def problem():
+    return Problem()
+
+
+@pytest.fixture(scope="session")
+def result(problem):
+    return problem.run()
+
+
+@pytest.fixture
+def rng_numpy():
+    return np.random.default_rng(0)

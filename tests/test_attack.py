@@ -1,0 +1,163 @@
+"""The attack: schedules, priors and objectives in closed form; the loop's promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinv import client, labels
+from jaxinv.attacks import gradient_matching as attack
+from jaxinv.objectives import cosine, l2
+from jaxinv.priors import total_variation
+from jaxinv.types import Normalization, Target
+
+
+def test_step_schedule_drops_at_the_published_milestones():
+    # floor(4800 / 2.667), floor(4800 / 1.6), floor(4800 / 1.142)
+    steps = np.array([0, 1798, 1799, 2999, 3000, 4202, 4203, 4799])
+    factors = jax.jit(jax.vmap(lambda s: attack.step_decay(s, jnp.int32(4800))))(steps)
+    np.testing.assert_allclose(factors, [1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5)
+
+
+def test_cosine_schedule_warms_up_and_ends_at_zero():
+    steps = np.array([0, 49, 150, 250])
+    factors = jax.jit(jax.vmap(lambda s: attack.cosine_decay(s, jnp.int32(250))))(steps)
+    np.testing.assert_allclose(factors, [0.02, 1, 0.5, 0], atol=1e-6)
+
+
+def test_total_variation_is_means_without_padding():
+    images = jnp.arange(6.0).reshape(1, 2, 3, 1)  # rows differ by 3, columns by 1
+    assert float(total_variation(images)) == 4.0
+
+
+def test_objectives_in_closed_form():
+    a = {"w": jnp.array([[3.0, 0.0]]), "b": jnp.array([0.0])}
+    b = {"w": jnp.array([[0.0, 0.0]]), "b": jnp.array([2.0])}
+    both = {"w": a["w"], "b": b["b"]}
+    # One cosine over all leaves, not a mean of one per leaf.
+    seven = jax.tree.map(lambda x: 7 * x, a)
+    values = jax.jit(lambda: (cosine(a, both), cosine(a, seven), l2(a, b)))()
+    np.testing.assert_allclose(values, [1 - 3 / 13**0.5, 0, 13], rtol=1e-6, atol=1e-6)
+
+
+def test_signed_adam_takes_steps_of_the_learning_rate_inside_the_box():
+    """With a constant sign Adam moves by exactly lr; the box stops it at pixel 0 and 1."""
+    normalization = Normalization(jnp.zeros(1), jnp.ones(1))
+    params = {"w": jnp.ones(4)}
+    # The loss is -log softmax of (w.x, 0): its gradient points along x, so that the cosine
+    # against all-ones pulls every pixel the same way.
+    apply = lambda p, x: jnp.stack(  # noqa: E731
+        [x.reshape(1, 4) @ p["w"], jnp.zeros(1)], axis=-1
+    )
+    target = Target({"w": jnp.array([1.0, 1.0, 1.0, -1.0])}, jnp.array([1]))
+    method = attack.Method(schedule="constant", prior="none")
+    numbers = attack.Numbers(jnp.float32(0.25), jnp.float32(0), jnp.int32(3))
+    start = jnp.array([0.2, 0.3, 0.4, 0.9]).reshape(1, 2, 2, 1)
+    state = attack.AttackState(start, attack.OPTIMIZERS["adam"]().init(start))
+    step = jax.jit(
+        lambda i, s: attack.step(method, numbers, apply, params, target, normalization, i, s)
+    )
+    seen = []
+    for i in range(5):
+        state, _ = step(jnp.int32(i), state)
+        seen.append(np.asarray(state.candidate).ravel())
+    np.testing.assert_allclose(seen[0], [0.45, 0.55, 0.65, 0.65], atol=1e-5)
+    np.testing.assert_allclose(seen[2][:3], [0.95, 1.0, 1.0], atol=1e-5)
+    np.testing.assert_array_equal(seen[2], seen[4])  # three iterations, then it only evaluates
+
+
+def test_image_gradient_of_the_objective_against_finite_differences(problem):
+    """Second-order differentiation through the whole network, in float64."""
+    with jax.enable_x64(True):
+        cast = lambda tree: jax.tree.map(  # noqa: E731
+            lambda x: (
+                jnp.asarray(np.asarray(x), jnp.float64)
+                if jnp.issubdtype(x.dtype, jnp.floating)
+                else jnp.asarray(np.asarray(x))
+            ),
+            tree,
+        )
+        variables = cast(problem.victim.variables)
+        target = cast(jax.tree.map(lambda x: x[0], problem.targets))
+        apply = client.apply_fn(problem.victim.module, variables)
+        image, direction = np.random.default_rng(0).normal(size=(2, 1, *problem.shape))
+
+        @jax.jit
+        def objective(x):
+            update = client.gradient(apply, variables["params"], x, target.labels)
+            return cosine(update, target.update)
+
+        slope = float(jnp.sum(jax.jit(jax.grad(objective))(image) * direction))
+        h = 1e-5
+        difference = (objective(image + h * direction) - objective(image - h * direction)) / (2 * h)
+        np.testing.assert_allclose(slope, difference, rtol=1e-7)
+
+
+def test_objective_is_zero_at_the_truth(problem):
+    truth = jax.tree.map(lambda x: x[0], problem.truths)
+    target = jax.tree.map(lambda x: x[0], problem.targets)
+    apply = client.apply_fn(problem.victim.module, problem.victim.variables)
+    update = client.share_gradient(
+        apply, problem.victim.variables["params"], truth, problem.normalization
+    )
+    assert abs(float(cosine(update, target.update))) < 1e-6
+
+
+def test_a_trial_alone_equals_the_same_trial_in_a_batch(problem, result):
+    """Other targets, other seeds, and the grouping change nothing but the last bits."""
+    one = lambda tree: jax.tree.map(lambda x: x[1:], tree)  # noqa: E731
+    alone = problem.run(
+        targets=one(problem.targets), truths=one(problem.truths),
+        keys=problem.keys[1:, 2:3], group=1,
+    )  # fmt: skip
+    np.testing.assert_allclose(alone.pixels[0, 0], result.pixels[1, 2], atol=2e-4)
+    np.testing.assert_allclose(alone.objective[0, 0], result.objective[1, 2], rtol=1e-3)
+
+
+def test_one_bad_target_leaves_the_others_alone(problem, result):
+    """NaN in one target's update: its trials say so, all others keep every bit."""
+    poisoned = problem.targets._replace(
+        update=jax.tree.map(lambda x: x.at[0].set(jnp.nan), problem.targets.update)
+    )
+    spoiled = problem.run(targets=poisoned)
+    assert not spoiled.finite[0].any()
+    assert spoiled.finite[1].all()
+    np.testing.assert_array_equal(spoiled.pixels[1], result.pixels[1])
+
+
+def test_the_truth_changes_measurements_only(problem, result):
+    other = problem.run(truths=problem.truths._replace(images=1 - problem.truths.images))
+    np.testing.assert_array_equal(other.pixels, result.pixels)
+    np.testing.assert_array_equal(other.objective, result.objective)
+    assert not np.allclose(other.scores.psnr, result.scores.psnr)
+
+
+def test_trace_runs_from_the_start_to_the_last_step(result):
+    np.testing.assert_array_equal(result.trace.step, np.arange(13))
+    np.testing.assert_allclose(result.trace.psnr[-1], result.scores.psnr, rtol=1e-5)
+    assert (result.trace.objective[-1] < result.trace.objective[0]).all()
+
+
+def test_numbers_share_one_compilation(problem, result):
+    from jaxinv.trials import _chunk
+
+    before = _chunk._cache_size()
+    problem.run(lr=0.05, iterations=11)
+    assert _chunk._cache_size() == before
+
+
+def test_idlg_reads_the_label_off_any_network(problem):
+    victim = problem.victim
+    path = labels.classifier_path(victim.module, victim.variables, problem.truths.images[0])
+    for target, truth in ((0, 3), (1, 7)):
+        update = jax.tree.map(lambda x: x[target], problem.targets.update)
+        assert labels.idlg(update, path).tolist() == [truth]
+        weights_only = {path[0]: {"kernel": update[path[0]]["kernel"]}}
+        assert labels.idlg(weights_only, path).tolist() == [truth]
+
+
+@pytest.mark.parametrize("sign", ["hard", "soft", "none"])
+def test_signs_keep_the_direction(sign):
+    gradient = jnp.array([-3.0, 0.0, 1e-3])
+    out = attack.SIGNS[sign](gradient, jnp.float32(0.5))
+    np.testing.assert_array_equal(jnp.sign(out), jnp.sign(gradient))

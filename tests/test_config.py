@@ -1,0 +1,91 @@
+"""Settings: what a grid becomes, and one clear line for each bad input."""
+
+import pytest
+
+from jaxinv import config, sweep
+from jaxinv.errors import UserError
+
+
+def study(path=None, **flags):
+    return config.load_study(path, flags)
+
+
+def test_default_study_is_the_documented_one():
+    default = study()
+    assert default.axes == {"tv": [1e-2, 1e-3, 1e-4]}
+    assert (default.plan.targets, default.plan.seeds, len(default.cells)) == (4, 32, 3)
+    assert {c.model for c in default.cells} == {"lenet_zhu"}
+
+
+def test_flags_override_the_file_and_lists_make_axes(tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text('question = "?"\n[run]\nseeds = 3\n[grid]\ntv = [0.1, 0.2]\nlr = 0.5\n')
+    made = study(file, seeds="5", lr=["0.1", "0.2"], target_ids="3,17")
+    assert made.name == "own"
+    assert made.axes == {"tv": [0.1, 0.2], "lr": [0.1, 0.2]}
+    assert [(c.tv, c.lr) for c in made.cells] == [(0.1, 0.1), (0.1, 0.2), (0.2, 0.1), (0.2, 0.2)]
+    assert (made.plan.seeds, made.plan.target_ids) == (5, (3, 17))
+
+
+def test_shipped_sweeps_are_valid(pytestconfig):
+    files = sorted((pytestconfig.rootpath / "sweeps").glob("*.toml"))
+    assert {"geiping_table1_lenet", "tv_weight"} <= {f.stem for f in files}
+    for file in files:
+        text = study(file).text
+        assert all((text.question, text.cost, text.expectation))
+
+
+BAD = [
+    ({"model": ["lenet"]}, "--model lenet: unknown; known are lenet_zhu, convnet, resnet20, mlp"),
+    ({"objective": ["cos"]}, "--objective cos: unknown; known are cosine, l2"),
+    ({"tv": ["-1"]}, "--tv -1: .*greater than or equal to 0"),
+    ({"tv": ["nan"]}, "--tv nan: .*finite"),
+    ({"iterations": ["ten"]}, "--iterations ten: .*integer"),
+    ({"seeds": "0"}, "--seeds 0: .*greater than or equal to 1"),
+    ({"target_ids": "3,x"}, "--target-ids x: .*integer"),
+    ({"labels": ["idlg"], "images": ["2"]}, "--labels idlg reads one label"),
+    ({"tv": ["0.1", "0.1"]}, "a cell twice"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD)
+def test_bad_settings_name_themselves(flags, message):
+    with pytest.raises(UserError, match=message):
+        study(**flags)
+
+
+def test_bad_files_name_themselves(tmp_path):
+    with pytest.raises(UserError, match="absent.toml cannot be read"):
+        study(tmp_path / "absent.toml")
+    file = tmp_path / "bad.toml"
+    for content, message in (
+        ("grid = [", "bad.toml cannot be read"),
+        ("[grid]\ntvv = 1", "unknown setting 'tvv'; known are dataset"),
+        ("[grid]\ntv = []", "--tv: an axis needs at least one value"),
+        ("quest = 1", "unknown setting 'quest' in .*known are question"),
+    ):
+        file.write_text(content)
+        with pytest.raises(UserError, match=message):
+            study(file)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--tv", "-1"],
+        ["--no-such-flag"],
+        ["--targets", "100000"],
+        ["--dataset", "no_such_set"],
+        ["--out", "FILE"],
+    ],
+)
+def test_commands_end_with_code_2_one_line_and_nothing_written(arguments, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    arguments = [str(file) if a == "FILE" else a for a in arguments]
+    out = [] if "--out" in arguments else ["--out", str(tmp_path / "run")]
+    assert sweep.main([*arguments, *out]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

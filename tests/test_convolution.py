@@ -1,0 +1,89 @@
+"""The trilinear convolution against plain autodiff of `lax.conv_general_dilated`, in float64."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxinv.convolution import conv_general_dilated, fast_convolutions
+
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+# Strided, 1x1, even-sized, uneven padding, an image that the strides do not tile.
+CASES = [
+    ((3, 3), (1, 1), ((1, 1), (1, 1)), (6, 5)),
+    ((5, 5), (2, 2), ((2, 2), (2, 2)), (9, 8)),
+    ((1, 1), (2, 2), ((0, 0), (0, 0)), (7, 8)),
+    ((2, 4), (2, 1), ((0, 1), (1, 2)), (7, 9)),
+]
+
+
+def second_order(conv, images, kernel):
+    """A gradient of a gradient, reverse over reverse and forward over reverse, as in an attack."""
+
+    def gradient_norm(x):
+        gradient = jax.grad(lambda w: jnp.sum(jnp.sin(conv(x, w))))(kernel)
+        return jnp.sum(jnp.tanh(gradient))
+
+    reverse = jax.vmap(jax.value_and_grad(gradient_norm))(images)
+    forward = jax.vmap(lambda x: jax.jvp(gradient_norm, (x,), (jnp.cos(x),)))(images)
+    return jax.tree.leaves((reverse, forward))
+
+
+@pytest.mark.parametrize(("kernel", "strides", "padding", "size"), CASES)
+def test_equals_plain_autodiff_at_second_order_under_vmap(kernel, strides, padding, size):
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0))
+        weights = jax.random.normal(keys[0], (*kernel, 3, 4), jnp.float64)
+        images = jax.random.normal(keys[1], (3, 2, *size, 3), jnp.float64)
+
+        def run(conv):
+            operation = lambda x, w: conv(  # noqa: E731
+                x, w, strides, padding, dimension_numbers=DIMENSIONS
+            )
+            return jax.jit(lambda x: second_order(operation, x, weights))(images)
+
+        for ours, plain in zip(run(conv_general_dilated), run(lax.conv_general_dilated)):
+            np.testing.assert_allclose(ours, plain, rtol=1e-11, atol=1e-11)
+
+
+def test_a_kernel_of_its_own_per_example_equals_a_loop():
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(1))
+        weights = jax.random.normal(keys[0], (3, 2, 2, 3, 4), jnp.float64)
+        images = jax.random.normal(keys[1], (3, 2, 6, 6, 3), jnp.float64)
+        conv = lambda x, w: conv_general_dilated(x, w, (2, 1), "SAME")  # noqa: E731
+        batched = jax.jit(jax.vmap(conv))(images, weights)
+        plain = [
+            lax.conv_general_dilated(x, w, (2, 1), "SAME", dimension_numbers=DIMENSIONS)
+            for x, w in zip(images, weights)
+        ]
+        np.testing.assert_allclose(batched, jnp.stack(plain), rtol=1e-12)
+
+
+class Mixed(nn.Module):
+    """A plain network: one covered convolution, one that is not (dilated)."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.sigmoid(nn.Conv(4, (3, 3), strides=2)(x))
+        return nn.Conv(2, (3, 3), kernel_dilation=2)(x).mean((1, 2))
+
+
+def test_serves_any_flax_network_and_falls_back_by_itself():
+    model, images = Mixed(), jnp.linspace(0, 1, 2 * 8 * 8 * 3).reshape(2, 8, 8, 3)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+
+    def fast(variables):
+        with fast_convolutions():
+            return model.apply(variables, images)
+
+    names = str(jax.make_jaxpr(fast)(variables))
+    assert names.count("trilinear_conv") == 1
+    assert names.count("conv_general_dilated") == 1
+    np.testing.assert_allclose(
+        jax.jit(fast)(variables), jax.jit(model.apply)(variables, images), rtol=1e-5
+    )
+    assert "trilinear" not in str(jax.make_jaxpr(model.apply)(variables, images))

@@ -1,0 +1,92 @@
+"""The whole chain at toy size: rows, resume after a kill, refusal of other settings."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxinv import results, sweep
+
+ARGUMENTS = ["--targets", "2", "--seeds", "2", "--iterations", "3", "--tv", "0.01", "0"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run in two blocks per cell, never interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "TRIALS_PER_BLOCK", 2)
+        assert sweep.main([*ARGUMENTS, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_rows_and_files(finished):
+    run = results.read_run(finished)
+    rows = run.trials
+    keys = list(zip(rows["cell"], rows["target_id"], rows["seed"]))
+    assert keys == [(c, t, s) for c in (0, 1) for t in (0, 1) for s in (0, 1)]
+    assert set(rows["status"]) == {"ok"}
+    assert rows["tv"].tolist() == [0.01] * 4 + [0.0] * 4
+    assert np.isfinite(rows["psnr"]).all()
+    assert len(set(rows["victim_digest"])) == 1
+    # The stored pictures are the ones that were scored, up to their 8 bits.
+    images = run.images(0)
+    error = images.reconstructions[1, 0] / 255.0 - images.truths[1] / 255.0
+    np.testing.assert_allclose(np.square(error).mean(), rows["mse"][2], rtol=1e-2)
+    assert (run.traces["step"].reshape(8, -1) == np.arange(4)).all()
+    assert (finished / "report.html").exists()
+
+
+def test_a_killed_run_resumes_to_the_same_rows(finished, tmp_path, monkeypatch):
+    """The kill comes while a block is being written: half a file, no commit mark."""
+    monkeypatch.setattr(sweep, "TRIALS_PER_BLOCK", 2)
+    write, written = results.write_block, []
+
+    class Killed(BaseException):
+        pass
+
+    def dies_in_the_third(folder, block, trials, traces, images):
+        if len(written) == 2:
+            (folder / "images" / f"{block}.npz").write_bytes(b"half")
+            (folder / "trials" / f".{block}.parquet.1.tmp").write_bytes(b"half")
+            raise Killed
+        written.append(block)
+        write(folder, block, trials, traces, images)
+
+    out = ["--out", str(tmp_path / "run")]
+    monkeypatch.setattr(results, "write_block", dies_in_the_third)
+    with pytest.raises(Killed):
+        sweep.main([*ARGUMENTS, *out])
+    monkeypatch.setattr(results, "write_block", write)
+    done = (tmp_path / "run" / "trials" / f"{written[0]}.parquet").stat().st_mtime_ns
+    assert sweep.main([*ARGUMENTS, *out]) == 0
+    assert (tmp_path / "run" / "trials" / f"{written[0]}.parquet").stat().st_mtime_ns == done
+    whole, resumed = results.read_run(finished), results.read_run(tmp_path / "run")
+    for name in whole.trials:
+        np.testing.assert_array_equal(whole.trials[name], resumed.trials[name])
+    np.testing.assert_array_equal(
+        whole.images(1).reconstructions, resumed.images(1).reconstructions
+    )
+    assert len(resumed.config["sessions"]) == 2
+
+
+def test_other_settings_are_refused_and_change_nothing(finished, capsys):
+    before = (finished / "run.json").read_text()
+    for other in (["--lr", "0.2"], ["--seeds", "3"], ["--targets", "1"]):
+        assert sweep.main([*ARGUMENTS, *other, "--out", str(finished)]) == 2
+        assert "holds a run with other" in capsys.readouterr().err
+    assert (finished / "run.json").read_text() == before
+
+
+def test_dry_run_prints_the_cells_and_writes_nothing(tmp_path, capsys):
+    assert sweep.main([*ARGUMENTS, "--dry-run", "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert "2 cells, 2 blocks" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_json_says_what_was_run(finished):
+    config = json.loads((finished / "run.json").read_text())
+    assert config["command"].startswith("python -m jaxinv.sweep --targets 2")
+    assert config["axes"] == {"tv": [0.01, 0.0]}
+    assert {"jax", "flax", "python"} <= set(config["sessions"][0]["versions"])
