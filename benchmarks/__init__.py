@@ -1,0 +1,1 @@
+"""Speed and memory, beside references. Never part of the tests."""

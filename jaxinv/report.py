@@ -6,7 +6,6 @@ writes into the run folder `tables/*.csv`, `plots/*.png` and `*.svg`, and `repor
 the summary. A study that is not finished is reported as far as it got.
 """
 
-import argparse
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from rich.table import Table
 
 from jaxinv import plot_images, plots, report_page, report_tables
 from jaxinv import plot_style as ps
-from jaxinv.errors import UserError, run_command
+from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.results import Run, read_run
 from jaxinv.summary import Study, interval_text, number_text, setting_text, summarize
 
@@ -98,16 +97,15 @@ def _print(study: Study, console: Console) -> None:
     """Prints the summary table and where the rest is."""
     threshold = setting_text(float(study.cells[0].success_psnr))
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("PSNR in dB")
-    for name in ("targets\n× seeds", "failed", "mean\n[95%]", "seed\nstd", "attacker's\nbest",
-                 "oracle's\nbest", f"above {threshold}\n[95%]"):  # fmt: skip
-        table.add_column(name, justify="right")
+    table.add_column("\nPSNR in dB")
+    for name in ("targets\n× seeds", "failed", "mean\n[95%]", "seed\nstd", "attacker\nbest",
+                 "oracle\nbest", f"above {threshold}\n[95%]"):  # fmt: skip
+        table.add_column(name, justify="right", no_wrap=True)
     for row in report_tables.summary(study):
         is_cell = row["cell"] != ""
         size = f"{row['targets']} × {row['seeds']}" if is_cell else str(row["targets"])
-        mean = (
-            f"{number_text(row['psnr_mean'])}\n{interval_text(row['psnr_low'], row['psnr_high'])}"
-        )
+        span = interval_text(row["psnr_low"], row["psnr_high"], 1)
+        mean = f"{number_text(row['psnr_mean'])}\n{span}"
         limits = interval_text(100 * row["success_low"], 100 * row["success_high"], 0)
         table.add_row(
             row["setting"],
@@ -125,18 +123,13 @@ def _print(study: Study, console: Console) -> None:
     console.print(f"report: {study.run.folder / 'report.html'}", highlight=False, markup=False)
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, as all of this package's."""
-
-    def error(self, message: str) -> None:
-        raise UserError(f"{message}; see {self.prog} --help")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code, 2 after bad input."""
 
     def command() -> None:
-        parser = _Parser(prog="python -m jaxinv.report", description="Report on a run folder.")
+        parser = OneLineParser(
+            prog="python -m jaxinv.report", description="Report on a run folder."
+        )
         parser.add_argument("folder", metavar="DIR", type=Path, help="folder that a sweep wrote")
         parser.add_argument(
             "--success-psnr",

@@ -55,7 +55,7 @@ def test_bad_settings_name_themselves(flags, message):
 
 
 def test_bad_files_name_themselves(tmp_path):
-    with pytest.raises(UserError, match="absent.toml cannot be read"):
+    with pytest.raises(UserError, match=r"absent\.toml cannot be read"):
         study(tmp_path / "absent.toml")
     file = tmp_path / "bad.toml"
     for content, message in (

@@ -1,0 +1,227 @@
+"""The report on made-up runs: it builds, and its numbers are those computed here anew."""
+
+import csv
+import io
+import re
+import warnings
+
+import numpy as np
+import pytest
+from rich.console import Console
+from synthetic_run import write_run
+
+from jaxinv import plot_images, plot_style, plots, report
+from jaxinv.results import read_run
+from jaxinv.summary import choose_evenly, interval_text, number_text, summarize
+
+TV = {"tv": [1e-2, 1e-3, 1e-4]}
+FIGURES = {
+    "psnr_by_step",
+    "psnr_distribution",
+    "reconstructions",
+    "pixel_statistics",
+    "best_of_k",
+    "variance_components",
+    "success_rate",
+}
+VARIANTS = {
+    "one_trial": {"targets": 1, "seeds": 1},
+    "two_axes": {"axes": {"tv": [0.01, 0.001], "objective": ["cosine", "<euclidean>"]}},
+    "images": {"targets": 2, "images": 6, "axes": {"lr": [0.1, 0.01]}},
+    "unfinished": {"axes": TV, "missing_cells": (1,)},
+    "all_failed": {"targets": 1, "seeds": 2, "failed": [(0, 0, 0), (0, 0, 1)]},
+}
+
+
+def build(folder, **options):
+    output = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report.build(folder, console=Console(file=output, width=100), **options)
+    return output.getvalue()
+
+
+def read_csv(folder, name):
+    with open(folder / "tables" / f"{name}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Three cells with one failed and one exact trial, and its report."""
+    folder = tmp_path_factory.mktemp("run")
+    write_run(folder, axes=TV, targets=3, seeds=5, failed=[(1, 0, 2)], exact=[(2, 1, 4)])
+    return folder, build(folder)
+
+
+def column(folder, cell, name):
+    trials = read_run(folder).trials
+    return trials[name][trials["cell"] == cell].reshape(3, 5)
+
+
+def test_everything_is_written(study):
+    folder, printed = study
+    written = {path.name for path in (folder / "plots").iterdir()}
+    assert written == {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
+    assert {path.name for path in (folder / "tables").iterdir()} == {
+        "summary.csv",
+        "per_target.csv",
+        "best_of_k.csv",
+        "variance_components.csv",
+    }
+    assert "tv = 0.0001" in printed
+    assert not list(folder.glob(".*"))
+
+
+def test_summary_equals_what_is_computed_anew(study):
+    folder, _ = study
+    row = read_csv(folder, "summary")[0]
+    psnr, objective = column(folder, 0, "psnr"), column(folder, 0, "objective")
+    picked = psnr[np.arange(3), objective.argmin(axis=1)]
+    expected = {
+        "targets": 3,
+        "seeds": 5,
+        "failed": 0,
+        "exact": 0,
+        "psnr_mean": psnr.mean(),
+        "psnr_seed_std": np.sqrt(psnr.var(axis=1, ddof=1).mean()),
+        "psnr_median": np.median(psnr),
+        "psnr_attacker_best": picked.mean(),
+        "psnr_oracle_best": psnr.max(axis=1).mean(),
+        "baseline_psnr": column(folder, 0, "baseline_psnr").mean(),
+        "ssim_mean": column(folder, 0, "ssim").mean(),
+        "mse_mean": column(folder, 0, "mse").mean(),
+        "success_rate": (psnr > 19).mean(),
+    }
+    for name, value in expected.items():
+        assert float(row[name]) == pytest.approx(value, rel=1e-6), name
+    half = 4.302653 * psnr.mean(axis=1).std(ddof=1) / np.sqrt(3)
+    assert float(row["psnr_high"]) == pytest.approx(psnr.mean() + half, rel=1e-6)
+
+
+def test_failed_and_exact_trials_are_counted_and_not_averaged(study):
+    folder, _ = study
+    _, failed, exact, baseline = read_csv(folder, "summary")
+    assert (failed["failed"], failed["exact"], failed["psnr_mean"]) == ("1", "0", "nan")
+    psnr = column(folder, 1, "psnr")
+    assert float(failed["success_rate"]) == pytest.approx(np.nansum(psnr > 19) / 15)
+    assert float(failed["psnr_oracle_best"]) == pytest.approx(np.nanmax(psnr, axis=1).mean())
+    assert (exact["exact"], exact["psnr_mean"]) == ("1", "inf")
+    assert baseline["setting"] == "mean colour"
+    curve = [float(r["oracle_psnr"]) for r in read_csv(folder, "best_of_k") if r["cell"] == "1"]
+    assert np.isnan(curve).tolist() == [True, False, False, False, False]
+
+
+def test_page_stands_alone_and_says_what_it_must(study):
+    folder, _ = study
+    page = (folder / "report.html").read_text()
+    outside = re.findall(r'(?:src|srcset|href)="(?!data:image/|#)([^"]*)"', page)
+    assert outside == []
+    assert "<script" not in page
+    assert page.count("<figure>") == len(FIGURES)
+    for words in ("How much do the starts of one attack differ?", "python -m jaxinv.sweep --seeds",
+                  "cpu, 2 cores", "jax 0.10.2", "Dimitrov", "1 trial of 45 turned non-finite",
+                  "1 failed", "Wilson", "mean colour", "attacker", "oracle"):  # fmt: skip
+        assert words in page, words
+    psnr = column(folder, 0, "psnr")
+    assert f"<td>{number_text(psnr.mean())} <small>" in page
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_build(tmp_path, name):
+    write_run(tmp_path, **VARIANTS[name])
+    build(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<figure>") == len(FIGURES)
+    assert "<euclidean>" not in page
+    assert ("not finished: 16 of 24" in page) == (name == "unfinished")
+    if name == "images":
+        assert "4 of each target" in plots_text(tmp_path)
+
+
+def plots_text(folder):
+    """What the pictures' heading says."""
+    study = summarize(read_run(folder), 19.0)
+    figure = plot_images.reconstructions(study, plot_images.read_album(study))
+    return " ".join(text.get_text() for text in figure.texts)
+
+
+def test_a_large_study_says_what_its_figures_leave_out(tmp_path):
+    axes = {"lr": [0.1, 0.03, 0.01], "tv": [0.1, 0.01, 0.001]}
+    write_run(tmp_path, axes=axes, targets=12, seeds=2, block_targets=5)
+    study = summarize(read_run(tmp_path), 19.0)
+    texts = [text.get_text() for text in plots.psnr_distribution(study).texts]
+    assert "the first 8 of 12 targets and 6 of 9 cells" in " ".join(texts)
+    assert len(study.cells) == 9
+    assert study.target_ids == read_run(tmp_path).config["target_ids"]
+
+
+def test_rows_in_any_order_give_the_same_study(tmp_path):
+    run = read_run(write_run(tmp_path, axes=TV, targets=3, seeds=4))
+    order = np.random.default_rng(0).permutation(len(run.trials["cell"]))
+    shuffled = {name: column[order] for name, column in run.trials.items()}
+    mixed = summarize(type(run)(run.folder, run.config, shuffled, run.traces), 19.0)
+    for cell, other in zip(summarize(run, 19.0).cells, mixed.cells):
+        np.testing.assert_array_equal(cell.psnr, other.psnr)
+        assert cell.image_ids == other.image_ids
+
+
+def test_bad_input_is_one_line_and_code_2(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    broken = write_run(tmp_path / "broken")
+    next((broken / "trials").glob("*.parquet")).write_bytes(b"no parquet")
+    lacking = write_run(tmp_path / "lacking")
+    next((lacking / "images").glob("*.npz")).unlink()
+    cases = [
+        [],
+        [str(tmp_path / "nowhere")],
+        [str(tmp_path / "empty")],
+        [str(broken)],
+        [str(lacking)],
+        [str(tmp_path), "--success-psnr", "high"],
+        [str(write_run(tmp_path / "good")), "--success-psnr", "nan"],
+    ]
+    for arguments in cases:
+        assert report.main(arguments) == 2, arguments
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1, arguments
+        assert lines[0].startswith("error: "), arguments
+
+
+def test_pixel_std_by_hand():
+    pictures = np.zeros((2, 1, 1, 2, 3))
+    pictures[1, 0, 0, 0] = [0.2, 0.2, 0.2]  # std 0.2 / sqrt(2) in every channel
+    pictures[1, 0, 0, 1, 0] = 0.6  # in one of three
+    expected = [[[0.2 / np.sqrt(2), 0.6 / np.sqrt(6)]]]
+    np.testing.assert_allclose(plot_images.pixel_std(pictures), expected)
+
+
+def test_tile_sets_images_in_a_square():
+    images = np.arange(3.0)[:, None, None, None] * np.ones((3, 2, 2, 1))
+    tiled = plot_images.tile(images, gap=9)[..., 0]
+    assert tiled.shape == (5, 5)
+    assert (tiled[0, 0], tiled[0, 3], tiled[3, 0], tiled[2, 0]) == (0, 1, 2, 9)
+
+
+def test_swarm_dots_do_not_overlap():
+    heights = np.random.default_rng(0).normal(size=60)
+    diameter, offsets = plots.swarm(heights, room=3.0, diameter=0.2)
+    apart = np.hypot(heights[:, None] - heights, offsets[:, None] - offsets)
+    assert apart[np.triu_indices(60, 1)].min() >= diameter - 1e-9
+    assert np.abs(offsets).max() + diameter / 2 <= 1.5
+    again = plots.swarm(heights, room=3.0, diameter=0.2)
+    np.testing.assert_array_equal(offsets, again[1])
+
+
+def test_the_same_figure_gives_the_same_bytes(tmp_path):
+    study = summarize(read_run(write_run(tmp_path, axes=TV)), 19.0)
+    first, second = (plot_style.to_bytes(plots.success_rate(study), "svg") for _ in range(2))
+    assert first == second
+
+
+def test_numbers_for_people():
+    assert number_text(np.nan) == "—"
+    assert number_text(np.inf) == "∞"
+    assert number_text(-1.234) == "−1.23"
+    assert interval_text(np.nan, 2.0) == ""
+    assert choose_evenly(list(range(30)), 4) == [0, 10, 19, 29]
