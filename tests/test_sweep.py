@@ -40,6 +40,7 @@ def test_rows_and_files(finished):
 def test_a_killed_run_resumes_to_the_same_rows(finished, tmp_path, monkeypatch):
     """The kill comes while a block is being written: half a file, no commit mark."""
     monkeypatch.setattr(sweep, "TRIALS_PER_BLOCK", 2)
+    monkeypatch.setattr(sweep.report, "build", lambda folder, console: None)
     write, written = results.write_block, []
 
     class Killed(BaseException):
