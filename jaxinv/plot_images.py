@@ -180,8 +180,8 @@ class _Grid:
         labels = [ps.wrap(label, views * (size + gap), 8.8, "bold") for label, _ in groups]
         heads = 0.15 * max(map(len, labels)) + 0.06
         shows_views = views > 1
-        # One panel of the whole picture area keeps heading and legend where other figures have
-        # them; the pictures are axes of their own on top.
+        # The sheet's one panel reserves the room; all pictures share one canvas in inches, as axes
+        # for each would cost most of the drawing time.
         self.sheet = ps.Sheet(
             width,
             title,
@@ -191,6 +191,9 @@ class _Grid:
             above=0.02,
         )
         self.sheet.axes[0].remove()
+        self.canvas = self.sheet.panel(0, 0, self.sheet.width, self.sheet.height)
+        self.canvas.set_axis_off()
+        self.canvas.set(xlim=(0, self.sheet.width), ylim=(self.sheet.height, 0), autoscale_on=False)
         self.size, self.caption, self.foot = size, caption, foot
         top = self.sheet.head + 0.06
         self.tops = [top + heads + 0.17 * shows_views + row * pitch for row in range(len(targets))]
@@ -219,16 +222,16 @@ class _Grid:
     ) -> None:
         """Places a picture, enlarged without smoothing; `limits` makes it a heat map."""
         x = self.truth_left if group is None else self.lefts[group][view]
-        ax = self.sheet.panel(x, self.tops[row], self.size, self.size)
-        ax.set_axis_off()
+        y = self.tops[row]
         if limits is None and pixels.shape[-1] == 1:
             pixels = pixels.repeat(3, axis=-1)
         scale = {} if limits is None else {"vmin": limits[0], "vmax": limits[1], "cmap": "magma"}
-        ax.imshow(pixels, interpolation="none", **scale)
+        extent = (x, x + self.size, y + self.size, y)
+        self.canvas.imshow(pixels, interpolation="none", extent=extent, aspect="auto", **scale)
         if caption:
             self.sheet.text(
                 x + self.size / 2,
-                self.tops[row] + self.size + 0.04,
+                y + self.size + 0.04,
                 caption,
                 size=8.2,
                 ha="center",
@@ -239,15 +242,11 @@ class _Grid:
 
     def blank(self, row: int, group: int, view: int, words: str) -> None:
         """Marks a place that has no picture, with the reason."""
-        ax = self.sheet.panel(self.lefts[group][view], self.tops[row], self.size, self.size)
-        ax.set_axis_off()
-        ax.add_patch(
-            Rectangle((0, 0), 1, 1, transform=ax.transAxes, facecolor="#f1f3f5", edgecolor=ps.FAINT)
-        )
-        ax.text(
-            0.5, 0.5, words, ha="center", va="center", size=7.5, color=ps.MUTED,
-            transform=ax.transAxes,
-        )  # fmt: skip
+        x, y = self.lefts[group][view], self.tops[row]
+        frame = {"facecolor": "#f1f3f5", "edgecolor": ps.FAINT, "linewidth": 0.8}
+        self.canvas.add_patch(Rectangle((x, y), self.size, self.size, **frame))
+        middle = x + self.size / 2, y + self.size / 2
+        self.sheet.text(*middle, words, ha="center", va="center", size=7.5, color=ps.MUTED)
 
     def truth_heading(self, words: str) -> None:
         """Names the column of truths, in line with the cells' labels."""

@@ -38,7 +38,11 @@ def psnr_by_step(study: Study, width: float = ps.WIDE) -> Figure:
     sheet = ps.Sheet(
         width,
         "PSNR as the attack runs",
-        f"Median of {count_text(seeds, 'seed')} with the bands that hold 50% and 95% of them."
+        (
+            f"Median of {seeds} seeds with the bands that hold 50% and 95% of them."
+            if seeds > 1
+            else "One seed."
+        )
         + left_out(study, cells, targets),
         panels=len(targets),
         columns=_columns(width, len(targets)),
@@ -100,7 +104,11 @@ def psnr_distribution(study: Study, width: float = ps.WIDE) -> Figure:
     sheet = ps.Sheet(
         width,
         "Final PSNR of every seed",
-        "Where the diamond sits below the ring, the objective did not find the best seed."
+        (
+            "Where the diamond sits below the ring, the objective did not find the best seed."
+            if max(len(cell.seeds) for cell in cells) > 1
+            else "One seed: nothing to choose from."
+        )
         + left_out(study, cells, targets),
         panels=len(targets),
         columns=columns,
