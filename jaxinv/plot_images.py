@@ -8,6 +8,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from jaxinv import plot_style as ps
 from jaxinv.plots import left_out, shown_cells
@@ -261,6 +262,7 @@ class _Grid:
         mappable = ScalarMappable(Normalize(0, top), "magma")
         bar = self.sheet.figure.colorbar(mappable, cax=ax, orientation="horizontal")
         bar.outline.set_visible(False)
+        bar.ax.xaxis.set_major_locator(MaxNLocator(4))
         bar.set_label(label, size=8.2, loc="left")
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jaxinv import plot_style as ps
-from jaxinv.statistics import BestOfK, Interval, ranked_quantile
+from jaxinv.statistics import BestOfK, ranked_quantile
 from jaxinv.summary import (
     Cell,
     Study,
@@ -271,117 +271,6 @@ def _title_with_gains(ax: Axes, cell: Cell, color: object, width: float) -> None
     ax.annotate(
         words.replace("-", "−"), **place, textcoords="offset points", size=size, color=ps.MUTED
     )
-
-
-@ps.styled
-def variance_components(study: Study, width: float = ps.WIDE) -> Figure:
-    """Draws the standard deviations between targets and between seeds, with intervals."""
-    rows = [
-        (cell.label, [(cell.components.between, "o"), (cell.components.within, "s")], _share(cell))
-        for cell in study.cells
-    ]
-    colors = ("#0072b2", "#d55e00")
-    return _interval_rows(
-        width,
-        "Do images or seeds decide the result?",
-        "Standard deviation of PSNR with two-stage bootstrap 95% intervals, which are too short "
-        "with few targets. At the right: the targets' share of the variance (ICC).",
-        rows,
-        colors,
-        [ps.Key("dot", colors[0], "between targets"), ps.Key("dot", colors[1], "between seeds")],
-        xlabel="standard deviation of PSNR (dB)",
-        unknown="not determined: needs 2 seeds, no failed or exact trial",
-        words_name="ICC",
-    )
-
-
-def _share(cell: Cell) -> str:
-    icc = cell.components.icc.value
-    return "—" if np.isnan(icc) else f"{100 * icc:.0f}%"
-
-
-@ps.styled
-def success_rate(study: Study, width: float = ps.WIDE) -> Figure:
-    """Draws the share of trials above the threshold, with Wilson intervals."""
-    threshold = setting_text(float(study.cells[0].success_psnr))
-    rows = []
-    for cell in study.cells:
-        s = cell.success
-        share = Interval(100 * s.rate, 100 * s.low, 100 * s.high)
-        rows.append((cell.label, [(share, "o")], f"{s.successes} of {s.trials}"))
-    return _interval_rows(
-        width,
-        f"How many trials exceed {threshold} dB?",
-        "Failed trials count as misses. 95% Wilson intervals at the effective number of trials: "
-        "seeds of one target are not independent.",
-        rows,
-        ("#0072b2",),
-        [],
-        xlabel=f"trials with PSNR above {threshold} dB (%)",
-        unknown="",
-        words_name="trials",
-        limits=(0, 100),
-    )
-
-
-def _interval_rows(
-    width: float,
-    title: str,
-    subtitle: str,
-    rows: Sequence[tuple[str, list[tuple[Interval, str]], str]],
-    colors: Sequence[object],
-    keys: Sequence[ps.Key],
-    *,
-    xlabel: str,
-    unknown: str,
-    words_name: str,
-    limits: tuple[float, float] | None = None,
-) -> Figure:
-    """Draws points with intervals, a row per cell, its label at the left, words at the right."""
-    names = ["\n".join(ps.wrap(label, 0.42 * width, 8.8)) for label, *_ in rows]
-    pitch = 0.34 if len(rows) <= 12 and max(n.count("\n") for n in names) == 0 else 0.26
-    pitch = max(pitch, 0.1 + 0.15 * max(n.count("\n") + 1 for n in names))
-    right = 0.3 + max(ps.text_width(words, 8.6) for words in [words_name, *(r[2] for r in rows)])
-    label_width = max(ps.text_width(line, 8.8) for name in names for line in name.split("\n"))
-    sheet = ps.Sheet(
-        width,
-        title,
-        subtitle,
-        panel_height=pitch * (len(rows) + 0.2),
-        left=0.3 + label_width,
-        right=right,
-        above=0.27,
-        keys=keys,
-    )
-    ax = sheet.axes[0]
-    sheet.text(width - right + 0.14, sheet.head + 0.18, words_name, size=8.2, color=ps.MUTED)
-    for y, (name, (_, points, words)) in enumerate(zip(names, rows)):
-        for index, (interval, marker) in enumerate(points):
-            height = y + (index - (len(points) - 1) / 2) * 0.3
-            ax.plot(interval[1:], [height] * 2, color=colors[index], linewidth=2, alpha=0.45)
-            ax.plot(
-                interval.value, height, marker, color=colors[index], markersize=6, clip_on=False
-            )
-        if all(np.isnan(interval.value) for interval, _ in points):
-            ax.text(0.01, y, unknown, size=8, color=ps.MUTED, va="center_baseline",
-                    transform=ax.get_yaxis_transform())  # fmt: skip
-        for x, text, ha in ((-0.1, name, "right"), (sheet.panel_width + 0.14, words, "left")):
-            ax.text(x / sheet.panel_width, y, text, size=8.8 if ha == "right" else 8.6, ha=ha,
-                    va="center", transform=ax.get_yaxis_transform(),
-                    color=ps.INK if ha == "right" else ps.MUTED)  # fmt: skip
-    highs = [i.high for _, points, _ in rows for i, _ in points] + [
-        i.value for _, points, _ in rows for i, _ in points
-    ]
-    known = np.isfinite(highs).any()
-    top = np.nanmax(highs) if known else 1.0
-    ax.set_xlim(*(limits or (0, 1.06 * max(top, 1e-3))))
-    ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set_yticks([])
-    if not known:
-        ax.set_xticks([])
-    ax.spines["left"].set_visible(False)
-    ax.set_xlabel(xlabel)
-    return sheet.figure
 
 
 def shown_cells(study: Study, most: int = ps.MOST_CELLS) -> list[Cell]:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from jaxinv import plot_images, plots, report_page, report_tables
+from jaxinv import plot_images, plot_intervals, plots, report_page, report_tables
 from jaxinv import plot_style as ps
 from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.results import Run, read_run
@@ -72,8 +72,8 @@ def _draw(study: Study, folder: Path) -> dict[str, report_page.Picture]:
         "reconstructions": lambda width: plot_images.reconstructions(study, album, width),
         "pixel_statistics": lambda width: plot_images.pixel_statistics(study, album, width),
         "best_of_k": lambda width: plots.best_of_k(study, width),
-        "variance_components": lambda width: plots.variance_components(study, width),
-        "success_rate": lambda width: plots.success_rate(study, width),
+        "variance_components": lambda width: plot_intervals.variance_components(study, width),
+        "success_rate": lambda width: plot_intervals.success_rate(study, width),
     }
     pictures = {}
     for name, draw in figures.items():

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from jaxinv import plot_style as ps
 from jaxinv.plots import alt_text
 from jaxinv.report_tables import Row
+from jaxinv.report_text import CAPTIONS, DEFINITIONS, PAGE
 from jaxinv.summary import (
     Study,
     count_text,
@@ -118,10 +119,10 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
     asked = config.get("study") or {}
     alts = alt_text(study)
     figures = {
-        f"figure_{name}": _figure(picture, alts[name], _CAPTIONS[name].format(**_facts(study)))
+        f"figure_{name}": _figure(picture, alts[name], CAPTIONS[name].format(**_facts(study)))
         for name, picture in pictures.items()
     }
-    return Template(_PAGE).substitute(
+    return Template(PAGE).substitute(
         title=escape(str(config.get("name", study.run.folder.name))),
         question=escape(asked.get("question") or "What does the attack recover?"),
         findings="".join(f"<li>{_unbroken(s)}</li>" for s in findings(study)),
@@ -259,7 +260,7 @@ def _definitions(study: Study) -> str:
     facts = {k: escape(v) for k, v in _facts(study).items()}
     return "".join(
         f"<dt>{name.format(**facts)}</dt><dd>{text.format(**facts)}</dd>"
-        for name, text in _DEFINITIONS
+        for name, text in DEFINITIONS
     )
 
 
@@ -304,146 +305,3 @@ def _fixed_settings(study: Study) -> str:
         if len(values) == 1 and (value := values.pop()) not in ("nan", "None"):
             parts.append(f"{name.removesuffix('_type')} = {value}")
     return ", ".join(parts)
-
-
-_CAPTIONS = {
-    "psnr_by_step": "Quantiles are over the {seeds} of one target at each step, failed seeds "
-    "ranked worst. A band shows how much depends on the random start alone.",
-    "psnr_distribution": "Each dot is one trial. The diamond is what an attacker would hand in; "
-    "the ring is known only to somebody who has the truth.",
-    "reconstructions": "Pictures are enlarged without smoothing, from 8-bit pixels.",
-    "pixel_statistics": "A place with a failed seed is left empty rather than averaged over the "
-    "others. One colour scale for all.",
-    "best_of_k": "Exact expectation over all choices of k of the {seeds}. A curve starts where k "
-    "exceeds the number of failed seeds; before that, all k might fail.",
-    "variance_components": "Balanced one-way random effects on PSNR in dB. Intervals that reach 0 "
-    "cannot exclude that all targets are equally hard.",
-    "success_rate": "The threshold of {threshold} dB is a convention: Dimitrov et al. 2022 call a "
-    "CIFAR-100 image recovered above 19 dB.",
-}
-_DEFINITIONS = [
-    ("Target, seed, trial, cell", "A target is one shared update, of one or several images. A seed "
-     "names one random start of the attack. A trial is one target attacked from one seed. A cell "
-     "is one setting of the sweep and holds targets × seeds trials."),
-    ("PSNR", "10 log<sub>10</sub>(1 / MSE) in dB, on pixels clamped to [0, 1] with data range 1; "
-     "per image, then the mean over the target’s images. Reconstructions of several images are "
-     "matched one to one to the truths first. An exact reconstruction has PSNR ∞ and is not "
-     "capped: it makes means ∞ and spreads undefined; the tables count such trials as exact."),
-    ("SSIM", "Structural similarity with a Gaussian window of σ = 1.5, K<sub>1</sub> = 0.01, "
-     "K<sub>2</sub> = 0.03, data range 1, as in dm-pix; mean over channels and images."),
-    ("Mean colour", "The same metrics for an image filled with the data set’s mean colour: what "
-     "one scores without attacking at all."),
-    ("Mean and its interval", "Mean over all trials of a cell; 95% Student t interval of the means "
-     "per target. It covers further targets drawn like these, which more seeds cannot replace. "
-     "One target has no interval."),
-    ("Seed std", "Standard deviation between the seeds of one target, variances pooled over "
-     "targets."),
-    ("Between targets, between seeds", "Balanced one-way random effects; a negative estimate is "
-     "set to 0. Intervals: percentiles of a two-stage bootstrap (targets, then seeds within "
-     "each), 2000 resamples. With few targets those between targets are too short: in simulation "
-     "the nominal 95% cover about 67% with 4 targets, 81% with 10, 91% with 30."),
-    ("Best of k", "The reconstruction chosen among k seeds of a target. The attacker chooses by "
-     "the lowest objective, the distance between the updates, and never sees the truth. The "
-     "oracle chooses by the highest PSNR; nobody can do that without the truth. “Best” in the "
-     "tables is the best of all {seeds}."),
-    ("Above {threshold} dB", "Share of trials with PSNR above the threshold. 95% Wilson interval "
-     "at Kish’s effective number of trials n / (1 + (seeds − 1) ICC), with the intraclass "
-     "correlation of the successes; where that is undefined, at the number of targets."),
-    ("Failed", "A trial that turned non-finite. It counts as a miss, ranks worst in medians, is "
-     "never chosen while another seed is left, and makes a mean undefined (—): an average of "
-     "the survivors would flatter the setting that fails."),
-]  # fmt: skip
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$title · jaxinv report</title>
-<style>
-:root { --ink: #1c2128; --muted: #5b6470; --line: #e1e5ea; --page: #f6f7f9; --card: #fff;
-  --accent: #0072b2; --soft: #eef3f7; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --muted: #a2abb6; --line: #333b45;
-  --page: #14181d; --card: #1c2229; --accent: #56b4e9; --soft: #242c35; } }
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; }
-body { margin: 0; background: var(--page); color: var(--ink); overflow-wrap: break-word;
-  font: 16px/1.55 Inter, system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 940px; margin: 0 auto; padding: 40px 20px 72px; }
-header p { margin: 0; color: var(--muted); font-size: 14px; }
-h1 { font-size: clamp(24px, 4.2vw, 34px); line-height: 1.2; letter-spacing: -0.015em;
-  margin: 4px 0 20px; text-wrap: balance; }
-h2 { font-size: 20px; letter-spacing: -0.01em; margin: 44px 0 12px; }
-.findings { list-style: none; margin: 0; padding: 16px 20px; background: var(--soft);
-  border-left: 4px solid var(--accent); border-radius: 4px 10px 10px 4px; }
-.findings li + li { margin-top: 8px; }
-figure { margin: 0 0 20px; }
-figure img { display: block; width: 100%; height: auto; background: #fff; border-radius: 10px;
-  border: 1px solid var(--line); }
-figcaption { color: var(--muted); font-size: 14px; margin: 8px 4px 0; }
-.scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line);
-  border-radius: 10px; }
-table { border-collapse: collapse; font-size: 14px; min-width: 100%;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: 8px 12px; text-align: right; white-space: nowrap; }
-th { color: var(--muted); font-weight: 500; font-size: 13px; vertical-align: bottom;
-  white-space: normal; line-height: 1.3; min-width: 4.4em; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
-  background: var(--card); }
-tbody tr { border-top: 1px solid var(--line); }
-tr.reference td { color: var(--muted); font-style: italic; }
-small { color: var(--muted); font-size: 12px; }
-dl { margin: 0; font-size: 15px; }
-dt { font-weight: 600; margin-top: 14px; }
-dd { margin: 2px 0 0; color: var(--muted); }
-code { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; color: var(--ink);
-  background: var(--soft); padding: 2px 6px; border-radius: 4px; overflow-wrap: anywhere; }
-details summary { cursor: pointer; color: var(--accent); margin: 16px 0; }
-.note { color: var(--muted); font-size: 14px; margin: 10px 4px 0; }
-@media (max-width: 640px) { main { padding: 24px 14px 48px; } th, td { padding: 7px 9px; }
-  td:first-child, th:first-child { max-width: 9em; white-space: normal; } }
-</style>
-</head>
-<body>
-<main>
-<header><p>Gradient inversion · $title</p><h1>$question</h1></header>
-<ul class="findings">$findings</ul>
-
-<h2>Results</h2>
-$summary
-<p class="note">Intervals are over targets. Every number is defined <a href="#definitions"
-style="color: inherit">below</a>; the same tables are in <code>tables/</code>.</p>
-
-<h2>Every seed</h2>
-$figure_psnr_distribution
-$figure_psnr_by_step
-
-<h2>What was recovered</h2>
-$figure_reconstructions
-$figure_pixel_statistics
-
-<h2>More seeds, and who chooses</h2>
-$figure_best_of_k
-
-<h2>Where the variance comes from</h2>
-$figure_variance_components
-$components
-
-<h2>Success</h2>
-$figure_success_rate
-
-<h2>By target</h2>
-<details><summary>Table of every target and setting, PSNR in dB</summary>
-$targets
-</details>
-
-<h2 id="definitions">How each number is defined</h2>
-<dl>$definitions</dl>
-
-<h2>What was run</h2>
-<dl>$run</dl>
-</main>
-</body>
-</html>
-"""

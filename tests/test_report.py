@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from synthetic_run import write_run
 
-from jaxinv import plot_images, plot_style, plots, report
+from jaxinv import plot_images, plot_intervals, plot_style, plots, report
 from jaxinv.results import read_run
 from jaxinv.summary import choose_evenly, interval_text, number_text, summarize
 
@@ -217,7 +217,9 @@ def test_swarm_dots_do_not_overlap():
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
     study = summarize(read_run(write_run(tmp_path, axes=TV)), 19.0)
-    first, second = (plot_style.to_bytes(plots.success_rate(study), "svg") for _ in range(2))
+    first, second = (
+        plot_style.to_bytes(plot_intervals.success_rate(study), "svg") for _ in range(2)
+    )
     assert first == second
 
 
