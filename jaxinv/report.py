@@ -7,7 +7,6 @@ the summary. A study that is not finished is reported as far as it got.
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from rich.table import Table
 from jaxinv import plot_images, plot_intervals, plots, report_page, report_tables
 from jaxinv import plot_style as ps
 from jaxinv.errors import OneLineParser, UserError, run_command
-from jaxinv.results import Run, read_run
+from jaxinv.results import Run, read_run, write_file
 from jaxinv.summary import Study, interval_text, number_text, setting_text, summarize
 
 # Dimitrov et al. 2022 (Data Leakage in Federated Averaging) count a CIFAR-100 image as recovered
@@ -46,7 +45,8 @@ def build(folder: Path, success_psnr: float = SUCCESS_PSNR, console: Console | N
         for name, rows in tables.items():
             report_tables.write(folder / "tables" / f"{name}.csv", rows)
         pictures = _draw(study, folder / "plots")
-        _replace(folder / "report.html", report_page.render(study, tables, pictures))
+        page = report_page.render(study, tables, pictures).encode()
+        write_file(folder / "report.html", lambda file: file.write(page))
     except OSError as error:
         raise UserError(f"{folder}: the report cannot be written there ({error})") from None
     _print(study, console or Console())
@@ -84,13 +84,6 @@ def _draw(study: Study, folder: Path) -> dict[str, report_page.Picture]:
             narrow=report_page.embed_figure(draw(ps.NARROW)),
         )
     return pictures
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _print(study: Study, console: Console) -> None:

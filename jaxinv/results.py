@@ -131,10 +131,12 @@ def write_block(
     images: BlockImages,
 ) -> None:
     """Commits one finished block: pictures and traces first, the trials last as commit mark."""
-    _write(folder / "images" / f"{block}.npz", lambda f: np.savez_compressed(f, **images._asdict()))
+    write_file(
+        folder / "images" / f"{block}.npz", lambda f: np.savez_compressed(f, **images._asdict())
+    )
     for name, schema, columns in (("traces", TRACES, traces), ("trials", TRIALS, trials)):
         table = pa.table(dict(columns), schema=schema)
-        _write(
+        write_file(
             folder / name / f"{block}.parquet",
             lambda f, table=table: pq.write_table(table, f, compression="zstd"),
         )
@@ -181,7 +183,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Writes run.json atomically."""
     text = json.dumps({"schema_version": SCHEMA_VERSION, **config}, indent=2) + "\n"
-    _write(Path(folder) / "run.json", lambda f: f.write(text.encode()))
+    write_file(Path(folder) / "run.json", lambda f: f.write(text.encode()))
 
 
 def _read_columns(paths: Sequence[Path], schema: pa.Schema) -> dict[str, np.ndarray]:
@@ -204,8 +206,8 @@ def _object_array(values: list) -> np.ndarray:
     return array
 
 
-def _write(path: Path, write: Callable) -> None:
-    """Writes through a temporary name: the file is there whole or not at all."""
+def write_file(path: Path, write: Callable) -> None:
+    """Writes through a temporary name, `write(file)`: the file is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
