@@ -1,17 +1,20 @@
 """Milliseconds per trial-iteration and memory, beside two references, in one run.
 
-    python -m benchmarks.attack [--networks lenet_zhu convnet resnet20] [--seconds 5]
+    python -m benchmarks.attack [--networks lenet_zhu convnet resnet20] [--seconds 10]
 
 One trial-iteration is one step of one attack: value and gradient of cosine + TV with respect to
 the image, signed Adam, box. References: the same loop on plain `nn.Conv` under vmap (1x8, for it is
-slow), and the same attack in PyTorch one image at a time (`pip install torch`), at the number of
-threads that serves it best. Every figure is the best of five repetitions.
+slow), and the same attack in PyTorch one image at a time (`pip install torch`), on one thread and
+on all. The forms of a network are timed in turn, round after round, and the best round of each is
+kept: a busy machine slows all of them alike.
 """
 
 import argparse
 import contextlib
 import os
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 from unittest import mock
 
 import jax
@@ -21,6 +24,7 @@ from rich.table import Table
 
 from jaxinv import client, trials, victims
 from jaxinv.attacks import gradient_matching as attack
+from jaxinv.sweep import use_all_cores
 from jaxinv.types import Normalization, Truth
 
 WIDTHS = {"lenet_zhu": None, "convnet": 32, "resnet20": 16}
@@ -29,40 +33,73 @@ NAIVE_SIZE = (1, 8)
 SHAPE = (32, 32, 3)
 
 
+class Form(NamedTuple):
+    """One way to run the attack, compiled."""
+
+    name: str
+    size: tuple[int, int]  # targets, seeds
+    run: Callable[[int], None]  # takes that many steps of every trial
+    compile_seconds: float = float("nan")
+    memory: float = float("nan")  # temporary, MiB
+
+
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=list(WIDTHS), choices=WIDTHS)
-    parser.add_argument("--seconds", type=float, default=5, help="time per figure")
+    parser.add_argument("--seconds", type=float, default=10, help="time per figure, about")
     arguments = parser.parse_args()
-    console = Console()
+    use_all_cores()
+    console = Console(width=120)
     device = jax.devices()[0]
     console.print(f"jax {jax.__version__}, {device.device_kind}, {os.cpu_count()} CPU cores")
-    table = Table(
-        "network", "form", "targets x seeds", "ms / trial-iteration", "temp MiB", "x PyTorch"
-    )
     for name in arguments.networks:
-        reference = pytorch(name, arguments.seconds)
-        add(table, name, "PyTorch, one at a time", (1, 1), reference, float("nan"), reference)
-        for size in SIZES:
-            add(table, name, "jaxinv", size, *measure(name, size, arguments.seconds), reference)
-        with naive():
-            figures = measure(name, NAIVE_SIZE, arguments.seconds)
-        add(table, name, "nn.Conv under vmap", NAIVE_SIZE, *figures, reference)
-        console.print(table)
+        console.print(table(name, arguments.seconds))
 
 
-def add(table: Table, name: str, form: str, size, ms: float, memory: float, reference: float):
-    """Adds a row."""
-    table.add_row(
-        name, form, "{} x {}".format(*size), f"{ms:.3f}", f"{memory:.1f}", f"{reference / ms:.2f}"
-    )
+def table(name: str, seconds: float) -> Table:
+    """Times every form of one network."""
+    forms = [*pytorch_forms(name), *(jax_form("jaxinv", name, size) for size in SIZES)]
+    with naive():
+        forms.append(jax_form("nn.Conv under vmap", name, NAIVE_SIZE))
+    times = race(forms, seconds)
+    reference = min((t for f, t in zip(forms, times) if "PyTorch" in f.name), default=float("nan"))
+    flops = step_flops(name)
+    out = Table(
+        name, "targets x seeds", "ms / trial-iteration", "x PyTorch", "GFLOP/s", "temp MiB",
+        "compile s",
+    )  # fmt: skip
+    for form, seconds_per_trial in zip(forms, times):
+        out.add_row(
+            form.name, "{} x {}".format(*form.size), f"{seconds_per_trial * 1e3:.3g}",
+            f"{reference / seconds_per_trial:.2f}", f"{flops / seconds_per_trial / 1e9:.3g}",
+            f"{form.memory:.1f}", f"{form.compile_seconds:.1f}",
+        )  # fmt: skip
+    return out
+
+
+def race(forms: list[Form], seconds: float) -> list[float]:
+    """Times the forms in turn, five rounds: the best seconds per trial-iteration of each."""
+    steps = []
+    for form in forms:
+        form.run(1)
+        started = time.perf_counter()
+        form.run(1)
+        steps.append(max(1, round(seconds / 5 / (time.perf_counter() - started))))
+    best = [float("inf")] * len(forms)
+    for _ in range(5):
+        for index, form in enumerate(forms):
+            started = time.perf_counter()
+            form.run(steps[index])
+            elapsed = time.perf_counter() - started
+            best[index] = min(best[index], elapsed / steps[index] / (form.size[0] * form.size[1]))
+    return best
 
 
 @contextlib.contextmanager
 def naive():
     """The same loop without the trilinear convolution, all seeds vmapped."""
-    plan = lambda params, seeds: trials.Plan(seeds)  # noqa: E731
+    plan = lambda params, targets, seeds: trials.Plan(targets, seeds)  # noqa: E731
     with (
         mock.patch.object(client, "fast_convolutions", contextlib.nullcontext),
         mock.patch.object(trials, "make_plan", plan),
@@ -72,57 +109,64 @@ def naive():
     jax.clear_caches()
 
 
-def measure(name: str, size: tuple[int, int], seconds: float) -> tuple[float, float]:
-    """Times the compiled chunk: milliseconds per trial-iteration, temporary memory in MiB."""
+def victim_of(name: str) -> victims.Victim:
+    """The untrained network, at the width of the table."""
+    return victims.untrained(name, classes=10, width=WIDTHS[name], seed=0, image_shape=SHAPE)
+
+
+NORMALIZATION = (0.5, 0.25)  # of the random images; any would do
+
+
+def step_flops(name: str) -> float:
+    """Floating-point operations of one trial-iteration, by XLA's count."""
+    victim, (mean, std) = victim_of(name), NORMALIZATION
+    normalization = Normalization(jnp.full(3, mean), jnp.full(3, std))
+    return trials.step_flops(
+        victim.module, victim.variables, attack.Method(), normalization, (1, *SHAPE)
+    )
+
+
+def jax_form(label: str, name: str, size: tuple[int, int]) -> Form:
+    """Compiles the attack's loop for targets x seeds."""
     targets, seeds = size
-    victim = victims.untrained(name, classes=10, width=WIDTHS[name], seed=0, image_shape=SHAPE)
-    normalization = Normalization(jnp.full(3, 0.5), jnp.full(3, 0.25))
+    victim, (mean, std) = victim_of(name), NORMALIZATION
+    normalization = Normalization(jnp.full(3, mean), jnp.full(3, std))
     images = jax.random.uniform(jax.random.key(1), (targets, 1, *SHAPE))
     truths = Truth(images, jnp.zeros((targets, 1), jnp.int32))
     module, variables = victim.module, victim.variables
     shared = trials.make_targets(module, variables, truths, normalization, "known")
-    method = attack.Method()
-    plan = trials.make_plan(variables["params"], seeds)
-    keys = trials.start_keys(range(targets), range(seeds))
-    states = trials._init(method, (1, *SHAPE), normalization, keys)
     numbers = attack.Numbers(jnp.float32(0.1), jnp.float32(0.01), jnp.int32(1_000_000))
-    program = trials._chunk.lower(
-        module, method, 1, plan, variables, shared, truths, normalization,
-        numbers, jnp.int32(1), jnp.int32(0), states,
-    ).compile()  # fmt: skip
-    memory = program.memory_analysis().temp_size_in_bytes / 2**20
+    plan = trials.make_plan(variables["params"], targets, seeds)
+    grid, method = trials.make_grid(plan, targets, seeds), attack.Method()
+    keys = grid.deal(trials.start_keys(range(targets), range(seeds)))
+    states = trials.init_states(method, (1, *SHAPE), normalization, keys)
+    constant = (variables, shared, truths, normalization, numbers)
+    started = time.perf_counter()
+    program = trials.run_chunk.lower(
+        module, method, 1, plan.devices, *constant, jnp.int32(1), jnp.int32(0), grid.target, states
+    ).compile()
+    compile_seconds = time.perf_counter() - started
 
     def run(steps):
         nonlocal states
-        started = time.perf_counter()
-        states, _ = program(
-            variables,
-            shared,
-            truths,
-            normalization,
-            numbers,
-            jnp.int32(steps),
-            jnp.int32(0),
-            states,
-        )
+        states, _ = program(*constant, jnp.int32(steps), jnp.int32(0), grid.target, states)
         jax.block_until_ready(states)
-        return time.perf_counter() - started
 
-    run(1)
-    steps = max(1, int(seconds / 5 / run(1)))
-    return min(run(steps) for _ in range(5)) / steps / (targets * seeds) * 1e3, memory
+    memory = program.memory_analysis().temp_size_in_bytes / 2**20
+    return Form(label, size, run, compile_seconds, memory)
 
 
-def pytorch(name: str, seconds: float) -> float:
-    """The PyTorch reference at the better of one thread and all; NaN where it is not installed."""
+def pytorch_forms(name: str) -> list[Form]:
+    """The PyTorch reference on one thread and on all; nothing where it is not installed."""
     try:
-        from benchmarks.pytorch_reference import milliseconds_per_step
+        from benchmarks.pytorch_reference import make_step
     except ImportError:
-        return float("nan")
-    threads = {1, os.cpu_count()}
-    return min(
-        milliseconds_per_step(name, WIDTHS[name], threads=t, seconds=seconds / 2) for t in threads
-    )
+        return []
+    forms = []
+    for threads in sorted({1, os.cpu_count()}):
+        run = make_step(name, WIDTHS[name], threads)
+        forms.append(Form(f"PyTorch, one at a time, {threads} threads", (1, 1), run))
+    return forms
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The same attack in PyTorch, one image from one start at a time, as public tools run it."""
 
-import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -68,12 +68,8 @@ NETWORKS = {
 }
 
 
-def milliseconds_per_step(name: str, width: int | None, *, threads: int, seconds: float) -> float:
-    """Times the attack's step: cosine + TV, double backward, signed Adam, box.
-
-    The best of several repetitions that together take about `seconds`, after a warm-up.
-    """
-    torch.set_num_threads(threads)
+def make_step(name: str, width: int | None, threads: int) -> Callable[[int], None]:
+    """Makes a function that takes that many steps of cosine + TV, signed Adam and box."""
     torch.manual_seed(0)
     model = NETWORKS[name](width).eval()
     params = list(model.parameters())
@@ -102,14 +98,9 @@ def milliseconds_per_step(name: str, width: int | None, *, threads: int, seconds
         with torch.no_grad():
             x.clamp_(-2, 2)
 
-    step()
-    started = time.perf_counter()
-    step()
-    repeats = max(1, int(seconds / 5 / (time.perf_counter() - started)))
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        for _ in range(repeats):
+    def run(steps):
+        torch.set_num_threads(threads)
+        for _ in range(steps):
             step()
-        best = min(best, (time.perf_counter() - started) / repeats)
-    return best * 1e3
+
+    return run

@@ -89,7 +89,7 @@ def invert(
     numbers = attack.Numbers(jnp.float32(lr), jnp.float32(tv), jnp.int32(iterations))
     result = trials.run(
         model, variables, one_target, None, normalization, method, numbers, image_shape,
-        trials.start_keys([0], range(seeds)), trials.make_plan(variables["params"], seeds),
+        trials.start_keys([0], range(seeds)), trials.make_plan(variables["params"], 1, seeds),
     )  # fmt: skip
     return Inversion(
         result.pixels[0],

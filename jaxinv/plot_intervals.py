@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from jaxinv import plot_style as ps
 from jaxinv.statistics import Interval
-from jaxinv.summary import Cell, Study, setting_text
+from jaxinv.summary import Cell, Study, number_text, setting_text
 
 
 @ps.styled
@@ -59,6 +59,31 @@ def success_rate(study: Study, width: float = ps.WIDE) -> Figure:
         words_name="trials",
         limits=(0, 100),
     )
+
+
+@ps.styled
+def paired_differences(study: Study, width: float = ps.WIDE) -> Figure:
+    """Draws each cell's PSNR minus the first cell's, with t intervals over targets."""
+    pairs = study.pairs
+    rows = [(p.cell.label, [(p.difference, "o")], number_text(p.difference.value)) for p in pairs]
+    ends = [v for p in pairs for v in p.difference if np.isfinite(v)]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    room = 0.06 * max(high - low, 1e-3)
+    figure = _interval_rows(
+        width,
+        f"Against {pairs[0].reference.label}",
+        "Difference of PSNR on the same targets from the same seeds, 95% t intervals over targets. "
+        "An interval that excludes 0 tells the two settings apart.",
+        rows,
+        ("#0072b2",),
+        [],
+        xlabel="difference of PSNR (dB)",
+        unknown="not determined: needs 2 targets, no failed or exact trial",
+        words_name="dB",
+        limits=(low - room, high + room),
+    )
+    figure.axes[0].axvline(0, color=ps.INK, linewidth=1, zorder=0.5)
+    return figure
 
 
 def _interval_rows(

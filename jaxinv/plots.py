@@ -339,6 +339,7 @@ def alt_text(study: Study) -> dict[str, str]:
         "psnr_distribution": f"Final PSNR of every seed by target and cell. {spread}.",
         "best_of_k": "Expected PSNR of the best of k seeds, attacker's and oracle's choice.",
         "variance_components": "Standard deviations between targets and between seeds per cell.",
+        "paired_differences": "Each setting's PSNR minus the first one's, with intervals.",
         "success_rate": "Share of trials above the threshold per cell, with intervals.",
         "reconstructions": "Truth beside reconstructions, a row per target.",
         "pixel_statistics": "Pixelwise mean and standard deviation over seeds, a row per target.",

@@ -75,6 +75,10 @@ def _draw(study: Study, folder: Path) -> dict[str, report_page.Picture]:
         "variance_components": lambda width: plot_intervals.variance_components(study, width),
         "success_rate": lambda width: plot_intervals.success_rate(study, width),
     }
+    if study.pairs:
+        figures["paired_differences"] = lambda width: plot_intervals.paired_differences(
+            study, width
+        )
     pictures = {}
     for name, draw in figures.items():
         wide = draw(ps.WIDE)

@@ -122,12 +122,17 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
         f"figure_{name}": _figure(picture, alts[name], CAPTIONS[name].format(**_facts(study)))
         for name, picture in pictures.items()
     }
+    paired = ""
+    if tables["paired_differences"]:
+        paired = f"<h2>Setting against setting</h2>{figures.pop('figure_paired_differences')}"
+        paired += _paired_table(tables["paired_differences"])
     return Template(PAGE).substitute(
         title=escape(str(config.get("name", study.run.folder.name))),
         question=escape(asked.get("question") or "What does the attack recover?"),
         findings="".join(f"<li>{_unbroken(s)}</li>" for s in findings(study)),
         summary=_summary_table(study, tables["summary"]),
         components=_components_table(tables["variance_components"]),
+        paired=paired,
         targets=_targets_table(tables["per_target"]),
         definitions=_definitions(study),
         run=_run_section(study, asked),
@@ -240,6 +245,17 @@ def _components_table(rows: list[Row]) -> str:
         failed = str(row["failed"]) if is_cell else ""
         body.append([_name(row), size, failed, *cells])
     return _table(head, body, sum(row["cell"] == "" for row in rows))
+
+
+def _paired_table(rows: list[Row]) -> str:
+    head = ["difference of PSNR in dB", "against", "targets × seeds", "failed", "mean [95%]"]
+    body = []
+    for row in rows:
+        limits = (row[name] for name in ("psnr_difference", "difference_low", "difference_high"))
+        size = f"{row['targets']} × {row['seeds']}"
+        body.append([_name(row), _unbroken(row["reference"]), size, str(row["failed"]),
+                     _with_interval(*limits)])  # fmt: skip
+    return _table(head, body)
 
 
 def _targets_table(rows: list[Row]) -> str:

@@ -151,16 +151,39 @@ def variance_components(study: Study) -> list[Row]:
     return rows
 
 
+def paired_differences(study: Study) -> list[Row]:
+    """One row per later cell: its PSNR minus the first cell's, on the same targets and seeds."""
+    return [
+        {
+            "cell": pair.cell.number,
+            "setting": pair.cell.label,
+            "reference_cell": pair.reference.number,
+            "reference": pair.reference.label,
+            "targets": len(pair.cell.target_ids),
+            "seeds": len(pair.cell.seeds),
+            "failed": int(pair.cell.failed.sum() + pair.reference.failed.sum()),
+            "psnr_difference": pair.difference.value,
+            "difference_low": pair.difference.low,
+            "difference_high": pair.difference.high,
+        }
+        for pair in study.pairs
+    ]
+
+
 TABLES: dict[str, Callable[[Study], list[Row]]] = {
     "summary": summary,
     "per_target": per_target,
     "best_of_k": best_of_k,
     "variance_components": variance_components,
+    "paired_differences": paired_differences,
 }
 
 
 def write(path: Path, rows: list[Row]) -> None:
-    """Writes rows as CSV, floats with eight significant digits."""
+    """Writes rows as CSV, floats with eight significant digits; a table without rows is none."""
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()

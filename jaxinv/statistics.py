@@ -102,6 +102,24 @@ def mean_interval(values: Float[np.ndarray, "target seed"], level: float = LEVEL
     return MeanInterval(float(mean), float(low), float(high), float(np.sqrt(within)))
 
 
+def paired_difference(
+    values: Float[np.ndarray, "target seed"],
+    reference: Float[np.ndarray, "target seed"],
+    level: float = LEVEL,
+) -> Interval:
+    """Computes the mean difference of two cells that share their targets and seeds.
+
+    Student's t interval of the per-target differences of means: what makes a target hard in both
+    cells cancels. NaN with a failed or an exact trial in either; one target has no interval.
+    """
+    values, reference = _as_table(values), _as_table(reference)
+    if values.shape != reference.shape:
+        raise ValueError(f"cells differ in shape: {values.shape} and {reference.shape}")
+    with np.errstate(invalid="ignore"):
+        differences = (values - reference).mean(axis=1)
+    return Interval(*(float(v) for v in target_interval(differences, level)))
+
+
 def variance_components(
     values: Float[np.ndarray, "target seed"],
     *,

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -83,6 +83,14 @@ class Cell:
         return float(self.baselines[f"baseline_{metric}"].mean())
 
 
+class Pair(NamedTuple):
+    """A cell against another on the same targets and seeds."""
+
+    cell: Cell
+    reference: Cell
+    difference: st.Interval  # of PSNR in dB, over targets
+
+
 @dataclass(frozen=True)
 class Study:
     """A run with its cells, as tables, plots and page read it."""
@@ -110,6 +118,17 @@ class Study:
     def failed_trials(self) -> int:
         """Trials that turned non-finite."""
         return int(sum(cell.failed.sum() for cell in self.cells))
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Every later cell against the first, where both have the same targets and seeds."""
+        first, *others = self.cells
+        same = lambda c: (c.target_ids, c.seeds) == (first.target_ids, first.seeds)  # noqa: E731
+        return [
+            Pair(cell, first, st.paired_difference(cell.psnr, first.psnr))
+            for cell in others
+            if same(cell)
+        ]
 
     def baseline_of(self, target_id: int) -> float:
         """Baseline PSNR in dB of one target, from the first cell that has it."""

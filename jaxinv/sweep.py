@@ -4,6 +4,7 @@ A block is one cell on a group of targets. It is computed whole, written whole, 
 again: the same command after a kill goes on where the last one stopped.
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -73,6 +74,7 @@ def run_study(study: config.Study, command: str, *, dry_run: bool = False) -> No
     """
     console = Console()
     use_compilation_cache()
+    use_all_cores()
     load = Loader(study.plan)
     materials = [load(cell) for cell in study.cells]
     blocks = list(plan_blocks(study, len(materials[0].ids)))
@@ -219,7 +221,7 @@ def run_block(
     module, variables, _ = material.victim
     targets = trials.make_targets(module, variables, truths, material.normalization, cell.labels)
     numbers = attack.Numbers(jnp.float32(cell.lr), jnp.float32(cell.tv), jnp.int32(cell.iterations))
-    plan = trials.make_plan(variables["params"], len(seeds))
+    plan = trials.make_plan(variables["params"], len(ids), len(seeds))
     keys = trials.start_keys(ids[:, 0], seeds)
     result = trials.run(
         module, variables, targets, truths, material.normalization,
@@ -347,6 +349,14 @@ def print_plan(
         f"{len(study.cells)} cells, {len(blocks)} blocks, {total / 1e15:.3g} PFLOP in all "
         f"(about {total / 2e10 / 60:.3g} minutes at 20 GFLOP/s); nothing was run"
     )
+
+
+def use_all_cores() -> None:
+    """Makes every CPU core a JAX device, so that trials share the cores as they share GPUs."""
+    if jax.config.jax_num_cpu_devices == -1:
+        # Raises where a program that embeds the sweep has started JAX: its choice of devices holds.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
 def use_compilation_cache() -> None:

@@ -6,6 +6,7 @@ network's parameters, the targets and all numbers are arguments.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinv import client, metrics, rng
@@ -26,15 +28,17 @@ CHUNK_STEPS = 50  # between two looks of the progress bar
 
 
 class Plan(NamedTuple):
-    """How many seeds of a target go through the network at once; the groups follow one another."""
+    """How trials go through the network: a *group* at once, the groups of a device in turn."""
 
+    targets_at_once: int
     seeds_at_once: int
+    devices: int = 1  # that share the groups
 
 
 class Trace(NamedTuple):
     """What was seen on the way. Axes: point, target, seed."""
 
-    step: Int[Array, " point"]  # steps taken when measured
+    step: Int[np.ndarray, " point"]  # steps taken when measured
     psnr: Float[Array, "point target seed"]
     objective: Float[Array, "point target seed"]
     prior: Float[Array, "point target seed"]
@@ -51,18 +55,55 @@ class Result(NamedTuple):
     trace: Trace
 
 
-def make_plan(params: PyTree, seeds: int) -> Plan:
-    """Chooses the group size: all seeds on an accelerator, what stays in the cache on a CPU.
+def make_plan(params: PyTree, targets: int, seeds: int) -> Plan:
+    """Chooses the groups: everything at once on an accelerator, what stays in the cache on a CPU.
 
     On a CPU a batch that leaves the cache costs more than it saves, so that networks beyond
-    LeNet's size take one seed after the other. The size divides the number of seeds: no group is
-    compiled twice.
+    LeNet's size take one trial after the other on each core.
     """
+    devices = jax.local_device_count()
     if jax.default_backend() != "cpu":
-        return Plan(seeds)
+        return Plan(targets, -(-seeds // devices), devices)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    most = 8 if size < 100_000 else 1
-    return Plan(max(d for d in range(1, min(most, seeds) + 1) if seeds % d == 0))
+    most = min(8 if size < 100_000 else 1, -(-targets * seeds // devices))
+    # The size divides the number of seeds where it can: no trial is computed for nothing.
+    return Plan(1, max(d for d in range(1, min(most, seeds) + 1) if seeds % d == 0), devices)
+
+
+class Grid(NamedTuple):
+    """Where each trial runs. Filler repeats the last target or seed and is dropped afterwards."""
+
+    target: Int[np.ndarray, "group targets_at_once"]
+    seed: Int[np.ndarray, "group seeds_at_once"]
+    shape: tuple[int, int]  # groups along the targets, along the seeds
+    trials: tuple[int, int]  # targets, seeds
+
+    def deal(self, keys: jax.Array) -> jax.Array:
+        """Takes [target, seed, ...] to [group, targets_at_once, seeds_at_once, ...]."""
+        return keys[self.target[:, :, None], self.seed[:, None, :]]
+
+    def gather(self, grouped: Array) -> np.ndarray:
+        """Puts [group, targets_at_once, seeds_at_once, ...] back as [target, seed, ...]."""
+        grouped = np.asarray(grouped)
+        rest = grouped.shape[3:]
+        grouped = grouped[: math.prod(self.shape)].reshape(*self.shape, *grouped.shape[1:])
+        # [target group, seed group, target, seed] -> [target group, target, seed group, seed]
+        rows, columns = self.shape[0] * grouped.shape[2], self.shape[1] * grouped.shape[3]
+        joined = grouped.swapaxes(1, 2).reshape(rows, columns, *rest)
+        return joined[: self.trials[0], : self.trials[1]]
+
+
+def make_grid(plan: Plan, targets: int, seeds: int) -> Grid:
+    """Lays targets x seeds out as groups, a multiple of the devices in number."""
+    rows, columns = -(-targets // plan.targets_at_once), -(-seeds // plan.seeds_at_once)
+    groups = -(-rows * columns // plan.devices) * plan.devices
+    group = np.minimum(np.arange(groups), rows * columns - 1)
+    target = (group // columns)[:, None] * plan.targets_at_once + np.arange(plan.targets_at_once)
+    seed = (group % columns)[:, None] * plan.seeds_at_once + np.arange(plan.seeds_at_once)
+    return Grid(
+        np.minimum(target, targets - 1), np.minimum(seed, seeds - 1),
+        (rows, columns), (targets, seeds),
+    )  # fmt: skip
 
 
 def make_targets(
@@ -129,87 +170,96 @@ def run(
     every = max(1, -(-total // TRACE_POINTS))
     points = max(1, CHUNK_STEPS // every)
     batch_shape = (targets.labels.shape[1], *image_shape)
-    states = _init(method, batch_shape, normalization, keys)
+    grid = make_grid(plan, *keys.shape)
+    states = init_states(method, batch_shape, normalization, grid.deal(keys))
     traces, step = [], 0
     while step <= total:
-        states, trace = _chunk(
-            module, method, points, plan, variables, targets, truths, normalization,
-            numbers, jnp.int32(every), jnp.int32(step), states,
+        states, trace = run_chunk(
+            module, method, points, plan.devices, variables, targets, truths, normalization,
+            numbers, jnp.int32(every), jnp.int32(step), grid.target, states,
         )  # fmt: skip
-        traces.append(jax.tree.map(np.asarray, trace))
+        taken = np.minimum(step + every * np.arange(points), total)
+        seen = (np.moveaxis(grid.gather(leaf), 2, 0) for leaf in trace)
+        traces.append(Trace(taken, *seen))
         step += points * every
         progress(min(step, total), float(np.mean(traces[-1].psnr[-1])))
     trace = jax.tree.map(lambda *parts: np.concatenate(parts), *traces)
     # Points beyond the end repeat it: keep the first that has taken every step.
     last = int(np.argmax(trace.step >= total))
     trace = jax.tree.map(lambda leaf: leaf[: last + 1], trace)
-    pixels, scores, finite = _finish(truths, normalization, states.candidate)
+    pixels, scores, finite = _finish(truths, normalization, grid.gather(states.candidate))
     objective, prior = trace.objective[last], trace.prior[last]
     finite = np.asarray(finite) & np.isfinite(objective)
     return Result(np.asarray(pixels), scores, objective, prior, finite, trace)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _init(method, shape, normalization, keys):
+def init_states(method, shape, normalization, keys):
+    """Draws every start: keys [group, target, seed] to states with those axes in front."""
     one = lambda key: attack.init(method, key, shape, normalization)  # noqa: E731
-    return jax.vmap(jax.vmap(one))(keys)
+    return jax.vmap(jax.vmap(jax.vmap(one)))(keys)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(11,))
-def _chunk(
-    module, method, points, plan, variables, targets, truths, normalization,
-    numbers, every, start, states,
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(12,))
+def run_chunk(
+    module, method, points, devices, variables, targets, truths, normalization,
+    numbers, every, start, group_targets, states,
 ):  # fmt: skip
-    """`points` times: measure, then take `every` steps. States keep [target, seed] in front."""
-    apply, params = client.apply_fn(module, variables), variables["params"]
+    """`points` times: measure, then take `every` steps. States are [group, target, seed, ...].
 
-    def trial(target, truth, state):
-        def point(carry, _):
-            state, index = carry
-            psnr = jnp.full((), jnp.nan)
-            if truth is not None:
-                psnr = metrics.trace_psnr(truth, normalization, state.candidate)
+    Returns the states and (psnr, objective, prior), each [group, target, seed, point].
+    """
 
-            def take(i, inner):
-                state, losses = inner
-                state, now = attack.step(
-                    method, numbers, apply, params, target, normalization, index + i, state
-                )
-                # The losses of the first step belong to the candidate just measured.
-                return state, jax.tree.map(lambda a, b: jnp.where(i == 0, a, b), now, losses)
+    def of_device(variables, targets, truths, normalization, numbers, every, start, groups):
+        def of_group(arguments):
+            rows, states = arguments
+            here = jax.tree.map(lambda leaf: leaf[rows], (targets, truths))
+            return jax.vmap(jax.vmap(trial, in_axes=(None, None, 0)))(*here, states)
 
-            none = attack.Losses(jnp.zeros(()), jnp.zeros(()))
-            steps = jnp.clip(numbers.iterations - index, 1, every)
-            state, losses = lax.fori_loop(0, steps, take, (state, none))
-            seen = Trace(index, psnr, losses.objective, losses.prior)
-            return (state, jnp.minimum(index + steps, numbers.iterations)), seen
+        def trial(target, truth, state):
+            apply, params = client.apply_fn(module, variables), variables["params"]
 
-        (state, _), trace = lax.scan(point, (state, start), length=points)
-        return state, trace
+            def point(carry, _):
+                state, index = carry
+                psnr = jnp.full((), jnp.nan)
+                if truth is not None:
+                    psnr = metrics.trace_psnr(truth, normalization, state.candidate)
 
-    return _grouped(trial, plan, targets, truths, states)
+                def take(i, inner):
+                    state, losses = inner
+                    state, now = attack.step(
+                        method, numbers, apply, params, target, normalization, index + i, state
+                    )
+                    # The losses of the first step belong to the candidate just measured.
+                    return state, jax.tree.map(lambda a, b: jnp.where(i == 0, a, b), now, losses)
+
+                none = attack.Losses(jnp.zeros(()), jnp.zeros(()))
+                steps = jnp.clip(numbers.iterations - index, 1, every)
+                state, losses = lax.fori_loop(0, steps, take, (state, none))
+                index = jnp.minimum(index + steps, numbers.iterations)
+                return (state, index), (psnr, losses.objective, losses.prior)
+
+            (state, _), trace = lax.scan(point, (state, start), length=points)
+            return state, trace
+
+        return lax.map(of_group, groups)
+
+    # Each device loops over its own groups and talks to no other. Without vma tracking, a gradient
+    # with respect to the replicated parameters stays this device's own (no implicit psum).
+    shared, dealt = PartitionSpec(), PartitionSpec("trial")
+    on_devices = jax.shard_map(
+        of_device, mesh=_mesh(devices), in_specs=(*[shared] * 7, dealt), out_specs=dealt,
+        check_vma=False,
+    )  # fmt: skip
+    return on_devices(
+        variables, targets, truths, normalization, numbers, every, start, (group_targets, states)
+    )
 
 
-def _grouped(trial, plan, targets, truths, states):
-    """Maps a trial over targets, then groups of seeds; within a group it is vmapped."""
-    seeds = jax.tree.leaves(states)[0].shape[1]
-    group = plan.seeds_at_once
-    split = lambda x: x.reshape(seeds // group, group, *x.shape[1:])  # noqa: E731
-    join = lambda x: x.reshape(seeds, *x.shape[2:])  # noqa: E731
-    axes = Trace(step=None, psnr=1, objective=1, prior=1)
-
-    def of_target(arguments):
-        target, truth, states = arguments
-        run_group = jax.vmap(functools.partial(trial, target, truth), out_axes=(0, axes))
-        states, trace = lax.map(run_group, jax.tree.map(split, states))
-        # [group, point, seed] -> [point, seed]
-        merge = lambda x: jnp.moveaxis(x, 1, 0).reshape(x.shape[1], seeds)  # noqa: E731
-        rest = {name: merge(getattr(trace, name)) for name in ("psnr", "objective", "prior")}
-        return jax.tree.map(join, states), Trace(trace.step[0], **rest)
-
-    states, trace = lax.map(of_target, (targets, truths, states))
-    rest = {name: getattr(trace, name).swapaxes(0, 1) for name in ("psnr", "objective", "prior")}
-    return states, Trace(trace.step[0], **rest)
+def _mesh(devices: int) -> jax.sharding.Mesh:
+    """The first local devices in a row; groups of trials are dealt out along it."""
+    local = np.array(jax.local_devices()[:devices])
+    return jax.sharding.Mesh(local, ("trial",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 @jax.jit

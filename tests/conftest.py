@@ -1,4 +1,4 @@
-"""Shared by all tests: quick compilation, and one compiled attack."""
+"""Shared by all tests: quick compilation, four devices, and one compiled attack."""
 
 import os
 
@@ -8,6 +8,9 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 )
 
 import jax
+
+jax.config.update("jax_num_cpu_devices", 4)
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -35,7 +38,9 @@ class Problem:
         )
         self.keys = trials.start_keys([0, 1], range(self.seeds))
 
-    def run(self, *, iterations=12, targets=None, truths=None, keys=None, group=2, lr=0.1):
+    def run(
+        self, *, iterations=12, targets=None, truths=None, keys=None, group=2, devices=1, lr=0.1
+    ):
         """Attacks; every call with the default shapes shares one compilation."""
         return trials.run(
             self.victim.module,
@@ -47,7 +52,7 @@ class Problem:
             Numbers(jnp.float32(lr), jnp.float32(0.01), jnp.int32(iterations)),
             self.shape,
             self.keys if keys is None else keys,
-            trials.Plan(group),
+            trials.Plan(1, group, devices),
         )
 
 

@@ -9,6 +9,7 @@ from jaxinv import client, labels
 from jaxinv.attacks import gradient_matching as attack
 from jaxinv.objectives import cosine, l2
 from jaxinv.priors import total_variation
+from jaxinv.trials import Plan, make_grid
 from jaxinv.types import Normalization, Target
 
 
@@ -97,10 +98,13 @@ def test_objective_is_zero_at_the_truth(problem):
     truth = jax.tree.map(lambda x: x[0], problem.truths)
     target = jax.tree.map(lambda x: x[0], problem.targets)
     apply = client.apply_fn(problem.victim.module, problem.victim.variables)
-    update = client.share_gradient(
-        apply, problem.victim.variables["params"], truth, problem.normalization
-    )
-    assert abs(float(cosine(update, target.update))) < 1e-6
+
+    @jax.jit
+    def objective(params):
+        update = client.share_gradient(apply, params, truth, problem.normalization)
+        return cosine(update, target.update)
+
+    assert abs(float(objective(problem.victim.variables["params"]))) < 1e-6
 
 
 def test_a_trial_alone_equals_the_same_trial_in_a_batch(problem, result):
@@ -112,6 +116,24 @@ def test_a_trial_alone_equals_the_same_trial_in_a_batch(problem, result):
     )  # fmt: skip
     np.testing.assert_allclose(alone.pixels[0, 0], result.pixels[1, 2], atol=2e-4)
     np.testing.assert_allclose(alone.objective[0, 0], result.objective[1, 2], rtol=1e-3)
+
+
+def test_four_devices_equal_one_bit_for_bit(problem, result):
+    """Also that replicated parameters get no gradient summed over the devices."""
+    shared = problem.run(devices=4)
+    np.testing.assert_array_equal(shared.pixels, result.pixels)
+    np.testing.assert_array_equal(shared.trace.objective, result.trace.objective)
+
+
+@pytest.mark.parametrize("plan", [(1, 1, 1), (2, 3, 1), (2, 3, 4), (3, 5, 2), (1, 2, 3)])
+def test_every_trial_comes_back_to_its_place(plan):
+    """Groups that do not divide the trials are filled up; the filler is dropped."""
+    grid = make_grid(Plan(*plan), 3, 5)
+    assert len(grid.target) % plan[2] == 0
+    trials = 10 * np.arange(3)[:, None] + np.arange(5)
+    dealt = grid.deal(trials)
+    assert dealt.shape == (len(grid.target), *plan[:2])
+    np.testing.assert_array_equal(grid.gather(dealt), trials)
 
 
 def test_one_bad_target_leaves_the_others_alone(problem, result):
@@ -139,11 +161,11 @@ def test_trace_runs_from_the_start_to_the_last_step(result):
 
 
 def test_numbers_share_one_compilation(problem, result):
-    from jaxinv.trials import _chunk
+    from jaxinv.trials import run_chunk
 
-    before = _chunk._cache_size()
+    before = run_chunk._cache_size()
     problem.run(lr=0.05, iterations=11)
-    assert _chunk._cache_size() == before
+    assert run_chunk._cache_size() == before
 
 
 def test_idlg_reads_the_label_off_any_network(problem):

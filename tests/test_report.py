@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from synthetic_run import write_run
 
-from jaxinv import plot_images, plot_intervals, plot_style, plots, report
+from jaxinv import plot_images, plot_intervals, plot_style, plots, report, report_tables
 from jaxinv.results import read_run
 from jaxinv.summary import choose_evenly, interval_text, number_text, summarize
 
@@ -23,6 +23,7 @@ FIGURES = {
     "best_of_k",
     "variance_components",
     "success_rate",
+    "paired_differences",
 }
 VARIANTS = {
     "one_trial": {"targets": 1, "seeds": 1},
@@ -68,6 +69,7 @@ def test_everything_is_written(study):
         "per_target.csv",
         "best_of_k.csv",
         "variance_components.csv",
+        "paired_differences.csv",
     }
     assert "tv = 0.0001" in printed
     assert not list(folder.glob(".*"))
@@ -99,6 +101,16 @@ def test_summary_equals_what_is_computed_anew(study):
     assert float(row["psnr_high"]) == pytest.approx(psnr.mean() + half, rel=1e-6)
 
 
+def test_paired_differences_are_of_the_same_targets(study, tmp_path):
+    folder, _ = study
+    assert [r["psnr_difference"] for r in read_csv(folder, "paired_differences")] == ["nan", "inf"]
+    write_run(tmp_path, axes=TV, targets=3, seeds=5)
+    first, second = (column(tmp_path, cell, "psnr").mean(axis=1) for cell in (0, 1))
+    row = report_tables.paired_differences(summarize(read_run(tmp_path), 19))[0]
+    assert (row["setting"], row["reference"]) == ("tv = 0.001", "tv = 0.01")
+    assert row["psnr_difference"] == pytest.approx((second - first).mean(), rel=1e-6)
+
+
 def test_failed_and_exact_trials_are_counted_and_not_averaged(study):
     folder, _ = study
     _, failed, exact, baseline = read_csv(folder, "summary")
@@ -118,7 +130,8 @@ def test_page_stands_alone_and_says_what_it_must(study):
     outside = re.findall(r'(?:src|srcset|href)="(?!data:image/|#)([^"]*)"', page)
     assert outside == []
     assert "<script" not in page
-    assert page.count("<figure>") == len(FIGURES)
+    alone = not summarize(read_run(tmp_path), 19.0).pairs
+    assert page.count("<figure>") == len(FIGURES) - alone
     for words in ("How much do the starts of one attack differ?", "python -m jaxinv.sweep --seeds",
                   "cpu, 2 cores", "jax 0.10.2", "Dimitrov", "1 trial of 45 turned non-finite",
                   "1 failed", "Wilson", "mean colour", "attacker", "oracle"):  # fmt: skip
@@ -134,7 +147,8 @@ def test_variants_build(tmp_path, name, monkeypatch):
     write_run(tmp_path, **VARIANTS[name])
     build(tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<figure>") == len(FIGURES)
+    alone = not summarize(read_run(tmp_path), 19.0).pairs
+    assert page.count("<figure>") == len(FIGURES) - alone
     assert "<euclidean>" not in page
     assert ("not finished: 16 of 24" in page) == (name == "unfinished")
     if name == "images":

@@ -41,6 +41,23 @@ def test_mean_interval_covers_the_mean_over_targets():
     assert abs(hits / 400 - 0.95) < 0.044
 
 
+def test_paired_difference_against_scipy():
+    """The t interval of the per-target differences, and only of those."""
+    from scipy import stats
+
+    generator = np.random.default_rng(3)
+    hard = 10 * generator.normal(size=(6, 1))  # makes targets differ, in both cells alike
+    reference = hard + generator.normal(size=(6, 4))
+    values = hard + 1 + generator.normal(size=(6, 4))
+    result = st.paired_difference(values, reference)
+    test = stats.ttest_rel(values.mean(axis=1), reference.mean(axis=1))
+    expected = (test.confidence_interval(0.95).low, test.confidence_interval(0.95).high)
+    np.testing.assert_allclose(result[1:], expected, rtol=1e-12)
+    np.testing.assert_allclose(result.value, (values - reference).mean(), rtol=1e-12)
+    values[2, 1] = np.nan
+    assert np.isnan(st.paired_difference(values, reference)).all()
+
+
 def test_variance_components_by_hand():
     # Means 2, 6, 10: MSB = 2 * 32 / 2 = 32. Within: 3 * 2 / 3 = 2. Between: (32 - 2) / 2 = 15.
     values = np.array([[1.0, 3.0], [5.0, 7.0], [9.0, 11.0]])
