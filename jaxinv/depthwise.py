@@ -33,6 +33,7 @@ def depthwise_conv(
     # The last row and column that the first tap meets.
     last_h = (height - taps_h) // strides[0] * strides[0]
     last_w = (width - taps_w) // strides[1] * strides[1]
+    rows = (batch, last_h // strides[0] + 1, 1, channels)
     total = 0.0
     for i in range(taps_h):
         for j in range(taps_w):
@@ -40,5 +41,8 @@ def depthwise_conv(
                 images, (0, i, j, 0), (batch, i + last_h + 1, j + last_w + 1, channels),
                 (1, *strides, 1),
             )  # fmt: skip
-            total += shifted * kernels[i, j]
+            # Repeating the tap for every row makes its gradient a sum over each row and then one
+            # over the rows: on a CPU 7 times faster than XLA's sum over everything at once, which
+            # the barrier keeps it from going back to.
+            total += shifted * lax.optimization_barrier(jnp.broadcast_to(kernels[i, j], rows))
     return total

@@ -1,5 +1,7 @@
 """The trilinear convolution against plain autodiff of `lax.conv_general_dilated`, in float64."""
 
+from contextlib import nullcontext
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,11 @@ import numpy as np
 import pytest
 from jax import lax
 
+from jaxinv import models
 from jaxinv.convolution import conv_general_dilated, fast_convolutions
+from jaxinv.objectives import OBJECTIVES
+
+cosine = OBJECTIVES["cosine"]
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -63,6 +69,37 @@ def test_a_kernel_of_its_own_per_example_equals_a_loop():
         np.testing.assert_allclose(batched, jnp.stack(plain), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("kernel", "strides", "padding", "size"), CASES)
+@pytest.mark.parametrize("own", [False, True])
+def test_depthwise_equals_plain_autodiff_at_second_order_under_vmap(
+    kernel, strides, padding, size, own
+):
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(2))
+        weights = jax.random.normal(keys[0], (3, *kernel, 1, 4), jnp.float64)
+        images = jax.random.normal(keys[1], (3, 2, *size, 4), jnp.float64)
+
+        def run(conv):
+            operation = lambda x, w: conv(  # noqa: E731
+                x, w, strides, padding, dimension_numbers=DIMENSIONS, feature_group_count=4
+            )
+
+            def gradient_norm(x, w):
+                gradient = jax.grad(lambda w: jnp.sum(jnp.sin(operation(x, w))))(w)
+                return jnp.sum(jnp.tanh(gradient))
+
+            second = jax.value_and_grad(gradient_norm, argnums=(0, 1))
+            return jax.jit(jax.vmap(second, (0, 0) if own else (0, None)))(
+                images, weights if own else weights[0]
+            )
+
+        ours, plain = (
+            jax.tree.leaves(run(c)) for c in (conv_general_dilated, lax.conv_general_dilated)
+        )
+        for x, y in zip(ours, plain, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-11)
+
+
 class Mixed(nn.Module):
     """A plain network: one covered convolution, one that is not (dilated)."""
 
@@ -70,6 +107,39 @@ class Mixed(nn.Module):
     def __call__(self, x):
         x = nn.sigmoid(nn.Conv(4, (3, 3), strides=2)(x))
         return nn.Conv(2, (3, 3), kernel_dilation=2)(x).mean((1, 2))
+
+
+# The narrowest of each, on images of 8x8 (9x9, where pooling needs it).
+NARROW = {"lenet_zhu": None, "mlp": 4, "mobilenetv2": 8, "mobilenetv2_gn": 8}
+
+
+@pytest.mark.parametrize("name", models.NETWORKS)
+def test_every_network_attacked_equals_plain_autodiff_in_float64(name):
+    size = max(8, models.NETWORKS[name].smallest)
+    with jax.enable_x64(True):
+        module = models.build(name, classes=3, width=NARROW.get(name, 2))
+        images = jax.random.normal(jax.random.key(0), (2, size, size, 3), jnp.float64)
+        variables = jax.jit(module.init)(jax.random.key(1), images)
+        variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
+        params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+
+        def attack_gradient(context):
+            def update(x):
+                def loss(params):
+                    with context():
+                        logits = module.apply({**rest, "params": params}, x)
+                    return -nn.log_softmax(logits)[:, 1].mean()
+
+                return jax.grad(loss)(params)
+
+            target = jax.tree.map(jnp.cos, params)  # any direction will do
+            return jax.jit(jax.value_and_grad(lambda x: cosine(update(x), target)))(images)
+
+        fast, plain = attack_gradient(fast_convolutions), attack_gradient(nullcontext)
+        scale = np.abs(plain[1]).max()
+        assert scale > 0
+        np.testing.assert_allclose(fast[0], plain[0], rtol=1e-9)
+        np.testing.assert_allclose(fast[1] / scale, plain[1] / scale, atol=1e-9)
 
 
 def test_serves_any_flax_network_and_falls_back_by_itself():

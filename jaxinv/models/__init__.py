@@ -70,3 +70,13 @@ def build(name: str, *, classes: int, width: int | None = None) -> nn.Module:
     if width % entry.width_step:
         raise UserError(f"--width {width}: {name} has widths that {entry.width_step} divides")
     return entry.module(classes=classes, width=width)
+
+
+def check_image_size(name: str, dataset: str, shape: tuple[int, int, int]) -> None:
+    """Raises a UserError if images of this height, width, channel do not survive the pooling."""
+    smallest = NETWORKS[name].smallest
+    if min(shape[:2]) < smallest:
+        raise UserError(
+            f"--model {name} needs images of at least {smallest}x{smallest}; "
+            f"--dataset {dataset} has {shape[0]}x{shape[1]}"
+        )

@@ -15,7 +15,7 @@ HEAD = 1280  # channels of the last convolution; smaller multipliers leave it as
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion (none at factor 1), depthwise 3x3, linear 1x1; added to the input if it fits."""
+    """1x1 expansion (if any), depthwise 3x3, linear 1x1; added to the input if it fits."""
 
     features: int
     stride: int
@@ -65,7 +65,7 @@ class MobileNetV2(nn.Module):
 
 
 def _scale(channels: int, multiplier: float) -> int:
-    """Channels times the multiplier, to the nearest multiple of 8 but never 10% below the product."""
+    """Channels times the multiplier, to the nearest multiple of 8 not 10% below the product."""
     exact = channels * multiplier
     rounded = max(8, int(exact + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * exact else rounded + 8
