@@ -1,5 +1,6 @@
 """The trilinear convolution against plain autodiff of `lax.conv_general_dilated`, in float64."""
 
+import os
 from contextlib import nullcontext
 
 import flax.linen as nn
@@ -11,6 +12,8 @@ from jax import lax
 
 from jaxinv import models
 from jaxinv.convolution import conv_general_dilated, fast_convolutions
+from jaxinv.models.mobilenet import InvertedResidual
+from jaxinv.models.resnet import Bottleneck, ResNet
 from jaxinv.objectives import OBJECTIVES
 
 cosine = OBJECTIVES["cosine"]
@@ -109,15 +112,41 @@ class Mixed(nn.Module):
         return nn.Conv(2, (3, 3), kernel_dilation=2)(x).mean((1, 2))
 
 
-# The narrowest of each, on images of 8x8 (9x9, where pooling needs it).
-NARROW = {"lenet_zhu": None, "mlp": 4, "mobilenetv2": 8, "mobilenetv2_gn": 8}
+# One of each kind of block and norm, as shallow as shows it; the table's networks only repeat them.
+SHALLOW = {
+    "lenet_zhu": lambda: models.build("lenet_zhu", classes=3),
+    "convnet": lambda: models.build("convnet", classes=3, width=2),
+    "basic": lambda: ResNet(3, 2, (1, 1)),
+    "bottleneck": lambda: ResNet(3, 2, (1, 1), Bottleneck),
+    "bottleneck_gn": lambda: ResNet(3, 4, (1, 1), Bottleneck, "group"),
+    "inverted": lambda: Inverted("batch"),
+    "inverted_gn": lambda: Inverted("group"),
+}
+WIDTHS = {"lenet_zhu": None, "mobilenetv2": 8, "mobilenetv2_gn": 8}
+# The whole table takes minutes to compile: JAXINV_ALL_NETWORKS=1 pytest tests/test_convolution.py
+WHOLE = {
+    name: lambda name=name: models.build(name, classes=3, width=WIDTHS.get(name, 2))
+    for name in (models.NETWORKS if "JAXINV_ALL_NETWORKS" in os.environ else ())
+}
 
 
-@pytest.mark.parametrize("name", models.NETWORKS)
-def test_every_network_attacked_equals_plain_autodiff_in_float64(name):
-    size = max(8, models.NETWORKS[name].smallest)
+class Inverted(nn.Module):
+    """A strided and an added inverted residual, as in MobileNetV2."""
+
+    norm: str
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        for features, stride in ((4, 2), (4, 1)):
+            x = InvertedResidual(features, stride, 2, self.norm)(x, train)
+        return nn.Dense(3)(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("name", [*SHALLOW, *WHOLE])
+def test_a_network_attacked_equals_plain_autodiff_in_float64(name):
+    size = 9 if "convnet" in name else 8
     with jax.enable_x64(True):
-        module = models.build(name, classes=3, width=NARROW.get(name, 2))
+        module = (SHALLOW | WHOLE)[name]()
         images = jax.random.normal(jax.random.key(0), (2, size, size, 3), jnp.float64)
         variables = jax.jit(module.init)(jax.random.key(1), images)
         variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)

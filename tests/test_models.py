@@ -1,5 +1,7 @@
 """The networks against their published parameter counts and inits."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,7 @@ COUNTS = [
 ]
 
 
+@functools.cache
 def shapes(name, width):
     module = models.build(name, classes=10, width=width)
     return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
@@ -58,7 +61,7 @@ def test_resnets_of_any_width_have_the_count_by_hand(name, blocks):
     assert count(name, 10) == basic_resnet_count(10, blocks)
 
 
-@pytest.mark.parametrize("name", [n for n in models.NETWORKS if f"{n}_gn" in models.NETWORKS])
+@pytest.mark.parametrize("name", ["convnet", "resnet20", "resnet18", "mobilenetv2"])
 def test_group_norm_twin_has_the_same_parameters_and_no_statistics(name):
     assert count(name, 8) == count(f"{name}_gn", 8)
     assert set(shapes(f"{name}_gn", 8)) == {"params"}
