@@ -1,6 +1,7 @@
 """Gradient inversion attacks by the batch: many targets, many seeds, one compiled loop."""
 
 from jaxinv.attacks.gradient_matching import Method
+from jaxinv.checkpoints import TrainedVictim, load_victim
 from jaxinv.inversion import Inversion, invert
 
-__all__ = ["Inversion", "Method", "invert"]
+__all__ = ["Inversion", "Method", "TrainedVictim", "invert", "load_victim"]

@@ -10,9 +10,9 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, SCHEDULES, SIGNS, Method
 from jaxinv.errors import UserError
@@ -20,6 +20,8 @@ from jaxinv.labels import LABELS
 from jaxinv.models import NETWORKS
 from jaxinv.objectives import OBJECTIVES
 from jaxinv.priors import PRIORS
+from jaxinv.training import PRECISIONS
+from jaxinv.training import SCHEDULES as TRAINING_SCHEDULES
 
 DEFAULT_STUDY = Path(__file__).parent / "default_study.toml"
 
@@ -78,6 +80,54 @@ class Plan(_Strict):
     out: str | None = Field(None, description="run folder; runs/NAME if not given")
 
 
+class Stop(NamedTuple):
+    """Where a training keeps a checkpoint on its way."""
+
+    kind: str  # "epoch" | "step" | "accuracy" (the first epoch that ends with it on the test split)
+    value: float
+
+    @property
+    def name(self) -> str:
+        """What is added to the checkpoint's name: `epoch2`, `accuracy0.5`."""
+        return f"{self.kind}{self.value:g}"
+
+
+def _stop(text: str) -> Stop:
+    """Reads `epoch:2`, `step:500` or `accuracy:0.5`."""
+    kind, _, number = text.partition(":")
+    try:
+        value = float(number) if kind == "accuracy" else int(number)
+    except ValueError:
+        value = -1
+    if kind not in ("epoch", "step", "accuracy") or value < 0 or (kind == "accuracy" and value > 1):
+        raise ValueError("give epoch:N, step:N or accuracy:A with A between 0 and 1")
+    return Stop(kind, value)
+
+
+class Training(_Strict):
+    """What `jaxinv.train` is asked for. Each field but `augment` is a flag."""
+
+    model: Annotated[str, _known(NETWORKS)] = Field("lenet_zhu", description="network")
+    width: int | None = Field(None, ge=1, description="its width; the published one if not given")
+    dataset: str = Field("tiles", description="'tiles' or a tensorflow-datasets name")
+    epochs: int = Field(120, ge=1, description="passes over the training split")
+    lr: float = Field(0.1, gt=0, description="highest learning rate")
+    schedule: Annotated[str, _known(TRAINING_SCHEDULES)] = Field(
+        "step", description="rate's course: step, cosine or one-cycle"
+    )
+    batch: int = Field(128, ge=1, description="images per step")
+    augment: bool = Field(True, description="random crop and flip")
+    precision: Annotated[str, _known(PRECISIONS)] = Field(
+        "float32", description="of the arithmetic; bfloat16 for accelerators"
+    )
+    seed: int = Field(0, ge=0, description="of the initialisation, the order and the augmentation")
+    stop_at: tuple[Annotated[Stop, BeforeValidator(_stop)], ...] = Field(
+        (), description="keep a checkpoint at each of these too: epoch:2 step:500 accuracy:0.5"
+    )
+    data_dir: str | None = Field(None, description="tensorflow-datasets folder (or TFDS_DATA_DIR)")
+    out: str | None = Field(None, description="name in checkpoints/, or a path; MODEL-wWIDTH-DATA")
+
+
 class Text(_Strict):
     """What a sweep file says of itself."""
 
@@ -116,6 +166,37 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                 metavar="VALUE",
                 help=f"{field.description} (default: {field.default})",
             )
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds one flag per setting of a training; `load_training` validates their values."""
+    for name, field in Training.model_fields.items():
+        if name == "augment":
+            parser.add_argument(
+                "--no-augment", dest=name, action="store_false", default=None,
+                help=f"without {field.description}",
+            )  # fmt: skip
+        else:
+            parser.add_argument(
+                _flag(name),
+                nargs="+" if name == "stop_at" else None,
+                metavar="VALUE",
+                help=f"{field.description} (default: {field.default})",
+            )
+
+
+def load_training(flags: Mapping[str, Any]) -> Training:
+    """Validates the flags of a training.
+
+    Raises:
+      UserError: one line that names the setting and what it may be.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    training = _validate(Training, given)
+    for stop in training.stop_at:
+        if stop.kind == "epoch" and stop.value > training.epochs:
+            raise UserError(f"--stop-at epoch:{stop.value:g}: there are {training.epochs} --epochs")
+    return training
 
 
 def load_study(path: Path | None, flags: Mapping[str, Any]) -> Study:

@@ -32,6 +32,8 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxinv.depthwise import depthwise_conv
+
 
 class Geometry(NamedTuple):
     """What is static about one convolution: enough to infer the shape of any of the three parts."""
@@ -240,11 +242,12 @@ def conv_general_dilated(
 ):  # fmt: skip
     """`lax.conv_general_dilated` on the trilinear primitives, as `flax.linen.Conv` calls it.
 
-    What the primitives do not cover (dilation, feature groups, not two spatial axes) goes to
-    `lax`, with the same values.
+    Depthwise convolutions are shifted multiply-adds. What neither covers (dilation, other feature
+    groups, not two spatial axes) goes to `lax`, with the same values.
     """
     plain = all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
-    if rhs.ndim != 4 or not plain or feature_group_count != 1:
+    depthwise = feature_group_count == lhs.shape[-1] == rhs.shape[-1]
+    if rhs.ndim != 4 or not plain or not (feature_group_count == 1 or depthwise):
         return lax.conv_general_dilated(
             lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation,
             dimension_numbers, feature_group_count, precision=precision,
@@ -252,6 +255,8 @@ def conv_general_dilated(
     image, kernel = lhs.shape[1:3], rhs.shape[:2]
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(image, kernel, window_strides, padding)
+    if depthwise:
+        return depthwise_conv(lhs, rhs, window_strides, padding)
     geometry = Geometry(
         tuple(image), tuple(kernel), tuple(window_strides), tuple(map(tuple, padding))
     )

@@ -16,6 +16,7 @@ class Stream(enum.IntEnum):
     NETWORK = 1
     DEFENSE = 2
     START = 3
+    TRAINING = 4
 
 
 def stream_key(stream: Stream, seed: int, *indices: int) -> jax.Array:

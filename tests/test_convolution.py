@@ -1,5 +1,8 @@
 """The trilinear convolution against plain autodiff of `lax.conv_general_dilated`, in float64."""
 
+import os
+from contextlib import nullcontext
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +10,13 @@ import numpy as np
 import pytest
 from jax import lax
 
+from jaxinv import models
 from jaxinv.convolution import conv_general_dilated, fast_convolutions
+from jaxinv.models.mobilenet import InvertedResidual
+from jaxinv.models.resnet import Bottleneck, ResNet
+from jaxinv.objectives import OBJECTIVES
+
+cosine = OBJECTIVES["cosine"]
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -63,6 +72,37 @@ def test_a_kernel_of_its_own_per_example_equals_a_loop():
         np.testing.assert_allclose(batched, jnp.stack(plain), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("kernel", "strides", "padding", "size"), CASES)
+@pytest.mark.parametrize("own", [False, True])
+def test_depthwise_equals_plain_autodiff_at_second_order_under_vmap(
+    kernel, strides, padding, size, own
+):
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(2))
+        weights = jax.random.normal(keys[0], (3, *kernel, 1, 4), jnp.float64)
+        images = jax.random.normal(keys[1], (3, 2, *size, 4), jnp.float64)
+
+        def run(conv):
+            operation = lambda x, w: conv(  # noqa: E731
+                x, w, strides, padding, dimension_numbers=DIMENSIONS, feature_group_count=4
+            )
+
+            def gradient_norm(x, w):
+                gradient = jax.grad(lambda w: jnp.sum(jnp.sin(operation(x, w))))(w)
+                return jnp.sum(jnp.tanh(gradient))
+
+            second = jax.value_and_grad(gradient_norm, argnums=(0, 1))
+            return jax.jit(jax.vmap(second, (0, 0) if own else (0, None)))(
+                images, weights if own else weights[0]
+            )
+
+        ours, plain = (
+            jax.tree.leaves(run(c)) for c in (conv_general_dilated, lax.conv_general_dilated)
+        )
+        for x, y in zip(ours, plain, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-11)
+
+
 class Mixed(nn.Module):
     """A plain network: one covered convolution, one that is not (dilated)."""
 
@@ -70,6 +110,65 @@ class Mixed(nn.Module):
     def __call__(self, x):
         x = nn.sigmoid(nn.Conv(4, (3, 3), strides=2)(x))
         return nn.Conv(2, (3, 3), kernel_dilation=2)(x).mean((1, 2))
+
+
+# One of each kind of block and norm, as shallow as shows it; the table's networks only repeat them.
+SHALLOW = {
+    "lenet_zhu": lambda: models.build("lenet_zhu", classes=3),
+    "convnet": lambda: models.build("convnet", classes=3, width=2),
+    "basic": lambda: ResNet(3, 2, (1, 1)),
+    "bottleneck": lambda: ResNet(3, 2, (1, 1), Bottleneck),
+    "bottleneck_gn": lambda: ResNet(3, 4, (1, 1), Bottleneck, "group"),
+    "inverted": lambda: Inverted("batch"),
+    "inverted_gn": lambda: Inverted("group"),
+}
+WIDTHS = {"lenet_zhu": None, "mobilenetv2": 8, "mobilenetv2_gn": 8}
+# The whole table takes minutes to compile: JAXINV_ALL_NETWORKS=1 pytest tests/test_convolution.py
+WHOLE = {
+    name: lambda name=name: models.build(name, classes=3, width=WIDTHS.get(name, 2))
+    for name in (models.NETWORKS if "JAXINV_ALL_NETWORKS" in os.environ else ())
+}
+
+
+class Inverted(nn.Module):
+    """A strided and an added inverted residual, as in MobileNetV2."""
+
+    norm: str
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        for features, stride in ((4, 2), (4, 1)):
+            x = InvertedResidual(features, stride, 2, self.norm)(x, train)
+        return nn.Dense(3)(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("name", [*SHALLOW, *WHOLE])
+def test_a_network_attacked_equals_plain_autodiff_in_float64(name):
+    size = 9 if "convnet" in name else 8
+    with jax.enable_x64(True):
+        module = (SHALLOW | WHOLE)[name]()
+        images = jax.random.normal(jax.random.key(0), (2, size, size, 3), jnp.float64)
+        variables = jax.jit(module.init)(jax.random.key(1), images)
+        variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
+        params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+
+        def attack_gradient(context):
+            def update(x):
+                def loss(params):
+                    with context():
+                        logits = module.apply({**rest, "params": params}, x)
+                    return -nn.log_softmax(logits)[:, 1].mean()
+
+                return jax.grad(loss)(params)
+
+            target = jax.tree.map(jnp.cos, params)  # any direction will do
+            return jax.jit(jax.value_and_grad(lambda x: cosine(update(x), target)))(images)
+
+        fast, plain = attack_gradient(fast_convolutions), attack_gradient(nullcontext)
+        scale = np.abs(plain[1]).max()
+        assert scale > 0
+        np.testing.assert_allclose(fast[0], plain[0], rtol=1e-9)
+        np.testing.assert_allclose(fast[1] / scale, plain[1] / scale, atol=1e-9)
 
 
 def test_serves_any_flax_network_and_falls_back_by_itself():

@@ -1,5 +1,8 @@
 """The networks against their published parameter counts and inits."""
 
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 
 from jaxinv import models
 from jaxinv.errors import UserError
+from jaxinv.models import layers
 from jaxinv.victims import digest, untrained
 
 # Published counts, 10 classes on 32x32x3.
@@ -17,19 +21,92 @@ COUNTS = [
     ("convnet", 16, 187_114),
     ("resnet20", 16, 272_474),
     ("resnet20", 64, 4_327_754),
+    ("resnet18", 64, 11_173_962),
+    ("resnet34", 64, 21_282_122),
+    ("resnet50", 64, 23_520_842),
+    # torchvision's 3,504,872 with a dense layer of 10 instead of 1000 classes.
+    ("mobilenetv2", 32, 3_504_872 - 1281 * 1000 + 1281 * 10),
     ("mlp", 1024, 3072 * 1024 + 2 * 1024 * 1024 + 10 * 1024 + 3 * 1024 + 10),
 ]
 
 
-@pytest.mark.parametrize(("name", "width", "count"), COUNTS)
-def test_parameter_counts(name, width, count):
+@functools.cache
+def shapes(name, width):
     module = models.build(name, classes=10, width=width)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
+    return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+
+def count(name, width):
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes(name, width)["params"]))
+
+
+@pytest.mark.parametrize(("name", "width", "published"), COUNTS)
+def test_parameter_counts(name, width, published):
+    assert count(name, width) == published
+
+
+def basic_resnet_count(width, blocks):
+    """By hand: 9ab per 3x3 from a to b channels, ab per 1x1, 2b per norm, one dense layer."""
+    conv = lambda a, b, kernel: kernel**2 * a * b + 2 * b  # noqa: E731
+    total, before = conv(3, width, 3), width
+    for features in (width, 2 * width, 4 * width):
+        total += conv(before, features, 3) + (2 * blocks - 1) * conv(features, features, 3)
+        total += conv(before, features, 1) * (before != features)
+        before = features
+    return total + 10 * before + 10
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("resnet20", 3), ("resnet32", 5), ("resnet56", 9)])
+def test_resnets_of_any_width_have_the_count_by_hand(name, blocks):
+    assert count(name, 10) == basic_resnet_count(10, blocks)
+
+
+@pytest.mark.parametrize("name", ["convnet", "resnet20", "resnet18", "mobilenetv2"])
+def test_group_norm_twin_has_the_same_parameters_and_no_statistics(name):
+    assert count(name, 8) == count(f"{name}_gn", 8)
+    assert set(shapes(f"{name}_gn", 8)) == {"params"}
+    assert set(shapes(name, 8)) == {"params", "batch_stats"}
+
+
+def test_group_norm_keeps_images_apart_and_batch_norm_in_training_does_not():
+    images = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+
+    def alone_and_together(name):
+        victim = untrained(name, classes=3, width=2, seed=0, image_shape=(4, 4, 3))
+        apply = jax.jit(
+            lambda x: victim.module.apply(victim.variables, x, train=True, mutable=["batch_stats"])[
+                0
+            ]
+        )
+        return apply(images[:1]), apply(images)[:1]
+
+    np.testing.assert_allclose(*alone_and_together("resnet20_gn"), rtol=1e-4, atol=1e-5)
+    alone, together = alone_and_together("resnet20")
+    assert np.abs(alone - together).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(64, 32), (320, 32), (16, 8), (24, 12), (144, 24), (5, 1), (1, 1)]
+)
+def test_group_norm_groups_divide_the_channels_and_hold_two(channels, groups):
+    x = jax.random.normal(jax.random.key(0), (1, 4, 4, channels))
+    norm = jax.nn.standardize(x.reshape(1, 16, groups, -1), axis=(1, 3), epsilon=1e-5)
+    ours = layers.normalize  # in a module: it declares a layer
+    out, _ = nn.init_with_output(lambda module: ours(x, "group", False), nn.Module())(
+        jax.random.key(1)
+    )
+    np.testing.assert_allclose(out, norm.reshape(x.shape), rtol=1e-3, atol=1e-4)
+
+
+def test_a_width_the_multiplier_cannot_make_is_refused():
+    with pytest.raises(UserError, match="--width 12: mobilenetv2 has widths that 8 divides"):
+        models.build("mobilenetv2", classes=10, width=12)
+    # Different widths are different networks.
+    assert count("mobilenetv2", 8) < count("mobilenetv2", 16) < count("mobilenetv2", 32)
 
 
 def test_unknown_network_lists_the_known_ones():
-    with pytest.raises(UserError, match="lenet_zhu, convnet, resnet20, mlp"):
+    with pytest.raises(UserError, match="lenet_zhu, mlp, convnet, resnet20"):
         models.build("lenet", classes=10)
 
 

@@ -3,11 +3,11 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from jaxinv.models.layers import batch_norm, conv, dense, flatten, max_pool
+from jaxinv.models.layers import conv, dense, flatten, max_pool, normalize
 
 
 class ConvNet(nn.Module):
-    """Six 3x3 convolutions, pool, two more, pool, dense; BatchNorm and ReLU after each convolution.
+    """Six 3x3 convolutions, pool, two more, pool, dense; norm and ReLU after each convolution.
 
     `width` is the number of channels of the first convolution; the published network has 64.
     2,904,970 parameters at width 64 with 10 classes on 32x32x3.
@@ -15,6 +15,7 @@ class ConvNet(nn.Module):
 
     classes: int
     width: int = 64
+    norm: str = "batch"  # or "group"
 
     @nn.compact
     def __call__(
@@ -24,6 +25,6 @@ class ConvNet(nn.Module):
         for stage in ((1, 2, 2, 4, 4, 4), (4, 4)):
             for factor in stage:
                 x = conv(x, factor * self.width, kernel=3)
-                x = nn.relu(batch_norm(use_running_average=not train)(x))
+                x = nn.relu(normalize(x, self.norm, train))
             x = max_pool(x, 3)
         return dense(flatten(x), self.classes)

@@ -4,7 +4,6 @@ The init changes the gradients, so it is part of a network's definition. PyTorch
 *and the biases* of a layer from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 """
 
-import functools
 import math
 
 import flax.linen as nn
@@ -14,8 +13,7 @@ from jaxtyping import Array, Float
 # He et al. 2015: normal, variance 2 / fan_out, the convolution init of the published ResNets.
 kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
-# PyTorch's defaults: eps 1e-5, and its momentum 0.1 is Flax's 0.9.
-batch_norm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+GROUPS = 32  # the most groups of a GroupNorm, as published (Wu & He 2018)
 
 
 def uniform(bound: float) -> nn.initializers.Initializer:
@@ -35,6 +33,47 @@ def conv(x: Float[Array, "batch height width channel"], features: int, kernel: i
         features, (kernel, kernel), padding=((pad, pad), (pad, pad)),
         kernel_init=init, bias_init=init,
     )(x)  # fmt: skip
+
+
+def conv_kaiming(
+    x: Float[Array, "batch height width channel"],
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    groups: int = 1,
+) -> Array:
+    """A convolution without bias, padded to keep the size at stride 1, Kaiming-normal by fan-out.
+
+    `groups` = the number of channels makes it depthwise.
+    """
+    pad = (kernel - 1) // 2
+    return nn.Conv(
+        features, (kernel, kernel), strides=stride, padding=((pad, pad), (pad, pad)),
+        feature_group_count=groups, use_bias=False, kernel_init=kaiming_normal_fan_out,
+    )(x)  # fmt: skip
+
+
+def normalize(
+    x: Float[Array, "batch height width channel"], kind: str, train: bool
+) -> Float[Array, "batch height width channel"]:
+    """BatchNorm, or the GroupNorm that replaces it where no image may see another (DP-SGD).
+
+    The GroupNorm has the largest number of groups, 32 at the most, that divides the channels and
+    leaves at least two of them in each: 8 groups at 16 channels, 32 at 64 and more. Groups of one
+    channel would make the output of a 1x1 feature map constant.
+
+    Args:
+      x: the layer's input.
+      kind: "batch" or "group".
+      train: whether BatchNorm uses the batch's own statistics; GroupNorm has no others.
+    """
+    # Both with PyTorch's eps 1e-5; its momentum 0.1 is Flax's 0.9.
+    if kind == "batch":
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(x)
+    channels = x.shape[-1]
+    most = max(1, min(GROUPS, channels // 2))
+    groups = max(g for g in range(1, most + 1) if channels % g == 0)
+    return nn.GroupNorm(num_groups=groups, epsilon=1e-5)(x)
 
 
 def dense(x: Float[Array, "*batch channel"], features: int) -> Float[Array, "*batch feature"]:

@@ -1,18 +1,13 @@
-"""ResNets for small images (He et al. 2016), built like the ones of Geiping et al. 2020."""
+"""ResNets for small images (He et al. 2016), built like the ones of Geiping et al. 2020.
+
+The stem is a 3x3 convolution of stride 1 and no pooling. Three stages make the CIFAR family
+(ResNet20, 32, 56), four the ImageNet family (ResNet18, 34, 50).
+"""
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from jaxinv.models.layers import batch_norm, dense, kaiming_normal_fan_out
-
-
-def _conv(features: int, kernel: int, stride: int = 1) -> nn.Conv:
-    """A convolution without bias, padded to keep the size at stride 1."""
-    pad = (kernel - 1) // 2
-    return nn.Conv(
-        features, (kernel, kernel), strides=stride, padding=((pad, pad), (pad, pad)),
-        use_bias=False, kernel_init=kaiming_normal_fan_out,
-    )  # fmt: skip
+from jaxinv.models.layers import conv_kaiming, dense, normalize
 
 
 class BasicBlock(nn.Module):
@@ -20,37 +15,65 @@ class BasicBlock(nn.Module):
 
     features: int
     stride: int
+    norm: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channel"], train: bool) -> Array:
         """Computes the block's output; ReLU comes after the addition."""
-        norm = lambda y: batch_norm(use_running_average=not train)(y)  # noqa: E731
-        shortcut = x
-        if x.shape[-1] != self.features or self.stride != 1:
-            shortcut = norm(_conv(self.features, 1, self.stride)(x))
-        y = nn.relu(norm(_conv(self.features, 3, self.stride)(x)))
-        y = norm(_conv(self.features, 3)(y))
+        shortcut = _shortcut(x, self.features, self.stride, self.norm, train)
+        y = conv_kaiming(x, self.features, 3, self.stride)
+        y = nn.relu(normalize(y, self.norm, train))
+        y = normalize(conv_kaiming(y, self.features, 3), self.norm, train)
         return nn.relu(shortcut + y)
 
 
-class ResNet20(nn.Module):
-    """CIFAR ResNet-20: three stages of three basic blocks, widths w, 2w, 4w.
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride) and 1x1 to four times the features, and a shortcut."""
 
-    272,474 parameters at width 16 and 4,327,754 at width 64 ("ResNet20-4") with 10 classes. The
-    convolutions start Kaiming-normal by fan-out, as in the code of Geiping et al.
+    features: int
+    stride: int
+    norm: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channel"], train: bool) -> Array:
+        """Computes the block's output; ReLU comes after the addition."""
+        shortcut = _shortcut(x, 4 * self.features, self.stride, self.norm, train)
+        y = nn.relu(normalize(conv_kaiming(x, self.features, 1), self.norm, train))
+        y = conv_kaiming(y, self.features, 3, self.stride)
+        y = nn.relu(normalize(y, self.norm, train))
+        y = normalize(conv_kaiming(y, 4 * self.features, 1), self.norm, train)
+        return nn.relu(shortcut + y)
+
+
+def _shortcut(x: Array, features: int, stride: int, norm: str, train: bool) -> Array:
+    """The input itself, or brought to the output's shape."""
+    if x.shape[-1] == features and stride == 1:
+        return x
+    return normalize(conv_kaiming(x, features, 1, stride), norm, train)
+
+
+class ResNet(nn.Module):
+    """A residual network: `blocks` in each stage, features w, 2w, 4w, ..., stride 2 in between.
+
+    With 10 classes, parameters of the published ones: ResNet20 272,474 at width 16 and 4,327,754
+    at width 64 ("ResNet20-4"); at width 64 ResNet18 11,173,962, ResNet34 21,282,122 and ResNet50
+    23,520,842. The convolutions start Kaiming-normal by fan-out, the dense layer as in PyTorch.
     """
 
     classes: int
-    width: int = 16
+    width: int
+    blocks: tuple[int, ...]
+    block: type[nn.Module] = BasicBlock
+    norm: str = "batch"  # or "group"
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width channel"], train: bool = False
     ) -> Float[Array, "batch class"]:
         """Computes logits from normalised images; `train` uses the batch's own statistics."""
-        x = nn.relu(batch_norm(use_running_average=not train)(_conv(self.width, 3)(x)))
-        for stage in range(3):
-            for block in range(3):
-                stride = 2 if stage > 0 and block == 0 else 1
-                x = BasicBlock(self.width * 2**stage, stride)(x, train)
+        x = nn.relu(normalize(conv_kaiming(x, self.width, 3), self.norm, train))
+        for stage, blocks in enumerate(self.blocks):
+            for index in range(blocks):
+                stride = 2 if stage > 0 and index == 0 else 1
+                x = self.block(self.width * 2**stage, stride, self.norm)(x, train)
         return dense(x.mean(axis=(1, 2)), self.classes)

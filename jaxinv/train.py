@@ -1,0 +1,295 @@
+"""`python -m jaxinv.train`: train a network and keep it, and what it was on the way, to attack.
+
+    python -m jaxinv.train --model resnet18 --width 16 --dataset cifar10 --epochs 12 \\
+        --schedule one-cycle --stop-at epoch:0 epoch:2 accuracy:0.5
+
+After every epoch the state is written beside the checkpoint: the same command after a kill goes on
+from there, to the same parameters, bit for bit.
+"""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxinv import checkpoints, config, data, models, rng, training, victims
+from jaxinv.errors import OneLineParser, UserError, run_command
+from jaxinv.types import Normalization, PyTree
+
+STEPS_PER_CALL = 50  # between two moves of the progress bar
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+
+    def command():
+        parser = OneLineParser(prog="python -m jaxinv.train", description=__doc__.split("\n")[0])
+        config.add_training_flags(parser)
+        Trainer(config.load_training(vars(parser.parse_args(argv)))).run()
+
+    return run_command(command)
+
+
+class Trainer:
+    """One training: what is fixed for all of it, and the state that moves."""
+
+    def __init__(self, settings: config.Training):
+        """Loads the data and builds the network.
+
+        Raises:
+          UserError: they are not there, or do not suit each other.
+        """
+        self.settings = settings
+        self.folder = checkpoint_folder(settings)
+        # Where the training stands; a hidden folder beside the checkpoint.
+        self.state_folder = self.folder.with_name(f".{self.folder.name}.training")
+        load = lambda split: data.load(  # noqa: E731
+            settings.dataset, split=split, data_dir=settings.data_dir
+        )
+        self.dataset, test = load("train"), load("test")
+        models.check_image_size(settings.model, settings.dataset, self.dataset.images.shape[1:])
+        examples = len(self.dataset.labels)
+        if settings.batch > examples:
+            raise UserError(f"--batch {settings.batch}: {settings.dataset} has {examples} images")
+        self.steps_per_epoch = examples // settings.batch
+        self.recipe = training.Recipe(
+            settings.epochs * self.steps_per_epoch, settings.lr, settings.schedule,
+            settings.augment, settings.precision,
+        )  # fmt: skip
+        last = max((s.value for s in settings.stop_at if s.kind == "step"), default=0)
+        if last > self.recipe.steps:
+            raise UserError(f"--stop-at step:{last:g}: there are {self.recipe.steps} steps")
+        self.normalization = Normalization(
+            jnp.asarray(self.dataset.mean, jnp.float32), jnp.asarray(self.dataset.std, jnp.float32)
+        )
+        self.train_data, self.test_data = (
+            training.Data(jnp.asarray(d.images), jnp.asarray(d.labels))
+            for d in (self.dataset, test)
+        )
+        victim = victims.untrained(
+            settings.model, classes=len(self.dataset.classes), width=settings.width,
+            seed=settings.seed, image_shape=self.dataset.images.shape[1:],
+        )  # fmt: skip
+        self.module = victim.module
+        self.state = training.start(self.recipe, victim.variables)
+        self.epoch = 0  # finished
+        self.log: list[dict[str, Any]] = []  # a row per finished epoch
+        self.seconds = 0.0
+
+    def run(self) -> None:
+        """Trains, or goes on, to the end.
+
+        Raises:
+          UserError: the folder holds another training, or the loss is not finite any more.
+        """
+        console = Console()
+        if self.folder.exists():
+            self._check_same(checkpoints.read_fields(self.folder)["recipe"])
+            console.print(f"{self.folder}: trained already")
+            return
+        self._resume()
+        if self.epoch == 0:
+            self._keep([stop for stop in self.settings.stop_at if stop == (stop.kind, 0)])
+        with _progress_bar(console) as bar:
+            task = bar.add_task("", total=self.recipe.steps, completed=int(self.state.step))
+            for _ in range(self.epoch, self.settings.epochs):
+                self._train_epoch(bar, task)
+                if not console.is_terminal:
+                    console.print(_describe(self.log[-1]))
+        self._save(self.folder)
+        shutil.rmtree(self.state_folder, ignore_errors=True)
+        console.print(f"{self.folder}: {_describe(self.log[-1])}")
+
+    def _train_epoch(self, bar: Progress, task) -> None:
+        """Trains one epoch, keeps the checkpoints it passes, and the state at its end."""
+        started, base = time.monotonic(), self.epoch * self.steps_per_epoch
+        seconds_before = self.seconds
+        arguments = (self.settings.seed, self.epoch)
+        order = jnp.asarray(
+            training.epoch_order(*arguments, len(self.train_data.labels), self.settings.batch)
+        )
+        key = rng.stream_key(rng.Stream.TRAINING, *arguments, 1)
+        stops = {int(s.value) - base: s for s in self._stops("step")}
+        ends = {*range(STEPS_PER_CALL, self.steps_per_epoch, STEPS_PER_CALL), *stops}
+        ends = [*sorted(e for e in ends if 0 < e < self.steps_per_epoch), self.steps_per_epoch]
+        loss = correct = 0.0
+        for first, last in zip([0, *ends], ends):
+            self.state, sums = training.run_steps(
+                self.module, self.recipe, self.state, self.train_data, self.normalization,
+                order, key, first, last,
+            )  # fmt: skip
+            if not sums.finite:
+                self._stop_diverged(float(sums.loss))
+            loss, correct = loss + float(sums.loss), correct + float(sums.correct)
+            seen = last * self.settings.batch
+            bar.update(
+                task, completed=base + last,
+                description=f"epoch {self.epoch + 1}: loss {loss / seen:.3f}, "
+                f"accuracy {correct / seen:.3f}",
+            )  # fmt: skip
+            self.seconds = seconds_before + time.monotonic() - started
+            if last in stops and last < self.steps_per_epoch:
+                self._keep([stops[last]])
+        self.epoch += 1
+        self.log.append(
+            {
+                "epoch": self.epoch,
+                "step": int(self.state.step),
+                "lr": float(self.recipe.rate(int(self.state.step) - 1)),
+                "loss": loss / seen,
+                "train_accuracy": correct / seen,
+                "test_accuracy": self._test_accuracy(),
+                "seconds": self.seconds,
+            }
+        )
+        before = max((row["test_accuracy"] for row in self.log[:-1]), default=-1.0)
+        reached = self.log[-1]["test_accuracy"]
+        self._keep(
+            [s for s in self._stops("epoch") if s.value == self.epoch]
+            + [s for s in self._stops("step") if s.value == self.state.step]
+            + [s for s in self._stops("accuracy") if before < s.value <= reached]
+        )
+        self._write_state()
+
+    def _stop_diverged(self, loss: float) -> None:
+        """Keeps the network of the last whole epoch and raises the error."""
+        step = int(self.state.step)
+        kept = "no epoch was finished"
+        if self.epoch:
+            self._resume()
+            good = config.Stop("epoch", self.epoch)
+            self._keep([good])
+            kept = f"epoch {self.epoch} is kept as {self.folder}-{good.name}"
+        raise UserError(
+            f"training diverged: loss {loss:g} at step {step}, learning rate "
+            f"{float(self.recipe.rate(step - 1)):.3g}; choose a smaller --lr and another --out; "
+            f"{kept}"
+        )
+
+    def _stops(self, kind: str) -> list[config.Stop]:
+        """The checkpoints asked for on the way, of one kind."""
+        return [stop for stop in self.settings.stop_at if stop.kind == kind]
+
+    def _test_accuracy(self) -> float:
+        """Accuracy on the test split, now."""
+        return training.accuracy(
+            self.module, self.state.variables, self.test_data, self.normalization
+        )
+
+    def _keep(self, stops: Sequence[config.Stop]) -> None:
+        """Saves a checkpoint for each of these stops."""
+        for stop in stops:
+            self._save(self.folder.with_name(f"{self.folder.name}-{stop.name}"))
+
+    def _save(self, folder: Path) -> None:
+        """Saves the network as it is now."""
+        info = checkpoints.Info(
+            model=self.settings.model,
+            width=getattr(self.module, "width", None),
+            dataset=self.settings.dataset,
+            classes=self.dataset.classes,
+            image_shape=self.dataset.images.shape[1:],
+            mean=self.dataset.mean,
+            std=self.dataset.std,
+            recipe=self._recipe(),
+            epochs=self.epoch,
+            steps=int(self.state.step),
+            train_accuracy=self.log[-1]["train_accuracy"] if self.log else None,
+            test_accuracy=self._test_accuracy(),
+            seconds=round(self.seconds, 1),
+            hardware=f"{len(jax.devices())} x {jax.devices()[0].device_kind}, "
+            f"{os.cpu_count()} CPU cores",
+            versions={"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
+        )
+        checkpoints.save(folder, self.state.variables, info, self.log)
+
+    def _recipe(self) -> dict[str, Any]:
+        """Every setting that has a say in the parameters, as JSON knows it."""
+        return self.settings.model_dump(exclude={"out", "data_dir", "stop_at"}) | {
+            "momentum": training.MOMENTUM, "weight_decay": training.WEIGHT_DECAY,
+        }  # fmt: skip
+
+    def _check_same(self, recipe: dict[str, Any]) -> None:
+        """Raises a UserError unless a recipe found on disk is this training's."""
+        mine = self._recipe()
+        for name, value in mine.items():
+            if recipe.get(name) != value:
+                raise UserError(
+                    f"--out {self.folder}: holds a training with {name} {recipe.get(name)}, not "
+                    f"{value}; choose another --out, or repeat its settings"
+                )
+
+    def _write_state(self) -> None:
+        """Writes what a resumed training needs, then removes the epoch before."""
+        fields = {"recipe": self._recipe(), "log": self.log, "seconds": self.seconds}
+        name = f"epoch{self.epoch:05d}"
+        checkpoints.write(self.state_folder / name, _as_tree(self.state), fields, self.log)
+        for old in self.state_folder.iterdir():
+            if old.name != name:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _resume(self) -> None:
+        """Takes up the last state written, if there is one.
+
+        Raises:
+          UserError: it is damaged, or of another training.
+        """
+        kept = sorted(self.state_folder.glob("epoch*"))
+        if not kept:
+            return
+        fields = checkpoints.read_fields(kept[-1])
+        self._check_same(fields["recipe"])
+        template = _as_tree(self.state)
+        tree = checkpoints.read(kept[-1], template, fields["digest"], "this training's state")
+        structure = jax.tree.structure(self.state)
+        leaves = [tree[name] for name in sorted(tree)]
+        self.state = jax.tree.unflatten(structure, map(jnp.asarray, leaves))
+        self.log, self.seconds = fields["log"], fields["seconds"]
+        self.epoch = len(self.log)
+
+
+def _as_tree(state: training.State) -> PyTree:
+    """The state's leaves by number: Orbax gives back no named tuples."""
+    return {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def checkpoint_folder(settings: config.Training) -> Path:
+    """Where the trained network goes: a name means a folder in `checkpoints/`."""
+    if settings.out is None:
+        width = settings.width or models.NETWORKS[settings.model].width
+        parts = [settings.model, f"w{width}" if width else "", settings.dataset.replace("/", "-")]
+        return Path(checkpoints.FOLDER) / "-".join(filter(None, parts))
+    out = Path(settings.out)
+    return out if len(out.parts) > 1 else Path(checkpoints.FOLDER) / out
+
+
+def _describe(row: dict[str, Any]) -> str:
+    """One epoch in words."""
+    return (
+        f"epoch {row['epoch']}, loss {row['loss']:.3f}, accuracy {row['train_accuracy']:.3f} in "
+        f"training and {row['test_accuracy']:.3f} on the test split, {row['seconds']:.0f} s"
+    )
+
+
+def _progress_bar(console: Console) -> Progress:
+    """A bar over all steps, with the time left, the loss and the accuracy."""
+    return Progress(
+        BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(),
+        TextColumn("{task.description}"), console=console,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""Training: the loop against plain optax, and the command, killed, resumed and diverging."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxinv import checkpoints, load_victim, train, training, victims
+from jaxinv.errors import UserError
+from jaxinv.types import Normalization
+
+# Tiles at batch 128, so that an epoch has a handful of steps.
+FLAGS = ["--model", "lenet_zhu", "--dataset", "tiles", "--epochs", "3", "--lr", "0.02"]
+
+
+def test_schedules_have_their_published_values():
+    rate = lambda name, step, n=1000: float(  # noqa: E731
+        training.Recipe(n, 0.1, name, False, "float32").rate(step)
+    )
+    np.testing.assert_allclose(
+        [rate("step", s) for s in (0, 374, 375, 625, 875)], [0.1, 0.1, 1e-2, 1e-3, 1e-4], rtol=1e-5
+    )
+    np.testing.assert_allclose(rate("cosine", 499.5), 0.05, rtol=1e-5)
+    np.testing.assert_allclose(rate("one-cycle", 249.5), 0.1, rtol=1e-5)
+    np.testing.assert_allclose(rate("one-cycle", 124.5), 0.05, rtol=1e-5)
+    assert rate("one-cycle", 999) < 1e-6
+
+
+def test_steps_equal_plain_optax_written_out():
+    keys = jax.random.split(jax.random.key(0))
+    data = training.Data(
+        jax.random.randint(keys[0], (12, 8, 8, 3), 0, 256).astype(jnp.uint8), jnp.arange(12) % 3
+    )
+    normalization = Normalization(jnp.full(3, 0.5), jnp.full(3, 0.25))
+    victim = victims.untrained("lenet_zhu", classes=3, width=None, seed=0, image_shape=(8, 8, 3))
+    recipe = training.Recipe(4, 0.1, "cosine", False, "float32")
+    order = jnp.asarray(training.epoch_order(0, 0, 12, 4))
+    assert sorted(order.ravel().tolist()) == list(range(12))
+    params = victim.variables["params"]
+    momentum = jax.tree.map(jnp.zeros_like, params)
+
+    @jax.jit
+    def gradient(params, batch):
+        def loss(p):
+            logits = victim.module.apply(
+                {"params": p}, normalization.normalize(data.images[batch] / 255)
+            )
+            labels = data.labels[batch]
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        return jax.grad(loss)(params)
+
+    for step in range(3):
+        rate = 0.05 * (1 + np.cos(np.pi * (step + 0.5) / 4))
+        g = jax.tree.map(lambda g, p: g + 5e-4 * p, gradient(params, order[step]), params)
+        momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, g)
+        params = jax.tree.map(lambda p, m, g: p - rate * (0.9 * m + g), params, momentum, g)
+
+    state = training.start(recipe, victim.variables)
+    for first, last in ((0, 1), (1, 3)):
+        state, sums = training.run_steps(
+            victim.module, recipe, state, data, normalization, order, keys[1], first, last
+        )
+    assert int(state.step) == 3
+    assert bool(sums.finite)
+    for ours, plain in zip(
+        jax.tree.leaves(state.variables["params"]), jax.tree.leaves(params), strict=True
+    ):
+        np.testing.assert_allclose(ours, plain, rtol=2e-5, atol=2e-6)
+
+
+def test_augmentation_shifts_by_up_to_four_and_mirrors_half():
+    # Each pixel holds its own position, so a crop can be read back; the border is 0.
+    rows, columns = jnp.meshgrid(jnp.arange(1.0, 13), jnp.arange(1.0, 13), indexing="ij")
+    image = jnp.stack([rows, columns], -1)
+    out = np.asarray(
+        jax.jit(training.augment)(jnp.broadcast_to(image, (400, 12, 12, 2)), jax.random.key(0))
+    )
+    middle = out[:, 4:8, 4:8]  # out of the border's reach
+    mirrored = middle[:, 0, 1, 1] < middle[:, 0, 0, 1]
+    assert 0.4 < mirrored.mean() < 0.6  # 4 standard errors of 400 coins
+    upright = np.where(mirrored[:, None, None, None], out[:, :, ::-1], out)[:, 4:8, 4:8]
+    shifts = upright[:, 0, 0] - 5
+    assert set(map(tuple, shifts)) <= {(i, j) for i in range(-4, 5) for j in range(-4, 5)}
+    assert shifts.min() == -4
+    assert shifts.max() == 4
+    np.testing.assert_array_equal(upright[:, 3, 3], shifts + 8)
+
+
+def test_accuracy_counts_the_last_partial_batch():
+    class Reader:  # classifies an image by its first pixel's value
+        def apply(self, variables, images):
+            return jax.nn.one_hot(jnp.round(images[:, 0, 0, 0] * 255).astype(int), 4)
+
+    values = np.arange(300) % 4
+    labels = values.copy()
+    labels[-30:] = 3 - labels[-30:]  # wrong, all in the second batch of 256
+    data = training.Data(
+        jnp.asarray(values, jnp.uint8).reshape(-1, 1, 1, 1), jnp.asarray(labels, jnp.int32)
+    )
+    plain = Normalization(jnp.zeros(1), jnp.ones(1))
+    assert training.accuracy(Reader(), {}, data, plain) == pytest.approx(270 / 300)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted training with stops, its folder."""
+    folder = tmp_path_factory.mktemp("train") / "whole"
+    stops = ["--stop-at", "epoch:0", "step:2", "epoch:1", "accuracy:0.05"]
+    assert train.main([*FLAGS, *stops, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_stops_hold_the_network_on_its_way(whole):
+    victim = {
+        stop: load_victim(whole.with_name(f"whole{stop}"))
+        for stop in ("", "-epoch0", "-step2", "-epoch1", "-accuracy0.05")
+    }
+    start = victims.untrained("lenet_zhu", classes=7, width=None, seed=0, image_shape=(32, 32, 3))
+    assert victim["-epoch0"].digest == start.digest
+    assert victim["-step2"].info.steps == 2
+    assert victim["-epoch1"].info.epochs == 1
+    assert victim["-accuracy0.05"].info.test_accuracy >= 0.05
+    assert len({v.digest for s, v in victim.items() if s != "-accuracy0.05"}) == 4
+    with open(whole / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert float(rows[-1]["test_accuracy"]) == pytest.approx(victim[""].info.test_accuracy)
+    assert not whole.with_name(".whole.training").exists()
+
+
+def test_goes_on_after_a_kill_to_the_same_digest(whole):
+    folder = whole.with_name("killed")
+    script = (
+        "import os, sys\nfrom jaxinv import train, training\n"
+        "steps = training.run_steps\n"
+        "def run(*args):\n"
+        "    if int(args[2].step) > 7: os.kill(os.getpid(), 9)\n"  # after the first epoch
+        "    return steps(*args)\n"
+        "training.run_steps = run\nsys.exit(train.main(sys.argv[1:]))"
+    )
+    arguments = [*FLAGS, "--out", str(folder)]
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env=os.environ | {"PYTHONPATH": str(Path(train.__file__).parent.parent)},
+        capture_output=True,
+    )
+    assert ended.returncode == -9
+    assert not folder.exists()
+    assert len(list(folder.with_name(".killed.training").glob("epoch*"))) == 1
+    assert train.main(arguments) == 0
+    assert load_victim(folder).digest == load_victim(whole).digest
+
+
+def test_another_recipe_does_not_join_a_folder(whole, capsys):
+    assert train.main([*FLAGS, "--seed", "1", "--out", str(whole)]) == 2
+    assert "holds a training with seed 0, not 1" in capsys.readouterr().err
+    assert train.main([*FLAGS, "--out", str(whole)]) == 0
+
+
+def test_divergence_names_step_loss_and_rate_and_keeps_the_last_epoch(
+    tmp_path, capsys, monkeypatch
+):
+    steps = training.run_steps
+
+    def poisoned(module, recipe, state, *rest):
+        if int(state.step) > 0:
+            variables = jax.tree.map(lambda x: x * jnp.inf, state.variables)
+            state = state._replace(variables=variables)
+        return steps(module, recipe, state, *rest)
+
+    monkeypatch.setattr(training, "run_steps", poisoned)
+    assert train.main([*FLAGS, "--out", str(tmp_path / "bad")]) == 2
+    message = capsys.readouterr().err
+    assert "training diverged: loss nan at step" in message
+    assert "learning rate 0.02;" in message
+    assert load_victim(tmp_path / "bad-epoch1").info.epochs == 1
+    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--stop-at", "epoch:9"], "--stop-at epoch:9: there are 3 --epochs"),
+        (["--stop-at", "step:99999"], "--stop-at step:99999: there are"),
+        (["--stop-at", "loss:1"], "give epoch:N, step:N or accuracy:A"),
+        (["--batch", "100000"], "--batch 100000: tiles has"),
+        (["--schedule", "warm"], "known are step, cosine, one-cycle"),
+        (["--model", "mobilenetv2", "--width", "9"], "widths that 8 divides"),
+    ],
+)
+def test_bad_settings_are_one_line(flags, message, tmp_path, capsys):
+    assert train.main([*FLAGS, *flags, "--out", str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_state_of_another_training_is_not_resumed(whole):
+    folder = whole.with_name("other")
+    state = whole.with_name(".other.training") / "epoch00001"
+    checkpoints.write(state, {"x": np.zeros(2)}, {"recipe": {}, "log": [], "seconds": 0.0}, [])
+    with pytest.raises(UserError, match="holds a training with model None"):
+        train.Trainer(
+            train.config.load_training({"epochs": "3", "lr": "0.02", "out": str(folder)})
+        ).run()
