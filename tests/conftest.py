@@ -7,10 +7,10 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
+# In the environment, so that a test's subprocess computes with the same devices, bit for bit.
+os.environ["JAX_NUM_CPU_DEVICES"] = "4"
+
 import jax
-
-jax.config.update("jax_num_cpu_devices", 4)
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ class Problem:
             self.truths if truths is None else truths,
             self.normalization,
             Method(),
-            Numbers(jnp.float32(lr), jnp.float32(0.01), jnp.int32(iterations)),
+            Numbers(jnp.float32(lr), jnp.float32(0.01), jnp.float32(0), jnp.int32(iterations)),
             self.shape,
             self.keys if keys is None else keys,
             trials.Plan(1, group, devices),

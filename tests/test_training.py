@@ -191,7 +191,10 @@ def test_divergence_names_step_loss_and_rate_and_keeps_the_last_epoch(
     [
         (["--stop-at", "epoch:9"], "--stop-at epoch:9: there are 3 --epochs"),
         (["--stop-at", "step:99999"], "--stop-at step:99999: there are"),
-        (["--stop-at", "loss:1"], "give epoch:N, step:N or accuracy:A"),
+        (
+            ["--stop-at", "loss:1"],
+            "--stop-at loss:1: give such as epoch:2, step:500 or accuracy:0.5",
+        ),
         (["--batch", "100000"], "--batch 100000: tiles has"),
         (["--schedule", "warm"], "known are step, cosine, one-cycle"),
         (["--model", "mobilenetv2", "--width", "9"], "widths that 8 divides"),
