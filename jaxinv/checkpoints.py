@@ -81,19 +81,27 @@ def load_victim(path_or_name: str | Path) -> TrainedVictim:
         the network its info.json names.
     """
     folder = find(path_or_name)
-    fields = read_fields(folder)
-    try:
-        info = Info.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(
-            f"--victim {folder}: info.json: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-        ) from None
+    info = read_info(folder)
     module = models.build(info.model, classes=len(info.classes), width=info.width)
     template = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *info.image_shape)))
     name = info.model if info.width is None else f"{info.model} of width {info.width}"
     variables = read(folder, template, info.digest, f"a {name}")
     return TrainedVictim(module, variables, info.digest, info)
+
+
+def read_info(folder: Path) -> Info:
+    """Reads what a checkpoint says of itself.
+
+    Raises:
+      UserError: info.json is missing, damaged or incomplete.
+    """
+    try:
+        return Info.model_validate(read_fields(folder))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"--victim {folder}: info.json: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        ) from None
 
 
 def check_fits(victim: TrainedVictim, dataset: data.Dataset) -> None:

@@ -14,7 +14,9 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from jaxinv import checkpoints
 from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, SCHEDULES, SIGNS, Method
+from jaxinv.client import BATCH_NORM
 from jaxinv.errors import UserError
 from jaxinv.labels import LABELS
 from jaxinv.models import NETWORKS
@@ -23,6 +25,7 @@ from jaxinv.priors import PRIORS
 from jaxinv.training import PRECISIONS
 from jaxinv.training import SCHEDULES as TRAINING_SCHEDULES
 
+_OF_VICTIM = ("model", "width", "network_seed")  # what a checkpoint says of its network
 DEFAULT_STUDY = Path(__file__).parent / "default_study.toml"
 
 
@@ -37,6 +40,11 @@ def _known(table) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _published(width: Any) -> Any:
+    """Reads the width "published": a sweep file's preset must be able to take a width back."""
+    return None if width == "published" else width
+
+
 class _Strict(BaseModel):
     """Unknown keys are errors, values are frozen, infinities and NaN are no numbers."""
 
@@ -48,13 +56,22 @@ class Cell(_Strict):
 
     dataset: str = Field("tiles", description="'tiles' or a tensorflow-datasets name")
     model: Annotated[str, _known(NETWORKS)] = Field("lenet_zhu", description="network attacked")
-    width: int | None = Field(None, ge=1, description="its width; the published one if not given")
+    width: Annotated[int | None, BeforeValidator(_published)] = Field(
+        None, ge=1, description="its width, or 'published'"
+    )
     network_seed: int = Field(0, ge=0, description="seed of the network's initialisation")
+    victim: str | None = Field(None, description="attack this checkpoint, a name or a folder")
+    batch_norm: Annotated[str, _known(BATCH_NORM)] = Field(
+        "eval", description="the client's BatchNorm: eval, train, or train-shared"
+    )
     images: int = Field(1, ge=1, description="images per target")
     labels: Annotated[str, _known(LABELS)] = Field("known", description="known, or idlg")
     objective: Annotated[str, _known(OBJECTIVES)] = Field("cosine", description="update distance")
     prior: Annotated[str, _known(PRIORS)] = Field("tv", description="image penalty")
     tv: float = Field(0.01, ge=0, description="weight of the prior")
+    statistics: float = Field(
+        0.1, ge=0, description="weight of the shared BatchNorm statistics (train-shared)"
+    )
     optimizer: Annotated[str, _known(OPTIMIZERS)] = Field("adam", description="optimiser")
     sign: Annotated[str, _known(SIGNS)] = Field("hard", description="sign taken of the gradient")
     lr: float = Field(0.1, gt=0, description="learning rate")
@@ -100,7 +117,7 @@ def _stop(text: str) -> Stop:
     except ValueError:
         value = -1
     if kind not in ("epoch", "step", "accuracy") or value < 0 or (kind == "accuracy" and value > 1):
-        raise ValueError("give epoch:N, step:N or accuracy:A with A between 0 and 1")
+        raise ValueError("give such as epoch:2, step:500 or accuracy:0.5 (at most 1)")
     return Stop(kind, value)
 
 
@@ -199,8 +216,13 @@ def load_training(flags: Mapping[str, Any]) -> Training:
     return training
 
 
-def load_study(path: Path | None, flags: Mapping[str, Any]) -> Study:
+def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None = None) -> Study:
     """Reads a sweep file (None: the default study), lays the flags over it, validates all.
+
+    Args:
+      path: the file, with the tables [run] and [grid].
+      flags: settings by name; None where not given.
+      preset: of the file's table [preset.NAME], whose run and grid replace the same settings.
 
     Raises:
       UserError: one line that names the setting and what it may be.
@@ -210,10 +232,15 @@ def load_study(path: Path | None, flags: Mapping[str, Any]) -> Study:
         content = tomllib.loads(source.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"sweep file {source} cannot be read: {error}") from None
-    grid = content.pop("grid", {})
-    run = content.pop("run", {})
-    if not isinstance(grid, dict) or not isinstance(run, dict):
-        raise UserError(f"sweep file {source}: [grid] and [run] must be tables of settings")
+    grid, run = content.pop("grid", {}), content.pop("run", {})
+    presets = content.pop("preset", {})
+    if not all(isinstance(table, dict) for table in (grid, run, presets)):
+        raise UserError(f"sweep file {source}: [grid], [run] and [preset] must be tables")
+    if preset is not None and preset not in presets:
+        known = ", ".join(presets) or "none"
+        raise UserError(f"--preset {preset}: {source} does not have it; known: {known}")
+    grid |= presets.get(preset, {}).get("grid", {})
+    run |= presets.get(preset, {}).get("run", {})
     text = _validate(Text, content, prefix="", where=f" in {source}")
     given = {name: value for name, value in flags.items() if value is not None}
     run |= {name: value for name, value in given.items() if name in Plan.model_fields}
@@ -221,7 +248,11 @@ def load_study(path: Path | None, flags: Mapping[str, Any]) -> Study:
         run.pop("target_ids", None)
     if isinstance(run.get("target_ids"), str):
         run["target_ids"] = run["target_ids"].split(",")
+    if "victim" in given:  # it names the network in place of the file
+        grid = {name: value for name, value in grid.items() if name not in _OF_VICTIM}
     grid |= {name: value for name, value in given.items() if name in Cell.model_fields}
+    if "victim" in grid and (named := [name for name in _OF_VICTIM if name in grid]):
+        raise UserError(f"--victim names the network; leave {', '.join(map(_flag, named))} out")
     lists = {name: v if isinstance(v, list) else [v] for name, v in grid.items()}
     for name, values in lists.items():
         if not values:
@@ -229,6 +260,7 @@ def load_study(path: Path | None, flags: Mapping[str, Any]) -> Study:
     cells = tuple(
         _validate(Cell, dict(zip(lists, values))) for values in itertools.product(*lists.values())
     )
+    cells = tuple(map(_with_victim, cells))
     axes = {n: [getattr(c, n) for c in cells] for n, v in lists.items() if len(v) > 1}
     axes = {name: list(dict.fromkeys(values)) for name, values in axes.items()}
     if len(set(cells)) < len(cells):
@@ -239,6 +271,15 @@ def load_study(path: Path | None, flags: Mapping[str, Any]) -> Study:
     plan = _validate(Plan, run)
     name = path.stem if path else "default"
     return Study(name, text, axes, cells, plan)
+
+
+def _with_victim(cell: Cell) -> Cell:
+    """Fills in what a cell's checkpoint says of the network."""
+    if cell.victim is None:
+        return cell
+    info = checkpoints.read_info(checkpoints.find(cell.victim))
+    known = {"model": info.model, "width": info.width, "network_seed": info.recipe["seed"]}
+    return cell.model_copy(update=known)
 
 
 def _validate(model: type[BaseModel], values: Mapping[str, Any], prefix="--", where="") -> Any:

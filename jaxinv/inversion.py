@@ -75,6 +75,8 @@ def invert(
 
     References: Geiping et al. 2020, arXiv 2003.14053.
     """
+    if method.batch_norm != "eval":
+        raise UserError("method.batch_norm: invert simulates a client in evaluation mode; use eval")
     _check(variables, update, seeds=seeds, iterations=iterations, lr=lr, tv=tv)
     channels = image_shape[-1:]
     normalization = Normalization(
@@ -86,7 +88,9 @@ def invert(
         labels = idlg(update, path)
     labels = jnp.atleast_1d(jnp.asarray(labels, jnp.int32))
     one_target = jax.tree.map(lambda x: jnp.asarray(x)[None], Target(update, labels))
-    numbers = attack.Numbers(jnp.float32(lr), jnp.float32(tv), jnp.int32(iterations))
+    numbers = attack.Numbers(
+        jnp.float32(lr), jnp.float32(tv), jnp.float32(0), jnp.int32(iterations)
+    )
     result = trials.run(
         model, variables, one_target, None, normalization, method, numbers, image_shape,
         trials.start_keys([0], range(seeds)), trials.make_plan(variables["params"], 1, seeds),

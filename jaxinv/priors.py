@@ -1,7 +1,10 @@
-"""Priors: penalties on the candidate alone, multiplied by a weight. Each returns a scalar."""
+"""Priors: penalties beside the distance of the updates, multiplied by a weight; scalars."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from jaxinv.types import PyTree
 
 
 def total_variation(images: Float[Array, "batch height width channel"]) -> Float[Array, ""]:
@@ -20,6 +23,20 @@ def total_variation(images: Float[Array, "batch height width channel"]) -> Float
 def none(images: Float[Array, "batch height width channel"]) -> Float[Array, ""]:
     """No penalty."""
     return jnp.zeros((), images.dtype)
+
+
+def statistics_distance(statistics: PyTree, shared: PyTree) -> Float[Array, ""]:
+    """Computes how far a candidate's BatchNorm statistics are from those the client sent along.
+
+    Mean over layers of the mean squared distance of the means plus that of the variances; 0 where
+    none were sent.
+
+    References: Yin et al. 2021 (See through Gradients), arXiv 2104.07586, eq. 10, there as sums of
+      norms, whose derivative does not exist at a perfect match.
+    """
+    distances = jax.tree.map(lambda own, sent: jnp.square(own - sent).mean(), statistics, shared)
+    leaves = jax.tree.leaves(distances)
+    return 2 * sum(leaves) / len(leaves) if leaves else jnp.zeros(())
 
 
 PRIORS = {"tv": total_variation, "none": none}

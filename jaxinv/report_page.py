@@ -312,9 +312,9 @@ def _fill(words: str, command: str) -> str:
 
 def _fixed_settings(study: Study) -> str:
     """Settings with one value in all rows."""
-    columns = ("dataset", "model", "width", "network_seed", "images", "labels", "objective_type",
-               "prior_type", "tv", "optimizer", "sign", "lr", "schedule", "init", "box",
-               "iterations")  # fmt: skip
+    columns = ("dataset", "model", "width", "network_seed", "victim", "batch_norm", "images",
+               "labels", "objective_type", "prior_type", "tv", "statistics", "optimizer", "sign",
+               "lr", "schedule", "init", "box", "iterations")  # fmt: skip
     parts = []
     for name in columns:
         values = {setting_text(v) for v in study.run.trials[name]}

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from jaxinv.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # What identifies a trial and what was measured of it. Images of one target are matched one to one
 # before measuring; `psnr`, `ssim`, `mse` are means over the target's images, `psnr_best` the best.
@@ -53,11 +53,14 @@ _SETTINGS = [
     ("model", pa.string()),
     ("width", pa.int32()),  # null where the network has none
     ("network_seed", pa.int64()),
+    ("victim", pa.string()),  # the checkpoint; null where the network is untrained
+    ("batch_norm", pa.string()),
     ("images", pa.int32()),  # images per target
     ("labels", pa.string()),
     ("objective_type", pa.string()),
     ("prior_type", pa.string()),
     ("tv", pa.float64()),
+    ("statistics", pa.float64()),  # weight of the shared BatchNorm statistics
     ("optimizer", pa.string()),
     ("sign", pa.string()),
     ("lr", pa.float64()),

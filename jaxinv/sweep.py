@@ -6,6 +6,7 @@ again: the same command after a kill goes on where the last one stopped.
 
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import os
 import platform
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jaxinv import config, data, metrics, models, report, results, trials, victims
+from jaxinv import checkpoints, config, data, metrics, models, report, results, trials, victims
 from jaxinv.attacks import gradient_matching as attack
 from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.types import Normalization, Target, Truth
@@ -57,9 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = OneLineParser(prog="python -m jaxinv.sweep", description=__doc__)
         parser.add_argument("study", nargs="?", type=Path, help="sweep file (default: built in)")
         parser.add_argument("--dry-run", action="store_true", help="print the cells and the work")
+        parser.add_argument("--preset", help="the sweep file's larger or smaller version, by name")
         config.add_flags(parser)
         arguments = parser.parse_args(argv)
-        study = config.load_study(arguments.study, vars(arguments))
+        study = config.load_study(arguments.study, vars(arguments), arguments.preset)
         words = shlex.join(sys.argv[1:] if argv is None else argv)
         run_study(study, f"python -m jaxinv.sweep {words}".strip(), dry_run=arguments.dry_run)
 
@@ -127,28 +129,37 @@ class Loader:
         """
         dataset = self._dataset(cell)
         shape = dataset.images.shape[1:]
-        smallest = models.NETWORKS[cell.model].smallest
-        if min(shape[:2]) < smallest:
+        models.check_image_size(cell.model, cell.dataset, shape)
+        victim = self._victim(cell, dataset)
+        if cell.batch_norm != "eval" and "batch_stats" not in victim.variables:
             raise UserError(
-                f"--model {cell.model} needs images of at least {smallest}x{smallest}; "
-                f"--dataset {cell.dataset} has {shape[0]}x{shape[1]}"
+                f"--batch-norm {cell.batch_norm}: {cell.model} has no BatchNorm; use eval"
             )
-        classes = len(dataset.classes)
-        key = (cell.model, cell.width, cell.network_seed, classes, shape)
-        if key not in self._victims:
-            self._victims[key] = victims.untrained(
-                cell.model, classes=classes, width=cell.width,
-                seed=cell.network_seed, image_shape=shape,
-            )  # fmt: skip
         batches = (-1, cell.images)
         normalization = Normalization(
             jnp.asarray(dataset.mean, jnp.float32), jnp.asarray(dataset.std, jnp.float32)
         )
         return Material(
-            self._victims[key], normalization, classes,
+            victim, normalization, len(dataset.classes),
             dataset.images.reshape(*batches, *shape),
             dataset.labels.reshape(batches), dataset.ids.reshape(batches),
         )  # fmt: skip
+
+    def _victim(self, cell: config.Cell, dataset: data.Dataset) -> victims.Victim:
+        """The network of a cell: a checkpoint's, or freshly initialised."""
+        shape, classes = dataset.images.shape[1:], len(dataset.classes)
+        key = (cell.victim, cell.model, cell.width, cell.network_seed, classes, shape)
+        if key not in self._victims:
+            if cell.victim is None:
+                self._victims[key] = victims.untrained(
+                    cell.model, classes=classes, width=cell.width,
+                    seed=cell.network_seed, image_shape=shape,
+                )  # fmt: skip
+            else:
+                trained = checkpoints.load_victim(cell.victim)
+                checkpoints.check_fits(trained, dataset)
+                self._victims[key] = victims.Victim(*trained[:3])
+        return self._victims[key]
 
     def _dataset(self, cell: config.Cell) -> data.Dataset:
         """The images of a cell's targets: the first ones, or those asked for."""
@@ -219,8 +230,13 @@ def run_block(
     seeds = range(study.plan.seeds)
     truths = Truth(jnp.asarray(images / np.float32(255)), jnp.asarray(material.labels[here]))
     module, variables, _ = material.victim
-    targets = trials.make_targets(module, variables, truths, material.normalization, cell.labels)
-    numbers = attack.Numbers(jnp.float32(cell.lr), jnp.float32(cell.tv), jnp.int32(cell.iterations))
+    targets = trials.make_targets(
+        module, variables, truths, material.normalization, cell.labels, cell.batch_norm
+    )
+    numbers = attack.Numbers(
+        jnp.float32(cell.lr), jnp.float32(cell.tv), jnp.float32(cell.statistics),
+        jnp.int32(cell.iterations),
+    )  # fmt: skip
     plan = trials.make_plan(variables["params"], len(ids), len(seeds))
     keys = trials.start_keys(ids[:, 0], seeds)
     result = trials.run(
@@ -252,10 +268,7 @@ def trial_rows(
             "objective": result.objective, "prior": result.prior,
         }).items()
     }  # fmt: skip
-    baseline = jax.vmap(lambda t: metrics.mean_colour(t, material.normalization))(truths)
-    accuracy = jax.vmap(lambda t, u: metrics.label_accuracy(t, u, material.classes))(
-        truths, targets
-    )
+    baseline, accuracy = _per_target(truths, targets, material.normalization, material.classes)
     cell = block.cell.model_dump()
     settings = {
         {"objective": "objective_type", "prior": "prior_type"}.get(name, name): [value] * rows
@@ -274,6 +287,17 @@ def trial_rows(
         "baseline_mse": spread(baseline.mse).astype(np.float64),
         "victim_digest": [material.victim.digest] * rows,
     }  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _per_target(
+    truths: Truth, targets: Target, normalization: Normalization, classes: int
+) -> tuple[metrics.Scores, jax.Array]:
+    """The mean-colour baseline and the label accuracy of each target."""
+    return (
+        jax.vmap(lambda truth: metrics.mean_colour(truth, normalization))(truths),
+        jax.vmap(lambda t, u: metrics.label_accuracy(t, u, classes))(truths, targets),
+    )
 
 
 def trace_rows(
@@ -331,12 +355,16 @@ def print_plan(
         console.print(f"cost: {study.text.cost}")
     table = Table("cell", *(study.axes or ["model"]), "trials", "steps", "GFLOP per step", "PFLOP")
     total = 0.0
+    counted: dict[tuple, float] = {}  # tracing a network twice takes long
     for index, (cell, material) in enumerate(zip(study.cells, materials)):
         count = len(material.ids) * study.plan.seeds
-        flops = trials.step_flops(
-            material.victim.module, material.victim.variables, cell.method(),
-            material.normalization, material.images.shape[1:],
-        )  # fmt: skip
+        program = (material.victim.module, cell.method(), material.images.shape[1:])
+        if program not in counted:
+            module, method, shape = program
+            counted[program] = trials.step_flops(
+                module, material.victim.variables, method, material.normalization, shape
+            )
+        flops = counted[program]
         work = flops * count * cell.iterations
         total += work
         values = [str(getattr(cell, axis)) for axis in (study.axes or ["model"])]

@@ -112,26 +112,29 @@ def make_targets(
     truths: Truth,
     normalization: Normalization,
     labels: str,
+    batch_norm: str = "eval",
 ) -> Target:
     """Computes what the attacker gets for each private batch.
 
     Args:
       truths: with a leading target axis.
       labels: "known" (the client's labels come with the update) or "idlg" (read off the update).
+      batch_norm: the client's BatchNorm protocol, one of `client.BATCH_NORM`.
     """
-    return _make_targets(module, labels, variables, truths, normalization)
+    return _make_targets(module, labels, batch_norm, variables, truths, normalization)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _make_targets(module, labels, variables, truths, normalization):
-    apply = client.apply_fn(module, variables)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _make_targets(module, labels, batch_norm, variables, truths, normalization):
+    apply = client.apply_fn(module, variables, batch_norm)
 
     def one(truth):
-        update = client.share_gradient(apply, variables["params"], truth, normalization)
+        update, statistics = client.share_gradient(apply, variables["params"], truth, normalization)
+        sent = statistics if batch_norm == "train-shared" else ()
         if labels == "known":
-            return Target(update, truth.labels)
+            return Target(update, truth.labels, sent)
         classifier = classifier_path(module, variables, truth.images)
-        return Target(update, idlg(update, classifier))
+        return Target(update, idlg(update, classifier), sent)
 
     return lax.map(one, truths)
 
@@ -217,7 +220,8 @@ def run_chunk(
             return jax.vmap(jax.vmap(trial, in_axes=(None, None, 0)))(*here, states)
 
         def trial(target, truth, state):
-            apply, params = client.apply_fn(module, variables), variables["params"]
+            apply = client.apply_fn(module, variables, method.batch_norm)
+            params = variables["params"]
 
             def point(carry, _):
                 state, index = carry
@@ -284,15 +288,16 @@ def step_flops(
     batch_shape: tuple[int, ...],
 ) -> float:
     """Counts the floating-point operations of one step of one trial, by XLA's own analysis."""
-    target = Target(variables["params"], jnp.zeros(batch_shape[0], jnp.int32))
-    numbers = attack.Numbers(jnp.float32(1), jnp.float32(1), jnp.int32(1))
+    sent = {"batch_stats": variables["batch_stats"]} if method.batch_norm == "train-shared" else ()
+    target = Target(variables["params"], jnp.zeros(batch_shape[0], jnp.int32), sent)
+    numbers = attack.Numbers(jnp.float32(1), jnp.float32(1), jnp.float32(1), jnp.int32(1))
     start = functools.partial(attack.init, method, shape=batch_shape, normalization=normalization)
     state = jax.eval_shape(start, jax.random.key(0))
 
     def one(variables, target, state):
-        apply, params = client.apply_fn(module, variables), variables["params"]
+        apply = client.apply_fn(module, variables, method.batch_norm)
         return attack.step(
-            method, numbers, apply, params, target, normalization, jnp.int32(0), state
+            method, numbers, apply, variables["params"], target, normalization, jnp.int32(0), state
         )
 
     return float(jax.jit(one).lower(variables, target, state).cost_analysis()["flops"])

@@ -24,6 +24,7 @@ class Target(NamedTuple):
 
     update: PyTree  # shaped like the network's parameters
     labels: Int[Array, " batch"]
+    statistics: PyTree = ()  # of the client's batch, per BatchNorm layer, where they are sent along
 
 
 class Normalization(NamedTuple):

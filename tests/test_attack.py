@@ -47,12 +47,13 @@ def test_signed_adam_takes_steps_of_the_learning_rate_inside_the_box():
     params = {"w": jnp.ones(4)}
     # The loss is -log softmax of (w.x, 0): its gradient points along x, so that the cosine
     # against all-ones pulls every pixel the same way.
-    apply = lambda p, x: jnp.stack(  # noqa: E731
-        [x.reshape(1, 4) @ p["w"], jnp.zeros(1)], axis=-1
+    apply = lambda p, x: (  # noqa: E731
+        jnp.stack([x.reshape(1, 4) @ p["w"], jnp.zeros(1)], axis=-1),
+        (),
     )
     target = Target({"w": jnp.array([1.0, 1.0, 1.0, -1.0])}, jnp.array([1]))
     method = attack.Method(schedule="constant", prior="none")
-    numbers = attack.Numbers(jnp.float32(0.25), jnp.float32(0), jnp.int32(3))
+    numbers = attack.Numbers(jnp.float32(0.25), jnp.float32(0), jnp.float32(0), jnp.int32(3))
     start = jnp.array([0.2, 0.3, 0.4, 0.9]).reshape(1, 2, 2, 1)
     state = attack.AttackState(start, attack.OPTIMIZERS["adam"]().init(start))
     step = jax.jit(
@@ -85,7 +86,7 @@ def test_image_gradient_of_the_objective_against_finite_differences(problem):
 
         @jax.jit
         def objective(x):
-            update = client.gradient(apply, variables["params"], x, target.labels)
+            update, _ = client.gradient(apply, variables["params"], x, target.labels)
             return cosine(update, target.update)
 
         slope = float(jnp.sum(jax.jit(jax.grad(objective))(image) * direction))
@@ -101,7 +102,7 @@ def test_objective_is_zero_at_the_truth(problem):
 
     @jax.jit
     def objective(params):
-        update = client.share_gradient(apply, params, truth, problem.normalization)
+        update, _ = client.share_gradient(apply, params, truth, problem.normalization)
         return cosine(update, target.update)
 
     assert abs(float(objective(problem.victim.variables["params"]))) < 1e-6

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinv import client
 from jaxinv.objectives import OBJECTIVES
-from jaxinv.priors import PRIORS
+from jaxinv.priors import PRIORS, statistics_distance
 from jaxinv.types import Normalization, PyTree, Target
 
 # Each maps the gradient and the progress in [0, 1) to the direction the optimiser sees. The soft
@@ -72,6 +72,7 @@ class Method(NamedTuple):
     schedule: str = "step"
     init: str = "normal"
     box: bool = True
+    batch_norm: str = "eval"  # what the client does, and the attacker simulates: client.BATCH_NORM
 
 
 class Numbers(NamedTuple):
@@ -79,6 +80,7 @@ class Numbers(NamedTuple):
 
     lr: Float[Array, ""]
     prior_weight: Float[Array, ""]
+    statistics_weight: Float[Array, ""]  # of shared BatchNorm statistics
     iterations: Int[Array, ""]
 
 
@@ -133,11 +135,15 @@ def step(
     """
 
     def loss(candidate):
-        update = client.gradient(apply, params, candidate, target.labels)
+        update, statistics = client.gradient(apply, params, candidate, target.labels)
         losses = Losses(
             OBJECTIVES[method.objective](update, target.update), PRIORS[method.prior](candidate)
         )
-        return losses.objective + numbers.prior_weight * losses.prior, losses
+        total = losses.objective + numbers.prior_weight * losses.prior
+        if method.batch_norm == "train-shared":
+            distance = statistics_distance(statistics, target.statistics)
+            total += numbers.statistics_weight * distance
+        return total, losses
 
     gradient, losses = jax.grad(loss, has_aux=True)(state.candidate)
     progress = jnp.minimum(index, numbers.iterations - 1) / numbers.iterations

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 # He et al. 2015: normal, variance 2 / fan_out, the convolution init of the published ResNets.
 kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
+BATCH_NORM_MOMENTUM = 0.9  # of the running statistics; PyTorch calls it 0.1
 GROUPS = 32  # the most groups of a GroupNorm, as published (Wu & He 2018)
 
 
@@ -67,9 +68,11 @@ def normalize(
       kind: "batch" or "group".
       train: whether BatchNorm uses the batch's own statistics; GroupNorm has no others.
     """
-    # Both with PyTorch's eps 1e-5; its momentum 0.1 is Flax's 0.9.
+    # Both with PyTorch's eps 1e-5.
     if kind == "batch":
-        return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(x)
+        return nn.BatchNorm(
+            use_running_average=not train, momentum=BATCH_NORM_MOMENTUM, epsilon=1e-5
+        )(x)
     channels = x.shape[-1]
     most = max(1, min(GROUPS, channels // 2))
     groups = max(g for g in range(1, most + 1) if channels % g == 0)

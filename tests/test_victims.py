@@ -1,0 +1,88 @@
+"""Attacking what a checkpoint holds, and clients that normalise with their batch's statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinv import checkpoints, client, config, data, sweep, victims
+from jaxinv.errors import UserError
+from jaxinv.priors import statistics_distance
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """An untrained LeNetZhu of network seed 5, kept as if it had been trained on the tiles."""
+    tiles = data.load("tiles", split="test", ids=1)
+    victim = victims.untrained(
+        "lenet_zhu", classes=len(tiles.classes), width=None, seed=5, image_shape=(32, 32, 3)
+    )
+    info = checkpoints.Info(
+        model="lenet_zhu", width=None, dataset="tiles", classes=tiles.classes,
+        image_shape=(32, 32, 3), mean=tiles.mean, std=tiles.std, recipe={"seed": 5}, epochs=0,
+        steps=0, train_accuracy=None, test_accuracy=0.1, seconds=0, hardware="", versions={},
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("checkpoints") / "lenet"
+    checkpoints.save(folder, victim.variables, info, [])
+    return folder, victim
+
+
+def test_a_victim_names_the_network(checkpoint):
+    folder, victim = checkpoint
+    study = config.load_study(None, {"victim": [str(folder)], "tv": ["0.1"]})
+    (cell,) = study.cells
+    assert (cell.model, cell.width, cell.network_seed) == ("lenet_zhu", None, 5)
+    material = sweep.Loader(study.plan)(cell)
+    assert material.victim.digest == victim.digest
+    with pytest.raises(UserError, match="--victim names the network; leave --model out"):
+        config.load_study(None, {"victim": [str(folder)], "model": ["mlp"]})
+    with pytest.raises(UserError, match="--victim nobody: no such checkpoint"):
+        config.load_study(None, {"victim": ["nobody"]})
+
+
+def test_batch_norm_protocols_need_batch_norm():
+    study = config.load_study(None, {"batch_norm": ["train"]})
+    with pytest.raises(UserError, match="--batch-norm train: lenet_zhu has no BatchNorm; use eval"):
+        sweep.Loader(study.plan)(study.cells[0])
+
+
+def test_presets_replace_what_the_file_says(tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text(
+        '[grid]\nmodel = "resnet18"\nwidth = 4\ntv = 0.1\n[preset.full.grid]\nwidth = "published"\n'
+        "[preset.full.run]\nseeds = 7\n"
+    )
+    small, full = (config.load_study(file, {}, preset) for preset in (None, "full"))
+    assert (small.cells[0].width, full.cells[0].width) == (4, None)
+    assert (full.cells[0].tv, full.plan.seeds) == (0.1, 7)
+    with pytest.raises(UserError, match="known: full"):
+        config.load_study(file, {}, "huge")
+
+
+def test_training_mode_normalises_with_the_batch_and_returns_its_statistics():
+    """One BatchNorm by hand: mean and variance over batch and places, running statistics unread."""
+    import flax.linen as nn
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(x)
+            return x.sum(axis=(1, 2))
+
+    images = jnp.asarray(np.random.default_rng(0).normal(2, 3, size=(2, 4, 4, 3)), jnp.float32)
+    variables = Net().init(jax.random.key(0), images)
+    params, mean = variables["params"], images.mean(axis=(0, 1, 2))
+    variance = images.var(axis=(0, 1, 2))
+    apply = client.apply_fn(Net(), variables, "train-shared")
+    logits, statistics = apply(params, images)
+    sent = statistics["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(sent["mean"], mean, rtol=1e-5)
+    np.testing.assert_allclose(sent["var"], variance, rtol=1e-4)
+    expected = ((images - mean) / jnp.sqrt(variance + 1e-5)).sum(axis=(1, 2))
+    np.testing.assert_allclose(logits, expected, atol=2e-4)
+    evaluated, nothing = client.apply_fn(Net(), variables)(params, images)
+    np.testing.assert_allclose(evaluated, (images / np.sqrt(1 + 1e-5)).sum((1, 2)), rtol=1e-5)
+    assert nothing == ()
+    assert float(statistics_distance(statistics, statistics)) == 0
+    shifted = jax.tree.map(lambda x: x + 2.0, statistics)
+    np.testing.assert_allclose(statistics_distance(shifted, statistics), 8.0, rtol=1e-5)
