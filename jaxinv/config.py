@@ -250,7 +250,10 @@ def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None =
         run["target_ids"] = run["target_ids"].split(",")
     if "victim" in given:  # it names the network in place of the file
         grid = {name: value for name, value in grid.items() if name not in _OF_VICTIM}
-    grid |= {name: value for name, value in given.items() if name in Cell.model_fields}
+    asked = {name: value for name, value in given.items() if name in Cell.model_fields}
+    if asked:  # what the file costs and expects is said of its own grid
+        text = text.model_copy(update={"cost": "", "expectation": ""})
+    grid |= asked
     if "victim" in grid and (named := [name for name in _OF_VICTIM if name in grid]):
         raise UserError(f"--victim names the network; leave {', '.join(map(_flag, named))} out")
     lists = {name: v if isinstance(v, list) else [v] for name, v in grid.items()}

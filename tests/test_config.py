@@ -19,9 +19,13 @@ def test_default_study_is_the_documented_one():
 
 def test_flags_override_the_file_and_lists_make_axes(tmp_path):
     file = tmp_path / "own.toml"
-    file.write_text('question = "?"\n[run]\nseeds = 3\n[grid]\ntv = [0.1, 0.2]\nlr = 0.5\n')
+    file.write_text(
+        'question = "?"\nexpectation = "!"\n[run]\nseeds = 3\n[grid]\ntv = [0.1, 0.2]\nlr = 0.5\n'
+    )
     made = study(file, seeds="5", lr=["0.1", "0.2"], target_ids="3,17")
     assert made.name == "own"
+    assert made.text.question == "?"
+    assert (made.text.expectation, study(file).text.expectation) == ("", "!")
     assert made.axes == {"tv": [0.1, 0.2], "lr": [0.1, 0.2]}
     assert [(c.tv, c.lr) for c in made.cells] == [(0.1, 0.1), (0.1, 0.2), (0.2, 0.1), (0.2, 0.2)]
     assert (made.plan.seeds, made.plan.target_ids) == (5, (3, 17))
