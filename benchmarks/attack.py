@@ -11,6 +11,7 @@ of each is kept: a busy machine slows all of them alike.
 
 import argparse
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -114,6 +115,7 @@ def naive():
     jax.clear_caches()
 
 
+@functools.cache
 def victim_of(name: str) -> victims.Victim:
     """The untrained network, at the width of the table."""
     return victims.untrained(name, classes=10, width=WIDTHS[name], seed=0, image_shape=SHAPE)
