@@ -25,7 +25,7 @@ from rich.table import Table
 
 from jaxinv import client, trials, victims
 from jaxinv.attacks import gradient_matching as attack
-from jaxinv.sweep import use_all_cores
+from jaxinv.runtime import use_all_cores
 from jaxinv.types import Normalization, Truth
 
 WIDTHS = {"lenet_zhu": None, "convnet": 32, "resnet20": 16}
@@ -121,35 +121,35 @@ def victim_of(name: str) -> victims.Victim:
     return victims.untrained(name, classes=10, width=WIDTHS[name], seed=0, image_shape=SHAPE)
 
 
-NORMALIZATION = (0.5, 0.25)  # of the random images; any would do
+def normalization() -> Normalization:
+    """Of the random images; any would do."""
+    return Normalization.of([0.5] * 3, [0.25] * 3)
 
 
 def step_flops(name: str) -> float:
     """Floating-point operations of one trial-iteration, by XLA's count."""
-    victim, (mean, std) = victim_of(name), NORMALIZATION
-    normalization = Normalization(jnp.full(3, mean), jnp.full(3, std))
+    victim = victim_of(name)
     return trials.step_flops(
-        victim.module, victim.variables, attack.Method(), normalization, (1, *SHAPE)
+        victim.module, victim.variables, attack.Method(), normalization(), (1, *SHAPE)
     )
 
 
 def jax_form(label: str, name: str, size: tuple[int, int]) -> Form:
     """Compiles the attack's loop for targets x seeds."""
     targets, seeds = size
-    victim, (mean, std) = victim_of(name), NORMALIZATION
-    normalization = Normalization(jnp.full(3, mean), jnp.full(3, std))
+    victim = victim_of(name)
     images = jax.random.uniform(jax.random.key(1), (targets, 1, *SHAPE))
     truths = Truth(images, jnp.zeros((targets, 1), jnp.int32))
     module, variables = victim.module, victim.variables
-    shared = trials.make_targets(module, variables, truths, normalization, "known")
+    shared = trials.make_targets(module, variables, truths, normalization(), "known")
     numbers = attack.Numbers(
         jnp.float32(0.1), jnp.float32(0.01), jnp.float32(0), jnp.int32(1_000_000)
     )
     plan = trials.make_plan(variables["params"], targets, seeds)
     grid, method = trials.make_grid(plan, targets, seeds), attack.Method()
     keys = grid.deal(trials.start_keys(range(targets), range(seeds)))
-    states = trials.init_states(method, (1, *SHAPE), normalization, keys)
-    constant = (variables, shared, truths, normalization, numbers)
+    states = trials.init_states(method, (1, *SHAPE), normalization(), keys)
+    constant = (variables, shared, truths, normalization(), numbers)
     started = time.perf_counter()
     program = trials.run_chunk.lower(
         module, method, 1, plan.devices, *constant, jnp.int32(1), jnp.int32(0), grid.target, states

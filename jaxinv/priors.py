@@ -28,15 +28,14 @@ def none(images: Float[Array, "batch height width channel"]) -> Float[Array, ""]
 def statistics_distance(statistics: PyTree, shared: PyTree) -> Float[Array, ""]:
     """Computes how far a candidate's BatchNorm statistics are from those the client sent along.
 
-    Mean over layers of the mean squared distance of the means plus that of the variances; 0 where
-    none were sent.
+    Mean over layers of the mean squared distance of the means plus that of the variances.
 
     References: Yin et al. 2021 (See through Gradients), arXiv 2104.07586, eq. 10, there as sums of
       norms, whose derivative does not exist at a perfect match.
     """
     distances = jax.tree.map(lambda own, sent: jnp.square(own - sent).mean(), statistics, shared)
     leaves = jax.tree.leaves(distances)
-    return 2 * sum(leaves) / len(leaves) if leaves else jnp.zeros(())
+    return 2 * sum(leaves) / len(leaves)
 
 
 PRIORS = {"tv": total_variation, "none": none}

@@ -119,7 +119,7 @@ class Study:
         """Trials that turned non-finite."""
         return int(sum(cell.failed.sum() for cell in self.cells))
 
-    @property
+    @cached_property
     def pairs(self) -> list[Pair]:
         """Every later cell against the first, where both have the same targets and seeds."""
         first, *others = self.cells

@@ -4,12 +4,8 @@ A block is one cell on a group of targets. It is computed whole, written whole, 
 again: the same command after a kill goes on where the last one stopped.
 """
 
-import contextlib
 import datetime
 import functools
-import importlib.metadata
-import os
-import platform
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +19,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jaxinv import checkpoints, config, data, metrics, models, report, results, trials, victims
+from jaxinv import (
+    checkpoints,
+    config,
+    data,
+    metrics,
+    models,
+    report,
+    results,
+    runtime,
+    trials,
+    victims,
+)
 from jaxinv.attacks import gradient_matching as attack
 from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.types import Normalization, Target, Truth
@@ -75,8 +82,8 @@ def run_study(study: config.Study, command: str, *, dry_run: bool = False) -> No
       UserError: data, shapes or the run folder do not fit; nothing was written then.
     """
     console = Console()
-    use_compilation_cache()
-    use_all_cores()
+    runtime.use_compilation_cache()
+    runtime.use_all_cores()
     load = Loader(study.plan)
     materials = [load(cell) for cell in study.cells]
     blocks = list(plan_blocks(study, len(materials[0].ids)))
@@ -136,11 +143,8 @@ class Loader:
                 f"--batch-norm {cell.batch_norm}: {cell.model} has no BatchNorm; use eval"
             )
         batches = (-1, cell.images)
-        normalization = Normalization(
-            jnp.asarray(dataset.mean, jnp.float32), jnp.asarray(dataset.std, jnp.float32)
-        )
         return Material(
-            victim, normalization, len(dataset.classes),
+            victim, Normalization.of(dataset.mean, dataset.std), len(dataset.classes),
             dataset.images.reshape(*batches, *shape),
             dataset.labels.reshape(batches), dataset.ids.reshape(batches),
         )  # fmt: skip
@@ -210,14 +214,11 @@ def open_run(study: config.Study, material: Material, command: str) -> None:
 
 def session(command: str) -> dict:
     """Describes this process: when, what, with which versions, on which device."""
-    packages = ("jaxinv", "jax", "jaxlib", "flax", "optax", "numpy")
-    devices = jax.devices()
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in packages},
-        "device": f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} CPU cores",
+        "versions": runtime.versions(("jaxinv", "jax", "jaxlib", "flax", "optax", "numpy")),
+        "device": runtime.hardware(),
     }
 
 
@@ -377,21 +378,6 @@ def print_plan(
         f"{len(study.cells)} cells, {len(blocks)} blocks, {total / 1e15:.3g} PFLOP in all "
         f"(about {total / 2e10 / 60:.3g} minutes at 20 GFLOP/s); nothing was run"
     )
-
-
-def use_all_cores() -> None:
-    """Makes every CPU core a JAX device, so that trials share the cores as they share GPUs."""
-    if jax.config.jax_num_cpu_devices == -1:
-        # Raises where a program that embeds the sweep has started JAX: its choice of devices holds.
-        with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX was told where to."""
-    if jax.config.jax_compilation_cache_dir is None:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "jaxinv"))
 
 
 if __name__ == "__main__":

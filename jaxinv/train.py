@@ -7,9 +7,6 @@ After every epoch the state is written beside the checkpoint: the same command a
 from there, to the same parameters, bit for bit.
 """
 
-import importlib.metadata
-import os
-import platform
 import shutil
 import sys
 import time
@@ -23,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxinv import checkpoints, config, data, models, rng, training, victims
+from jaxinv import checkpoints, config, data, models, rng, runtime, training, victims
 from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.types import Normalization, PyTree
 
@@ -70,9 +67,7 @@ class Trainer:
         last = max((s.value for s in settings.stop_at if s.kind == "step"), default=0)
         if last > self.recipe.steps:
             raise UserError(f"--stop-at step:{last:g}: there are {self.recipe.steps} steps")
-        self.normalization = Normalization(
-            jnp.asarray(self.dataset.mean, jnp.float32), jnp.asarray(self.dataset.std, jnp.float32)
-        )
+        self.normalization = Normalization.of(self.dataset.mean, self.dataset.std)
         self.train_data, self.test_data = (
             training.Data(jnp.asarray(d.images), jnp.asarray(d.labels))
             for d in (self.dataset, test)
@@ -182,7 +177,9 @@ class Trainer:
         return [stop for stop in self.settings.stop_at if stop.kind == kind]
 
     def _test_accuracy(self) -> float:
-        """Accuracy on the test split, now."""
+        """Accuracy on the test split, now; at the end of an epoch it is in the log already."""
+        if self.log and self.log[-1]["step"] == int(self.state.step):
+            return self.log[-1]["test_accuracy"]
         return training.accuracy(
             self.module, self.state.variables, self.test_data, self.normalization
         )
@@ -208,10 +205,8 @@ class Trainer:
             train_accuracy=self.log[-1]["train_accuracy"] if self.log else None,
             test_accuracy=self._test_accuracy(),
             seconds=round(self.seconds, 1),
-            hardware=f"{len(jax.devices())} x {jax.devices()[0].device_kind}, "
-            f"{os.cpu_count()} CPU cores",
-            versions={"python": platform.python_version()}
-            | {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
+            hardware=runtime.hardware(),
+            versions=runtime.versions(("jax", "flax", "optax")),
         )
         checkpoints.save(folder, self.state.variables, info, self.log)
 

@@ -1,5 +1,6 @@
 """The vocabulary every room shares: who knows what, and in which units."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -32,6 +33,11 @@ class Normalization(NamedTuple):
 
     mean: Float[Array, " channel"]
     std: Float[Array, " channel"]
+
+    @classmethod
+    def of(cls, mean: Sequence[float], std: Sequence[float]) -> "Normalization":
+        """Makes one of numbers per channel."""
+        return cls(jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
 
     def normalize(self, pixels: Array) -> Array:
         """Maps pixels in [0, 1] to the network's input."""
