@@ -1,12 +1,12 @@
 """Milliseconds per trial-iteration and memory, beside two references, in one run.
 
-    python -m benchmarks.attack [--networks lenet_zhu convnet resnet20] [--seconds 10]
+    python -m benchmarks.attack [--networks lenet_zhu resnet18 ...] [--seconds 10]
 
 One trial-iteration is one step of one attack: value and gradient of cosine + TV with respect to
 the image, signed Adam, box. References: the same loop on plain `nn.Conv` under vmap (1x4, for it
 is very slow), and the same attack in PyTorch one image at a time (`pip install torch`), on one
-thread and on all. The forms of a network are timed in turn, round after round, and the best round
-of each is kept: a busy machine slows all of them alike.
+thread and on all. The forms of a network are timed in turn, in many short rounds, and the best
+round of each is kept: what a busy machine steals is left out, and it steals from all of them.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 from unittest import mock
 
@@ -23,31 +22,36 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.race import Form, race
 from jaxinv import client, trials, victims
 from jaxinv.attacks import gradient_matching as attack
 from jaxinv.runtime import use_all_cores
 from jaxinv.types import Normalization, Truth
 
-WIDTHS = {"lenet_zhu": None, "convnet": 32, "resnet20": 16}
-SIZES = ((1, 1), (1, 32), (8, 32))
+
+class Case(NamedTuple):
+    """A network and what is measured of it."""
+
+    width: int | None
+    sizes: tuple[tuple[int, int], ...] = ((1, 1), (1, 32), (8, 32))  # targets, seeds
+    naive: bool = True  # the largest networks would compile for an hour
+
+
+CASES = {
+    "lenet_zhu": Case(None),
+    "convnet": Case(32),
+    "resnet20": Case(16),
+    "resnet18": Case(64, ((1, 1), (1, 4)), naive=False),
+    "mobilenetv2": Case(32, ((1, 1), (1, 4)), naive=False),
+}
 NAIVE_SIZE = (1, 4)
 SHAPE = (32, 32, 3)
-
-
-class Form(NamedTuple):
-    """One way to run the attack, compiled."""
-
-    name: str
-    size: tuple[int, int]  # targets, seeds
-    run: Callable[[int], None]  # takes that many steps of every trial
-    compile_seconds: float = float("nan")
-    memory: float = float("nan")  # temporary, MiB
 
 
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", default=list(WIDTHS), choices=WIDTHS)
+    parser.add_argument("--networks", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--seconds", type=float, default=10, help="time per figure, about")
     arguments = parser.parse_args()
     use_all_cores()
@@ -60,10 +64,13 @@ def main() -> None:
 
 def table(name: str, seconds: float) -> Table:
     """Times every form of one network."""
-    forms = [*pytorch_forms(name), *(jax_form("jaxinv", name, size) for size in SIZES)]
-    with naive():
-        forms.append(jax_form("nn.Conv under vmap", name, NAIVE_SIZE))
-    times = race(forms, seconds)
+    forms = [*pytorch_forms(name), *(jax_form("jaxinv", name, size) for size in CASES[name].sizes)]
+    if CASES[name].naive:
+        with naive():
+            forms.append(jax_form("nn.Conv under vmap", name, NAIVE_SIZE))
+    times = [
+        step / (form.size[0] * form.size[1]) for form, step in zip(forms, race(forms, seconds))
+    ]
     reference = min((t for f, t in zip(forms, times) if "PyTorch" in f.name), default=float("nan"))
     flops = step_flops(name)
     out = Table(
@@ -77,29 +84,6 @@ def table(name: str, seconds: float) -> Table:
             f"{form.memory:.1f}", f"{form.compile_seconds:.1f}",
         )  # fmt: skip
     return out
-
-
-def race(forms: list[Form], seconds: float) -> list[float]:
-    """Times the forms in turn, up to ten rounds: the best seconds per trial-iteration of each.
-
-    A form that has had its time sits the later rounds out.
-    """
-    steps, used, best = [], [0.0] * len(forms), []
-    for form in forms:
-        form.run(1)
-        started = time.perf_counter()
-        form.run(1)
-        best.append(time.perf_counter() - started)
-        steps.append(max(1, round(seconds / 10 / best[-1])))
-    for _ in range(10):
-        for index, form in enumerate(forms):
-            if used[index] < seconds:
-                started = time.perf_counter()
-                form.run(steps[index])
-                elapsed = time.perf_counter() - started
-                used[index] += elapsed
-                best[index] = min(best[index], elapsed / steps[index])
-    return [step / (form.size[0] * form.size[1]) for step, form in zip(best, forms)]
 
 
 @contextlib.contextmanager
@@ -118,7 +102,7 @@ def naive():
 @functools.cache
 def victim_of(name: str) -> victims.Victim:
     """The untrained network, at the width of the table."""
-    return victims.untrained(name, classes=10, width=WIDTHS[name], seed=0, image_shape=SHAPE)
+    return victims.untrained(name, classes=10, width=CASES[name].width, seed=0, image_shape=SHAPE)
 
 
 def normalization() -> Normalization:
@@ -173,7 +157,7 @@ def pytorch_forms(name: str) -> list[Form]:
         return []
     forms = []
     for threads in sorted({1, os.cpu_count()}):
-        run = make_step(name, WIDTHS[name], threads)
+        run = make_step(name, CASES[name].width, threads)
         forms.append(Form(f"PyTorch, one at a time, {threads} threads", (1, 1), run))
     return forms
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from jaxinv.models.mobilenet import HEAD, STAGES, scale_channels
+
 
 def lenet_zhu() -> nn.Module:
     """LeNetZhu, as in jaxinv.models.lenet_zhu."""
@@ -48,12 +50,12 @@ class _BasicBlock(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
-def resnet20(width: int) -> nn.Module:
-    """ResNet20, as in jaxinv.models.resnet."""
+def resnet(width: int, *blocks: int) -> nn.Module:
+    """A ResNet of basic blocks, as in jaxinv.models.resnet."""
     layers = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
     channels = width
-    for stage in range(3):
-        for block in range(3):
+    for stage, count in enumerate(blocks):
+        for block in range(count):
             features, stride = width * 2**stage, 2 if stage and not block else 1
             layers.append(_BasicBlock(channels, features, stride))
             channels = features
@@ -61,10 +63,46 @@ def resnet20(width: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+def _convolution(channels: int, features: int, kernel: int, stride=1, groups=1) -> list[nn.Module]:
+    return [
+        nn.Conv2d(channels, features, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(features),
+    ]
+
+
+class _InvertedResidual(nn.Module):
+    def __init__(self, channels: int, features: int, stride: int, expansion: int):
+        super().__init__()
+        hidden = expansion * channels
+        layers = [*_convolution(channels, hidden, 1), nn.ReLU6()] if expansion != 1 else []
+        layers += [*_convolution(hidden, hidden, 3, stride, hidden), nn.ReLU6()]
+        self.body = nn.Sequential(*layers, *_convolution(hidden, features, 1))
+        self.residual = stride == 1 and channels == features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.body(x) if self.residual else self.body(x)
+
+
+def mobilenetv2(width: int) -> nn.Module:
+    """MobileNetV2, as in jaxinv.models.mobilenet."""
+    layers, channels = [*_convolution(3, width, 3), nn.ReLU6()], width
+    for expansion, published, blocks, first_stride in STAGES:
+        features = scale_channels(published, width / 32)
+        for index in range(blocks):
+            stride = first_stride if index == 0 else 1
+            layers.append(_InvertedResidual(channels, features, stride, expansion))
+            channels = features
+    head = scale_channels(HEAD, max(1.0, width / 32))
+    layers += [*_convolution(channels, head, 1), nn.ReLU6()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(head, 10))
+
+
 NETWORKS = {
     "lenet_zhu": lambda width: lenet_zhu(),
     "convnet": convnet,
-    "resnet20": resnet20,
+    "resnet20": lambda width: resnet(width, 3, 3, 3),
+    "resnet18": lambda width: resnet(width, 2, 2, 2, 2),
+    "mobilenetv2": mobilenetv2,
 }
 
 
@@ -102,5 +140,23 @@ def make_step(name: str, width: int | None, threads: int) -> Callable[[int], Non
         torch.set_num_threads(threads)
         for _ in range(steps):
             step()
+
+    return run
+
+
+def make_training(name: str, width: int | None, batch: int) -> Callable[[int], None]:
+    """Makes a function that takes that many training steps, on all threads, on one random batch."""
+    torch.manual_seed(0)
+    model = NETWORKS[name](width).train()
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
+    images, labels = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
+
+    def run(steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
 
     return run

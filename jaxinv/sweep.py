@@ -330,6 +330,7 @@ def progress_bar(console: Console) -> Progress:
     return Progress(
         BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(),
         TextColumn("{task.description}"), console=console,
+        refresh_per_second=2,  # each drawing takes time from the work
     )  # fmt: skip
 
 

@@ -55,16 +55,16 @@ class MobileNetV2(nn.Module):
         """Computes logits from normalised images; `train` uses the batch's own statistics."""
         x = nn.relu6(normalize(conv_kaiming(x, self.width, 3), self.norm, train))
         for expansion, channels, blocks, first_stride in STAGES:
-            features = _scale(channels, self.width / 32)
+            features = scale_channels(channels, self.width / 32)
             for index in range(blocks):
                 stride = first_stride if index == 0 else 1
                 x = InvertedResidual(features, stride, expansion, self.norm)(x, train)
-        x = conv_kaiming(x, _scale(HEAD, max(1.0, self.width / 32)), 1)
+        x = conv_kaiming(x, scale_channels(HEAD, max(1.0, self.width / 32)), 1)
         x = nn.relu6(normalize(x, self.norm, train))
         return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01))(x.mean(axis=(1, 2)))
 
 
-def _scale(channels: int, multiplier: float) -> int:
+def scale_channels(channels: int, multiplier: float) -> int:
     """Channels times the multiplier, to the nearest multiple of 8 not 10% below the product."""
     exact = channels * multiplier
     rounded = max(8, int(exact + 4) // 8 * 8)

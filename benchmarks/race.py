@@ -1,0 +1,41 @@
+"""Timing several forms of one computation against each other."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+ROUND = 0.1  # seconds, or one step where that takes longer
+
+
+class Form(NamedTuple):
+    """One way to compute, compiled."""
+
+    name: str
+    size: tuple[int, int]  # targets, seeds; or 1, images in a batch
+    run: Callable[[int], None]  # takes that many steps
+    compile_seconds: float = float("nan")
+    memory: float = float("nan")  # temporary, MiB
+
+
+def race(forms: Sequence[Form], seconds: float) -> list[float]:
+    """Times the forms in turn, in many short rounds: the best seconds per step of each.
+
+    What a busy machine steals is left out that way, and it steals from all of them. A form that
+    has had its `seconds` sits the later rounds out.
+    """
+
+    def time_steps(form, count):
+        started = time.perf_counter()
+        form.run(count)
+        return time.perf_counter() - started
+
+    best = [min(time_steps(form, 1) for _ in range(4)) for form in forms]  # the first warms up
+    steps = [max(1, round(ROUND / once)) for once in best]
+    used = [0.0] * len(forms)
+    while min(used) < seconds:
+        for index, form in enumerate(forms):
+            if used[index] < seconds:
+                elapsed = time_steps(form, steps[index])
+                used[index] += elapsed
+                best[index] = min(best[index], elapsed / steps[index])
+    return best
