@@ -22,6 +22,7 @@ Shapes carry a leading group axis: images `[group, batch, height, width, channel
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -65,6 +66,7 @@ class Geometry(NamedTuple):
 # --- How each part is computed ------------------------------------------------------------------
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+PATCH_ROWS = 2048  # of a kernel gradient's im2col at once, on a CPU
 
 
 def _conv(images, kernels, geometry):
@@ -108,6 +110,28 @@ def _wgrad(images, deltas, geometry):
         "gtk,gto->gko", _patches(images, geometry), deltas.reshape(groups, -1, features)
     )
     return gradient.reshape(groups, *geometry.kernel, images.shape[-1], features)
+
+
+def _wgrad_in_parts(images, deltas, geometry):
+    """`_wgrad` with as many images at once as leave the patches in the cache, summed.
+
+    Whole, the patches of a training batch are 75 MB a layer and the memory is what takes the time.
+    """
+    groups, batch = images.shape[:2]
+    most = min(batch, PATCH_ROWS // (groups * math.prod(geometry.output)))
+    size = max((d for d in range(1, most + 1) if batch % d == 0), default=1)
+    if size == batch:
+        return _wgrad(images, deltas, geometry)
+
+    def split(x):
+        return x.reshape(groups, batch // size, size, *x.shape[2:]).swapaxes(0, 1)
+
+    def add(total, part):
+        return total + _wgrad(*part, geometry), None
+
+    shape = (groups, *geometry.kernel, images.shape[-1], deltas.shape[-1])
+    zero = jnp.zeros(shape, jnp.result_type(images, deltas))
+    return lax.scan(add, zero, (split(images), split(deltas)))[0]
 
 
 def _patches(images, geometry):
@@ -197,7 +221,7 @@ def _batch_grouped(primitive, operands, dims, *, geometry):
 
 def _define(primitive: Primitive, compute: Callable, lhs_rule, rhs_rule, batch_rule) -> None:
     """Gives a primitive its value, shape, derivatives, batching and lowering."""
-    primitive.def_impl(jax.jit(compute, static_argnames="geometry"))
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames="geometry"))
 
     def abstract(x, y, *, geometry):
         shape = jax.eval_shape(functools.partial(compute, geometry=geometry), x, y)
@@ -230,6 +254,9 @@ _define(
     lambda w, a, d, geometry: dgrad_p.bind(d, w, geometry=geometry),
     lambda w, a, d, geometry: conv_p.bind(a, w, geometry=geometry),
     _batch_grouped,
+)
+mlir.register_lowering(
+    wgrad_p, mlir.lower_fun(_wgrad_in_parts, multiple_results=False), platform="cpu"
 )
 
 

@@ -89,6 +89,7 @@ class Trainer:
           UserError: the folder holds another training, or the loss is not finite any more.
         """
         console = Console()
+        runtime.use_compilation_cache()
         if self.folder.exists():
             self._check_same(checkpoints.read_fields(self.folder)["recipe"])
             console.print(f"{self.folder}: trained already")

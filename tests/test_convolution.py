@@ -58,6 +58,25 @@ def test_equals_plain_autodiff_at_second_order_under_vmap(kernel, strides, paddi
             np.testing.assert_allclose(ours, plain, rtol=1e-11, atol=1e-11)
 
 
+def test_the_kernel_gradient_of_a_training_batch_is_summed_in_parts():
+    """Six images of 1024 patches each: more than go through at once."""
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(2))
+        weights = jax.random.normal(keys[0], (3, 3, 2, 3), jnp.float64)
+        images = jax.random.normal(keys[1], (6, 32, 32, 2), jnp.float64)
+
+        def gradient(conv):
+            loss = lambda w: jnp.sum(jnp.sin(  # noqa: E731
+                conv(images, w, (1, 1), "SAME", dimension_numbers=DIMENSIONS)
+            ))  # fmt: skip
+            return jax.jit(jax.grad(loss))
+
+        ours = gradient(conv_general_dilated)
+        assert "while" in ours.lower(weights).as_text()
+        plain = gradient(lax.conv_general_dilated)(weights)
+        np.testing.assert_allclose(ours(weights), plain, rtol=1e-11)
+
+
 def test_a_kernel_of_its_own_per_example_equals_a_loop():
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(1))
