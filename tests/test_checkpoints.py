@@ -52,6 +52,12 @@ def test_is_small_on_disk(saved):
     assert len(files) < 20
 
 
+def test_names_no_folder_of_its_machine(saved):
+    files = [f for f in saved[1].rglob("*") if f.is_file()]
+    place = str(saved[1].parent).encode()
+    assert [f.name for f in files if place in f.read_bytes()] == []
+
+
 def test_is_found_by_name(saved, monkeypatch):
     monkeypatch.chdir(saved[1].parent.parent)
     saved[1].parent.rename(saved[1].parent.parent / "checkpoints")
