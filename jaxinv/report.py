@@ -94,7 +94,7 @@ def _print(study: Study, console: Console) -> None:
     """Prints the summary table and where the rest is."""
     threshold = setting_text(float(study.cells[0].success_psnr))
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("\nPSNR in dB")
+    table.add_column("\nPSNR in dB", overflow="fold")
     for name in ("targets\n× seeds", "failed", "mean\n[95%]", "seed\nstd", "attacker\nbest",
                  "oracle\nbest", f"above {threshold}\n[95%]"):  # fmt: skip
         table.add_column(name, justify="right", no_wrap=True)
