@@ -23,9 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.race import Form, race
-from jaxinv import client, trials, victims
+from jaxinv import client, runtime, trials, victims
 from jaxinv.attacks import gradient_matching as attack
-from jaxinv.runtime import use_all_cores
 from jaxinv.types import Normalization, Truth
 
 
@@ -54,10 +53,9 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--seconds", type=float, default=10, help="time per figure, about")
     arguments = parser.parse_args()
-    use_all_cores()
+    runtime.use_all_cores()
     console = Console(width=120)
-    device = jax.devices()[0]
-    console.print(f"jax {jax.__version__}, {device.device_kind}, {os.cpu_count()} CPU cores")
+    console.print(f"jax {jax.__version__}, {runtime.hardware()}")
     for name in arguments.networks:
         console.print(table(name, arguments.seconds))
 
@@ -105,6 +103,7 @@ def victim_of(name: str) -> victims.Victim:
     return victims.untrained(name, classes=10, width=CASES[name].width, seed=0, image_shape=SHAPE)
 
 
+@functools.cache
 def normalization() -> Normalization:
     """Of the random images; any would do."""
     return Normalization.of([0.5] * 3, [0.25] * 3)

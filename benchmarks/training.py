@@ -7,7 +7,6 @@ SGD with Nesterov momentum. PyTorch (`pip install torch`) gets its batch ready-m
 """
 
 import argparse
-import os
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.race import Form, race
-from jaxinv import training, victims
+from jaxinv import runtime, training, victims
 from jaxinv.types import Normalization
 
 BATCH = 128
@@ -33,8 +32,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=training.PRECISIONS, default="float32")
     arguments = parser.parse_args()
     console = Console(width=120)
-    device = jax.devices()[0]
-    console.print(f"jax {jax.__version__}, {device.device_kind}, {os.cpu_count()} CPU cores")
+    console.print(f"jax {jax.__version__}, {runtime.hardware()}")
     out = Table("network", "images / s", "PyTorch images / s", "x PyTorch")
     for network in arguments.networks:
         name, _, width = network.partition(":")

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 def use_all_cores() -> None:
@@ -43,3 +45,12 @@ def hardware() -> str:
     """The devices in words."""
     devices = jax.devices()
     return f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} CPU cores"
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar over all steps, with the time left and what its task says of itself."""
+    return Progress(
+        BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(),
+        TextColumn("{task.description}"), console=console,
+        refresh_per_second=2,  # each drawing takes time from the work
+    )  # fmt: skip

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from jaxinv import (
@@ -96,7 +96,7 @@ def run_study(study: config.Study, command: str, *, dry_run: bool = False) -> No
         console.print(f"{study.folder}: {len(blocks) - len(waiting)} of {len(blocks)} blocks done")
     work = {block.name: block.cell.iterations * _trials(block, study) for block in blocks}
     left = sum(work[block.name] for block in waiting)
-    with progress_bar(console) as bar:
+    with runtime.progress_bar(console) as bar:
         task = bar.add_task("", total=sum(work.values()), completed=sum(work.values()) - left)
         for block in waiting:
             run_block(study, block, materials[block.cell_index], watch(bar, task, block, study))
@@ -323,15 +323,6 @@ def trace_rows(
 def label(cell: config.Cell, study: config.Study) -> str:
     """Names a cell by the settings that vary."""
     return ", ".join(f"{axis} = {getattr(cell, axis)}" for axis in study.axes) or cell.model
-
-
-def progress_bar(console: Console) -> Progress:
-    """A bar over all trial-steps, with the time left and what is being attacked."""
-    return Progress(
-        BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(),
-        TextColumn("{task.description}"), console=console,
-        refresh_per_second=2,  # each drawing takes time from the work
-    )  # fmt: skip
 
 
 def watch(bar: Progress, task, block: Block, study: config.Study) -> Callable[[int, float], None]:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from jaxinv import checkpoints, config, data, models, rng, runtime, training, victims
 from jaxinv.errors import OneLineParser, UserError, run_command
@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command():
         parser = OneLineParser(prog="python -m jaxinv.train", description=__doc__.split("\n")[0])
         config.add_training_flags(parser)
-        Trainer(config.load_training(vars(parser.parse_args(argv)))).run()
+        settings = config.load_training(vars(parser.parse_args(argv)))
+        runtime.use_compilation_cache()
+        Trainer(settings).run()
 
     return run_command(command)
 
@@ -89,7 +91,6 @@ class Trainer:
           UserError: the folder holds another training, or the loss is not finite any more.
         """
         console = Console()
-        runtime.use_compilation_cache()
         if self.folder.exists():
             self._check_same(checkpoints.read_fields(self.folder)["recipe"])
             console.print(f"{self.folder}: trained already")
@@ -97,7 +98,7 @@ class Trainer:
         self._resume()
         if self.epoch == 0:
             self._keep([stop for stop in self.settings.stop_at if stop == (stop.kind, 0)])
-        with _progress_bar(console) as bar:
+        with runtime.progress_bar(console) as bar:
             task = bar.add_task("", total=self.recipe.steps, completed=int(self.state.step))
             for _ in range(self.epoch, self.settings.epochs):
                 self._train_epoch(bar, task)
@@ -277,15 +278,6 @@ def _describe(row: dict[str, Any]) -> str:
         f"epoch {row['epoch']}, loss {row['loss']:.3f}, accuracy {row['train_accuracy']:.3f} in "
         f"training and {row['test_accuracy']:.3f} on the test split, {row['seconds']:.0f} s"
     )
-
-
-def _progress_bar(console: Console) -> Progress:
-    """A bar over all steps, with the time left, the loss and the accuracy."""
-    return Progress(
-        BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(),
-        TextColumn("{task.description}"), console=console,
-        refresh_per_second=2,  # each drawing takes time from the work
-    )  # fmt: skip
 
 
 if __name__ == "__main__":
