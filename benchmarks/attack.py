@@ -1,6 +1,6 @@
 """Milliseconds per trial-iteration and memory, beside two references, in one run.
 
-    python -m benchmarks.attack [--networks lenet_zhu resnet18 ...] [--seconds 10]
+    python -m benchmarks.attack [--networks lenet_zhu ...] [--sizes 1x1 8x32 ...] [--seconds 10]
 
 One trial-iteration is one step of one attack: value and gradient of cosine + TV with respect to
 the image, signed Adam, box. References: the same loop on plain `nn.Conv` under vmap (1x4, for it
@@ -14,6 +14,7 @@ import contextlib
 import functools
 import os
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 from unittest import mock
 
@@ -51,18 +52,25 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--sizes", nargs="+", type=size, help="targets x seeds, such as 8x32")
     parser.add_argument("--seconds", type=float, default=10, help="time per figure, about")
     arguments = parser.parse_args()
     runtime.use_all_cores()
     console = Console(width=120)
     console.print(f"jax {jax.__version__}, {runtime.hardware()}")
     for name in arguments.networks:
-        console.print(table(name, arguments.seconds))
+        console.print(table(name, arguments.sizes or CASES[name].sizes, arguments.seconds))
 
 
-def table(name: str, seconds: float) -> Table:
+def size(text: str) -> tuple[int, int]:
+    """Reads targets x seeds, `8x32`."""
+    targets, seeds = map(int, text.split("x"))
+    return targets, seeds
+
+
+def table(name: str, sizes: Sequence[tuple[int, int]], seconds: float) -> Table:
     """Times every form of one network."""
-    forms = [*pytorch_forms(name), *(jax_form("jaxinv", name, size) for size in CASES[name].sizes)]
+    forms = [*pytorch_forms(name), *(jax_form("jaxinv", name, size) for size in sizes)]
     if CASES[name].naive:
         with naive():
             forms.append(jax_form("nn.Conv under vmap", name, NAIVE_SIZE))

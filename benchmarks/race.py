@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-ROUND = 0.1  # seconds, or one step where that takes longer
+ROUND = 0.03  # seconds, or one step where that takes longer
 
 
 class Form(NamedTuple):

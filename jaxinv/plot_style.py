@@ -5,6 +5,7 @@ margins, no label is cut off, and nothing has to be drawn twice.
 """
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, wraps
 from pathlib import Path
@@ -249,14 +250,22 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
 
 
 def wrap(text: str, width: float, size: float, weight: str = "normal") -> list[str]:
-    """Breaks text into lines no wider than `width` inches, where its words allow it."""
+    """Breaks text into lines no wider than `width` inches, where its words allow it.
+
+    A word too wide for a line, such as a victim's name, breaks behind its hyphens.
+    """
+
+    def fits(line):
+        return text_width(line, size, weight) <= width
+
     lines: list[str] = []
     for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and text_width(longer, size, weight) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
+        for index, piece in enumerate([word] if fits(word) else re.split(r"(?<=-)(?=.)", word)):
+            longer = f"{lines[-1]}{' ' if index == 0 else ''}{piece}" if lines else piece
+            if lines and fits(longer):
+                lines[-1] = longer
+            else:
+                lines.append(piece)
     return lines
 
 

@@ -236,6 +236,13 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
     assert first == second
 
 
+def test_a_name_too_wide_for_its_column_breaks_at_its_hyphens():
+    lines = plot_style.wrap("victim = lenet_zhu-cifar10-no-augment", 1.25, 8.8, "bold")
+    assert "".join(lines).replace(" ", "") == "victim=lenet_zhu-cifar10-no-augment"
+    assert all(plot_style.text_width(line, 8.8, "bold") <= 1.25 for line in lines)
+    assert plot_style.wrap("tv = 1e-05", 1.25, 8.8) == ["tv = 1e-05"]
+
+
 def test_numbers_for_people():
     assert number_text(np.nan) == "—"
     assert number_text(np.inf) == "∞"
