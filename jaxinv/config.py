@@ -1,7 +1,9 @@
 """Settings: read from a sweep file and from flags, validated once, here.
 
-A *cell* is one complete set of settings. A setting given several values is an axis; the study's
-cells are the product of its axes. Everything behind this file may trust what it is given.
+A *cell* is one complete set of settings. A setting given several values is an axis; a grid's cells
+are the product of its axes. A sweep file that asks several questions around one cell has a table
+[[vary]] for each, laid over its [grid]; the study is all their cells, each once. Everything behind
+this file may trust what it is given.
 """
 
 import argparse
@@ -220,9 +222,10 @@ def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None =
     """Reads a sweep file (None: the default study), lays the flags over it, validates all.
 
     Args:
-      path: the file, with the tables [run] and [grid].
+      path: the file, with the tables [run], [grid] and, one or more, [[vary]].
       flags: settings by name; None where not given.
-      preset: of the file's table [preset.NAME], whose run and grid replace the same settings.
+      preset: of the file's table [preset.NAME], whose run and grid replace the same settings, and
+        whose vary tables all those of the file.
 
     Raises:
       UserError: one line that names the setting and what it may be.
@@ -232,15 +235,20 @@ def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None =
         content = tomllib.loads(source.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"sweep file {source} cannot be read: {error}") from None
-    grid, run = content.pop("grid", {}), content.pop("run", {})
-    presets = content.pop("preset", {})
+    grid, run, presets, varied = (
+        content.pop(name, default)
+        for name, default in (("grid", {}), ("run", {}), ("preset", {}), ("vary", [{}]))
+    )
     if not all(isinstance(table, dict) for table in (grid, run, presets)):
         raise UserError(f"sweep file {source}: [grid], [run] and [preset] must be tables")
+    if not (isinstance(varied, list) and varied and all(isinstance(t, dict) for t in varied)):
+        raise UserError(f"sweep file {source}: write each table that varies as [[vary]]")
     if preset is not None and preset not in presets:
         known = ", ".join(presets) or "none"
         raise UserError(f"--preset {preset}: {source} does not have it; known: {known}")
     grid |= presets.get(preset, {}).get("grid", {})
     run |= presets.get(preset, {}).get("run", {})
+    varied = presets.get(preset, {}).get("vary", varied)
     text = _validate(Text, content, prefix="", where=f" in {source}")
     given = {name: value for name, value in flags.items() if value is not None}
     run |= {name: value for name, value in given.items() if name in Plan.model_fields}
@@ -248,32 +256,46 @@ def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None =
         run.pop("target_ids", None)
     if isinstance(run.get("target_ids"), str):
         run["target_ids"] = run["target_ids"].split(",")
-    if "victim" in given:  # it names the network in place of the file
-        grid = {name: value for name, value in grid.items() if name not in _OF_VICTIM}
     asked = {name: value for name, value in given.items() if name in Cell.model_fields}
     if asked:  # what the file costs and expects is said of its own grid
         text = text.model_copy(update={"cost": "", "expectation": ""})
-    grid |= asked
-    if "victim" in grid and (named := [name for name in _OF_VICTIM if name in grid]):
-        raise UserError(f"--victim names the network; leave {', '.join(map(_flag, named))} out")
-    lists = {name: v if isinstance(v, list) else [v] for name, v in grid.items()}
-    for name, values in lists.items():
-        if not values:
-            raise UserError(f"{_flag(name)}: an axis needs at least one value")
-    cells = tuple(
-        _validate(Cell, dict(zip(lists, values))) for values in itertools.product(*lists.values())
-    )
-    cells = tuple(map(_with_victim, cells))
-    axes = {n: [getattr(c, n) for c in cells] for n, v in lists.items() if len(v) > 1}
-    axes = {name: list(dict.fromkeys(values)) for name, values in axes.items()}
-    if len(set(cells)) < len(cells):
-        raise UserError("the grid holds a cell twice; give each value of an axis once")
+    grids = [_lay_over(_lay_over(grid, table), asked) for table in varied]
+    cells = tuple(dict.fromkeys(cell for grid in grids for cell in _product(grid)))
+    names = dict.fromkeys(name for grid in grids for name in grid)
+    axes = {name: list(dict.fromkeys(getattr(c, name) for c in cells)) for name in names}
+    axes = {name: values for name, values in axes.items() if len(values) > 1}
     for cell in cells:
         if cell.labels == "idlg" and cell.images > 1:
             raise UserError("--labels idlg reads one label; use --images 1 or --labels known")
     plan = _validate(Plan, run)
     name = path.stem if path else "default"
     return Study(name, text, axes, cells, plan)
+
+
+def _lay_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Replaces settings; a victim names the network in place of what is under it."""
+    if "victim" in over:
+        under = {name: value for name, value in under.items() if name not in _OF_VICTIM}
+    return {**under, **over}
+
+
+def _product(grid: Mapping[str, Any]) -> list[Cell]:
+    """Validates the cells of one grid, the product of its lists.
+
+    Raises:
+      UserError: one line that names the setting and what it may be.
+    """
+    if "victim" in grid and (named := [name for name in _OF_VICTIM if name in grid]):
+        raise UserError(f"--victim names the network; leave {', '.join(map(_flag, named))} out")
+    lists = {name: v if isinstance(v, list) else [v] for name, v in grid.items()}
+    for name, values in lists.items():
+        if not values:
+            raise UserError(f"{_flag(name)}: an axis needs at least one value")
+    products = itertools.product(*lists.values())
+    cells = [_with_victim(_validate(Cell, dict(zip(lists, values)))) for values in products]
+    if len(set(cells)) < len(cells):
+        raise UserError("the grid holds a cell twice; give each value of an axis once")
+    return cells
 
 
 def _with_victim(cell: Cell) -> Cell:

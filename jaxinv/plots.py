@@ -97,7 +97,10 @@ def psnr_distribution(study: Study, width: float = ps.WIDE) -> Figure:
         ps.Key("ring", ps.INK, "oracle's pick: highest PSNR"),
         ps.Key("dash", ps.BASELINE, "mean colour"),
     ] + ([ps.Key("cross", ps.INK, "failed")] if bad else [])
-    rotated = max(ps.text_width(_tick(cell), 8.4) for cell in cells)
+    # One row of names under the axis, unless the cells are not named by the same settings.
+    alike = len({tuple(cell.settings) for cell in cells}) == 1 and bool(cells[0].settings)
+    ticks = [_tick(cell) if alike else cell.label for cell in cells]
+    rotated = max(ps.text_width(tick, 8.4) for tick in ticks)
     columns = _columns(width, len(targets))
     slot = (width - 0.8) / columns / len(cells)
     upright = rotated < slot * 0.85
@@ -121,8 +124,8 @@ def psnr_distribution(study: Study, width: float = ps.WIDE) -> Figure:
         ax.set_title(f"target {target}")
         ax.set_xlim(-0.5, len(cells) - 0.5)
         ax.grid(axis="x", visible=False)
-        ax.set_xticks(range(len(cells)), [_tick(c) for c in cells], rotation=0 if upright else 90)
-        if study.cells[0].settings:
+        ax.set_xticks(range(len(cells)), ticks, rotation=0 if upright else 90)
+        if alike:
             ax.set_xlabel(", ".join(study.cells[0].settings))
         for slot_at, (cell, color) in enumerate(zip(cells, colors)):
             if target in cell.target_ids:

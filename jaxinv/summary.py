@@ -1,6 +1,7 @@
 """Rows to numbers: one `Cell` per setting of a sweep, with every statistic of the report."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,8 +13,6 @@ from jaxinv import statistics as st
 from jaxinv.errors import UserError
 from jaxinv.results import BlockImages, Run
 
-# Settings whose column has another name, because a measured value holds theirs.
-_COLUMN_OF = {"objective": "objective_type", "prior": "prior_type"}
 _METRICS = ("psnr", "ssim", "mse", "objective", "label_accuracy")
 _BASELINES = ("baseline_psnr", "baseline_ssim", "baseline_mse")
 
@@ -23,8 +22,8 @@ class Cell:
     """Trials and statistics of one setting; a failed trial is NaN in every metric."""
 
     number: int
-    label: str  # the settings that vary, "tv = 0.01"
-    settings: dict[str, Any]  # the settings that vary
+    label: str  # "tv = 0.01"; network and data set where nothing varies
+    settings: dict[str, Any]  # that name the cell among the others
     target_ids: list[int]
     image_ids: list[list[int]]  # per target
     seeds: list[int]
@@ -202,10 +201,10 @@ def _cell(run: Run, number: int, success_psnr: float) -> Cell:
         columns[name] = np.empty(shape)
         columns[name][place] = rows[name]
     first = [int(np.flatnonzero(rows["target_id"] == t)[0]) for t in ids]
-    settings = {axis: _setting(run, rows, number, axis) for axis in run.config.get("axes", {})}
+    settings = naming_settings(run.config["axes"], run.config["cells"], number)
     return Cell(
         number=number,
-        label=_label(settings, rows),
+        label=label_text(settings) or f"{rows['model'][0]} on {rows['dataset'][0]}",
         settings=settings,
         target_ids=ids,
         image_ids=[[int(i) for i in rows["image_ids"][row]] for row in first],
@@ -217,20 +216,29 @@ def _cell(run: Run, number: int, success_psnr: float) -> Cell:
     )
 
 
-def _setting(run: Run, rows: dict[str, np.ndarray], number: int, axis: str) -> Any:
-    """Value of a varying setting, from the study's list of cells or else from the rows."""
-    asked = run.config["cells"][number]
-    if axis in asked:
-        return asked[axis]
-    column = _COLUMN_OF.get(axis, axis)
-    return rows[column][0] if column in rows else "?"
+def naming_settings(
+    axes: Mapping[str, Sequence], cells: Sequence[Mapping[str, Any]], number: int
+) -> dict[str, Any]:
+    """The settings that name a cell: those that vary.
+
+    In a study that varies one thing after another around its first cell, only what differs from
+    that cell; and of the first itself, all that is set.
+
+    Args:
+      axes: the settings that vary, with their values.
+      cells: every cell's settings.
+      number: of the cell.
+    """
+    mine = cells[number]
+    if len(cells) == math.prod(map(len, axes.values())):
+        return {name: mine[name] for name in axes}
+    usual = cells[0] if number else dict.fromkeys(axes)
+    return {name: mine[name] for name in axes if mine[name] != usual[name]}
 
 
-def _label(settings: dict[str, Any], rows: dict[str, np.ndarray]) -> str:
-    """Names a cell by what varies; by network and data set where nothing does."""
-    if settings:
-        return ", ".join(f"{name} = {setting_text(value)}" for name, value in settings.items())
-    return f"{rows['model'][0]} on {rows['dataset'][0]}"
+def label_text(settings: Mapping[str, Any]) -> str:
+    """Names a cell by its naming settings, "tv = 0.01, lr = 0.1"."""
+    return ", ".join(f"{name} = {setting_text(value)}" for name, value in settings.items())
 
 
 def setting_text(value: Any) -> str:

@@ -28,6 +28,7 @@ from jaxinv import (
     report,
     results,
     runtime,
+    summary,
     trials,
     victims,
 )
@@ -101,7 +102,7 @@ def run_study(study: config.Study, command: str, *, dry_run: bool = False) -> No
         for block in waiting:
             run_block(study, block, materials[block.cell_index], watch(bar, task, block, study))
             if not console.is_terminal:
-                console.print(f"finished {block.name} ({label(block.cell, study)})")
+                console.print(f"finished {block.name} ({label(block, study)})")
     report.build(study.folder, console=console)
 
 
@@ -320,9 +321,11 @@ def trace_rows(
     }
 
 
-def label(cell: config.Cell, study: config.Study) -> str:
-    """Names a cell by the settings that vary."""
-    return ", ".join(f"{axis} = {getattr(cell, axis)}" for axis in study.axes) or cell.model
+def label(block: Block, study: config.Study) -> str:
+    """Names a block's cell by the settings that vary."""
+    cells = [cell.model_dump() for cell in study.cells]
+    settings = summary.naming_settings(study.axes, cells, block.cell_index)
+    return summary.label_text(settings) or block.cell.model
 
 
 def watch(bar: Progress, task, block: Block, study: config.Study) -> Callable[[int, float], None]:
@@ -332,10 +335,10 @@ def watch(bar: Progress, task, block: Block, study: config.Study) -> Callable[[i
     def update(steps: int, psnr: float) -> None:
         bar.update(
             task, completed=base + steps * trials_here,
-            description=f"{label(block.cell, study)}: {psnr:.2f} dB",
+            description=f"{label(block, study)}: {psnr:.2f} dB",
         )  # fmt: skip
 
-    bar.update(task, description=f"{label(block.cell, study)}: compiling")
+    bar.update(task, description=f"{label(block, study)}: compiling")
     return update
 
 

@@ -39,6 +39,7 @@ def write_run(
     folder,
     *,
     axes=None,
+    around_first=False,
     targets=2,
     seeds=4,
     images=1,
@@ -55,12 +56,15 @@ def write_run(
 
     Args:
       axes: settings that vary, as in run.json.
+      around_first: one axis after another around the first cell, instead of their product.
       photographs: [target, image, height, width, channel] uint8; gradients when None.
       seed_std: spread between seeds in dB by cell, level: mean PSNR in dB by cell.
     """
     axes = {} if axes is None else axes
     folder = Path(folder)
     cells = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    if around_first:
+        cells = [c for c in cells if sum(c[name] != cells[0][name] for name in axes) <= 1]
     truths = _gradients(targets, images) if photographs is None else photographs
     seed_std = 0.2 * 2.5 ** np.arange(len(cells)) if seed_std is None else seed_std
     level = 18 + 2 * np.sin(np.arange(len(cells))) if level is None else level

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxinv import config, sweep
+from jaxinv import config, summary, sweep
 from jaxinv.errors import UserError
 
 
@@ -29,6 +29,31 @@ def test_flags_override_the_file_and_lists_make_axes(tmp_path):
     assert made.axes == {"tv": [0.1, 0.2], "lr": [0.1, 0.2]}
     assert [(c.tv, c.lr) for c in made.cells] == [(0.1, 0.1), (0.1, 0.2), (0.2, 0.1), (0.2, 0.2)]
     assert (made.plan.seeds, made.plan.target_ids) == (5, (3, 17))
+
+
+def test_vary_tables_ask_one_question_each_around_one_cell(tmp_path):
+    file = tmp_path / "around.toml"
+    file.write_text(
+        "[grid]\nmodel = 'convnet'\nwidth = 8\n[[vary]]\nwidth = [8, 16]\n"
+        "[[vary]]\ntv = [0.01, 0.1]\n"
+        "[[vary]]\nvictim = 'lenet_zhu-cifar10'\n[preset.wide.grid]\nlr = 0.5\n"
+    )
+    made = study(file)
+    cells = [(c.model, c.width, c.tv, c.lr) for c in made.cells]
+    first = ("convnet", 8, 0.01, 0.1)
+    assert cells == [
+        first, ("convnet", 16, 0.01, 0.1), ("convnet", 8, 0.1, 0.1), ("lenet_zhu", None, 0.01, 0.1)
+    ]  # fmt: skip
+    assert made.axes["width"] == [8, 16, None]
+    assert made.axes["tv"] == [0.01, 0.1]
+    settings = [cell.model_dump() for cell in made.cells]
+    names = [summary.naming_settings(made.axes, settings, i) for i in range(4)]
+    assert names[0] == {"model": "convnet", "width": 8, "tv": 0.01}
+    assert names[1:3] == [{"width": 16}, {"tv": 0.1}]
+    assert names[3]["victim"] == "lenet_zhu-cifar10"
+    assert {c.lr for c in config.load_study(file, {}, "wide").cells} == {0.5}
+    # A flag holds in every question, and makes one cell of those that differed in it alone.
+    assert [(c.width, c.tv) for c in study(file, tv=["1"]).cells[:2]] == [(8, 1.0), (16, 1.0)]
 
 
 def test_shipped_sweeps_are_valid(pytestconfig):
@@ -66,6 +91,7 @@ def test_bad_files_name_themselves(tmp_path):
         ("grid = [", "bad.toml cannot be read"),
         ("[grid]\ntvv = 1", "unknown setting 'tvv'; known are dataset"),
         ("[grid]\ntv = []", "--tv: an axis needs at least one value"),
+        ("vary = 1", "write each table that varies as"),
         ("quest = 1", "unknown setting 'quest' in .*known are question"),
     ):
         file.write_text(content)

@@ -28,6 +28,7 @@ FIGURES = {
 VARIANTS = {
     "one_trial": {"targets": 1, "seeds": 1},
     "two_axes": {"axes": {"tv": [0.01, 0.001], "objective": ["cosine", "<euclidean>"]}},
+    "around": {"axes": {"tv": [0.01, 0.001], "lr": [0.1, 0.01]}, "around_first": True},
     "images": {"targets": 2, "images": 6, "axes": {"lr": [0.1, 0.01]}},
     "unfinished": {"axes": TV, "missing_cells": (1,)},
     "all_failed": {"targets": 1, "seeds": 2, "failed": [(0, 0, 0), (0, 0, 1)]},
@@ -150,6 +151,10 @@ def test_variants_build(tmp_path, name, monkeypatch):
     assert page.count("<figure>") == len(FIGURES) - alone
     assert "<euclidean>" not in page
     assert ("not finished: 16 of 24" in page) == (name == "unfinished")
+    if name == "around":
+        assert [cell.label for cell in summarize(read_run(tmp_path), 19.0).cells] == [
+            "tv = 0.01, lr = 0.1", "lr = 0.01", "tv = 0.001"
+        ]  # fmt: skip
     if name == "images":
         assert "4 of each target" in plots_text(tmp_path)
 
