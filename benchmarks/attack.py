@@ -52,7 +52,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=list(CASES), choices=CASES)
-    parser.add_argument("--sizes", nargs="+", type=size, help="targets x seeds, such as 8x32")
+    parser.add_argument("--sizes", nargs="+", type=read_size, help="targets x seeds, such as 8x32")
     parser.add_argument("--seconds", type=float, default=10, help="time per figure, about")
     arguments = parser.parse_args()
     runtime.use_all_cores()
@@ -62,7 +62,7 @@ def main() -> None:
         console.print(table(name, arguments.sizes or CASES[name].sizes, arguments.seconds))
 
 
-def size(text: str) -> tuple[int, int]:
+def read_size(text: str) -> tuple[int, int]:
     """Reads targets x seeds, `8x32`."""
     targets, seeds = map(int, text.split("x"))
     return targets, seeds

@@ -241,14 +241,14 @@ def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None =
     )
     if not all(isinstance(table, dict) for table in (grid, run, presets)):
         raise UserError(f"sweep file {source}: [grid], [run] and [preset] must be tables")
-    if not (isinstance(varied, list) and varied and all(isinstance(t, dict) for t in varied)):
-        raise UserError(f"sweep file {source}: write each table that varies as [[vary]]")
     if preset is not None and preset not in presets:
         known = ", ".join(presets) or "none"
         raise UserError(f"--preset {preset}: {source} does not have it; known: {known}")
     grid |= presets.get(preset, {}).get("grid", {})
     run |= presets.get(preset, {}).get("run", {})
     varied = presets.get(preset, {}).get("vary", varied)
+    if not (isinstance(varied, list) and varied and all(isinstance(t, dict) for t in varied)):
+        raise UserError(f"sweep file {source}: write each table that varies as [[vary]]")
     text = _validate(Text, content, prefix="", where=f" in {source}")
     given = {name: value for name, value in flags.items() if value is not None}
     run |= {name: value for name, value in given.items() if name in Plan.model_fields}

@@ -331,14 +331,15 @@ def label(block: Block, study: config.Study) -> str:
 def watch(bar: Progress, task, block: Block, study: config.Study) -> Callable[[int, float], None]:
     """A callback that moves the bar by a block's steps and shows its current PSNR."""
     base, trials_here = bar.tasks[task].completed, _trials(block, study)
+    name = label(block, study)
 
     def update(steps: int, psnr: float) -> None:
         bar.update(
             task, completed=base + steps * trials_here,
-            description=f"{label(block, study)}: {psnr:.2f} dB",
+            description=f"{name}: {psnr:.2f} dB",
         )  # fmt: skip
 
-    bar.update(task, description=f"{label(block, study)}: compiling")
+    bar.update(task, description=f"{name}: compiling")
     return update
 
 

@@ -97,6 +97,9 @@ def test_bad_files_name_themselves(tmp_path):
         file.write_text(content)
         with pytest.raises(UserError, match=message):
             study(file)
+    file.write_text("[preset.full.vary]\ntv = [0.1, 0.2]")
+    with pytest.raises(UserError, match="write each table that varies as"):
+        config.load_study(file, {}, "full")
 
 
 @pytest.mark.parametrize(
