@@ -16,12 +16,11 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from jaxinv import checkpoints
+from jaxinv import checkpoints, models
 from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, SCHEDULES, SIGNS, Method
 from jaxinv.client import BATCH_NORM
 from jaxinv.errors import UserError
 from jaxinv.labels import LABELS
-from jaxinv.models import NETWORKS
 from jaxinv.objectives import OBJECTIVES
 from jaxinv.priors import PRIORS
 from jaxinv.training import PRECISIONS
@@ -57,7 +56,9 @@ class Cell(_Strict):
     """One setting of everything. Each field is a flag, a key of a sweep file, a possible axis."""
 
     dataset: str = Field("tiles", description="'tiles' or a tensorflow-datasets name")
-    model: Annotated[str, _known(NETWORKS)] = Field("lenet_zhu", description="network attacked")
+    model: Annotated[str, _known(models.NETWORKS)] = Field(
+        "lenet_zhu", description="network attacked"
+    )
     width: Annotated[int | None, BeforeValidator(_published)] = Field(
         None, ge=1, description="its width, or 'published'"
     )
@@ -126,7 +127,7 @@ def _stop(text: str) -> Stop:
 class Training(_Strict):
     """What `jaxinv.train` is asked for. Each field but `augment` is a flag."""
 
-    model: Annotated[str, _known(NETWORKS)] = Field("lenet_zhu", description="network")
+    model: Annotated[str, _known(models.NETWORKS)] = Field("lenet_zhu", description="network")
     width: int | None = Field(None, ge=1, description="its width; the published one if not given")
     dataset: str = Field("tiles", description="'tiles' or a tensorflow-datasets name")
     epochs: int = Field(120, ge=1, description="passes over the training split")
@@ -153,6 +154,20 @@ class Text(_Strict):
     question: str = "A grid given by flags."
     cost: str = ""
     expectation: str = ""
+
+
+class Tables(_Strict):
+    """The settings in a sweep file, and those of its presets that replace them."""
+
+    run: dict[str, Any] = {}
+    grid: dict[str, Any] = {}
+    vary: list[dict[str, Any]] | None = Field(None, min_length=1)
+
+
+class SweepFile(Text, Tables):
+    """All that a sweep file may hold; what its settings may be is told by Plan and Cell."""
+
+    preset: dict[str, Tables] = {}
 
 
 @dataclass(frozen=True)
@@ -235,21 +250,14 @@ def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None =
         content = tomllib.loads(source.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"sweep file {source} cannot be read: {error}") from None
-    grid, run, presets, varied = (
-        content.pop(name, default)
-        for name, default in (("grid", {}), ("run", {}), ("preset", {}), ("vary", [{}]))
-    )
-    if not all(isinstance(table, dict) for table in (grid, run, presets)):
-        raise UserError(f"sweep file {source}: [grid], [run] and [preset] must be tables")
-    if preset is not None and preset not in presets:
-        known = ", ".join(presets) or "none"
+    file = _validate(SweepFile, content, prefix="", where=f" in {source}")
+    if preset is not None and preset not in file.preset:
+        known = ", ".join(file.preset) or "none"
         raise UserError(f"--preset {preset}: {source} does not have it; known: {known}")
-    grid |= presets.get(preset, {}).get("grid", {})
-    run |= presets.get(preset, {}).get("run", {})
-    varied = presets.get(preset, {}).get("vary", varied)
-    if not (isinstance(varied, list) and varied and all(isinstance(t, dict) for t in varied)):
-        raise UserError(f"sweep file {source}: write each table that varies as [[vary]]")
-    text = _validate(Text, content, prefix="", where=f" in {source}")
+    over = Tables() if preset is None else file.preset[preset]
+    grid, run = file.grid | over.grid, file.run | over.run
+    varied = over.vary or file.vary or [{}]
+    text = Text(**{name: getattr(file, name) for name in Text.model_fields})
     given = {name: value for name, value in flags.items() if value is not None}
     run |= {name: value for name, value in given.items() if name in Plan.model_fields}
     if "targets" in given and "target_ids" not in given:
@@ -268,6 +276,10 @@ def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None =
         if cell.labels == "idlg" and cell.images > 1:
             raise UserError("--labels idlg reads one label; use --images 1 or --labels known")
     plan = _validate(Plan, run)
+    if plan.target_ids is not None and "images" in axes:
+        raise UserError(
+            "--target-ids: how many targets they make differs by --images; use --targets"
+        )
     name = path.stem if path else "default"
     return Study(name, text, axes, cells, plan)
 
@@ -293,6 +305,8 @@ def _product(grid: Mapping[str, Any]) -> list[Cell]:
             raise UserError(f"{_flag(name)}: an axis needs at least one value")
     products = itertools.product(*lists.values())
     cells = [_with_victim(_validate(Cell, dict(zip(lists, values)))) for values in products]
+    for cell in cells:
+        models.build(cell.model, classes=2, width=cell.width)  # refuses widths it cannot have
     if len(set(cells)) < len(cells):
         raise UserError("the grid holds a cell twice; give each value of an axis once")
     return cells
@@ -313,7 +327,8 @@ def _validate(model: type[BaseModel], values: Mapping[str, Any], prefix="--", wh
         return model.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        setting = str(first["loc"][0]) if first["loc"] else "settings"
+        path = first["loc"] or ("settings",)
+        setting = str(path[0]) if prefix else ".".join(map(str, path))
         if first["type"] == "extra_forbidden":
             known = ", ".join(model.model_fields)
             raise UserError(f"unknown setting '{setting}'{where}; known are {known}") from None

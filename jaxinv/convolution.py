@@ -13,7 +13,7 @@ does not have under `vmap(grad(grad))`:
   of a vmapped kernel gradient is a convolution whose kernel is the whole delta map: 100 to 400
   times slower on a CPU);
 * the batching rules know which operand varies. A mapped image under one kernel only grows the
-  batch; a kernel of its own per trial becomes a batched matrix product over image patches;
+  batch; a kernel of its own per trial becomes a batched matrix product;
 * the lowering writes the data gradient with an explicitly flipped kernel, which XLA:CPU needs to
   keep its fast path inside `lax.scan`.
 
@@ -22,7 +22,6 @@ Shapes carry a leading group axis: images `[group, batch, height, width, channel
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -53,6 +52,12 @@ class Geometry(NamedTuple):
         )
 
     @property
+    def splits(self) -> bool:
+        """Whether taps can be dealt out, rows to the image and columns to the deltas (below)."""
+        overlap = all(pad < self.kernel[1] for pad in self.padding[1])
+        return self.strides[1] == 1 and overlap and self.image[1] < 2 * self.output[1]
+
+    @property
     def reverse_padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Padding of the dilated deltas that makes a stride-1 convolution the data gradient."""
         return tuple(
@@ -64,9 +69,16 @@ class Geometry(NamedTuple):
 
 
 # --- How each part is computed ------------------------------------------------------------------
+#
+# One kernel for all goes to XLA's convolution; a kernel of its own per group, and every kernel
+# gradient, is a batched matrix product. Whole im2col copies each pixel once per tap, k*k times, and
+# on a CPU the copies take longer than the product. Where the columns have stride 1, the taps are
+# dealt out instead: the k row taps stacked into the image's channels, the k column taps into the
+# deltas' features. Their product holds every pair of taps once, the arithmetic is the same, and
+# each side is copied k times.
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-PATCH_ROWS = 2048  # of a kernel gradient's im2col at once, on a CPU
+PART_FLOATS = 2**20  # of a kernel gradient's operands at once, on a CPU: what its caches hold
 
 
 def _conv(images, kernels, geometry):
@@ -77,6 +89,9 @@ def _conv(images, kernels, geometry):
             dimension_numbers=_DIMENSIONS,
         )[None]  # fmt: skip
     groups, features = kernels.shape[0], kernels.shape[-1]
+    if geometry.splits:
+        product = jnp.einsum("gtk,gko->gto", _row_taps(images, geometry), _paired(kernels))
+        return _sum_column_taps(product, geometry, features)
     product = jnp.einsum(
         "gtk,gko->gto", _patches(images, geometry), kernels.reshape(groups, -1, features)
     )
@@ -94,6 +109,10 @@ def _dgrad(deltas, kernels, geometry):
             deltas[0], flipped, (1, 1), geometry.reverse_padding,
             lhs_dilation=geometry.strides, dimension_numbers=_DIMENSIONS,
         )[None]  # fmt: skip
+    if geometry.splits:
+        rows = jnp.einsum("gto,gko->gtk", _column_taps(deltas, geometry), _paired(kernels))
+        shape = (geometry.output[0], geometry.image[1], geometry.kernel[0], kernels.shape[3])
+        return _overlap_add(rows.reshape(groups, batch, *shape), geometry, spatial=0)
     columns = jnp.einsum(
         "gto,gko->gtk",
         deltas.reshape(groups, -1, features),
@@ -105,20 +124,32 @@ def _dgrad(deltas, kernels, geometry):
 
 def _wgrad(images, deltas, geometry):
     """wgrad: images [g n h w c], deltas [g n oh ow o] -> [g kh kw c o]."""
-    groups, features = deltas.shape[0], deltas.shape[-1]
+    groups, channels, features = deltas.shape[0], images.shape[-1], deltas.shape[-1]
+    if geometry.splits:
+        pairs = jnp.einsum(
+            "gtk,gto->gko", _row_taps(images, geometry), _column_taps(deltas, geometry)
+        )
+        kernel_h, kernel_w = geometry.kernel
+        return pairs.reshape(groups, kernel_h, channels, kernel_w, features).swapaxes(2, 3)
     gradient = jnp.einsum(
         "gtk,gto->gko", _patches(images, geometry), deltas.reshape(groups, -1, features)
     )
-    return gradient.reshape(groups, *geometry.kernel, images.shape[-1], features)
+    return gradient.reshape(groups, *geometry.kernel, channels, features)
 
 
 def _wgrad_in_parts(images, deltas, geometry):
-    """`_wgrad` with as many images at once as leave the patches in the cache, summed.
+    """`_wgrad` with as many images at once as leave its operands in the cache, summed.
 
-    Whole, the patches of a training batch are 75 MB a layer and the memory is what takes the time.
+    Whole, they are up to 75 MB a layer of a training batch, and the memory is what takes the time.
     """
     groups, batch = images.shape[:2]
-    most = min(batch, PATCH_ROWS // (groups * math.prod(geometry.output)))
+    channels, features = images.shape[-1], deltas.shape[-1]
+    (kernel_h, kernel_w), (out_h, out_w) = geometry.kernel, geometry.output
+    if geometry.splits:
+        floats = out_h * geometry.image[1] * (kernel_h * channels + kernel_w * features)
+    else:
+        floats = out_h * out_w * (kernel_h * kernel_w * channels + features)
+    most = min(batch, PART_FLOATS // (groups * floats))
     size = max((d for d in range(1, most + 1) if batch % d == 0), default=1)
     if size == batch:
         return _wgrad(images, deltas, geometry)
@@ -129,9 +160,55 @@ def _wgrad_in_parts(images, deltas, geometry):
     def add(total, part):
         return total + _wgrad(*part, geometry), None
 
-    shape = (groups, *geometry.kernel, images.shape[-1], deltas.shape[-1])
+    shape = (groups, *geometry.kernel, channels, features)
     zero = jnp.zeros(shape, jnp.result_type(images, deltas))
     return lax.scan(add, zero, (split(images), split(deltas)))[0]
+
+
+def _paired(kernels):
+    """Kernels [g kh kw c o] as the matrices [g, kh*c, kw*o] of row taps against column taps."""
+    groups, kernel_h, kernel_w, channels, features = kernels.shape
+    return kernels.swapaxes(2, 3).reshape(groups, kernel_h * channels, kernel_w * features)
+
+
+def _row_taps(images, geometry):
+    """The images once per kernel row: [g n h w c] -> [g, n*oh*w, kh*c]."""
+    stride, (out_h, _) = geometry.strides[0], geometry.output
+    images = jnp.pad(images, ((0, 0), (0, 0), geometry.padding[0], (0, 0), (0, 0)))
+    taps = [
+        lax.slice_in_dim(images, i, i + (out_h - 1) * stride + 1, stride, axis=2)
+        for i in range(geometry.kernel[0])
+    ]
+    # Fused into the product, XLA:CPU would leave its matrix library.
+    rows = lax.optimization_barrier(jnp.concatenate(taps, axis=-1))
+    return rows.reshape(images.shape[0], -1, rows.shape[-1])
+
+
+def _column_taps(deltas, geometry):
+    """The deltas once per kernel column: [g n oh ow o] -> [g, n*oh*w, kw*o].
+
+    What stands at image column x of tap j is the output column that j carries x to.
+    """
+    width, taps = geometry.image[1], geometry.kernel[1]
+    padding = geometry.reverse_padding[1]
+    padded = jnp.pad(deltas, ((0, 0), (0, 0), (0, 0), padding, (0, 0)))
+    shifted = [
+        lax.slice_in_dim(padded, taps - 1 - j, taps - 1 - j + width, axis=3) for j in range(taps)
+    ]
+    columns = lax.optimization_barrier(jnp.concatenate(shifted, axis=-1))
+    return columns.reshape(deltas.shape[0], -1, columns.shape[-1])
+
+
+def _sum_column_taps(product, geometry, features):
+    """The transpose of `_column_taps`: [g, n*oh*w, kw*o] -> [g n oh ow o]."""
+    (out_h, out_w), taps = geometry.output, geometry.kernel[1]
+    product = product.reshape(product.shape[0], -1, out_h, geometry.image[1], taps * features)
+    padded = jnp.pad(product, ((0, 0), (0, 0), (0, 0), geometry.padding[1], (0, 0)))
+    total = 0.0
+    for j in range(taps):
+        tap = lax.slice_in_dim(padded, j, j + out_w, axis=3)
+        total += lax.slice_in_dim(tap, j * features, (j + 1) * features, axis=4)
+    return total
 
 
 def _patches(images, geometry):

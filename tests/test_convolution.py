@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxinv import models
+from jaxinv import convolution, models
 from jaxinv.convolution import conv_general_dilated, fast_convolutions
 from jaxinv.models.mobilenet import InvertedResidual
 from jaxinv.models.resnet import Bottleneck, ResNet
@@ -58,8 +58,10 @@ def test_equals_plain_autodiff_at_second_order_under_vmap(kernel, strides, paddi
             np.testing.assert_allclose(ours, plain, rtol=1e-11, atol=1e-11)
 
 
-def test_the_kernel_gradient_of_a_training_batch_is_summed_in_parts():
-    """Six images of 1024 patches each: more than go through at once."""
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_kernel_gradient_of_a_training_batch_is_summed_in_parts(stride, monkeypatch):
+    """Six images, two of which fit at once."""
+    monkeypatch.setattr(convolution, "PART_FLOATS", 2 * 32 * 32 * (3 * 2 + 3 * 3) // stride**2)
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(2))
         weights = jax.random.normal(keys[0], (3, 3, 2, 3), jnp.float64)
@@ -67,7 +69,7 @@ def test_the_kernel_gradient_of_a_training_batch_is_summed_in_parts():
 
         def gradient(conv):
             loss = lambda w: jnp.sum(jnp.sin(  # noqa: E731
-                conv(images, w, (1, 1), "SAME", dimension_numbers=DIMENSIONS)
+                conv(images, w, (stride, stride), "SAME", dimension_numbers=DIMENSIONS)
             ))  # fmt: skip
             return jax.jit(jax.grad(loss))
 
