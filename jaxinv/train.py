@@ -3,8 +3,8 @@
     python -m jaxinv.train --model resnet18 --width 16 --dataset cifar10 --epochs 12 \\
         --schedule one-cycle --stop-at epoch:0 epoch:2 accuracy:0.5
 
-After every epoch the state is written beside the checkpoint: the same command after a kill goes on
-from there, to the same parameters, bit for bit.
+After every epoch, and every five minutes of a long one, the state is written beside the checkpoint:
+the same command after a kill goes on from there, to the same parameters, bit for bit.
 """
 
 import shutil
@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,15 @@ from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.types import Normalization, PyTree
 
 STEPS_PER_CALL = 50  # between two moves of the progress bar
+STATE_SECONDS = 300.0  # what a kill may cost
+
+
+class Within(NamedTuple):
+    """Where the epoch stands that is not finished."""
+
+    done: int = 0  # its steps
+    loss: float = 0.0  # summed over their images
+    correct: float = 0.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,6 +90,7 @@ class Trainer:
         self.module = victim.module
         self.state = training.start(self.recipe, victim.variables)
         self.epoch = 0  # finished
+        self.within = Within()
         self.log: list[dict[str, Any]] = []  # a row per finished epoch
         self.seconds = 0.0
 
@@ -96,7 +106,7 @@ class Trainer:
             console.print(f"{self.folder}: trained already")
             return
         self._resume()
-        if self.epoch == 0:
+        if int(self.state.step) == 0:
             self._keep([stop for stop in self.settings.stop_at if stop == (stop.kind, 0)])
         with runtime.progress_bar(console) as bar:
             task = bar.add_task("", total=self.recipe.steps, completed=int(self.state.step))
@@ -110,8 +120,8 @@ class Trainer:
 
     def _train_epoch(self, bar: Progress, task) -> None:
         """Trains one epoch, keeps the checkpoints it passes, and the state at its end."""
-        started, base = time.monotonic(), self.epoch * self.steps_per_epoch
-        seconds_before = self.seconds
+        started = written = time.monotonic()
+        base, seconds_before = self.epoch * self.steps_per_epoch, self.seconds
         arguments = (self.settings.seed, self.epoch)
         order = jnp.asarray(
             training.epoch_order(*arguments, len(self.train_data.labels), self.settings.batch)
@@ -119,9 +129,9 @@ class Trainer:
         key = rng.stream_key(rng.Stream.TRAINING, *arguments, 1)
         stops = {int(s.value) - base: s for s in self._stops("step")}
         ends = {*range(STEPS_PER_CALL, self.steps_per_epoch, STEPS_PER_CALL), *stops}
-        ends = [*sorted(e for e in ends if 0 < e < self.steps_per_epoch), self.steps_per_epoch]
-        loss = correct = 0.0
-        for first, last in zip([0, *ends], ends):
+        done, loss, correct = self.within
+        ends = [*sorted(e for e in ends if done < e < self.steps_per_epoch), self.steps_per_epoch]
+        for first, last in zip([done, *ends], ends):
             self.state, sums = training.run_steps(
                 self.module, self.recipe, self.state, self.train_data, self.normalization,
                 order, key, first, last,
@@ -138,7 +148,11 @@ class Trainer:
             self.seconds = seconds_before + time.monotonic() - started
             if last in stops and last < self.steps_per_epoch:
                 self._keep([stops[last]])
-        self.epoch += 1
+            self.within = Within(last, loss, correct)
+            if time.monotonic() - written > STATE_SECONDS and last < self.steps_per_epoch:
+                self._write_state()
+                written = time.monotonic()
+        self.epoch, self.within = self.epoch + 1, Within()
         self.log.append(
             {
                 "epoch": self.epoch,
@@ -160,14 +174,15 @@ class Trainer:
         self._write_state()
 
     def _stop_diverged(self, loss: float) -> None:
-        """Keeps the network of the last whole epoch and raises the error."""
+        """Keeps the network of the last state written and raises the error."""
         step = int(self.state.step)
-        kept = "no epoch was finished"
-        if self.epoch:
-            self._resume()
+        kept = "nothing was kept yet"
+        if self._resume():
             good = config.Stop("epoch", self.epoch)
+            if self.within.done:
+                good = config.Stop("step", int(self.state.step))
             self._keep([good])
-            kept = f"epoch {self.epoch} is kept as {self.folder}-{good.name}"
+            kept = f"{good.kind} {good.value} is kept as {self.folder}-{good.name}"
         raise UserError(
             f"training diverged: loss {loss:g} at step {step}, learning rate "
             f"{float(self.recipe.rate(step - 1)):.3g}; choose a smaller --lr and another --out; "
@@ -229,23 +244,26 @@ class Trainer:
                 )
 
     def _write_state(self) -> None:
-        """Writes what a resumed training needs, then removes the epoch before."""
-        fields = {"recipe": self._recipe(), "log": self.log, "seconds": self.seconds}
-        name = f"epoch{self.epoch:05d}"
+        """Writes what a resumed training needs, then removes the state before."""
+        fields = {
+            "recipe": self._recipe(), "log": self.log, "within": self.within,
+            "seconds": self.seconds,
+        }  # fmt: skip
+        name = f"step{int(self.state.step):08d}"
         checkpoints.write(self.state_folder / name, _as_tree(self.state), fields, self.log)
         for old in self.state_folder.iterdir():
             if old.name != name:
                 shutil.rmtree(old, ignore_errors=True)
 
-    def _resume(self) -> None:
-        """Takes up the last state written, if there is one.
+    def _resume(self) -> bool:
+        """Takes up the last state written; tells whether there is one.
 
         Raises:
           UserError: it is damaged, or of another training.
         """
-        kept = sorted(self.state_folder.glob("epoch*"))
+        kept = sorted(self.state_folder.glob("step*"))
         if not kept:
-            return
+            return False
         fields = checkpoints.read_fields(kept[-1])
         self._check_same(fields["recipe"])
         template = _as_tree(self.state)
@@ -254,7 +272,8 @@ class Trainer:
         leaves = [tree[name] for name in sorted(tree)]
         self.state = jax.tree.unflatten(structure, map(jnp.asarray, leaves))
         self.log, self.seconds = fields["log"], fields["seconds"]
-        self.epoch = len(self.log)
+        self.epoch, self.within = len(self.log), Within(*fields["within"])
+        return True
 
 
 def _as_tree(state: training.State) -> PyTree:

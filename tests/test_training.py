@@ -141,9 +141,10 @@ def test_goes_on_after_a_kill_to_the_same_digest(whole):
     folder = whole.with_name("killed")
     script = (
         "import os, sys\nfrom jaxinv import train, training\n"
+        "train.STEPS_PER_CALL, train.STATE_SECONDS = 2, 0\n"
         "steps = training.run_steps\n"
         "def run(*args):\n"
-        "    if int(args[2].step) > 7: os.kill(os.getpid(), 9)\n"  # after the first epoch
+        "    if int(args[2].step) > 7: os.kill(os.getpid(), 9)\n"  # in the second epoch
         "    return steps(*args)\n"
         "training.run_steps = run\nsys.exit(train.main(sys.argv[1:]))"
     )
@@ -155,9 +156,11 @@ def test_goes_on_after_a_kill_to_the_same_digest(whole):
     )
     assert ended.returncode == -9
     assert not folder.exists()
-    assert len(list(folder.with_name(".killed.training").glob("epoch*"))) == 1
+    assert [p.name for p in folder.with_name(".killed.training").iterdir()] == ["step00000009"]
     assert train.main(arguments) == 0
-    assert load_victim(folder).digest == load_victim(whole).digest
+    killed, never = load_victim(folder), load_victim(whole)
+    assert killed.digest == never.digest
+    assert killed.info.train_accuracy == never.info.train_accuracy
 
 
 def test_another_recipe_does_not_join_a_folder(whole, capsys):
@@ -166,7 +169,7 @@ def test_another_recipe_does_not_join_a_folder(whole, capsys):
     assert train.main([*FLAGS, "--out", str(whole)]) == 0
 
 
-def test_divergence_names_step_loss_and_rate_and_keeps_the_last_epoch(
+def test_divergence_names_step_loss_and_rate_and_keeps_the_last_state(
     tmp_path, capsys, monkeypatch
 ):
     steps = training.run_steps
@@ -209,7 +212,7 @@ def test_bad_settings_are_one_line(flags, message, tmp_path, capsys):
 
 def test_a_state_of_another_training_is_not_resumed(whole):
     folder = whole.with_name("other")
-    state = whole.with_name(".other.training") / "epoch00001"
+    state = whole.with_name(".other.training") / "step00000005"
     checkpoints.write(state, {"x": np.zeros(2)}, {"recipe": {}, "log": [], "seconds": 0.0}, [])
     with pytest.raises(UserError, match="holds a training with model None"):
         train.Trainer(
