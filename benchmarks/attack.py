@@ -1,12 +1,20 @@
-"""Milliseconds per trial-iteration and memory, beside two references, in one run.
+"""Milliseconds per trial-iteration and memory, beside three references, in one run.
 
     python -m benchmarks.attack [--networks lenet_zhu ...] [--sizes 1x1 8x32 ...] [--seconds 10]
 
 One trial-iteration is one step of one attack: value and gradient of cosine + TV with respect to
-the image, signed Adam, box. References: the same loop on plain `nn.Conv` under vmap (1x4, for it
-is very slow), and the same attack in PyTorch one image at a time (`pip install torch`), on one
-thread and on all. The forms of a network are timed in turn, in many short rounds, and the best
-round of each is kept: what a busy machine steals is left out, and it steals from all of them.
+the image, signed Adam, box; a trial per second is 500 of them. References: the same loop on plain
+`nn.Conv` under vmap (1x4, for it is very slow), and the same attack in PyTorch (`pip install
+torch`), one image at a time and by chunks under `torch.func.vmap`, on one thread and on all, or on
+the GPU. "x PyTorch" and "x vmap" are relative to the best of each. The forms of a network are timed
+in turn, in many short rounds, and the best round of each is kept: what a busy machine steals is
+left out, and it steals from all of them.
+
+FLOP/s are by XLA's count of a step in its plain form, whoever takes it, and the peak is that of
+float32 matrix products on all devices together, measured at the start. Temporary memory, by the
+compiler's analysis, is that of all devices over all trials of the size: on a CPU, where small
+groups of trials follow one another, it falls as the trials grow in number. On accelerators the
+precision is full float32 on all sides.
 """
 
 import argparse
@@ -21,11 +29,13 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from benchmarks.peak import matmul_peak
 from benchmarks.race import Form, race
-from jaxinv import client, runtime, trials, victims
+from jaxinv import client, planner, runtime, trials, victims
 from jaxinv.attacks import gradient_matching as attack
+from jaxinv.gram import GRAM
 from jaxinv.types import Normalization, Truth
 
 
@@ -34,17 +44,20 @@ class Case(NamedTuple):
 
     width: int | None
     sizes: tuple[tuple[int, int], ...] = ((1, 1), (1, 32), (8, 32))  # targets, seeds
+    chunks: tuple[int, ...] = (8, 32)  # seeds at once in PyTorch under vmap
     naive: bool = True  # the largest networks would compile for an hour
 
 
+LARGE = Case(None, ((1, 1), (1, 4), (1, 32)), (4, 16), naive=False)
 CASES = {
-    "lenet_zhu": Case(None),
+    "lenet_zhu": Case(None, ((1, 1), (1, 32), (8, 32), (16, 32))),
     "convnet": Case(32),
     "resnet20": Case(16),
-    "resnet18": Case(64, ((1, 1), (1, 4)), naive=False),
-    "mobilenetv2": Case(32, ((1, 1), (1, 4)), naive=False),
+    "resnet18": LARGE._replace(width=64),
+    "mobilenetv2": LARGE._replace(width=32),
 }
 NAIVE_SIZE = (1, 4)
+STEPS = 500  # of a trial, as `jaxinv.sweep` takes by default
 SHAPE = (32, 32, 3)
 
 
@@ -56,10 +69,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="time per figure, about")
     arguments = parser.parse_args()
     runtime.use_all_cores()
-    console = Console(width=120)
-    console.print(f"jax {jax.__version__}, {runtime.hardware()}")
+    console = Console(width=155)
+    peak = matmul_peak(arguments.seconds)
+    console.print(header(peak))
     for name in arguments.networks:
-        console.print(table(name, arguments.sizes or CASES[name].sizes, arguments.seconds))
+        console.print(table(name, arguments.sizes or CASES[name].sizes, arguments.seconds, peak))
+
+
+def header(peak: float) -> str:
+    """What was measured on, in a line."""
+    return (
+        f"jax {jax.__version__}, {runtime.hardware()}, float32 matrix product: "
+        f"{peak / 1e9:.0f} GFLOP/s"
+    )
 
 
 def read_size(text: str) -> tuple[int, int]:
@@ -68,26 +90,31 @@ def read_size(text: str) -> tuple[int, int]:
     return targets, seeds
 
 
-def table(name: str, sizes: Sequence[tuple[int, int]], seconds: float) -> Table:
+def table(name: str, sizes: Sequence[tuple[int, int]], seconds: float, peak: float) -> Table:
     """Times every form of one network."""
-    forms = [*pytorch_forms(name), *(jax_form("jaxinv", name, size) for size in sizes)]
+    network = name, CASES[name].width
+    one_at_a_time, vmapped = pytorch_forms(network, CASES[name].chunks)
+    forms = [*one_at_a_time, *vmapped, *(jax_form("jaxinv", network, size) for size in sizes)]
     if CASES[name].naive:
         with naive():
-            forms.append(jax_form("nn.Conv under vmap", name, NAIVE_SIZE))
-    times = [
-        step / (form.size[0] * form.size[1]) for form, step in zip(forms, race(forms, seconds))
-    ]
-    reference = min((t for f, t in zip(forms, times) if "PyTorch" in f.name), default=float("nan"))
-    flops = step_flops(name)
+            forms.append(jax_form("nn.Conv under vmap", network, NAIVE_SIZE, gram="off"))
+    times = {form: step / form.trials for form, step in zip(forms, race(forms, seconds))}
+    best, best_vmapped = (
+        min((times[form] for form in some), default=float("nan"))
+        for some in (one_at_a_time, vmapped)
+    )
+    flops = step_flops(network)
     out = Table(
-        name, "targets x seeds", "ms / trial-iteration", "x PyTorch", "GFLOP/s", "temp MiB",
-        "compile s",
+        Column(name, no_wrap=True), "targets x seeds", "ms / trial-iteration",
+        f"trials of {STEPS} steps / s", "x PyTorch", "x vmap", "GFLOP/s", "of peak",
+        "temp MiB / trial", "compile s",
     )  # fmt: skip
-    for form, seconds_per_trial in zip(forms, times):
+    for form, once in times.items():
         out.add_row(
-            form.name, "{} x {}".format(*form.size), f"{seconds_per_trial * 1e3:.3g}",
-            f"{reference / seconds_per_trial:.2f}", f"{flops / seconds_per_trial / 1e9:.3g}",
-            f"{form.memory:.1f}", f"{form.compile_seconds:.1f}",
+            form.name, "{} x {}".format(*form.size), f"{once * 1e3:.3g}",
+            f"{1 / (STEPS * once):.3g}", f"{best / once:.2f}", f"{best_vmapped / once:.2f}",
+            f"{flops / once / 1e9:.3g}", f"{flops / once / peak:.1%}",
+            f"{form.memory / form.trials:.3g}", f"{form.compile_seconds:.1f}",
         )  # fmt: skip
     return out
 
@@ -95,10 +122,10 @@ def table(name: str, sizes: Sequence[tuple[int, int]], seconds: float) -> Table:
 @contextlib.contextmanager
 def naive():
     """The same loop without the trilinear convolution, all seeds vmapped."""
-    plan = lambda params, targets, seeds: trials.Plan(targets, seeds)  # noqa: E731
+    plan = lambda params, targets, seeds: planner.Plan(targets, seeds)  # noqa: E731
     with (
         mock.patch.object(client, "fast_convolutions", contextlib.nullcontext),
-        mock.patch.object(trials, "make_plan", plan),
+        mock.patch.object(planner, "first_plan", plan),
     ):
         jax.clear_caches()
         yield
@@ -106,9 +133,10 @@ def naive():
 
 
 @functools.cache
-def victim_of(name: str) -> victims.Victim:
-    """The untrained network, at the width of the table."""
-    return victims.untrained(name, classes=10, width=CASES[name].width, seed=0, image_shape=SHAPE)
+def victim_of(network: tuple[str, int | None]) -> victims.Victim:
+    """The untrained network, of that name and width."""
+    name, width = network
+    return victims.untrained(name, classes=10, width=width, seed=0, image_shape=SHAPE)
 
 
 @functools.cache
@@ -117,56 +145,79 @@ def normalization() -> Normalization:
     return Normalization.of([0.5] * 3, [0.25] * 3)
 
 
-def step_flops(name: str) -> float:
+@functools.cache
+def step_flops(network: tuple[str, int | None], batch: int = 1) -> float:
     """Floating-point operations of one trial-iteration, by XLA's count."""
-    victim = victim_of(name)
+    victim = victim_of(network)
     return trials.step_flops(
-        victim.module, victim.variables, attack.Method(), normalization(), (1, *SHAPE)
+        victim.module, victim.variables, attack.Method(), normalization(), (batch, *SHAPE)
     )
 
 
-def jax_form(label: str, name: str, size: tuple[int, int]) -> Form:
-    """Compiles the attack's loop for targets x seeds."""
+@runtime.arithmetic("float32")  # as an attack is computed by default
+def jax_form(
+    label: str,
+    network: tuple[str, int | None],
+    size: tuple[int, int],
+    batch: int = 1,
+    gram: str = "auto",
+) -> Form:
+    """Compiles the attack's loop.
+
+    Args:
+      label: what the form is called.
+      network: its name and width.
+      size: targets, seeds.
+      batch: images behind each target's update.
+      gram: one of `jaxinv.gram.GRAM`.
+    """
     targets, seeds = size
-    victim = victim_of(name)
-    images = jax.random.uniform(jax.random.key(1), (targets, 1, *SHAPE))
-    truths = Truth(images, jnp.zeros((targets, 1), jnp.int32))
+    victim = victim_of(network)
+    images = jax.random.uniform(jax.random.key(1), (targets, batch, *SHAPE))
+    truths = Truth(images, jnp.zeros((targets, batch), jnp.int32))
     module, variables = victim.module, victim.variables
     shared = trials.make_targets(module, variables, truths, normalization(), "known")
-    numbers = attack.Numbers(
-        jnp.float32(0.1), jnp.float32(0.01), jnp.float32(0), jnp.int32(1_000_000)
-    )
-    plan = trials.make_plan(variables["params"], targets, seeds)
-    grid, method = trials.make_grid(plan, targets, seeds), attack.Method()
+    numbers = attack.Numbers.of(seeds, lr=0.1, tv=0.01, statistics=0.0, iterations=1_000_000)
+    plan = planner.first_plan(variables["params"], targets, seeds)
+    grid, method = planner.make_grid(plan, targets, seeds), attack.Method(gram=GRAM[gram]())
     keys = grid.deal(trials.start_keys(range(targets), range(seeds)))
-    states = trials.init_states(method, (1, *SHAPE), normalization(), keys)
+    states = trials.init_states(method, (batch, *SHAPE), normalization(), keys)
     constant = (variables, shared, truths, normalization(), numbers)
     started = time.perf_counter()
     program = trials.run_chunk.lower(
-        module, method, 1, plan.devices, *constant, jnp.int32(1), jnp.int32(0), grid.target, states
-    ).compile()
+        module, method, 1, plan.devices, *constant, jnp.int32(1), jnp.int32(0),
+        grid.target, grid.seed, states,
+    ).compile()  # fmt: skip
     compile_seconds = time.perf_counter() - started
 
     def run(steps):
         nonlocal states
-        states, _ = program(*constant, jnp.int32(steps), jnp.int32(0), grid.target, states)
+        states, _ = program(
+            *constant, jnp.int32(steps), jnp.int32(0), grid.target, grid.seed, states
+        )
         jax.block_until_ready(states)
 
-    memory = program.memory_analysis().temp_size_in_bytes / 2**20
+    memory = program.memory_analysis().temp_size_in_bytes * plan.devices / 2**20
     return Form(label, size, run, compile_seconds, memory)
 
 
-def pytorch_forms(name: str) -> list[Form]:
-    """The PyTorch reference on one thread and on all; nothing where it is not installed."""
+def pytorch_forms(
+    network: tuple[str, int | None], chunks: Sequence[int]
+) -> tuple[list[Form], list[Form]]:
+    """The PyTorch references, one at a time and under vmap; none where it is not installed."""
     try:
-        from benchmarks.pytorch_reference import make_step
+        from benchmarks.pytorch_reference import DEVICE, make_step
     except ImportError:
-        return []
-    forms = []
-    for threads in sorted({1, os.cpu_count()}):
-        run = make_step(name, CASES[name].width, threads)
-        forms.append(Form(f"PyTorch, one at a time, {threads} threads", (1, 1), run))
-    return forms
+        return [], []
+    one_at_a_time, vmapped = [], []
+    for threads in sorted({1, os.cpu_count()}) if DEVICE == "cpu" else [1]:
+        where = f"{threads} threads" if DEVICE == "cpu" else "GPU"
+        run = make_step(*network, threads)
+        one_at_a_time.append(Form(f"PyTorch, one at a time, {where}", (1, 1), run))
+        for chunk in chunks:
+            run = make_step(*network, threads, chunk)
+            vmapped.append(Form(f"PyTorch, torch.func.vmap, {where}", (1, chunk), run))
+    return one_at_a_time, vmapped
 
 
 if __name__ == "__main__":

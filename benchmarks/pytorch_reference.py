@@ -1,11 +1,17 @@
-"""The same attack in PyTorch, one image from one start at a time, as public tools run it."""
+"""The same attack in PyTorch: one seed at a time, as public tools run it, and under vmap.
 
-from collections.abc import Callable
+On the GPU where PyTorch sees one.
+"""
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from jaxinv.models.mobilenet import HEAD, STAGES, scale_channels
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+IMAGE = (1, 3, 32, 32)
 
 
 def lenet_zhu() -> nn.Module:
@@ -106,57 +112,105 @@ NETWORKS = {
 }
 
 
-def make_step(name: str, width: int | None, threads: int) -> Callable[[int], None]:
-    """Makes a function that takes that many steps of cosine + TV, signed Adam and box."""
+def make_step(
+    name: str, width: int | None, threads: int, chunk: int | None = None
+) -> Callable[[int], None]:
+    """Makes a function that takes that many steps of cosine + TV, signed Adam and box.
+
+    Args:
+      name, width: the network.
+      threads: of the CPU.
+      chunk: seeds of one target, stepped at once under `torch.func.vmap`; None for one seed and
+        the double backward pass of public tools.
+    """
+    torch.backends.cudnn.allow_tf32 = False  # full float32, as an attack has it by default
     torch.manual_seed(0)
-    model = NETWORKS[name](width).eval()
-    params = list(model.parameters())
-    label = torch.tensor([3])
-
-    def gradient(x, create_graph):
-        loss = nn.functional.cross_entropy(model(x), label)
-        return torch.autograd.grad(loss, params, create_graph=create_graph)
-
-    target = [g.detach() for g in gradient(torch.rand(1, 3, 32, 32), create_graph=False)]
-    target_norm = torch.sqrt(sum((t * t).sum() for t in target))
-    x = torch.randn(1, 3, 32, 32, requires_grad=True)
+    model = NETWORKS[name](width).to(DEVICE).eval()
+    label = torch.tensor([3], device=DEVICE)
+    loss = nn.functional.cross_entropy(model(torch.rand(IMAGE, device=DEVICE)), label)
+    update = torch.autograd.grad(loss, list(model.parameters()))
+    norm = torch.sqrt(sum((t * t).sum() for t in update))
+    target = [t / norm for t in update]
+    make_gradient = double_backward if chunk is None else functional
+    gradient = make_gradient(model, label, target)
+    x = torch.randn(IMAGE if chunk is None else (chunk, *IMAGE), device=DEVICE)
     optimizer = torch.optim.Adam([x], lr=0.1)
-
-    def step():
-        optimizer.zero_grad()
-        update = gradient(x, create_graph=True)
-        inner = sum((u * t).sum() for u, t in zip(update, target))
-        norm = torch.sqrt(sum((u * u).sum() for u in update))
-        down = (x[:, :, 1:] - x[:, :, :-1]).abs().mean()
-        right = (x[:, :, :, 1:] - x[:, :, :, :-1]).abs().mean()
-        loss = 1 - inner / (norm * target_norm) + 0.01 * (down + right)
-        (x.grad,) = torch.autograd.grad(loss, x)
-        x.grad.sign_()
-        optimizer.step()
-        with torch.no_grad():
-            x.clamp_(-2, 2)
 
     def run(steps):
         torch.set_num_threads(threads)
         for _ in range(steps):
-            step()
+            x.grad = gradient(x).sign()
+            optimizer.step()
+            x.clamp_(-2, 2)
+        wait()
 
     return run
+
+
+def double_backward(
+    model: nn.Module, label: torch.Tensor, target: Sequence[torch.Tensor]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The gradient of the attack's loss with respect to one candidate, by autograd."""
+    params = list(model.parameters())
+
+    def gradient(x):
+        x = x.detach().requires_grad_()
+        loss = nn.functional.cross_entropy(model(x), label)
+        update = torch.autograd.grad(loss, params, create_graph=True)
+        return torch.autograd.grad(attack_loss(update, target, x), x)[0]
+
+    return gradient
+
+
+def functional(
+    model: nn.Module, label: torch.Tensor, target: Sequence[torch.Tensor]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The same gradient of a chunk of candidates, by `torch.func`."""
+    names, params = zip(*model.named_parameters())
+    params = tuple(p.detach() for p in params)  # or autograd would record it all once more
+
+    def client_loss(params, x):
+        logits = torch.func.functional_call(model, dict(zip(names, params)), (x,))
+        return nn.functional.cross_entropy(logits, label)
+
+    def loss(x):
+        return attack_loss(torch.func.grad(client_loss)(params, x), target, x)
+
+    return torch.func.vmap(torch.func.grad(loss))
+
+
+def attack_loss(
+    update: Sequence[torch.Tensor], target: Sequence[torch.Tensor], x: torch.Tensor
+) -> torch.Tensor:
+    """Cosine distance of an update to a target of norm 1, and 0.01 TV of the candidate."""
+    inner = sum((u * t).sum() for u, t in zip(update, target))
+    norm = torch.sqrt(sum((u * u).sum() for u in update))
+    down = (x[:, :, 1:] - x[:, :, :-1]).abs().mean()
+    right = (x[:, :, :, 1:] - x[:, :, :, :-1]).abs().mean()
+    return 1 - inner / norm + 0.01 * (down + right)
+
+
+def wait() -> None:
+    """Blocks until the device has done what it was given."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def make_training(name: str, width: int | None, batch: int) -> Callable[[int], None]:
     """Makes a function that takes that many training steps, on all threads, on one random batch."""
     torch.manual_seed(0)
-    model = NETWORKS[name](width).train()
+    model = NETWORKS[name](width).to(DEVICE).train()
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
-    images, labels = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
+    images = torch.randn(batch, *IMAGE[1:], device=DEVICE)
+    labels = torch.randint(10, (batch,), device=DEVICE)
 
     def run(steps):
         for _ in range(steps):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
+        wait()
 
     return run

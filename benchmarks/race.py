@@ -14,7 +14,18 @@ class Form(NamedTuple):
     size: tuple[int, int]  # targets, seeds; or 1, images in a batch
     run: Callable[[int], None]  # takes that many steps
     compile_seconds: float = float("nan")
-    memory: float = float("nan")  # temporary, MiB
+    memory: float = float("nan")  # temporary, of all devices, MiB
+
+    @property
+    def trials(self) -> int:
+        """Of each step."""
+        return self.size[0] * self.size[1]
+
+
+def read_network(text: str) -> tuple[str, int | None]:
+    """Reads NAME:WIDTH, or NAME for the published width."""
+    name, _, width = text.partition(":")
+    return name, int(width) if width else None
 
 
 def race(forms: Sequence[Form], seconds: float) -> list[float]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.race import Form, race
+from benchmarks.race import Form, race, read_network
 from jaxinv import runtime, training, victims
 from jaxinv.types import Normalization
 
@@ -35,8 +35,7 @@ def main() -> None:
     console.print(f"jax {jax.__version__}, {runtime.hardware()}")
     out = Table("network", "images / s", "PyTorch images / s", "x PyTorch")
     for network in arguments.networks:
-        name, _, width = network.partition(":")
-        width = int(width) if width else None
+        name, width = read_network(network)
         forms = [jax_form(name, width, arguments.precision), *pytorch_forms(name, width)]
         speeds = [BATCH / step for step in race(forms, arguments.seconds)]
         ours, theirs = speeds if len(speeds) > 1 else (*speeds, float("nan"))

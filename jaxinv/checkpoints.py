@@ -159,7 +159,9 @@ def write(
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from None
+        # Orbax raises a TimeoutError, which says nothing, where a disk stands still.
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"--out {folder}: cannot be written ({reason})") from None
 
 
 def read_fields(folder: Path) -> dict[str, Any]:

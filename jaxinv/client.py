@@ -53,6 +53,13 @@ def apply_fn(module: nn.Module, variables: PyTree, batch_norm: str = "eval") -> 
     return evaluating if batch_norm == "eval" else training
 
 
+def cross_entropy(
+    logits: Float[Array, "batch class"], labels: Int[Array, " batch"]
+) -> Float[Array, ""]:
+    """Computes the loss whose gradient a client shares: the mean over its images."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
 def gradient(
     apply: ApplyFn,
     params: PyTree,
@@ -76,8 +83,7 @@ def gradient(
 
     def loss(params):
         logits, statistics = apply(params, images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean(), statistics
+        return cross_entropy(logits, labels), statistics
 
     return jax.grad(loss, has_aux=True)(params)
 

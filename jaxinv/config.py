@@ -7,26 +7,31 @@ this file may trust what it is given.
 """
 
 import argparse
+import contextlib
 import itertools
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from jaxinv import checkpoints, models
+from jaxinv import checkpoints, models, runtime
 from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, SCHEDULES, SIGNS, Method
 from jaxinv.client import BATCH_NORM
 from jaxinv.errors import UserError
+from jaxinv.executors import EXECUTORS
+from jaxinv.gram import GRAM
 from jaxinv.labels import LABELS
 from jaxinv.objectives import OBJECTIVES
 from jaxinv.priors import PRIORS
 from jaxinv.training import PRECISIONS
 from jaxinv.training import SCHEDULES as TRAINING_SCHEDULES
 
-_OF_VICTIM = ("model", "width", "network_seed")  # what a checkpoint says of its network
+OF_VICTIM = ("model", "width", "network_seed")  # what a checkpoint says of its network
+SEARCHABLE = ("tv", "lr", "statistics")  # what may differ from start to start in one program
 DEFAULT_STUDY = Path(__file__).parent / "default_study.toml"
 
 
@@ -44,6 +49,11 @@ def _known(table) -> AfterValidator:
 def _published(width: Any) -> Any:
     """Reads the width "published": a sweep file's preset must be able to take a width back."""
     return None if width == "published" else width
+
+
+def _split(ids: Any) -> Any:
+    """Reads "3,5,8", as a flag gives it."""
+    return ids.split(",") if isinstance(ids, str) else ids
 
 
 class _Strict(BaseModel):
@@ -82,20 +92,32 @@ class Cell(_Strict):
     init: Annotated[str, _known(INITS)] = Field("normal", description="distribution of the start")
     box: bool = Field(True, description="project onto pixels in [0, 1] after each step")
     iterations: int = Field(500, ge=1, description="steps of the attack")
+    gram: Annotated[str, _known(GRAM)] = Field(
+        "auto", description="objective without stored weight gradients: auto, on, or off"
+    )
+    precision: Annotated[str, _known(runtime.PRECISIONS)] = Field(
+        "float32", description="of the arithmetic: float32, float64, or tensorfloat32 (GPUs)"
+    )
 
     def method(self) -> Method:
         """The part that shapes the compiled program."""
-        return Method(**{name: getattr(self, name) for name in Method._fields})
+        same = {name: getattr(self, name) for name in Method._fields if name != "gram"}
+        return Method(**same, gram=GRAM[self.gram]())
 
 
 class Plan(_Strict):
     """What is asked of every cell: the same targets and seeds, so that cells compare in pairs."""
 
     targets: int = Field(4, ge=1, description="attack the first N targets of the test split")
-    target_ids: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+    target_ids: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_split)
+    ] = Field(
         None, description="attack these images instead, comma-separated, in the original order"
     )
     seeds: int = Field(32, ge=1, description="random starts per target")
+    memory: float | None = Field(
+        None, gt=0, description="GiB to take, of each accelerator (default: nearly all there is)"
+    )
     data_dir: str | None = Field(None, description="tensorflow-datasets folder (or TFDS_DATA_DIR)")
     out: str | None = Field(None, description="run folder; runs/NAME if not given")
 
@@ -148,6 +170,63 @@ class Training(_Strict):
     out: str | None = Field(None, description="name in checkpoints/, or a path; MODEL-wWIDTH-DATA")
 
 
+def _ranges(texts: Any) -> Any:
+    """Reads `tv=1e-5:1e-1` and more of them."""
+    ranges = {}
+    for text in texts:
+        name, _, ends = text.partition("=")
+        low, _, high = ends.partition(":")
+        try:
+            ranges[name] = (float(low), float(high))
+        except ValueError:
+            ranges[name] = (0.0, 0.0)
+        if name not in SEARCHABLE or not 0 < ranges[name][0] < ranges[name][1] < math.inf:
+            known = ", ".join(SEARCHABLE)
+            raise ValueError(f"give such as tv=1e-5:1e-1, both above 0; names are {known}")
+    return ranges
+
+
+class Search(_Strict):
+    """What `jaxinv.search` is asked for beside one cell and a plan. Each field is a flag."""
+
+    space: Annotated[dict[str, tuple[float, float]], BeforeValidator(_ranges)] = Field(
+        ("tv=1e-5:1e-1",), min_length=1, validate_default=True,
+        description="ranges to search, evenly in the logarithm: tv=1e-5:1e-1 lr=0.01:1",
+    )  # fmt: skip
+    candidates: int = Field(64, ge=1, description="settings tried on the first rung")
+    rungs: int = Field(3, ge=1, description="each with a quarter of the candidates, 4x the steps")
+    criterion: Literal["objective", "psnr"] = Field(
+        "objective", description="what chooses: the attack's own objective, or psnr"
+    )
+    draw: Literal["sobol", "random"] = Field("sobol", description="how candidates are drawn")
+    seed: int = Field(0, ge=0, description="of that draw")
+
+
+def _amounts(texts: Any) -> Any:
+    """Reads `num_gpus=1 slurm_partition=long`: whole numbers, fractions, words."""
+    amounts = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not (name.isidentifier() and value):
+            raise ValueError("give such as num_gpus=1 (ray) or timeout_min=60 (slurm)")
+        for kind in (int, float, str):
+            with contextlib.suppress(ValueError):
+                amounts[name] = kind(value)
+                break
+    return amounts
+
+
+class Workers(_Strict):
+    """Where the cells of a sweep are computed. Each field is a flag."""
+
+    executor: Annotated[str, _known(("local", *EXECUTORS))] = Field(
+        "local", description="a cell after the other here; or side by side: ray, or slurm"
+    )
+    resources: Annotated[dict[str, int | float | str], BeforeValidator(_amounts)] = Field(
+        {}, description="what a cell needs: num_gpus=1 (ray), gpus_per_node=1 (slurm)"
+    )
+
+
 class Text(_Strict):
     """What a sweep file says of itself."""
 
@@ -186,37 +265,87 @@ class Study:
         return Path(self.plan.out or f"runs/{self.name}")
 
 
+@dataclass(frozen=True)
+class SearchStudy:
+    """A validated search: what is tried, around which cell, on what."""
+
+    search: Search
+    cell: Cell
+    plan: Plan
+
+    @property
+    def folder(self) -> Path:
+        """The search's folder."""
+        return Path(self.plan.out or "runs/search")
+
+
+def add_search_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of a search, and those of a study."""
+    _add_fields(parser.add_argument_group("search"), Search, several=("space",))
+    add_flags(parser)
+
+
+def load_search(flags: Mapping[str, Any]) -> SearchStudy:
+    """Validates the flags of a search.
+
+    Raises:
+      UserError: one line that names the setting and what it may be.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    of = lambda model: {k: v for k, v in given.items() if k in model.model_fields}  # noqa: E731
+    search = _validate(Search, of(Search))
+    grid = of(Cell)
+    for name, values in grid.items():
+        if len(values) > 1 or name in search.space:
+            raise UserError(f"{_flag(name)}: a search goes around one cell; search it with --space")
+    return SearchStudy(search, _product(grid)[0], _validate(Plan, of(Plan)))
+
+
+def add_workers_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say where a sweep is computed."""
+    _add_fields(parser.add_argument_group("machines"), Workers, several=("resources",))
+
+
+def load_workers(flags: Mapping[str, Any]) -> Workers:
+    """Validates the flags of `add_workers_flags`.
+
+    Raises:
+      UserError: one line that names the setting and what it may be.
+    """
+    given = {name: flags[name] for name in Workers.model_fields if flags[name] is not None}
+    workers = _validate(Workers, given)
+    if workers.resources and workers.executor == "local":
+        raise UserError("--resources: a local run takes all this machine has; name an --executor")
+    return workers
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds one flag per setting; their values stay text until `load_study` validates them."""
-    for model, nargs in ((Plan, None), (Cell, "+")):
-        group = parser.add_argument_group(
-            "run" if model is Plan else "settings (several values make an axis of the grid)"
-        )
-        for name, field in model.model_fields.items():
-            group.add_argument(
-                f"--{name.replace('_', '-')}",
-                dest=name,
-                nargs=nargs,
-                metavar="VALUE",
-                help=f"{field.description} (default: {field.default})",
-            )
+    _add_fields(parser.add_argument_group("run"), Plan)
+    axes = parser.add_argument_group("settings (several values make an axis of the grid)")
+    _add_fields(axes, Cell, several=tuple(Cell.model_fields))
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     """Adds one flag per setting of a training; `load_training` validates their values."""
-    for name, field in Training.model_fields.items():
-        if name == "augment":
+    _add_fields(parser, Training, several=("stop_at",), negated=("augment",))
+
+
+def _add_fields(
+    parser, model: type[BaseModel], several: tuple[str, ...] = (), negated: tuple[str, ...] = ()
+) -> None:
+    """Adds a flag per field: of one value or `several`, or one that switches it off."""
+    for name, field in model.model_fields.items():
+        if name in negated:
             parser.add_argument(
-                "--no-augment", dest=name, action="store_false", default=None,
+                _flag(f"no_{name}"), dest=name, action="store_false", default=None,
                 help=f"without {field.description}",
             )  # fmt: skip
         else:
             parser.add_argument(
-                _flag(name),
-                nargs="+" if name == "stop_at" else None,
-                metavar="VALUE",
+                _flag(name), nargs="+" if name in several else None, metavar="VALUE",
                 help=f"{field.description} (default: {field.default})",
-            )
+            )  # fmt: skip
 
 
 def load_training(flags: Mapping[str, Any]) -> Training:
@@ -262,8 +391,6 @@ def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None =
     run |= {name: value for name, value in given.items() if name in Plan.model_fields}
     if "targets" in given and "target_ids" not in given:
         run.pop("target_ids", None)
-    if isinstance(run.get("target_ids"), str):
-        run["target_ids"] = run["target_ids"].split(",")
     asked = {name: value for name, value in given.items() if name in Cell.model_fields}
     if asked:  # what the file costs and expects is said of its own grid
         text = text.model_copy(update={"cost": "", "expectation": ""})
@@ -287,7 +414,7 @@ def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None =
 def _lay_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Replaces settings; a victim names the network in place of what is under it."""
     if "victim" in over:
-        under = {name: value for name, value in under.items() if name not in _OF_VICTIM}
+        under = {name: value for name, value in under.items() if name not in OF_VICTIM}
     return {**under, **over}
 
 
@@ -297,7 +424,7 @@ def _product(grid: Mapping[str, Any]) -> list[Cell]:
     Raises:
       UserError: one line that names the setting and what it may be.
     """
-    if "victim" in grid and (named := [name for name in _OF_VICTIM if name in grid]):
+    if "victim" in grid and (named := [name for name in OF_VICTIM if name in grid]):
         raise UserError(f"--victim names the network; leave {', '.join(map(_flag, named))} out")
     lists = {name: v if isinstance(v, list) else [v] for name, v in grid.items()}
     for name, values in lists.items():

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array
 
 from jaxinv.depthwise import depthwise_conv
 
@@ -93,7 +94,7 @@ def _conv(images, kernels, geometry):
         product = jnp.einsum("gtk,gko->gto", _row_taps(images, geometry), _paired(kernels))
         return _sum_column_taps(product, geometry, features)
     product = jnp.einsum(
-        "gtk,gko->gto", _patches(images, geometry), kernels.reshape(groups, -1, features)
+        "gtk,gko->gto", patches(images, geometry), kernels.reshape(groups, -1, features)
     )
     return product.reshape(groups, -1, *geometry.output, features)
 
@@ -124,17 +125,19 @@ def _dgrad(deltas, kernels, geometry):
 
 def _wgrad(images, deltas, geometry):
     """wgrad: images [g n h w c], deltas [g n oh ow o] -> [g kh kw c o]."""
+    product = jnp.einsum("gtk,gto->gko", *_wgrad_operands(images, deltas, geometry))
     groups, channels, features = deltas.shape[0], images.shape[-1], deltas.shape[-1]
+    kernel_h, kernel_w = geometry.kernel
     if geometry.splits:
-        pairs = jnp.einsum(
-            "gtk,gto->gko", _row_taps(images, geometry), _column_taps(deltas, geometry)
-        )
-        kernel_h, kernel_w = geometry.kernel
-        return pairs.reshape(groups, kernel_h, channels, kernel_w, features).swapaxes(2, 3)
-    gradient = jnp.einsum(
-        "gtk,gto->gko", _patches(images, geometry), deltas.reshape(groups, -1, features)
-    )
-    return gradient.reshape(groups, *geometry.kernel, channels, features)
+        return product.reshape(groups, kernel_h, channels, kernel_w, features).swapaxes(2, 3)
+    return product.reshape(groups, kernel_h, kernel_w, channels, features)
+
+
+def _wgrad_operands(images, deltas, geometry):
+    """The factors [g t k], [g t o] whose product over all positions t is the kernel gradient."""
+    if geometry.splits:
+        return _row_taps(images, geometry), _column_taps(deltas, geometry)
+    return patches(images, geometry), deltas.reshape(deltas.shape[0], -1, deltas.shape[-1])
 
 
 def _wgrad_in_parts(images, deltas, geometry):
@@ -143,13 +146,9 @@ def _wgrad_in_parts(images, deltas, geometry):
     Whole, they are up to 75 MB a layer of a training batch, and the memory is what takes the time.
     """
     groups, batch = images.shape[:2]
-    channels, features = images.shape[-1], deltas.shape[-1]
-    (kernel_h, kernel_w), (out_h, out_w) = geometry.kernel, geometry.output
-    if geometry.splits:
-        floats = out_h * geometry.image[1] * (kernel_h * channels + kernel_w * features)
-    else:
-        floats = out_h * out_w * (kernel_h * kernel_w * channels + features)
-    most = min(batch, PART_FLOATS // (groups * floats))
+    operands = functools.partial(_wgrad_operands, geometry=geometry)
+    floats = sum(x.size for x in jax.eval_shape(operands, images[:, :1], deltas[:, :1]))
+    most = min(batch, PART_FLOATS // floats)
     size = max((d for d in range(1, most + 1) if batch % d == 0), default=1)
     if size == batch:
         return _wgrad(images, deltas, geometry)
@@ -160,7 +159,7 @@ def _wgrad_in_parts(images, deltas, geometry):
     def add(total, part):
         return total + _wgrad(*part, geometry), None
 
-    shape = (groups, *geometry.kernel, channels, features)
+    shape = (groups, *geometry.kernel, images.shape[-1], deltas.shape[-1])
     zero = jnp.zeros(shape, jnp.result_type(images, deltas))
     return lax.scan(add, zero, (split(images), split(deltas)))[0]
 
@@ -211,8 +210,8 @@ def _sum_column_taps(product, geometry, features):
     return total
 
 
-def _patches(images, geometry):
-    """im2col: [g n h w c] -> [g, n*oh*ow, kh*kw*c], by slicing rows, then columns."""
+def patches(images: Array, geometry: Geometry) -> Array:
+    """Lays out im2col: [g n h w c] -> [g, n*oh*ow, kh*kw*c], by slicing rows, then columns."""
     (kernel_h, kernel_w), (stride_h, stride_w) = geometry.kernel, geometry.strides
     out_h, out_w = geometry.output
     images = jnp.pad(images, ((0, 0), (0, 0), *geometry.padding, (0, 0)))
@@ -236,7 +235,7 @@ def _patches(images, geometry):
 
 
 def _overlap_add(columns, geometry, spatial):
-    """One axis of col2im, the transpose of `_patches`: sums the taps of axis 4 into the image.
+    """One axis of col2im, the transpose of `patches`: sums the taps of axis 4 into the image.
 
     Output row y of stride s gets the taps of its phase y mod s alone, so that each phase is a sum
     of shifted arrays and no zeros are inserted between them.

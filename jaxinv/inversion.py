@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinv import trials
+from jaxinv import planner, runtime, trials
 from jaxinv.attacks import gradient_matching as attack
 from jaxinv.errors import UserError
 from jaxinv.labels import classifier_path, idlg
@@ -51,6 +51,8 @@ def invert(
     lr: float = 0.1,
     tv: float = 0.01,
     method: attack.Method = attack.Method(),  # noqa: B008
+    precision: str = "float32",
+    memory: float | None = None,
 ) -> Inversion:
     """Reconstructs the images behind a gradient, from many random starts at once.
 
@@ -66,6 +68,8 @@ def invert(
       seeds: number of random starts.
       iterations, lr, tv: steps, learning rate, weight of the prior.
       method: objective, prior, optimizer, sign, schedule, init, box; the default is Geiping's.
+      precision: of the arithmetic, one of `runtime.PRECISIONS`.
+      memory: GiB that may be taken, of an accelerator on each; None takes nearly all there is.
 
     Returns:
       Every start's reconstruction and objective, and the objectives on the way.
@@ -77,24 +81,28 @@ def invert(
     """
     if method.batch_norm != "eval":
         raise UserError("method.batch_norm: invert simulates a client in evaluation mode; use eval")
-    _check(variables, update, seeds=seeds, iterations=iterations, lr=lr, tv=tv)
-    channels = image_shape[-1:]
-    normalization = Normalization(
-        jnp.broadcast_to(jnp.asarray(mean, jnp.float32), channels),
-        jnp.broadcast_to(jnp.asarray(std, jnp.float32), channels),
-    )
+    if precision not in runtime.PRECISIONS:
+        raise UserError(f"precision={precision}: known are {', '.join(runtime.PRECISIONS)}")
+    _check(variables, update, seeds=seeds, iterations=iterations, lr=lr, tv=tv, memory=memory)
     if labels is None:
         path = classifier_path(model, variables, jnp.zeros((1, *image_shape)))
         labels = idlg(update, path)
     labels = jnp.atleast_1d(jnp.asarray(labels, jnp.int32))
-    one_target = jax.tree.map(lambda x: jnp.asarray(x)[None], Target(update, labels))
-    numbers = attack.Numbers(
-        jnp.float32(lr), jnp.float32(tv), jnp.float32(0), jnp.int32(iterations)
-    )
-    result = trials.run(
-        model, variables, one_target, None, normalization, method, numbers, image_shape,
-        trials.start_keys([0], range(seeds)), trials.make_plan(variables["params"], 1, seeds),
-    )  # fmt: skip
+    with runtime.arithmetic(precision) as cast:
+        of_channels = lambda x: np.broadcast_to(np.asarray(x, np.float64), image_shape[-1:])  # noqa: E731
+        variables, one_target, normalization, numbers = cast(
+            (
+                variables,
+                jax.tree.map(lambda x: np.asarray(x)[None], Target(update, labels)),
+                Normalization(of_channels(mean), of_channels(std)),
+                attack.Numbers.of(seeds, lr=lr, tv=tv, statistics=0.0, iterations=iterations),
+            )
+        )
+        result = trials.run(
+            model, variables, one_target, None, normalization, method, numbers, image_shape,
+            trials.start_keys([0], range(seeds)),
+            planner.first_plan(variables["params"], 1, seeds), planner.memory_limit(memory),
+        )  # fmt: skip
     return Inversion(
         result.pixels[0],
         np.where(result.finite[0], result.objective[0], np.nan),
@@ -104,10 +112,10 @@ def invert(
     )
 
 
-def _check(variables: PyTree, update: PyTree, **positive: float) -> None:
+def _check(variables: PyTree, update: PyTree, **positive: float | None) -> None:
     """Checks what a user can get wrong before anything compiles."""
     for name, value in positive.items():
-        if not (value > 0 or (name == "tv" and value == 0)):
+        if value is not None and not (value > 0 or (name == "tv" and value == 0)):
             raise UserError(f"{name}={value}: must be positive")
     if "params" not in variables:
         raise UserError('variables: must hold "params", as returned by model.init')

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from jaxinv.errors import UserError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # What identifies a trial and what was measured of it. Images of one target are matched one to one
 # before measuring; `psnr`, `ssim`, `mse` are means over the target's images, `psnr_best` the best.
@@ -45,6 +45,10 @@ _MEASURED = [
     ("baseline_ssim", pa.float64()),
     ("baseline_mse", pa.float64()),
     ("victim_digest", pa.string()),  # sha256 of the attacked parameters
+    ("targets_at_once", pa.int32()),  # of the plan by which the trial was computed
+    ("seeds_at_once", pa.int32()),
+    ("devices", pa.int32()),
+    ("program_bytes", pa.int64()),  # of each device, by the compiler's analysis
 ]
 # Every setting of the cell. `objective_type` is the setting `objective`, whose name the measured
 # value holds.
@@ -68,6 +72,8 @@ _SETTINGS = [
     ("init", pa.string()),
     ("box", pa.bool_()),
     ("iterations", pa.int32()),
+    ("gram", pa.string()),  # "auto" | "on" | "off"
+    ("precision", pa.string()),
 ]
 TRIALS = pa.schema(_MEASURED + _SETTINGS)
 TRACES = pa.schema(

@@ -1,15 +1,18 @@
-"""The process a command runs in: its cores, its compilation cache, and what it says of itself."""
+"""The process a command runs in: cores, precision, compilation cache, what it says of itself."""
 
 import contextlib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxinv.types import PyTree
 
 
 def use_all_cores() -> None:
@@ -21,10 +24,33 @@ def use_all_cores() -> None:
 
 
 def _cores() -> int:
-    """Cores this process may run on, where the system tells (Linux); else all."""
-    if hasattr(os, "sched_getaffinity"):
+    """Cores this process may use: OMP_NUM_THREADS where set (Ray and many a cluster do), or all."""
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+# Of an attack's arithmetic: JAX's name for the precision of products on an accelerator. Left to
+# itself, XLA rounds their inputs to 10 bits there; the attack follows signs of second derivatives.
+PRECISIONS = {"float32": "highest", "tensorfloat32": "tensorfloat32", "float64": "highest"}
+
+
+@contextlib.contextmanager
+def arithmetic(precision: str) -> Iterator[Callable[[PyTree], PyTree]]:
+    """A context in which products have a precision; gives what casts a tree's floats to it."""
+    double = precision == "float64"
+
+    def cast(tree: PyTree) -> PyTree:
+        kind = jnp.float64 if double else jnp.float32
+        one = lambda x: jnp.asarray(x, kind if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)  # noqa: E731
+        return jax.tree.map(one, tree)
+
+    # A CPU's float32 is float32.
+    named = None if jax.default_backend() == "cpu" else PRECISIONS[precision]
+    with jax.default_matmul_precision(named), jax.enable_x64(double):
+        yield cast
 
 
 def use_compilation_cache() -> None:
@@ -48,9 +74,10 @@ def hardware() -> str:
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar over all steps, with the time left and what its task says of itself."""
+    """A bar over all steps, with the time left and what its task says; nothing in a log file."""
     return Progress(
         BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(),
         TextColumn("{task.description}"), console=console,
-        refresh_per_second=2,  # each drawing takes time from the work
+        # Each drawing takes time from the work, even where it is thrown away.
+        refresh_per_second=2, disable=not console.is_terminal,
     )  # fmt: skip

@@ -4,16 +4,16 @@ A block is one cell on a group of targets. It is computed whole, written whole, 
 again: the same command after a kill goes on where the last one stopped.
 """
 
+import contextlib
 import datetime
 import functools
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
@@ -23,8 +23,10 @@ from jaxinv import (
     checkpoints,
     config,
     data,
+    executors,
     metrics,
     models,
+    planner,
     report,
     results,
     runtime,
@@ -36,6 +38,7 @@ from jaxinv.attacks import gradient_matching as attack
 from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.types import Normalization, Target, Truth
 
+NUMBERS = (*config.SEARCHABLE, "iterations")  # what of a cell is traced
 TRIALS_PER_BLOCK = 128  # what a kill may cost: about a minute of LeNetZhu per 500 steps
 
 
@@ -59,6 +62,14 @@ class Material(NamedTuple):
     ids: np.ndarray
 
 
+class Attacked(NamedTuple):
+    """What came of a cell's attack."""
+
+    result: trials.Result
+    baseline: metrics.Scores  # of the mean colour, per target
+    label_accuracy: jax.Array  # per target
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
@@ -66,23 +77,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = OneLineParser(prog="python -m jaxinv.sweep", description=__doc__)
         parser.add_argument("study", nargs="?", type=Path, help="sweep file (default: built in)")
         parser.add_argument("--dry-run", action="store_true", help="print the cells and the work")
+        parser.add_argument(
+            "--profile", metavar="DIR", help="write a profile for TensorBoard there"
+        )
         parser.add_argument("--preset", help="the sweep file's larger or smaller version, by name")
+        config.add_workers_flags(parser)
         config.add_flags(parser)
         arguments = parser.parse_args(argv)
         study = config.load_study(arguments.study, vars(arguments), arguments.preset)
+        workers = config.load_workers(vars(arguments))
         words = shlex.join(sys.argv[1:] if argv is None else argv)
-        run_study(study, f"python -m jaxinv.sweep {words}".strip(), dry_run=arguments.dry_run)
+        profiled = contextlib.nullcontext()
+        if arguments.profile is not None:
+            profiled = jax.profiler.trace(arguments.profile)
+        with profiled:
+            run_study(
+                study, f"python -m jaxinv.sweep {words}".strip(), workers,
+                dry_run=arguments.dry_run,
+            )  # fmt: skip
 
     return run_command(command)
 
 
-def run_study(study: config.Study, command: str, *, dry_run: bool = False) -> None:
+def run_study(
+    study: config.Study, command: str, workers: config.Workers, *, dry_run: bool = False
+) -> None:
     """Runs what is not done yet of a study, then writes its tables, plots and report.
 
     Raises:
-      UserError: data, shapes or the run folder do not fit; nothing was written then.
+      UserError: data, shapes or the run folder do not fit, and nothing was written then; or the
+        workers do not live.
     """
     console = Console()
+    if workers.executor != "local":
+        jax.config.update("jax_platforms", "cpu")  # this machine's accelerators are the workers'
     runtime.use_compilation_cache()
     runtime.use_all_cores()
     load = Loader(study.plan)
@@ -91,19 +119,95 @@ def run_study(study: config.Study, command: str, *, dry_run: bool = False) -> No
     if dry_run:
         print_plan(console, study, materials, blocks)
         return
-    open_run(study, materials[0], command)
     waiting = [block for block in blocks if not results.is_done(study.folder, block.name)]
+    executor = None
+    if waiting and workers.executor != "local":
+        executor = executors.start(
+            workers.executor, "jaxinv.sweep:run_cell", workers.resources, study.folder
+        )
+    open_run(study, materials[0], command)
     if len(waiting) < len(blocks):
         console.print(f"{study.folder}: {len(blocks) - len(waiting)} of {len(blocks)} blocks done")
-    work = {block.name: block.cell.iterations * _trials(block, study) for block in blocks}
-    left = sum(work[block.name] for block in waiting)
+    total, left = (sum(_work(block, study) for block in some) for some in (blocks, waiting))
     with runtime.progress_bar(console) as bar:
-        task = bar.add_task("", total=sum(work.values()), completed=sum(work.values()) - left)
-        for block in waiting:
-            run_block(study, block, materials[block.cell_index], watch(bar, task, block, study))
-            if not console.is_terminal:
-                console.print(f"finished {block.name} ({label(block, study)})")
+        task = bar.add_task("", total=total, completed=total - left)
+        if executor is None:
+            run_here(study, waiting, materials, bar, task)
+        else:
+            run_elsewhere(study, waiting, executor, bar, task)
     report.build(study.folder, console=console)
+
+
+def run_here(
+    study: config.Study, waiting: Sequence[Block], materials: Mapping[int, Material] | Sequence,
+    bar: Progress, task,
+) -> None:  # fmt: skip
+    """Runs these blocks one after the other, in this process; `materials` by the cell's index."""
+    plans = set()
+
+    def announce(plan: str) -> None:
+        """Prints a plan once, not for every block."""
+        if plan not in plans:
+            plans.add(plan)
+            bar.console.print(f"plan: {plan}", soft_wrap=True)
+
+    for block in waiting:
+        progress = watch(bar, task, block, study)
+        run_block(study, block, materials[block.cell_index], progress, announce)
+        say_finished(bar, block, study)
+
+
+def run_elsewhere(
+    study: config.Study, waiting: Sequence[Block], executor: executors.Executor, bar: Progress, task
+) -> None:
+    """Runs these blocks, a cell to a worker."""
+    left = list(waiting)
+    cells = sorted({block.cell_index for block in waiting})
+    bar.update(task, description=f"{len(cells)} cells by {executor.kind}")
+
+    def look() -> None:
+        """Moves the bar by what workers have committed."""
+        for block in [b for b in left if results.is_done(study.folder, b.name)]:
+            left.remove(block)
+            bar.advance(task, _work(block, study))
+            say_finished(bar, block, study)
+
+    devices = executors.run(
+        executor, [(study, index) for index in cells], look,
+        lambda line: bar.console.print(line, soft_wrap=True),
+    )  # fmt: skip
+    look()
+    there = results.read_config(study.folder)
+    there["sessions"][-1]["device"] = "; ".join(sorted(set(devices)))
+    results.write_config(study.folder, there)
+
+
+def say_finished(bar: Progress, block: Block, study: config.Study) -> None:
+    """Prints a line where there is no bar to see."""
+    if not bar.console.is_terminal:
+        bar.console.print(f"finished {block.name} ({label(block, study)})")
+
+
+def run_cell(study: config.Study, index: int) -> str:
+    """Runs what is not done of a cell: a worker's whole task.
+
+    Returns:
+      The worker's devices in words.
+    """
+    runtime.use_compilation_cache()
+    runtime.use_all_cores()
+    material = Loader(study.plan)(study.cells[index])
+    own = [b for b in plan_blocks(study, len(material.ids)) if b.cell_index == index]
+    waiting = [block for block in own if not results.is_done(study.folder, block.name)]
+    with runtime.progress_bar(Console()) as bar:
+        task = bar.add_task("", total=sum(_work(block, study) for block in waiting))
+        run_here(study, waiting, {index: material}, bar, task)
+    return runtime.hardware()
+
+
+def _work(block: Block, study: config.Study) -> int:
+    """Trial-iterations of a block."""
+    return block.cell.iterations * _trials(block, study)
 
 
 def _trials(block: Block, study: config.Study) -> int:
@@ -124,8 +228,8 @@ def plan_blocks(study: config.Study, targets: int) -> Iterator[Block]:
 class Loader:
     """Loads what cells attack, each data set and each victim once."""
 
-    def __init__(self, plan: config.Plan):
-        self._plan = plan
+    def __init__(self, plan: config.Plan, split: str = "test"):
+        self._plan, self._split = plan, split
         self._datasets: dict[tuple, data.Dataset] = {}
         self._victims: dict[tuple, victims.Victim] = {}
 
@@ -175,7 +279,7 @@ class Loader:
         key = (cell.dataset, wanted)
         if key not in self._datasets:
             self._datasets[key] = data.load(
-                cell.dataset, split="test", ids=wanted, data_dir=self._plan.data_dir
+                cell.dataset, split=self._split, ids=wanted, data_dir=self._plan.data_dir
             )
         return self._datasets[key]
 
@@ -224,42 +328,65 @@ def session(command: str) -> dict:
 
 
 def run_block(
-    study: config.Study, block: Block, material: Material, progress: Callable[[int, float], None]
-) -> None:
+    study: config.Study, block: Block, material: Material, progress: Callable[[int, float], None],
+    announce: Callable[[str], None],
+) -> None:  # fmt: skip
     """Attacks a block's targets from every seed and commits its rows."""
     cell, here = block.cell, block.positions
-    images, ids = material.images[here], material.ids[here]
+    images, labels, ids = (x[here] for x in (material.images, material.labels, material.ids))
     seeds = range(study.plan.seeds)
-    truths = Truth(jnp.asarray(images / np.float32(255)), jnp.asarray(material.labels[here]))
-    module, variables, _ = material.victim
-    targets = trials.make_targets(
-        module, variables, truths, material.normalization, cell.labels, cell.batch_norm
-    )
-    numbers = attack.Numbers(
-        jnp.float32(cell.lr), jnp.float32(cell.tv), jnp.float32(cell.statistics),
-        jnp.int32(cell.iterations),
+    attacked = attack_cell(
+        cell, material._replace(images=images, labels=labels, ids=ids),
+        trials.start_keys(ids[:, 0], seeds), {name: getattr(cell, name) for name in NUMBERS},
+        study.plan.memory, progress, announce,
     )  # fmt: skip
-    plan = trials.make_plan(variables["params"], len(ids), len(seeds))
-    keys = trials.start_keys(ids[:, 0], seeds)
-    result = trials.run(
-        module, variables, targets, truths, material.normalization,
-        cell.method(), numbers, images.shape[2:], keys, plan, progress,
-    )  # fmt: skip
+    result = attacked.result
     quantised = np.round(np.nan_to_num(result.pixels) * 255).astype(np.uint8)
     results.write_block(
         study.folder,
         block.name,
-        trial_rows(block, material, truths, targets, result, ids, seeds),
+        trial_rows(block, material, attacked, ids, seeds),
         trace_rows(block, result, ids, seeds),
         results.BlockImages(ids[:, 0], np.asarray(seeds), quantised, images),
     )
 
 
+def attack_cell(
+    cell: config.Cell, material: Material, keys: jax.Array, numbers: Mapping[str, Any],
+    memory: float | None, progress: Callable[[int, float], None] = lambda steps, psnr: None,
+    announce: Callable[[str], None] = lambda plan: None,
+) -> Attacked:  # fmt: skip
+    """Lets clients share their updates and attacks each from many starts, as a cell says.
+
+    Args:
+      cell: the settings; those in `NUMBERS` are taken from `numbers`.
+      material: the victim and the private batches.
+      keys: [target, start].
+      numbers: each one for all starts, or [start].
+      memory: GiB to take; None takes nearly all there is.
+      progress, announce: see `trials.run`.
+    """
+    with runtime.arithmetic(cell.precision) as cast:
+        truths = cast(Truth(material.images / np.float32(255), material.labels))
+        normalization, variables = cast((material.normalization, material.victim.variables))
+        module = material.victim.module
+        targets = trials.make_targets(
+            module, variables, truths, normalization, cell.labels, cell.batch_norm
+        )
+        result = trials.run(
+            module, variables, targets, truths, normalization, cell.method(),
+            cast(attack.Numbers.of(keys.shape[1], **numbers)), material.images.shape[2:], keys,
+            planner.first_plan(variables["params"], *keys.shape), planner.memory_limit(memory),
+            progress, announce,
+        )  # fmt: skip
+        return Attacked(result, *_per_target(truths, targets, normalization, material.classes))
+
+
 def trial_rows(
-    block: Block, material: Material, truths: Truth, targets: Target,
-    result: trials.Result, ids: np.ndarray, seeds: Sequence[int],
-) -> dict[str, Sequence]:  # fmt: skip
+    block: Block, material: Material, attacked: Attacked, ids: np.ndarray, seeds: Sequence[int]
+) -> dict[str, Sequence]:
     """Lays a block's results out as columns, one row per target and seed."""
+    result, baseline, accuracy = attacked
     shape = result.objective.shape
     rows = shape[0] * shape[1]
     spread = lambda per_target: np.repeat(np.asarray(per_target), shape[1])  # noqa: E731
@@ -270,7 +397,6 @@ def trial_rows(
             "objective": result.objective, "prior": result.prior,
         }).items()
     }  # fmt: skip
-    baseline, accuracy = _per_target(truths, targets, material.normalization, material.classes)
     cell = block.cell.model_dump()
     settings = {
         {"objective": "objective_type", "prior": "prior_type"}.get(name, name): [value] * rows
@@ -288,6 +414,8 @@ def trial_rows(
         "baseline_ssim": spread(baseline.ssim).astype(np.float64),
         "baseline_mse": spread(baseline.mse).astype(np.float64),
         "victim_digest": [material.victim.digest] * rows,
+        **{name: [value] * rows for name, value in result.plan._asdict().items()},
+        "program_bytes": [result.bytes] * rows,
     }  # fmt: skip
 
 

@@ -29,10 +29,9 @@ STATE_SECONDS = 300.0  # what a kill may cost
 
 
 class Within(NamedTuple):
-    """Where the epoch stands that is not finished."""
+    """Sums over the images seen in the epoch that is not finished."""
 
-    done: int = 0  # its steps
-    loss: float = 0.0  # summed over their images
+    loss: float = 0.0
     correct: float = 0.0
 
 
@@ -56,10 +55,12 @@ class Trainer:
         """Loads the data and builds the network.
 
         Raises:
-          UserError: they are not there, or do not suit each other.
+          UserError: they are not there, or do not suit each other, or the folder holds something
+            else.
         """
         self.settings = settings
         self.folder = checkpoint_folder(settings)
+        self.trained = self._is_trained()
         # Where the training stands; a hidden folder beside the checkpoint.
         self.state_folder = self.folder.with_name(f".{self.folder.name}.training")
         load = lambda split: data.load(  # noqa: E731
@@ -98,11 +99,11 @@ class Trainer:
         """Trains, or goes on, to the end.
 
         Raises:
-          UserError: the folder holds another training, or the loss is not finite any more.
+          UserError: the state on disk is damaged or of another training, or the loss is not finite
+            any more.
         """
         console = Console()
-        if self.folder.exists():
-            self._check_same(checkpoints.read_fields(self.folder)["recipe"])
+        if self.trained:
             console.print(f"{self.folder}: trained already")
             return
         self._resume()
@@ -113,7 +114,7 @@ class Trainer:
             for _ in range(self.epoch, self.settings.epochs):
                 self._train_epoch(bar, task)
                 if not console.is_terminal:
-                    console.print(_describe(self.log[-1]))
+                    console.print(_describe(self.log[-1]), soft_wrap=True)
         self._save(self.folder)
         shutil.rmtree(self.state_folder, ignore_errors=True)
         console.print(f"{self.folder}: {_describe(self.log[-1])}")
@@ -121,7 +122,8 @@ class Trainer:
     def _train_epoch(self, bar: Progress, task) -> None:
         """Trains one epoch, keeps the checkpoints it passes, and the state at its end."""
         started = written = time.monotonic()
-        base, seconds_before = self.epoch * self.steps_per_epoch, self.seconds
+        done, seconds_before = self._steps_within(), self.seconds
+        base = int(self.state.step) - done
         arguments = (self.settings.seed, self.epoch)
         order = jnp.asarray(
             training.epoch_order(*arguments, len(self.train_data.labels), self.settings.batch)
@@ -129,7 +131,7 @@ class Trainer:
         key = rng.stream_key(rng.Stream.TRAINING, *arguments, 1)
         stops = {int(s.value) - base: s for s in self._stops("step")}
         ends = {*range(STEPS_PER_CALL, self.steps_per_epoch, STEPS_PER_CALL), *stops}
-        done, loss, correct = self.within
+        loss, correct = self.within
         ends = [*sorted(e for e in ends if done < e < self.steps_per_epoch), self.steps_per_epoch]
         for first, last in zip([done, *ends], ends):
             self.state, sums = training.run_steps(
@@ -148,7 +150,7 @@ class Trainer:
             self.seconds = seconds_before + time.monotonic() - started
             if last in stops and last < self.steps_per_epoch:
                 self._keep([stops[last]])
-            self.within = Within(last, loss, correct)
+            self.within = Within(loss, correct)
             if time.monotonic() - written > STATE_SECONDS and last < self.steps_per_epoch:
                 self._write_state()
                 written = time.monotonic()
@@ -179,7 +181,7 @@ class Trainer:
         kept = "nothing was kept yet"
         if self._resume():
             good = config.Stop("epoch", self.epoch)
-            if self.within.done:
+            if self._steps_within():
                 good = config.Stop("step", int(self.state.step))
             self._keep([good])
             kept = f"{good.kind} {good.value} is kept as {self.folder}-{good.name}"
@@ -188,6 +190,10 @@ class Trainer:
             f"{float(self.recipe.rate(step - 1)):.3g}; choose a smaller --lr and another --out; "
             f"{kept}"
         )
+
+    def _steps_within(self) -> int:
+        """Steps taken of the epoch that is not finished."""
+        return int(self.state.step) - self.epoch * self.steps_per_epoch
 
     def _stops(self, kind: str) -> list[config.Stop]:
         """The checkpoints asked for on the way, of one kind."""
@@ -232,6 +238,17 @@ class Trainer:
         return self.settings.model_dump(exclude={"out", "data_dir", "stop_at"}) | {
             "momentum": training.MOMENTUM, "weight_decay": training.WEIGHT_DECAY,
         }  # fmt: skip
+
+    def _is_trained(self) -> bool:
+        """Tells whether the folder holds this very training, finished."""
+        if not self.folder.exists():
+            return False
+        if not (self.folder / "info.json").exists():
+            raise UserError(
+                f"--out {self.folder}: is there and is no checkpoint; choose another --out"
+            )
+        self._check_same(checkpoints.read_fields(self.folder)["recipe"])
+        return True
 
     def _check_same(self, recipe: dict[str, Any]) -> None:
         """Raises a UserError unless a recipe found on disk is this training's."""

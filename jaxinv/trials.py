@@ -15,24 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxinv import client, metrics, rng
+from jaxinv import client, metrics, planner, rng
 from jaxinv.attacks import gradient_matching as attack
 from jaxinv.labels import classifier_path, idlg
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
 TRACE_POINTS = 100  # per trial, at the most, beside the end
 CHUNK_STEPS = 50  # between two looks of the progress bar
-
-
-class Plan(NamedTuple):
-    """How trials go through the network: a *group* at once, the groups of a device in turn."""
-
-    targets_at_once: int
-    seeds_at_once: int
-    devices: int = 1  # that share the groups
+SHARED, DEALT = PartitionSpec(), PartitionSpec("trial")  # to every device; groups among them
 
 
 class Trace(NamedTuple):
@@ -53,57 +46,8 @@ class Result(NamedTuple):
     prior: Float[Array, "target seed"]
     finite: Bool[Array, "target seed"]
     trace: Trace
-
-
-def make_plan(params: PyTree, targets: int, seeds: int) -> Plan:
-    """Chooses the groups: everything at once on an accelerator, what stays in the cache on a CPU.
-
-    On a CPU a batch that leaves the cache costs more than it saves, so that networks beyond
-    LeNet's size take one trial after the other on each core.
-    """
-    devices = jax.local_device_count()
-    if jax.default_backend() != "cpu":
-        return Plan(targets, -(-seeds // devices), devices)
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    most = min(8 if size < 100_000 else 1, -(-targets * seeds // devices))
-    # The size divides the number of seeds where it can: no trial is computed for nothing.
-    return Plan(1, max(d for d in range(1, min(most, seeds) + 1) if seeds % d == 0), devices)
-
-
-class Grid(NamedTuple):
-    """Where each trial runs. Filler repeats the last target or seed and is dropped afterwards."""
-
-    target: Int[np.ndarray, "group targets_at_once"]
-    seed: Int[np.ndarray, "group seeds_at_once"]
-    shape: tuple[int, int]  # groups along the targets, along the seeds
-    trials: tuple[int, int]  # targets, seeds
-
-    def deal(self, keys: jax.Array) -> jax.Array:
-        """Takes [target, seed, ...] to [group, targets_at_once, seeds_at_once, ...]."""
-        return keys[self.target[:, :, None], self.seed[:, None, :]]
-
-    def gather(self, grouped: Array) -> np.ndarray:
-        """Puts [group, targets_at_once, seeds_at_once, ...] back as [target, seed, ...]."""
-        grouped = np.asarray(grouped)
-        rest = grouped.shape[3:]
-        grouped = grouped[: math.prod(self.shape)].reshape(*self.shape, *grouped.shape[1:])
-        # [target group, seed group, target, seed] -> [target group, target, seed group, seed]
-        rows, columns = self.shape[0] * grouped.shape[2], self.shape[1] * grouped.shape[3]
-        joined = grouped.swapaxes(1, 2).reshape(rows, columns, *rest)
-        return joined[: self.trials[0], : self.trials[1]]
-
-
-def make_grid(plan: Plan, targets: int, seeds: int) -> Grid:
-    """Lays targets x seeds out as groups, a multiple of the devices in number."""
-    rows, columns = -(-targets // plan.targets_at_once), -(-seeds // plan.seeds_at_once)
-    groups = -(-rows * columns // plan.devices) * plan.devices
-    group = np.minimum(np.arange(groups), rows * columns - 1)
-    target = (group // columns)[:, None] * plan.targets_at_once + np.arange(plan.targets_at_once)
-    seed = (group % columns)[:, None] * plan.seeds_at_once + np.arange(plan.seeds_at_once)
-    return Grid(
-        np.minimum(target, targets - 1), np.minimum(seed, seeds - 1),
-        (rows, columns), (targets, seeds),
-    )  # fmt: skip
+    plan: planner.Plan  # by which they were computed
+    bytes: int  # that its program takes of each device
 
 
 def make_targets(
@@ -149,8 +93,10 @@ def run(
     numbers: attack.Numbers,
     image_shape: tuple[int, int, int],
     keys: jax.Array,
-    plan: Plan,
+    plan: planner.Plan,
+    memory: float = math.inf,
     progress: Callable[[int, float], None] = lambda steps, psnr: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Attacks every target from every start and measures every trial.
 
@@ -163,29 +109,50 @@ def run(
       targets: with a leading target axis.
       truths: likewise; read by the measurements alone, which are NaN without (None).
       normalization: between pixels and the network's input.
-      method, numbers: the attack's settings.
+      method, numbers: the attack's settings; numbers have the axis of starts.
       image_shape: height, width, channel.
       keys: [target, seed], one start each.
-      plan: how the trials are grouped.
+      plan: how the trials are grouped. Groups that do not fit the memory are halved: before the
+        start by the program's own analysis, and where a device runs out nevertheless, from the
+        start.
+      memory: bytes that may be taken on each device.
       progress: called after each chunk with the steps done and the current mean PSNR.
+      report: called with the plan in a line, once it is found or changed.
+
+    Raises:
+      UserError: not even one trial at once fits the memory.
     """
     total = int(numbers.iterations)
     every = max(1, -(-total // TRACE_POINTS))
     points = max(1, CHUNK_STEPS // every)
     batch_shape = (targets.labels.shape[1], *image_shape)
-    grid = make_grid(plan, *keys.shape)
-    states = init_states(method, batch_shape, normalization, grid.deal(keys))
-    traces, step = [], 0
-    while step <= total:
-        states, trace = run_chunk(
-            module, method, points, plan.devices, variables, targets, truths, normalization,
-            numbers, jnp.int32(every), jnp.int32(step), grid.target, states,
-        )  # fmt: skip
-        taken = np.minimum(step + every * np.arange(points), total)
-        seen = (np.moveaxis(grid.gather(leaf), 2, 0) for leaf in trace)
-        traces.append(Trace(taken, *seen))
-        step += points * every
-        progress(min(step, total), float(np.mean(traces[-1].psnr[-1])))
+    shared = (variables, targets, truths, normalization, numbers, jnp.int32(every))
+    while True:
+        grid = planner.make_grid(plan, *keys.shape)
+        states = init_states(method, batch_shape, normalization, grid.deal(keys))
+        states = jax.device_put(states, NamedSharding(_mesh(plan.devices), DEALT))
+        chunk = (module, method, points, plan.devices, *shared)
+        # Compiled for good: the calls below find this program.
+        program = run_chunk.lower(*chunk, jnp.int32(0), grid.target, grid.seed, states).compile()
+        needed = planner.program_bytes(program)
+        if needed > memory:
+            plan = planner.smaller(plan, needed, memory)
+            continue
+        report(planner.describe(plan, needed))
+        traces, step = [], 0
+        try:
+            while step <= total:
+                states, trace = run_chunk(*chunk, jnp.int32(step), grid.target, grid.seed, states)
+                taken = np.minimum(step + every * np.arange(points), total)
+                seen = (np.moveaxis(grid.gather(leaf), 2, 0) for leaf in trace)
+                traces.append(Trace(taken, *seen))
+                step += points * every
+                progress(min(step, total), float(np.mean(traces[-1].psnr[-1])))
+            break
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            plan = planner.smaller(plan, needed, 0.99 * needed)  # there was less than needed
     trace = jax.tree.map(lambda *parts: np.concatenate(parts), *traces)
     # Points beyond the end repeat it: keep the first that has taken every step.
     last = int(np.argmax(trace.step >= total))
@@ -193,7 +160,7 @@ def run(
     pixels, scores, finite = _finish(truths, normalization, grid.gather(states.candidate))
     objective, prior = trace.objective[last], trace.prior[last]
     finite = np.asarray(finite) & np.isfinite(objective)
-    return Result(np.asarray(pixels), scores, objective, prior, finite, trace)
+    return Result(np.asarray(pixels), scores, objective, prior, finite, trace, plan, needed)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -203,10 +170,10 @@ def init_states(method, shape, normalization, keys):
     return jax.vmap(jax.vmap(jax.vmap(one)))(keys)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(12,))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(13,))
 def run_chunk(
     module, method, points, devices, variables, targets, truths, normalization,
-    numbers, every, start, group_targets, states,
+    numbers, every, start, group_targets, group_starts, states,
 ):  # fmt: skip
     """`points` times: measure, then take `every` steps. States are [group, target, seed, ...].
 
@@ -215,11 +182,14 @@ def run_chunk(
 
     def of_device(variables, targets, truths, normalization, numbers, every, start, groups):
         def of_group(arguments):
-            rows, states = arguments
+            rows, columns, states = arguments
             here = jax.tree.map(lambda leaf: leaf[rows], (targets, truths))
-            return jax.vmap(jax.vmap(trial, in_axes=(None, None, 0)))(*here, states)
+            own = attack.Numbers(*(leaf[columns] for leaf in numbers[:-1]), None)
+            of_target = jax.vmap(trial, in_axes=(None, None, 0, 0))
+            return jax.vmap(of_target, in_axes=(0, 0, None, 0))(*here, own, states)
 
-        def trial(target, truth, state):
+        def trial(target, truth, own, state):
+            numbers_here = own._replace(iterations=numbers.iterations)
             apply = client.apply_fn(module, variables, method.batch_norm)
             params = variables["params"]
 
@@ -232,8 +202,9 @@ def run_chunk(
                 def take(i, inner):
                     state, losses = inner
                     state, now = attack.step(
-                        method, numbers, apply, params, target, normalization, index + i, state
-                    )
+                        method, numbers_here, apply, params, target, normalization, index + i,
+                        state,
+                    )  # fmt: skip
                     # The losses of the first step belong to the candidate just measured.
                     return state, jax.tree.map(lambda a, b: jnp.where(i == 0, a, b), now, losses)
 
@@ -250,14 +221,14 @@ def run_chunk(
 
     # Each device loops over its own groups and talks to no other. Without vma tracking, a gradient
     # with respect to the replicated parameters stays this device's own (no implicit psum).
-    shared, dealt = PartitionSpec(), PartitionSpec("trial")
     on_devices = jax.shard_map(
-        of_device, mesh=_mesh(devices), in_specs=(*[shared] * 7, dealt), out_specs=dealt,
+        of_device, mesh=_mesh(devices), in_specs=(*[SHARED] * 7, DEALT), out_specs=DEALT,
         check_vma=False,
     )  # fmt: skip
     return on_devices(
-        variables, targets, truths, normalization, numbers, every, start, (group_targets, states)
-    )
+        variables, targets, truths, normalization, numbers, every, start,
+        (group_targets, group_starts, states),
+    )  # fmt: skip
 
 
 def _mesh(devices: int) -> jax.sharding.Mesh:
@@ -290,7 +261,7 @@ def step_flops(
     """Counts the floating-point operations of one step of one trial, by XLA's own analysis."""
     sent = {"batch_stats": variables["batch_stats"]} if method.batch_norm == "train-shared" else ()
     target = Target(variables["params"], jnp.zeros(batch_shape[0], jnp.int32), sent)
-    numbers = attack.Numbers(jnp.float32(1), jnp.float32(1), jnp.float32(1), jnp.int32(1))
+    numbers = attack.Numbers(*[jnp.float32(1)] * 3, jnp.int32(1))
     start = functools.partial(attack.init, method, shape=batch_shape, normalization=normalization)
     state = jax.eval_shape(start, jax.random.key(0))
 

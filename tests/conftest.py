@@ -1,5 +1,6 @@
 """Shared by all tests: quick compilation, four devices, and one compiled attack."""
 
+import math
 import os
 
 # Compilation is the cost of this suite; what it computes is small.
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import rng, trials, victims
+from jaxinv import planner, rng, trials, victims
 from jaxinv.attacks.gradient_matching import Method, Numbers
 from jaxinv.types import Normalization, Truth
 
@@ -39,8 +40,9 @@ class Problem:
         self.keys = trials.start_keys([0, 1], range(self.seeds))
 
     def run(
-        self, *, iterations=12, targets=None, truths=None, keys=None, group=2, devices=1, lr=0.1
-    ):
+        self, *, iterations=12, targets=None, truths=None, keys=None, group=2, devices=1, lr=0.1,
+        memory=math.inf,
+    ):  # fmt: skip
         """Attacks; every call with the default shapes shares one compilation."""
         return trials.run(
             self.victim.module,
@@ -49,10 +51,17 @@ class Problem:
             self.truths if truths is None else truths,
             self.normalization,
             Method(),
-            Numbers(jnp.float32(lr), jnp.float32(0.01), jnp.float32(0), jnp.int32(iterations)),
+            Numbers.of(
+                (self.keys if keys is None else keys).shape[1],
+                lr=lr,
+                tv=0.01,
+                statistics=0.0,
+                iterations=iterations,
+            ),
             self.shape,
             self.keys if keys is None else keys,
-            trials.Plan(1, group, devices),
+            planner.Plan(1, group, devices),
+            memory,
         )
 
 

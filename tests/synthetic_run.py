@@ -32,6 +32,8 @@ DEFAULTS = {
     "init": "normal",
     "box": True,
     "iterations": 500,
+    "gram": "auto",
+    "precision": "float32",
 }
 
 
@@ -153,6 +155,10 @@ class _Block:
             "baseline_ssim": 0.05,
             "baseline_mse": float(np.mean(flat)),
             "victim_digest": "0" * 64,
+            "targets_at_once": 1,
+            "seeds_at_once": 8,
+            "devices": 2,
+            "program_bytes": 2**24,
             "images": self.images,
             **DEFAULTS,
             **{k: v for k, v in self.settings.items() if k not in ("objective", "prior")},

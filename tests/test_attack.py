@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import client, labels
+from jaxinv import client, labels, trials
 from jaxinv.attacks import gradient_matching as attack
-from jaxinv.objectives import cosine, l2
+from jaxinv.objectives import compare, cosine, l2
 from jaxinv.priors import total_variation
-from jaxinv.trials import Plan, make_grid
 from jaxinv.types import Normalization, Target
 
 
@@ -37,7 +36,9 @@ def test_objectives_in_closed_form():
     both = {"w": a["w"], "b": b["b"]}
     # One cosine over all leaves, not a mean of one per leaf.
     seven = jax.tree.map(lambda x: 7 * x, a)
-    values = jax.jit(lambda: (cosine(a, both), cosine(a, seven), l2(a, b)))()
+    values = jax.jit(
+        lambda: (cosine(compare(a, both)), cosine(compare(a, seven)), l2(compare(a, b)))
+    )()
     np.testing.assert_allclose(values, [1 - 3 / 13**0.5, 0, 13], rtol=1e-6, atol=1e-6)
 
 
@@ -87,7 +88,7 @@ def test_image_gradient_of_the_objective_against_finite_differences(problem):
         @jax.jit
         def objective(x):
             update, _ = client.gradient(apply, variables["params"], x, target.labels)
-            return cosine(update, target.update)
+            return cosine(compare(update, target.update))
 
         slope = float(jnp.sum(jax.jit(jax.grad(objective))(image) * direction))
         h = 1e-5
@@ -103,7 +104,7 @@ def test_objective_is_zero_at_the_truth(problem):
     @jax.jit
     def objective(params):
         update, _ = client.share_gradient(apply, params, truth, problem.normalization)
-        return cosine(update, target.update)
+        return cosine(compare(update, target.update))
 
     assert abs(float(objective(problem.victim.variables["params"]))) < 1e-6
 
@@ -126,15 +127,32 @@ def test_four_devices_equal_one_bit_for_bit(problem, result):
     np.testing.assert_array_equal(shared.trace.objective, result.trace.objective)
 
 
-@pytest.mark.parametrize("plan", [(1, 1, 1), (2, 3, 1), (2, 3, 4), (3, 5, 2), (1, 2, 3)])
-def test_every_trial_comes_back_to_its_place(plan):
-    """Groups that do not divide the trials are filled up; the filler is dropped."""
-    grid = make_grid(Plan(*plan), 3, 5)
-    assert len(grid.target) % plan[2] == 0
-    trials = 10 * np.arange(3)[:, None] + np.arange(5)
-    dealt = grid.deal(trials)
-    assert dealt.shape == (len(grid.target), *plan[:2])
-    np.testing.assert_array_equal(grid.gather(dealt), trials)
+def test_a_group_beyond_the_memory_is_halved_and_changes_nothing(problem, result, monkeypatch):
+    small = problem.run(memory=result.bytes - 1)
+    assert (result.plan.seeds_at_once, small.plan.seeds_at_once) == (2, 1)
+    assert small.bytes < result.bytes
+    np.testing.assert_allclose(small.pixels, result.pixels, atol=2e-4)
+    np.testing.assert_allclose(small.objective, result.objective, rtol=1e-3)
+
+    chunk = trials.run_chunk
+
+    class RunsOut:
+        """A device that is found full by the second chunk of groups of two."""
+
+        lower = chunk.lower
+
+        def __call__(self, *args):
+            if args[-1].candidate.shape[2] == 2 and args[-4] > 0:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+            return chunk(*args)
+
+    monkeypatch.setattr(trials, "CHUNK_STEPS", 5)
+    expected = problem.run(group=1)
+    monkeypatch.setattr(trials, "run_chunk", RunsOut())
+    found = problem.run(group=2)
+    assert found.plan.seeds_at_once == 1
+    np.testing.assert_array_equal(found.pixels, expected.pixels)
+    np.testing.assert_array_equal(found.trace.objective, expected.trace.objective)
 
 
 def test_one_bad_target_leaves_the_others_alone(problem, result):
@@ -162,11 +180,18 @@ def test_trace_runs_from_the_start_to_the_last_step(result):
 
 
 def test_numbers_share_one_compilation(problem, result):
-    from jaxinv.trials import run_chunk
-
-    before = run_chunk._cache_size()
+    before = trials.run_chunk._cache_size()
     problem.run(lr=0.05, iterations=11)
-    assert run_chunk._cache_size() == before
+    assert trials.run_chunk._cache_size() == before
+
+
+def test_every_start_may_have_numbers_of_its_own(problem, result):
+    """A candidate of a search is attacked as if it were alone."""
+    slow = problem.run(lr=0.05)
+    mixed = problem.run(lr=np.array([0.1, 0.05, 0.05, 0.1]))
+    for seed, expected in enumerate((result, slow, slow, result)):
+        np.testing.assert_array_equal(mixed.pixels[:, seed], expected.pixels[:, seed])
+    assert not np.allclose(slow.pixels, result.pixels)
 
 
 def test_idlg_reads_the_label_off_any_network(problem):

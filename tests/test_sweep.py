@@ -71,6 +71,24 @@ def test_a_killed_run_resumes_to_the_same_rows(finished, tmp_path, monkeypatch):
     assert len(resumed.config["sessions"]) == 2
 
 
+def test_float64_goes_from_the_same_start_with_more_digits(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep.report, "build", lambda folder, console: None)
+    out = tmp_path / "run"
+    settings = ["--targets", "1", "--seeds", "1", "--iterations", "3", "--tv", "0.01"]
+    profile = ["--profile", str(tmp_path / "profile")]
+    command = [*settings, "--precision", "float64", *profile, "--out", str(out)]
+    assert sweep.main(command) == 0
+    double, single = results.read_run(out), results.read_run(finished)
+    assert list(double.trials["precision"]) == ["float64"]
+    assert double.trials["status"].tolist() == ["ok"]
+    # Only the first points: a step follows signs, and a sign near zero is not rounding's to keep.
+    error = abs(double.traces["objective"][0] / single.traces["objective"][0] - 1)
+    assert error < 1e-4
+    assert double.traces["psnr"][0] == pytest.approx(single.traces["psnr"][0], rel=1e-5)
+    assert double.trials["objective"][0] != single.trials["objective"][0]
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
 def test_other_settings_are_refused_and_change_nothing(finished, capsys):
     before = (finished / "run.json").read_text()
     for other in (["--lr", "0.2"], ["--seeds", "3"], ["--targets", "1"]):

@@ -169,6 +169,12 @@ def test_another_recipe_does_not_join_a_folder(whole, capsys):
     assert train.main([*FLAGS, "--out", str(whole)]) == 0
 
 
+def test_a_folder_of_something_else_is_not_touched(tmp_path, capsys):
+    assert train.main([*FLAGS, "--out", str(tmp_path)]) == 2
+    assert f"--out {tmp_path}: is there and is no checkpoint" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_divergence_names_step_loss_and_rate_and_keeps_the_last_state(
     tmp_path, capsys, monkeypatch
 ):

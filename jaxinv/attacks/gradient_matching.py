@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxinv import client
-from jaxinv.objectives import OBJECTIVES
+from jaxinv import client, gram
+from jaxinv.objectives import OBJECTIVES, compare
 from jaxinv.priors import PRIORS, statistics_distance
 from jaxinv.types import Normalization, PyTree, Target
 
@@ -30,8 +31,8 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "sgd": optax.identity,
 }
 INITS: dict[str, Callable[..., Array]] = {
-    "normal": jax.random.normal,
-    "uniform": lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -1.0, 1.0),
+    "normal": lambda key, shape: jax.random.normal(key, shape, jnp.float32),
+    "uniform": lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0),
 }
 
 
@@ -73,15 +74,25 @@ class Method(NamedTuple):
     init: str = "normal"
     box: bool = True
     batch_norm: str = "eval"  # what the client does, and the attacker simulates: client.BATCH_NORM
+    gram: bool = False  # compare updates layer by layer without them, where that takes less memory
 
 
 class Numbers(NamedTuple):
-    """What is traced: cells that differ in these alone share one compilation."""
+    """What is traced: cells that differ in these alone share one compilation.
 
-    lr: Float[Array, ""]
-    prior_weight: Float[Array, ""]
-    statistics_weight: Float[Array, ""]  # of shared BatchNorm statistics
+    The loop takes them with an axis of starts, so that settings can be compared in one batch.
+    """
+
+    lr: Float[Array, "*start"]
+    prior_weight: Float[Array, "*start"]
+    statistics_weight: Float[Array, "*start"]  # of shared BatchNorm statistics
     iterations: Int[Array, ""]
+
+    @classmethod
+    def of(cls, starts: int, *, lr, tv, statistics, iterations: int) -> "Numbers":
+        """Makes them of settings, each one number for all starts or one for each."""
+        spread = lambda x: np.broadcast_to(np.asarray(x, np.float64), (starts,))  # noqa: E731
+        return cls(spread(lr), spread(tv), spread(statistics), np.int32(iterations))
 
 
 class AttackState(NamedTuple):
@@ -103,9 +114,10 @@ def init(
 ) -> AttackState:
     """Draws the random start of one trial.
 
-    The start is not projected: the first projection comes after the first step, as published.
+    The start is not projected: the first projection comes after the first step, as published. In
+    float64 it is the same start.
     """
-    candidate = INITS[method.init](key, shape, normalization.mean.dtype)
+    candidate = INITS[method.init](key, shape).astype(normalization.mean.dtype)
     return AttackState(candidate, OPTIMIZERS[method.optimizer]().init(candidate))
 
 
@@ -135,10 +147,14 @@ def step(
     """
 
     def loss(candidate):
-        update, statistics = client.gradient(apply, params, candidate, target.labels)
-        losses = Losses(
-            OBJECTIVES[method.objective](update, target.update), PRIORS[method.prior](candidate)
-        )
+        if method.gram:
+            between, statistics = gram.compare_updates(
+                apply, params, candidate, target.labels, target.update
+            )
+        else:
+            update, statistics = client.gradient(apply, params, candidate, target.labels)
+            between = compare(update, target.update)
+        losses = Losses(OBJECTIVES[method.objective](between), PRIORS[method.prior](candidate))
         total = losses.objective + numbers.prior_weight * losses.prior
         if method.batch_norm == "train-shared":
             distance = statistics_distance(statistics, target.statistics)

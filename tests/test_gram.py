@@ -1,0 +1,61 @@
+"""Gram statistics against the gradients themselves, in float64."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinv import client, gram
+from jaxinv.objectives import OBJECTIVES, compare
+
+
+class Mixed(nn.Module):
+    """Layers that need no weight gradient, named so, among all kinds that do."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.sigmoid(nn.Conv(4, (3, 3), name="many_positions")(x))
+        shared = nn.Conv(4, (3, 3), use_bias=False, name="called_twice")
+        x = nn.sigmoid(shared(nn.sigmoid(shared(x))))
+        x = nn.sigmoid(nn.Conv(6, (3, 3), strides=2, name="gram_strided")(x))
+        x = nn.sigmoid(nn.remat(nn.Conv)(6, (3, 3), name="inside_remat")(x))
+        x = nn.sigmoid(nn.Conv(8, (2, 2), padding="VALID", name="gram_valid")(x))
+        x = nn.sigmoid(nn.Dense(6, name="gram_dense")(x.reshape(len(x), -1)))
+        read_twice = self.param("read_twice", nn.initializers.normal(1.0), (6, 4))
+        return x @ read_twice + jnp.sum(read_twice**2, axis=0)
+
+
+def test_equals_the_comparison_of_the_gradients():
+    module = Mixed()
+    with jax.enable_x64(True):
+        images = jax.random.normal(jax.random.key(0), (3, 2, 4, 4, 3), jnp.float64)
+        labels = jnp.array([1, 3])
+        variables = module.init(jax.random.key(1), images[0])
+        params = jax.tree.map(lambda x: x.astype(jnp.float64), variables["params"])
+        apply = client.apply_fn(module, {})
+        sent = jax.jit(lambda: client.gradient(apply, params, images[2], labels))()[0]
+
+        def plain(x):
+            return compare(client.gradient(apply, params, x, labels)[0], sent)
+
+        def ours(x):
+            return gram.compare_updates(apply, params, x, labels, sent)[0]
+
+        def attacked(comparison):
+            """Values and image gradients of every objective, of two images at once."""
+            both = lambda x: jnp.stack([f(comparison(x)) for f in OBJECTIVES.values()])  # noqa: E731
+            return jax.jit(lambda x: (jax.vmap(both)(x), jax.vmap(jax.jacrev(both))(x)))(images[:2])
+
+        for own, expected in zip(attacked(ours), attacked(plain)):
+            scale = np.abs(expected).max(axis=tuple(range(2, expected.ndim)), keepdims=True)
+            np.testing.assert_allclose(own / scale, expected / scale, atol=1e-9)
+
+        network = jax.make_jaxpr(apply)(params, images[0])
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        layers = gram.find_layers(network.jaxpr, len(paths))
+        names = [jax.tree_util.keystr(paths[x.leaf], simple=True) for x in layers.values()]
+        assert sorted(names) == [f"gram_{x}kernel" for x in ("dense", "strided", "valid")]
+
+        # What is not stored: as many weight gradients fewer.
+        count = lambda f: str(jax.make_jaxpr(f)(images[0])).count("trilinear_wgrad")  # noqa: E731
+        assert count(ours) == count(plain) - 2

@@ -1,0 +1,43 @@
+"""The plan: groups, where each trial is in them, and what memory makes of them."""
+
+import numpy as np
+import pytest
+
+from jaxinv import planner
+from jaxinv.errors import UserError
+from jaxinv.planner import Plan, make_grid
+
+
+@pytest.mark.parametrize("plan", [(1, 1, 1), (2, 3, 1), (2, 3, 4), (3, 5, 2), (1, 2, 3)])
+def test_every_trial_comes_back_to_its_place(plan):
+    """Groups that do not divide the trials are filled up; the filler is dropped."""
+    grid = make_grid(Plan(*plan), 3, 5)
+    assert len(grid.target) % plan[2] == 0
+    trials = 10 * np.arange(3)[:, None] + np.arange(5)
+    dealt = grid.deal(trials)
+    assert dealt.shape == (len(grid.target), *plan[:2])
+    np.testing.assert_array_equal(grid.gather(dealt), trials)
+
+
+@pytest.mark.parametrize(
+    ("plan", "share", "expected"),
+    [
+        (Plan(4, 32), 1.0, Plan(4, 32)),
+        (Plan(4, 32, 2), 0.3, Plan(4, 8, 2)),  # a quarter; a half would not do
+        (Plan(4, 7), 0.5, Plan(4, 3)),
+        (Plan(4, 2), 0.3, Plan(2, 1)),  # the seeds first, then the targets
+        (Plan(4, 2), 0.125, Plan(1, 1)),
+    ],
+)
+def test_groups_are_halved_until_they_fit(plan, share, expected):
+    assert planner.smaller(plan, 1000.0, share * 1000) == expected
+
+
+def test_one_trial_too_large_is_one_line():
+    with pytest.raises(UserError, match=r"^--memory: one trial needs 1 GiB .* 0.9 are there"):
+        planner.smaller(Plan(1, 1), 2.0**30, 0.9 * 2**30)
+
+
+def test_the_cores_of_a_cpu_share_the_memory_asked_for():
+    assert planner.memory_limit(2.0) == 2 * 2**30 / 4  # the suite has four devices
+    assert planner.memory_limit(None) > planner.memory_limit(0.001)

@@ -1,0 +1,100 @@
+"""The search: draws in their ranges, halving in closed form, resume, the winner as a sweep file."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from jaxinv import config, search
+
+
+def fake_measure(calls):
+    """Attacks whose objective is how far tv is from 1e-2; PSNR is best at lr 0.1."""
+
+    def measure(study, material, numbers, iterations, console):
+        calls.append((len(numbers["tv"]), iterations))
+        distance = np.abs(np.log10(numbers["tv"]) + 2)
+        psnr = 20 - np.abs(np.log10(numbers["lr"]) + 1)
+        objective = np.where(numbers["lr"] > 0.9, np.nan, distance)  # diverged
+        return {
+            "objective": objective.tolist(), "psnr": psnr.tolist(),
+            "ssim": psnr.tolist(), "baseline_psnr": [12.0] * len(psnr),
+            "failed": np.isnan(objective).astype(int).tolist(),
+        }  # fmt: skip
+
+    return measure
+
+
+def read(folder):
+    with open(folder / "candidates.csv") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("draw", ["sobol", "random"])
+def test_draws_fill_their_ranges_evenly_in_the_logarithm(draw):
+    space = ["tv=1e-4:1", "lr=0.01:1"]
+    study = config.load_search({"space": space, "candidates": "64", "draw": draw})
+    values = search.draw(study.search)
+    assert {name: len(v) for name, v in values.items()} == {"tv": 64, "lr": 64}
+    for name, decades in (("tv", (-4, 0)), ("lr", (-2, 0))):
+        logs = np.log10(values[name])
+        assert logs.min() > decades[0]
+        assert logs.max() < decades[1]
+        counts = np.histogram(logs, bins=4, range=decades)[0]
+        assert counts.tolist() == [16] * 4 if draw == "sobol" else counts.min() > 5
+    again = search.draw(study.search)
+    np.testing.assert_array_equal(again["tv"], values["tv"])
+
+
+def test_rungs_trade_candidates_for_iterations():
+    assert search.rungs(64, 3, 480) == [(64, 30), (16, 120), (4, 480)]
+    assert search.rungs(3, 2, 1) == [(3, 1), (1, 1)]
+
+
+@pytest.mark.parametrize("criterion", ["objective", "psnr"])
+def test_the_best_survives_and_becomes_a_sweep_file(criterion, tmp_path, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(search, "measure", fake_measure(calls))
+    out = tmp_path / "found"
+    flags = ["--space", "tv=1e-4:1", "lr=0.01:1", "--candidates", "32", "--rungs", "2"]
+    command = [*flags, "--iterations", "400", "--criterion", criterion, "--out", str(out)]
+    assert search.main(command) == 0
+    assert calls == [(32, 100), (8, 400)]
+    rows = read(out)
+    last = [row for row in rows if row["rung"] == "1"]
+    assert len(rows) == 40
+    best, name, at = last[0], *(("tv", -2) if criterion == "objective" else ("lr", -1))
+    distances = [abs(np.log10(float(row[name])) - at) for row in rows]
+    assert abs(np.log10(float(best[name])) - at) == min(distances)
+    assert {row["chosen_by"] for row in rows} == {criterion}
+
+    study = config.load_study(out / "best.toml", {})
+    assert len(study.cells) == 1
+    assert (study.cells[0].tv, study.cells[0].lr) == (float(best["tv"]), float(best["lr"]))
+    assert study.cells[0].iterations == 400
+
+    # Given again, nothing is computed again; another search does not join the folder.
+    assert search.main(command) == 0
+    assert len(calls) == 2
+    assert read(out) == rows
+    assert search.main([*command, "--seeds", "3"]) == 2
+    assert "holds another search" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--space", "tv=1:0.1"], "give such as tv=1e-5:1e-1"),
+        (["--space", "width=1:2"], "names are tv, lr, statistics"),
+        (["--tv", "0.1"], "--tv: a search goes around one cell"),
+        (["--iterations", "5", "6"], "--iterations: a search goes around one cell"),
+        (["--criterion", "ssim"], "--criterion ssim"),
+        (["--candidates", "0"], "--candidates 0"),
+    ],
+)
+def test_bad_settings_are_one_line(flags, message, tmp_path, capsys):
+    assert search.main([*flags, "--out", str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
