@@ -35,7 +35,7 @@ from benchmarks.peak import matmul_peak
 from benchmarks.race import Form, race
 from jaxinv import client, planner, runtime, trials, victims
 from jaxinv.attacks import gradient_matching as attack
-from jaxinv.gram import GRAM
+from jaxinv.gram import choose_rule
 from jaxinv.types import Normalization, Truth
 
 
@@ -122,7 +122,7 @@ def table(name: str, sizes: Sequence[tuple[int, int]], seconds: float, peak: flo
 @contextlib.contextmanager
 def naive():
     """The same loop without the trilinear convolution, all seeds vmapped."""
-    plan = lambda params, targets, seeds: planner.Plan(targets, seeds)  # noqa: E731
+    plan = lambda params, targets, seeds, batch: planner.Plan(targets, seeds)  # noqa: E731
     with (
         mock.patch.object(client, "fast_convolutions", contextlib.nullcontext),
         mock.patch.object(planner, "first_plan", plan),
@@ -178,8 +178,9 @@ def jax_form(
     module, variables = victim.module, victim.variables
     shared = trials.make_targets(module, variables, truths, normalization(), "known")
     numbers = attack.Numbers.of(seeds, lr=0.1, tv=0.01, statistics=0.0, iterations=1_000_000)
-    plan = planner.first_plan(variables["params"], targets, seeds)
-    grid, method = planner.make_grid(plan, targets, seeds), attack.Method(gram=GRAM[gram]())
+    plan = planner.first_plan(variables["params"], targets, seeds, batch)
+    grid = planner.make_grid(plan, targets, seeds)
+    method = attack.Method(gram=choose_rule(gram, "cosine"))
     keys = grid.deal(trials.start_keys(range(targets), range(seeds)))
     states = trials.init_states(method, (batch, *SHAPE), normalization(), keys)
     constant = (variables, shared, truths, normalization(), numbers)

@@ -1,23 +1,30 @@
 """Memory of a group of trials, with weight gradients and with Gram statistics; nothing is run.
 
-    python -m benchmarks.memory [--networks resnet18:64 ...] [--trials 4]
+    python -m benchmarks.memory [--networks resnet18:64 ...] [--trials 4] [--topology v5e:2x2]
 
 All trials go through the network in one batch, as on an accelerator. MiB of temporary memory per
-trial, by the compiler's analysis for this machine's device: what lies between the inputs (the
-parameters, the updates, the candidates) and the results.
+trial, by the compiler's analysis: what lies between the inputs (the parameters, the updates, the
+candidates) and the results. Compiled for this machine's device, or for a TPU that need not be there
+(`--topology`, as JAX names them; `pip install "jax[tpu]"`).
 """
 
 import argparse
+import contextlib
 import time
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.race import read_network
-from jaxinv import planner, runtime, trials, victims
+from jaxinv import planner, trials, victims
 from jaxinv.attacks import gradient_matching as attack
+from jaxinv.gram import RULES
 from jaxinv.types import Normalization, Target
 
 SHAPE = (1, 32, 32, 3)
@@ -30,24 +37,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=["resnet18:64"], help="NAME:WIDTH")
     parser.add_argument("--trials", type=int, default=4, help="seeds of one target, at once")
+    parser.add_argument("--topology", help="of a TPU to compile for, such as v5e:2x2")
     arguments = parser.parse_args()
     console = Console(width=120)
-    console.print(f"jax {jax.__version__}, {runtime.hardware()}, {arguments.trials} trials at once")
-    table = Table("network", "Gram statistics", "temporary MiB / trial", "compile s")
+    device = jax.local_devices()[0]
+    if arguments.topology:
+        device = topologies.get_topology_desc(arguments.topology, "tpu").devices[0]
+    console.print(f"jax {jax.__version__}, {device.device_kind}, {arguments.trials} trials at once")
+    table = Table("network", "without weight gradients by", "temporary MiB / trial", "compile s")
     for text in arguments.networks:
         network = read_network(text)
-        for gram in (False, True):
+        for gram in (None, *RULES):
             started = time.perf_counter()
-            size = temporary_bytes(*network, arguments.trials, gram)
+            size = temporary_bytes(device, *network, arguments.trials, gram)
             table.add_row(
-                text, "on" if gram else "off", f"{size / arguments.trials / 2**20:.1f}",
+                text, gram or "none", f"{size / arguments.trials / 2**20:.1f}",
                 f"{time.perf_counter() - started:.0f}",
             )  # fmt: skip
     console.print(table)
 
 
-def temporary_bytes(name: str, width: int | None, seeds: int, gram: bool) -> int:
-    """Compiles one attack's chunk for the seeds of a target and asks what it takes."""
+def temporary_bytes(
+    device: jax.Device, name: str, width: int | None, seeds: int, gram: str | None
+) -> int:
+    """Compiles one attack's chunk for the seeds of a target and asks what it takes of a device."""
     victim = victims.untrained(name, classes=10, width=width, seed=0, image_shape=SHAPE[1:])
     normalization = Normalization.of([0.5] * 3, [0.25] * 3)
     method = attack.Method(gram=gram)
@@ -57,10 +70,25 @@ def temporary_bytes(name: str, width: int | None, seeds: int, gram: bool) -> int
     grid = planner.make_grid(planner.Plan(1, seeds), 1, seeds)
     keys = grid.deal(trials.start_keys([0], range(seeds)))
     states = trials.init_states(method, SHAPE, normalization, keys)
-    program = trials.run_chunk.lower(
-        victim.module, method, 1, 1, victim.variables, target, None, normalization, numbers,
-        jnp.int32(50), jnp.int32(0), grid.target, grid.seed, states,
-    ).compile(UNOPTIMISED if jax.default_backend() == "cpu" else None)  # fmt: skip
+    mesh = Mesh(np.array([device]), ("trial",), axis_types=(AxisType.Auto,))
+
+    def there(tree, spec):
+        """The shapes of arrays on the device."""
+        shape = lambda x: jax.ShapeDtypeStruct(  # noqa: E731
+            jnp.shape(x), jnp.result_type(x), sharding=NamedSharding(mesh, spec)
+        )
+        return jax.tree.map(shape, tree)
+
+    shared = (victim.variables, target, None, normalization, numbers, np.int32(50), np.int32(0))
+    dealt = (grid.target, grid.seed, states)
+    on_cpu = device.platform == "cpu"
+    with (
+        mock.patch.object(trials, "_mesh", return_value=mesh),
+        contextlib.nullcontext() if on_cpu else jax.default_matmul_precision("highest"),
+    ):
+        program = trials.run_chunk.lower(
+            victim.module, method, 1, 1, *there(shared, trials.SHARED), *there(dealt, trials.DEALT)
+        ).compile(UNOPTIMISED if on_cpu else None)
     return program.memory_analysis().temp_size_in_bytes
 
 

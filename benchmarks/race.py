@@ -1,10 +1,14 @@
 """Timing several forms of one computation against each other."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-ROUND = 0.03  # seconds, or one step where that takes longer
+ROUND = 0.03  # seconds of a fast form
+# Of a slow one as many steps as fit: a call's own cost, fresh memory for the most part, is spread
+# over some 50 in a sweep.
+STEPS, LONG_ROUND = 8, 3.0
 
 
 class Form(NamedTuple):
@@ -40,9 +44,9 @@ def race(forms: Sequence[Form], seconds: float) -> list[float]:
         form.run(count)
         return time.perf_counter() - started
 
-    best = [min(time_steps(form, 1) for _ in range(4)) for form in forms]  # the first warms up
-    steps = [max(1, round(ROUND / once)) for once in best]
-    used = [0.0] * len(forms)
+    best = [min(time_steps(form, 1) for _ in range(2)) for form in forms]  # the first warms up
+    steps = [max(1, round(ROUND / once), min(STEPS, round(LONG_ROUND / once))) for once in best]
+    best, used = [math.inf] * len(forms), [0.0] * len(forms)
     while min(used) < seconds:
         for index, form in enumerate(forms):
             if used[index] < seconds:

@@ -23,7 +23,7 @@ from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, SCHEDULES, SIGNS
 from jaxinv.client import BATCH_NORM
 from jaxinv.errors import UserError
 from jaxinv.executors import EXECUTORS
-from jaxinv.gram import GRAM
+from jaxinv.gram import GRAM, choose_rule
 from jaxinv.labels import LABELS
 from jaxinv.objectives import OBJECTIVES
 from jaxinv.priors import PRIORS
@@ -102,7 +102,7 @@ class Cell(_Strict):
     def method(self) -> Method:
         """The part that shapes the compiled program."""
         same = {name: getattr(self, name) for name in Method._fields if name != "gram"}
-        return Method(**same, gram=GRAM[self.gram]())
+        return Method(**same, gram=choose_rule(self.gram, self.objective))
 
 
 class Plan(_Strict):

@@ -22,6 +22,7 @@ Shapes carry a leading group axis: images `[group, batch, height, width, channel
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -71,12 +72,15 @@ class Geometry(NamedTuple):
 
 # --- How each part is computed ------------------------------------------------------------------
 #
-# One kernel for all goes to XLA's convolution; a kernel of its own per group, and every kernel
-# gradient, is a batched matrix product. Whole im2col copies each pixel once per tap, k*k times, and
-# on a CPU the copies take longer than the product. Where the columns have stride 1, the taps are
-# dealt out instead: the k row taps stacked into the image's channels, the k column taps into the
-# deltas' features. Their product holds every pair of taps once, the arithmetic is the same, and
-# each side is copied k times.
+# One kernel for all goes to XLA's convolution, but where im2col is smaller than the kernel, or no
+# copy at all (1x1): there a matrix product is faster, and on images of 2x2, where XLA:CPU falls
+# back to a loop over single numbers, 100 times so.
+#
+# A kernel of its own per group, and every kernel gradient, is a batched matrix product. Whole
+# im2col copies each pixel once per tap, k*k times, and on a CPU the copies take longer than the
+# product. Where the columns have stride 1, the taps are dealt out instead: the k row taps stacked
+# into the image's channels, the k column taps into the deltas' features. Their product holds every
+# pair of taps once, the arithmetic is the same, and each side is copied k times.
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 PART_FLOATS = 2**20  # of a kernel gradient's operands at once, on a CPU: what its caches hold
@@ -85,10 +89,7 @@ PART_FLOATS = 2**20  # of a kernel gradient's operands at once, on a CPU: what i
 def _conv(images, kernels, geometry):
     """conv: images [g n h w c], kernels [g kh kw c o] -> [g n oh ow o]."""
     if images.shape[0] == 1:
-        return lax.conv_general_dilated(
-            images[0], kernels[0], geometry.strides, geometry.padding,
-            dimension_numbers=_DIMENSIONS,
-        )[None]  # fmt: skip
+        return _conv_shared(images, kernels, geometry)
     groups, features = kernels.shape[0], kernels.shape[-1]
     if geometry.splits:
         product = jnp.einsum("gtk,gko->gto", _row_taps(images, geometry), _paired(kernels))
@@ -99,15 +100,32 @@ def _conv(images, kernels, geometry):
     return product.reshape(groups, -1, *geometry.output, features)
 
 
+def _conv_shared(images, kernels, geometry):
+    """`_conv` by one kernel: images [1 n h w c], kernels [1 kh kw c o] -> [1 n oh ow o]."""
+    features = kernels.shape[-1]
+    positions = images.shape[1] * math.prod(geometry.output)
+    copies = positions >= features and geometry.kernel != (1, 1)
+    if copies or min(*geometry.padding[0], *geometry.padding[1]) < 0:
+        return lax.conv_general_dilated(
+            images[0], kernels[0], geometry.strides, geometry.padding,
+            dimension_numbers=_DIMENSIONS,
+        )[None]  # fmt: skip
+    product = patches(images, geometry)[0] @ kernels.reshape(-1, features)
+    return product.reshape(1, images.shape[1], *geometry.output, features)
+
+
 def _dgrad(deltas, kernels, geometry):
     """dgrad: deltas [g n oh ow o], kernels [g kh kw c o] -> [g n h w c]."""
     groups, batch, *_, features = deltas.shape
     if groups == 1:
         # XLA:CPU canonicalises convolutions outside loops only, so the flip is written out, and
         # the barrier keeps it from being folded back.
-        flipped = lax.optimization_barrier(kernels[0, ::-1, ::-1].swapaxes(2, 3))
+        flipped = lax.optimization_barrier(kernels[:, ::-1, ::-1].swapaxes(3, 4))
+        if geometry.strides == (1, 1):
+            reverse = Geometry(geometry.output, geometry.kernel, (1, 1), geometry.reverse_padding)
+            return _conv_shared(deltas, flipped, reverse)
         return lax.conv_general_dilated(
-            deltas[0], flipped, (1, 1), geometry.reverse_padding,
+            deltas[0], flipped[0], (1, 1), geometry.reverse_padding,
             lhs_dilation=geometry.strides, dimension_numbers=_DIMENSIONS,
         )[None]  # fmt: skip
     if geometry.splits:

@@ -7,8 +7,8 @@ every trial. The objectives ask of it nothing but
     <A^T D, A^T D> = <A A^T, D D^T>      <A^T D, V> = <A V, D>
 
 the first of two [T, T] matrices, the second of a convolution of the layer's input with the shared
-update V. Where 2 T^2 < K C, which are the wide layers behind the strides and every dense layer,
-that takes less memory; the arithmetic is about the same.
+update V. That takes less memory where 2 T^2 < K C, which are the wide layers behind the strides and
+every dense layer, and less arithmetic where T (K + C) < K C, which are the widest of those.
 
 It works on the network's jaxpr: a convolution or dense layer that reads a parameter which nothing
 else reads is a layer; zeros are added to its output, whose gradient is the deltas. What does not
@@ -32,13 +32,26 @@ from jaxinv.convolution import Geometry, conv_p, patches
 from jaxinv.objectives import Comparison, compare
 from jaxinv.types import PyTree
 
-# Whether an attack works this way. On a CPU trials follow one another and memory is not what bounds
-# them, so that "auto" leaves the 10% of time to the weight gradients.
-GRAM = {
-    "auto": lambda: jax.default_backend() != "cpu",
-    "on": lambda: True,
-    "off": lambda: False,
+# Which layers, of T positions, K inputs and C features, do without their weight gradient.
+RULES = {
+    "memory": lambda t, k, c: 2 * t**2 < k * c,
+    "arithmetic": lambda t, k, c: t * (k + c) < k * c,
 }
+
+
+def choose_rule(setting: str, objective: str) -> str | None:
+    """The rule that a setting, one of `GRAM`, stands for; None keeps every weight gradient.
+
+    On a CPU trials follow one another, and time is what bounds them rather than memory. A squared
+    distance is left alone unless asked for, for the digits it would lose (`compare_updates`).
+    """
+    if setting == "off" or (setting == "auto" and objective == "l2"):
+        return None
+    on_cpu = jax.default_backend() == "cpu"
+    return "arithmetic" if setting == "auto" and on_cpu else "memory"
+
+
+GRAM = ("auto", "on", "off")
 
 
 class Layer(NamedTuple):
@@ -55,6 +68,7 @@ def compare_updates(
     images: Float[Array, "batch height width channel"],
     labels: Int[Array, " batch"],
     shared: PyTree,
+    rule: str,
 ) -> tuple[Comparison, PyTree]:
     """Compares the update that these images would cause with the one that was shared.
 
@@ -67,6 +81,7 @@ def compare_updates(
       images: normalised.
       labels: class of each image.
       shared: the update, shaped like `params`.
+      rule: one of `RULES`.
 
     Returns:
       The comparison, and the statistics of the batch as `apply` returns them.
@@ -75,7 +90,7 @@ def compare_updates(
     network, result = jax.make_jaxpr(
         lambda leaves, images: apply(structure.unflatten(leaves), images), return_shape=True
     )(leaves, images)
-    layers = find_layers(network.jaxpr, len(leaves))
+    layers = find_layers(network.jaxpr, len(leaves), rule)
     inside = {layer.leaf for layer in layers.values()}
     rest = {i: leaf for i, leaf in enumerate(leaves) if i not in inside}
 
@@ -95,12 +110,13 @@ def compare_updates(
     return jax.tree.map(lambda *x: sum(x), *parts), statistics
 
 
-def find_layers(jaxpr: jax.extend.core.Jaxpr, leaves: int) -> dict[int, Layer]:
-    """Finds the layers that take less memory this way: number of the equation -> layer.
+def find_layers(jaxpr: jax.extend.core.Jaxpr, leaves: int, rule: str) -> dict[int, Layer]:
+    """Finds the layers to which a rule applies: number of the equation -> layer.
 
     Args:
       jaxpr: of a network, its first `leaves` inputs the parameters.
       leaves: number of the parameters.
+      rule: one of `RULES`.
     """
     read = Counter(v for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, Literal))
     read.update(v for v in jaxpr.outvars if not isinstance(v, Literal))
@@ -117,8 +133,8 @@ def find_layers(jaxpr: jax.extend.core.Jaxpr, leaves: int) -> dict[int, Layer]:
                 holds[eqn.outvars[0]] = holds[weights]
         elif eqn.primitive is conv_p or _is_dense(eqn):
             output = eqn.outvars[0].aval
-            positions = output.size // output.shape[-1]
-            if 2 * positions**2 < weights.aval.size:
+            features = output.shape[-1]
+            if RULES[rule](output.size // features, weights.aval.size // features, features):
                 layers[number] = Layer(holds[weights], output, eqn.params.get("geometry"))
     return layers
 

@@ -101,7 +101,8 @@ def invert(
         result = trials.run(
             model, variables, one_target, None, normalization, method, numbers, image_shape,
             trials.start_keys([0], range(seeds)),
-            planner.first_plan(variables["params"], 1, seeds), planner.memory_limit(memory),
+            planner.first_plan(variables["params"], 1, seeds, len(labels)),
+            planner.memory_limit(memory),
         )  # fmt: skip
     return Inversion(
         result.pixels[0],

@@ -59,17 +59,23 @@ class Grid(NamedTuple):
         return joined[: self.trials[0], : self.trials[1]]
 
 
-def first_plan(params: PyTree, targets: int, seeds: int) -> Plan:
+def first_plan(params: PyTree, targets: int, seeds: int, batch: int = 1) -> Plan:
     """Chooses the groups: everything at once on an accelerator, what stays in the cache on a CPU.
 
-    On a CPU a batch that leaves the cache costs more than it saves, so that networks beyond
-    LeNet's size take one trial after the other on each core.
+    On a CPU a batch that leaves the cache costs more than it saves; a few images under the same
+    kernels, be they of one trial or of several, are enough to read those from memory less often.
+
+    Args:
+      params: of the network.
+      targets, seeds: numbers of trials.
+      batch: images of one trial.
     """
     devices = jax.local_device_count()
     if jax.default_backend() != "cpu":
         return Plan(targets, -(-seeds // devices), devices)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    most = min(8 if size < 100_000 else 1, -(-targets * seeds // devices))
+    images = 8 if size < 100_000 else 4
+    most = min(max(1, images // batch), -(-targets * seeds // devices))
     # The size divides the number of seeds where it can: no trial is computed for nothing.
     return Plan(1, max(d for d in range(1, min(most, seeds) + 1) if seeds % d == 0), devices)
 

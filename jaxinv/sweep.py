@@ -376,8 +376,8 @@ def attack_cell(
         result = trials.run(
             module, variables, targets, truths, normalization, cell.method(),
             cast(attack.Numbers.of(keys.shape[1], **numbers)), material.images.shape[2:], keys,
-            planner.first_plan(variables["params"], *keys.shape), planner.memory_limit(memory),
-            progress, announce,
+            planner.first_plan(variables["params"], *keys.shape, cell.images),
+            planner.memory_limit(memory), progress, announce,
         )  # fmt: skip
         return Attacked(result, *_per_target(truths, targets, normalization, material.classes))
 

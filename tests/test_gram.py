@@ -39,7 +39,7 @@ def test_equals_the_comparison_of_the_gradients():
             return compare(client.gradient(apply, params, x, labels)[0], sent)
 
         def ours(x):
-            return gram.compare_updates(apply, params, x, labels, sent)[0]
+            return gram.compare_updates(apply, params, x, labels, sent, "memory")[0]
 
         def attacked(comparison):
             """Values and image gradients of every objective, of two images at once."""
@@ -52,7 +52,7 @@ def test_equals_the_comparison_of_the_gradients():
 
         network = jax.make_jaxpr(apply)(params, images[0])
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        layers = gram.find_layers(network.jaxpr, len(paths))
+        layers = gram.find_layers(network.jaxpr, len(paths), "memory")
         names = [jax.tree_util.keystr(paths[x.leaf], simple=True) for x in layers.values()]
         assert sorted(names) == [f"gram_{x}kernel" for x in ("dense", "strided", "valid")]
 

@@ -38,6 +38,16 @@ def test_one_trial_too_large_is_one_line():
         planner.smaller(Plan(1, 1), 2.0**30, 0.9 * 2**30)
 
 
+def test_a_core_takes_few_images_at_once_and_wastes_no_trial():
+    small, large = ({"kernel": np.zeros(size)} for size in (1_000, 100_000))
+    assert planner.first_plan(small, 2, 32) == Plan(1, 8, 4)  # the suite has four devices
+    assert planner.first_plan(small, 2, 32, batch=4) == Plan(1, 2, 4)
+    assert planner.first_plan(large, 2, 32) == Plan(1, 4, 4)
+    assert planner.first_plan(large, 2, 32, batch=16) == Plan(1, 1, 4)
+    assert planner.first_plan(large, 1, 6) == Plan(1, 2, 4)  # every device has some
+    assert planner.first_plan(large, 8, 3) == Plan(1, 3, 4)  # and no seed is computed for nothing
+
+
 def test_the_cores_of_a_cpu_share_the_memory_asked_for():
     assert planner.memory_limit(2.0) == 2 * 2**30 / 4  # the suite has four devices
     assert planner.memory_limit(None) > planner.memory_limit(0.001)

@@ -74,7 +74,7 @@ class Method(NamedTuple):
     init: str = "normal"
     box: bool = True
     batch_norm: str = "eval"  # what the client does, and the attacker simulates: client.BATCH_NORM
-    gram: bool = False  # compare updates layer by layer without them, where that takes less memory
+    gram: str | None = None  # the rule (`jaxinv.gram`) by which layers keep no weight gradient
 
 
 class Numbers(NamedTuple):
@@ -149,7 +149,7 @@ def step(
     def loss(candidate):
         if method.gram:
             between, statistics = gram.compare_updates(
-                apply, params, candidate, target.labels, target.update
+                apply, params, candidate, target.labels, target.update, method.gram
             )
         else:
             update, statistics = client.gradient(apply, params, candidate, target.labels)
