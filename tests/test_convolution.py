@@ -18,12 +18,16 @@ from jaxinv.objectives import compare, cosine
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
-# Strided, 1x1, even-sized, uneven padding, an image that the strides do not tile.
+# Strided, 1x1, even-sized, uneven padding, an image that the strides do not tile; fewer positions
+# than channels and features, where im2col is smaller than the kernel; a border that the data
+# gradient cuts off.
 CASES = [
-    ((3, 3), (1, 1), ((1, 1), (1, 1)), (6, 5)),
-    ((5, 5), (2, 2), ((2, 2), (2, 2)), (9, 8)),
-    ((1, 1), (2, 2), ((0, 0), (0, 0)), (7, 8)),
-    ((2, 4), (2, 1), ((0, 1), (1, 2)), (7, 9)),
+    ((3, 3), (1, 1), ((1, 1), (1, 1)), (6, 5), (3, 4)),
+    ((5, 5), (2, 2), ((2, 2), (2, 2)), (9, 8), (3, 4)),
+    ((1, 1), (2, 2), ((0, 0), (0, 0)), (7, 8), (3, 4)),
+    ((2, 4), (2, 1), ((0, 1), (1, 2)), (7, 9), (3, 4)),
+    ((3, 3), (1, 1), ((1, 1), (1, 1)), (2, 2), (32, 33)),
+    ((1, 1), (1, 1), ((1, 0), (0, 1)), (3, 4), (3, 4)),
 ]
 
 
@@ -39,12 +43,12 @@ def second_order(conv, images, kernel):
     return jax.tree.leaves((reverse, forward))
 
 
-@pytest.mark.parametrize(("kernel", "strides", "padding", "size"), CASES)
-def test_equals_plain_autodiff_at_second_order_under_vmap(kernel, strides, padding, size):
+@pytest.mark.parametrize(("kernel", "strides", "padding", "size", "channels"), CASES)
+def test_equals_plain_autodiff_at_second_order_under_vmap(kernel, strides, padding, size, channels):
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0))
-        weights = jax.random.normal(keys[0], (*kernel, 3, 4), jnp.float64)
-        images = jax.random.normal(keys[1], (3, 2, *size, 3), jnp.float64)
+        weights = jax.random.normal(keys[0], (*kernel, *channels), jnp.float64)
+        images = jax.random.normal(keys[1], (3, 2, *size, channels[0]), jnp.float64)
 
         def run(conv):
             operation = lambda x, w: conv(  # noqa: E731

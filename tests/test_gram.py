@@ -1,9 +1,12 @@
 """Gram statistics against the gradients themselves, in float64."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxinv import client, gram
 from jaxinv.objectives import OBJECTIVES, compare
@@ -23,6 +26,27 @@ class Mixed(nn.Module):
         x = nn.sigmoid(nn.Dense(6, name="gram_dense")(x.reshape(len(x), -1)))
         read_twice = self.param("read_twice", nn.initializers.normal(1.0), (6, 4))
         return x @ read_twice + jnp.sum(read_twice**2, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "objective", "rule"),
+    [
+        ("auto", "cosine", "arithmetic"),  # on this CPU
+        ("auto", "l2", None),  # which would lose digits
+        ("on", "l2", "memory"),
+        ("off", "cosine", None),
+    ],
+)
+def test_which_layers_a_setting_means(setting, objective, rule):
+    assert gram.choose_rule(setting, objective) == rule
+
+
+def test_less_arithmetic_is_less_memory_too():
+    sizes = list(
+        itertools.product((1, 2, 10, 63, 64, 65, 300), (3, 27, 75, 576, 4608), (2, 10, 64, 512))
+    )
+    chosen = {name: {s for s in sizes if holds(*s)} for name, holds in gram.RULES.items()}
+    assert set() < chosen["arithmetic"] < chosen["memory"]
 
 
 def test_equals_the_comparison_of_the_gradients():
