@@ -64,7 +64,7 @@ def temporary_bytes(
     victim = victims.untrained(name, classes=10, width=width, seed=0, image_shape=SHAPE[1:])
     normalization = Normalization.of([0.5] * 3, [0.25] * 3)
     method = attack.Method(gram=gram)
-    numbers = attack.Numbers.of(seeds, lr=0.1, tv=0.01, statistics=0.0, iterations=1_000_000)
+    numbers = attack.Numbers.of(seeds, lr=0.1, tv=0.01, iterations=1_000_000)
     params = victim.variables["params"]
     target = jax.tree.map(lambda x: x[None], Target(params, jnp.zeros(1, jnp.int32)))
     grid = planner.make_grid(planner.Plan(1, seeds), 1, seeds)

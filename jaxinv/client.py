@@ -1,16 +1,25 @@
-"""The victim's side: the update a federated client shares for its private batch."""
+"""The victim's side: the update a federated client shares for its private batch.
+
+One gradient (FedSGD), or what several local steps of gradient descent add up to (FedAvg, McMahan et
+al. 2017, arXiv 1602.05629). The attacker calls the same functions on its candidate, so that sign,
+scale and reduction agree by construction.
+"""
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import unflatten_dict
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxinv.convolution import fast_convolutions
 from jaxinv.models.layers import BATCH_NORM_MOMENTUM
-from jaxinv.types import Normalization, PyTree, Truth
+from jaxinv.types import PyTree
 
 # Parameters, normalised images -> logits, and the batch's own statistics (() where not computed).
 ApplyFn = Callable[[PyTree, Array], tuple[Array, PyTree]]
@@ -23,7 +32,20 @@ BATCH_NORM = {
 }
 
 
-def apply_fn(module: nn.Module, variables: PyTree, batch_norm: str = "eval") -> ApplyFn:
+class Local(NamedTuple):
+    """What a client does between receiving the parameters and sending its update."""
+
+    epochs: int = 1  # passes over its images
+    batch: int | None = None  # images of a step; None takes all
+
+    def steps(self, images: int) -> int:
+        """Gradient steps on that many images."""
+        return self.epochs * (images // (self.batch or images))
+
+
+def apply_fn(
+    module: nn.Module, variables: PyTree, batch_norm: str = "eval", observe: bool = False
+) -> ApplyFn:
     """Makes a pure function of a Linen module, on the trilinear convolution.
 
     Running statistics are an input that nothing changes. In evaluation mode they are constants of
@@ -34,11 +56,22 @@ def apply_fn(module: nn.Module, variables: PyTree, batch_norm: str = "eval") -> 
       module: called as `module.apply(variables, images)`, with `train=True` in training mode.
       variables: "params" and what else the module holds.
       batch_norm: one of `BATCH_NORM`.
+      observe: whether evaluation mode returns the statistics of each BatchNorm's input, which it
+        does not use.
     """
 
     def evaluating(params, images):
-        with fast_convolutions():
-            return module.apply({**variables, "params": params}, images), ()
+        seen = {}
+
+        def look(next_fun, args, kwargs, context):
+            if isinstance(context.module, nn.BatchNorm):
+                axes = tuple(range(args[0].ndim - 1))
+                seen[context.module.path] = {"mean": args[0].mean(axes), "var": args[0].var(axes)}
+            return next_fun(*args, **kwargs)
+
+        with fast_convolutions(), nn.intercept_methods(look) if observe else nullcontext():
+            logits = module.apply({**variables, "params": params}, images)
+        return logits, {"batch_stats": unflatten_dict(seen)} if observe else ()
 
     def training(params, images):
         # From zero, Flax's moving average is (1 - momentum) times the batch's statistics.
@@ -54,9 +87,15 @@ def apply_fn(module: nn.Module, variables: PyTree, batch_norm: str = "eval") -> 
 
 
 def cross_entropy(
-    logits: Float[Array, "batch class"], labels: Int[Array, " batch"]
+    logits: Float[Array, "batch class"],
+    labels: Int[Array, " batch"] | Float[Array, "batch class"],
 ) -> Float[Array, ""]:
-    """Computes the loss whose gradient a client shares: the mean over its images."""
+    """Computes the loss whose gradient a client shares: the mean over its images.
+
+    Labels are classes, or a distribution over them for each image.
+    """
+    if labels.ndim == logits.ndim:
+        return optax.softmax_cross_entropy(logits, labels).mean()
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
@@ -64,18 +103,15 @@ def gradient(
     apply: ApplyFn,
     params: PyTree,
     images: Float[Array, "batch height width channel"],
-    labels: Int[Array, " batch"],
+    labels: Array,
 ) -> tuple[PyTree, PyTree]:
     """Computes the gradient of the mean cross-entropy with respect to the parameters.
-
-    The victim and the attacker's simulation of the victim both call this one function, so sign,
-    scale and reduction agree by construction.
 
     Args:
       apply: the network.
       params: where the gradient is taken.
       images: normalised.
-      labels: class of each image.
+      labels: as in `cross_entropy`.
 
     Returns:
       The gradient, and the statistics of the batch as `apply` returns them.
@@ -88,8 +124,48 @@ def gradient(
     return jax.grad(loss, has_aux=True)(params)
 
 
-def share_gradient(
-    apply: ApplyFn, params: PyTree, truth: Truth, normalization: Normalization
+def update(
+    apply: ApplyFn,
+    params: PyTree,
+    images: Float[Array, "image height width channel"],
+    labels: Array,
+    local: Local = Local(),  # noqa: B008
+    rate: Float[Array, ""] | float = 1.0,
 ) -> tuple[PyTree, PyTree]:
-    """Computes an honest client's update for its private batch, and the batch's statistics."""
-    return gradient(apply, params, normalization.normalize(truth.images), truth.labels)
+    """Computes what a client shares: the sum of the gradients of its local steps.
+
+    After steps w <- w - rate * gradient that sum is (w_first - w_last) / rate, the update of
+    FedAvg up to a factor, without the digits that the difference of the two would lose in float32.
+    One step's is the gradient. Differentiable with respect to the images through all steps, each
+    computed again on the way back: memory grows with the steps by the parameters alone.
+
+    Args:
+      apply, params: the network, and the parameters that the client received.
+      images: normalised, in the order in which the client takes them, `local.batch` at a time; once
+        for all epochs, or [epoch, image, ...] with an order of its own in each.
+      labels: as in `cross_entropy`, with the images' leading axes.
+      local: how many steps, and of how many images.
+      rate: the client's learning rate.
+
+    Returns:
+      The update, and the statistics of the last step's batch as `apply` returns them.
+    """
+    by_epoch = images.ndim == 5
+    count = images.shape[1 if by_epoch else 0]
+    if local.steps(count) == 1:
+        return gradient(apply, params, *((images[0], labels[0]) if by_epoch else (images, labels)))
+    split = lambda x: x.reshape(-1, local.batch or count, *x.shape[1:])  # noqa: E731
+
+    @jax.checkpoint
+    def step(total, batch):
+        now = jax.tree.map(lambda first, moved: first - rate * moved, params, total)
+        found, statistics = gradient(apply, now, *batch)
+        return jax.tree.map(jnp.add, total, found), statistics
+
+    def epoch(total, own):
+        return lax.scan(step, total, jax.tree.map(split, own or (images, labels)))
+
+    total = jax.tree.map(jnp.zeros_like, params)
+    order = (images, labels) if by_epoch else None
+    total, statistics = lax.scan(epoch, total, order, length=local.epochs)
+    return total, jax.tree.map(lambda x: x[-1, -1], statistics)

@@ -19,19 +19,21 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from jaxinv import checkpoints, models, runtime
+from jaxinv.attacks import ATTACKS
 from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, SCHEDULES, SIGNS, Method
-from jaxinv.client import BATCH_NORM
+from jaxinv.client import BATCH_NORM, Local
+from jaxinv.data import GROUPINGS
 from jaxinv.errors import UserError
 from jaxinv.executors import EXECUTORS
 from jaxinv.gram import GRAM, choose_rule
 from jaxinv.labels import LABELS
 from jaxinv.objectives import OBJECTIVES
-from jaxinv.priors import PRIORS
+from jaxinv.priors import PRIORS, READ_UPDATE
 from jaxinv.training import PRECISIONS
 from jaxinv.training import SCHEDULES as TRAINING_SCHEDULES
 
 OF_VICTIM = ("model", "width", "network_seed")  # what a checkpoint says of its network
-SEARCHABLE = ("tv", "lr", "statistics")  # what may differ from start to start in one program
+SEARCHABLE = ("lr", "client_lr", *PRIORS)  # what may differ from start to start in one program
 DEFAULT_STUDY = Path(__file__).parent / "default_study.toml"
 
 
@@ -78,12 +80,48 @@ class Cell(_Strict):
         "eval", description="the client's BatchNorm: eval, train, or train-shared"
     )
     images: int = Field(1, ge=1, description="images per target")
-    labels: Annotated[str, _known(LABELS)] = Field("known", description="known, or idlg")
+    grouping: Annotated[str, _known(GROUPINGS)] = Field(
+        "stored", description="which make a target: stored, distinct or repeated labels"
+    )
+    client_epochs: int = Field(1, ge=1, description="the client's passes over its images (FedAvg)")
+    client_batch: int | None = Field(
+        None, ge=1, description="images of one of its steps (default: all)"
+    )
+    client_lr: float = Field(1e-4, gt=0, description="its learning rate, where it takes more steps")
+    shuffled: bool = Field(
+        False, description="an order of its own in each epoch, unknown to the attacker"
+    )
+    assumed_images: int | None = Field(
+        None, ge=1, description="images the attacker takes for those of the update (default: known)"
+    )
+    assumed_batch: int | None = Field(
+        None, ge=1, description="images it takes for those of a step (default: known)"
+    )
+    assumed_lr: float | None = Field(
+        None, gt=0, description="rate it takes for the client's (default: known)"
+    )
+    labels: Annotated[str, _known(LABELS)] = Field(
+        "known", description=f"how the attacker has them: {', '.join(LABELS)}"
+    )
+    attack: Annotated[str, _known(ATTACKS)] = Field(
+        "geiping", description=f"published defaults of what follows: {', '.join(ATTACKS)}"
+    )
     objective: Annotated[str, _known(OBJECTIVES)] = Field("cosine", description="update distance")
-    prior: Annotated[str, _known(PRIORS)] = Field("tv", description="image penalty")
-    tv: float = Field(0.01, ge=0, description="weight of the prior")
+    tv: float = Field(0.01, ge=0, description="weight of the total variation")
+    tv_isotropic: float = Field(0.0, ge=0, description="weight of the isotropic one")
+    tv_color: float = Field(0.0, ge=0, description="weight of the isotropic one with opponents")
+    norm: float = Field(0.0, ge=0, description="weight of the mean square")
     statistics: float = Field(
-        0.1, ge=0, description="weight of the shared BatchNorm statistics (train-shared)"
+        0.0, ge=0, description="weight of the BatchNorm statistics, shared or (eval) running"
+    )
+    group: float = Field(
+        0.0, ge=0, description="weight of the distance to the starts' mean: couples the trials"
+    )
+    features: float = Field(
+        0.0, ge=0, description="weight of the features before the last layer, read off the update"
+    )
+    order: float = Field(
+        0.0, ge=0, description="weight of the distance of the epochs' images as sets (shuffled)"
     )
     optimizer: Annotated[str, _known(OPTIMIZERS)] = Field("adam", description="optimiser")
     sign: Annotated[str, _known(SIGNS)] = Field("hard", description="sign taken of the gradient")
@@ -99,10 +137,34 @@ class Cell(_Strict):
         "float32", description="of the arithmetic: float32, float64, or tensorfloat32 (GPUs)"
     )
 
-    def method(self) -> Method:
-        """The part that shapes the compiled program."""
-        same = {name: getattr(self, name) for name in Method._fields if name != "gram"}
-        return Method(**same, gram=choose_rule(self.gram, self.objective))
+    def local(self) -> Local:
+        """What the client does."""
+        return Local(self.client_epochs, self.client_batch)
+
+    def priors(self) -> tuple[str, ...]:
+        """The priors that have a weight."""
+        return tuple(name for name in PRIORS if getattr(self, name) > 0)
+
+    def method(self, classes: int, classifier: tuple[str, ...]) -> Method:
+        """The part that shapes the compiled program.
+
+        Args:
+          classes: of the data.
+          classifier: path of the network's last dense layer; () where nothing asks for it.
+        """
+        local = Local(self.client_epochs, self.assumed_batch or self.client_batch)
+        images = self.assumed_images or self.images
+        whole = local.steps(images) > 1 or READ_UPDATE & set(self.priors())
+        fields = ("objective", "optimizer", "sign", "schedule", "init", "box", "batch_norm")
+        return Method(
+            **{name: getattr(self, name) for name in fields},
+            priors=self.priors(),
+            local=local,
+            by_epoch=self.order > 0,
+            classes=classes if self.labels == "joint" else 0,
+            classifier=classifier,
+            gram=None if whole else choose_rule(self.gram, self.objective),
+        )
 
 
 class Plan(_Strict):
@@ -298,7 +360,10 @@ def load_search(flags: Mapping[str, Any]) -> SearchStudy:
     for name, values in grid.items():
         if len(values) > 1 or name in search.space:
             raise UserError(f"{_flag(name)}: a search goes around one cell; search it with --space")
-    return SearchStudy(search, _product(grid)[0], _validate(Plan, of(Plan)))
+    # A prior is part of the program where its weight is not 0.
+    searched = {name: low for name, (low, _) in search.space.items()}
+    cell = _product(grid)[0].model_copy(update=searched)
+    return SearchStudy(search, cell, _validate(Plan, of(Plan)))
 
 
 def add_workers_flags(parser: argparse.ArgumentParser) -> None:
@@ -399,9 +464,6 @@ def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None =
     names = dict.fromkeys(name for grid in grids for name in grid)
     axes = {name: list(dict.fromkeys(getattr(c, name) for c in cells)) for name in names}
     axes = {name: values for name, values in axes.items() if len(values) > 1}
-    for cell in cells:
-        if cell.labels == "idlg" and cell.images > 1:
-            raise UserError("--labels idlg reads one label; use --images 1 or --labels known")
     plan = _validate(Plan, run)
     if plan.target_ids is not None and "images" in axes:
         raise UserError(
@@ -412,10 +474,16 @@ def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None =
 
 
 def _lay_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces settings; a victim names the network in place of what is under it."""
-    if "victim" in over:
-        under = {name: value for name, value in under.items() if name not in OF_VICTIM}
-    return {**under, **over}
+    """Replaces settings; a victim and an attack stand in place of all that they say themselves."""
+    replaced = set(OF_VICTIM) if "victim" in over else set()
+    for name in _listed(over.get("attack", [])):
+        replaced |= set(ATTACKS.get(name, ()))
+    return {**{name: value for name, value in under.items() if name not in replaced}, **over}
+
+
+def _listed(value: Any) -> list:
+    """The values of an axis, or the one of a setting."""
+    return value if isinstance(value, list) else [value]
 
 
 def _product(grid: Mapping[str, Any]) -> list[Cell]:
@@ -426,17 +494,61 @@ def _product(grid: Mapping[str, Any]) -> list[Cell]:
     """
     if "victim" in grid and (named := [name for name in OF_VICTIM if name in grid]):
         raise UserError(f"--victim names the network; leave {', '.join(map(_flag, named))} out")
-    lists = {name: v if isinstance(v, list) else [v] for name, v in grid.items()}
+    lists = {name: _listed(values) for name, values in grid.items()}
     for name, values in lists.items():
         if not values:
             raise UserError(f"{_flag(name)}: an axis needs at least one value")
     products = itertools.product(*lists.values())
-    cells = [_with_victim(_validate(Cell, dict(zip(lists, values)))) for values in products]
-    for cell in cells:
-        models.build(cell.model, classes=2, width=cell.width)  # refuses widths it cannot have
+    cells = []
+    for values in products:
+        given = dict(zip(lists, values))
+        defaults = ATTACKS.get(given.get("attack"), {})
+        cells.append(_with_victim(_validate(Cell, defaults | given)))
+        _check_cell(cells[-1])
     if len(set(cells)) < len(cells):
         raise UserError("the grid holds a cell twice; give each value of an axis once")
     return cells
+
+
+def _check_cell(cell: Cell) -> None:
+    """Refuses settings that do not go together.
+
+    Raises:
+      UserError: one line that names them.
+    """
+    models.build(cell.model, classes=2, width=cell.width)  # refuses widths it cannot have
+    images = cell.assumed_images or cell.images
+    steps = cell.local().steps(cell.images)
+    refused = {
+        "--labels idlg reads one label; use --images 1 or --labels known": (
+            cell.labels == "idlg" and images > 1
+        ),
+        f"--client-batch {cell.client_batch}: does not divide --images {cell.images}": (
+            cell.images % (cell.client_batch or 1)
+        ),
+        f"--assumed-batch {cell.assumed_batch}: does not divide the {images} images assumed": (
+            images % (cell.assumed_batch or cell.client_batch or 1)
+        ),
+        "--assumed-images: the labels known would tell their number; use another --labels": (
+            images != cell.images and cell.labels == "known"
+        ),
+        "--batch-norm train-shared: statistics of one step; leave --client-epochs and -batch out": (
+            cell.batch_norm == "train-shared" and steps > 1
+        ),
+        "--statistics: --batch-norm train keeps the client's private; use eval or train-shared": (
+            cell.batch_norm == "train" and cell.statistics > 0
+        ),
+        f"--optimizer lbfgs: needs the gradient itself, not --sign {cell.sign}; use --sign none": (
+            cell.optimizer == "lbfgs" and cell.sign != "none"
+        ),
+        "--order: compares the client's epochs; give --client-epochs 2 or more, --shuffled true": (
+            cell.order > 0 and (cell.client_epochs == 1 or not cell.shuffled)
+        ),
+        "--order: not with --labels joint": cell.order > 0 and cell.labels == "joint",
+    }
+    for message, holds in refused.items():
+        if holds:
+            raise UserError(message)
 
 
 def _with_victim(cell: Cell) -> Cell:

@@ -95,7 +95,7 @@ def invert(
                 variables,
                 jax.tree.map(lambda x: np.asarray(x)[None], Target(update, labels)),
                 Normalization(of_channels(mean), of_channels(std)),
-                attack.Numbers.of(seeds, lr=lr, tv=tv, statistics=0.0, iterations=iterations),
+                attack.Numbers.of(seeds, lr=lr, tv=tv, iterations=iterations),
             )
         )
         result = trials.run(

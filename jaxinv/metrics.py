@@ -6,9 +6,9 @@ import dm_pix
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxinv.types import Normalization, Target, Truth
+from jaxinv.types import Normalization, Truth
 
 
 class Scores(NamedTuple):
@@ -16,6 +16,7 @@ class Scores(NamedTuple):
 
     psnr: Float[Array, ""]  # dB; inf when exact
     psnr_best: Float[Array, ""]  # the best image's
+    psnr_images: Float[Array, " batch"]  # each image's
     ssim: Float[Array, ""]
     mse: Float[Array, ""]  # pixels in [0, 1]
 
@@ -51,15 +52,20 @@ def ssim(
 
 
 def match(
-    pixels: Float[Array, "batch height width channel"],
+    pixels: Float[Array, "found height width channel"],
     truth: Float[Array, "batch height width channel"],
+    missing: Float[Array, " channel"] | float = 0.0,
 ) -> Float[Array, "batch height width channel"]:
     """Reorders the reconstructions so that each stands where the truth it is taken for stands.
 
     The one-to-one assignment of least total squared error (Hungarian algorithm): an update does
-    not say in which order its images came.
+    not say in which order its images came. Reconstructions beyond the truth's number are dropped;
+    for images that were not found stands one of the colour `missing`.
     """
-    if pixels.shape[0] == 1:
+    if lacking := max(0, len(truth) - len(pixels)):
+        blank = jnp.broadcast_to(missing, (lacking, *truth.shape[1:]))
+        pixels = jnp.concatenate([pixels, blank.astype(pixels.dtype)])
+    if len(pixels) == 1:
         return pixels
     costs = jnp.mean(jnp.square(pixels[:, None] - truth[None]), axis=(-3, -2, -1))
     # A single NaN would make the assignment the identity for every image.
@@ -70,14 +76,15 @@ def match(
 
 def trace_psnr(truth: Truth, normalization: Normalization, candidate: Array) -> Float[Array, ""]:
     """Computes the mean PSNR of a candidate (normalised) for the trace."""
-    pixels = match(normalization.pixels(candidate), truth.images)
+    pixels = match(normalization.pixels(candidate), truth.images, normalization.mean)
     return psnr(pixels, truth.images).mean()
 
 
 def score(truth: Truth, pixels: Float[Array, "batch height width channel"]) -> Scores:
     """Scores one trial's reconstruction, already matched; NaN where it is not finite."""
     errors, decibels = mse(pixels, truth.images), psnr(pixels, truth.images)
-    return Scores(decibels.mean(), decibels.max(), ssim(pixels, truth.images).mean(), errors.mean())
+    similarity = ssim(pixels, truth.images).mean()
+    return Scores(decibels.mean(), decibels.max(), decibels, similarity, errors.mean())
 
 
 def mean_colour(truth: Truth, normalization: Normalization) -> Scores:
@@ -85,8 +92,9 @@ def mean_colour(truth: Truth, normalization: Normalization) -> Scores:
     return score(truth, jnp.broadcast_to(normalization.mean, truth.images.shape))
 
 
-def label_accuracy(truth: Truth, target: Target, classes: int) -> Float[Array, ""]:
+def label_accuracy(
+    truth: Int[Array, " batch"], found: Int[Array, " found"], classes: int
+) -> Float[Array, ""]:
     """Computes the share of labels recovered, as the overlap of the two multisets."""
     counts = lambda labels: jax.nn.one_hot(labels, classes).sum(axis=0)  # noqa: E731
-    overlap = jnp.minimum(counts(truth.labels), counts(target.labels)).sum()
-    return overlap / truth.labels.size
+    return jnp.minimum(counts(truth), counts(found)).sum() / truth.size

@@ -26,10 +26,11 @@ class Plan(NamedTuple):
     targets_at_once: int
     seeds_at_once: int
     devices: int = 1
+    whole: bool = False  # whether the seeds of a target must stay together
 
     def halved(self) -> "Plan | None":
-        """Half the seeds at once, or half the targets of one seed; None below one trial."""
-        if self.seeds_at_once > 1:
+        """Half the seeds at once, else half the targets; None where neither can be."""
+        if self.seeds_at_once > 1 and not self.whole:
             return self._replace(seeds_at_once=self.seeds_at_once // 2)
         if self.targets_at_once > 1:
             return self._replace(targets_at_once=self.targets_at_once // 2)
@@ -59,7 +60,9 @@ class Grid(NamedTuple):
         return joined[: self.trials[0], : self.trials[1]]
 
 
-def first_plan(params: PyTree, targets: int, seeds: int, batch: int = 1) -> Plan:
+def first_plan(
+    params: PyTree, targets: int, seeds: int, batch: int = 1, whole: bool = False
+) -> Plan:
     """Chooses the groups: everything at once on an accelerator, what stays in the cache on a CPU.
 
     On a CPU a batch that leaves the cache costs more than it saves; a few images under the same
@@ -69,8 +72,12 @@ def first_plan(params: PyTree, targets: int, seeds: int, batch: int = 1) -> Plan
       params: of the network.
       targets, seeds: numbers of trials.
       batch: images of one trial.
+      whole: whether the seeds of a target exchange something, and must be in one group.
     """
     devices = jax.local_device_count()
+    if whole:
+        on_cpu = jax.default_backend() == "cpu"
+        return Plan(1 if on_cpu else -(-targets // devices), seeds, devices, whole)
     if jax.default_backend() != "cpu":
         return Plan(targets, -(-seeds // devices), devices)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))

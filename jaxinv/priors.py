@@ -1,13 +1,33 @@
-"""Priors: penalties beside the distance of the updates, multiplied by a weight; scalars."""
+"""Priors: penalties beside the distance of the updates, each with a weight of its own.
+
+Each maps what the attacker sees of its candidate (`View`) to a scalar. A prior whose weight is 0 is
+not computed.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
-from jaxinv.types import PyTree
+from jaxinv.types import PyTree, Target
+
+SEEDS = "seeds"  # the axis along which the starts of one target stand beside one another
 
 
-def total_variation(images: Float[Array, "batch height width channel"]) -> Float[Array, ""]:
+class View(NamedTuple):
+    """What a prior may look at: the candidate, what it would cause, and the target."""
+
+    images: Float[Array, "*epoch image height width channel"]  # normalised
+    update: PyTree  # the candidate's; () where no prior asks for it
+    statistics: PyTree  # of the candidate's BatchNorm layers
+    target: Target
+    classifier: tuple[str, ...]  # path of the last dense layer's parameters
+
+
+def total_variation(images: Float[Array, "*batch height width channel"]) -> Float[Array, ""]:
     """Computes mean|x[i+1, j] - x[i, j]| + mean|x[i, j+1] - x[i, j]|, without padding.
 
     Anisotropic, means and not sums, on the normalised images. A weight published with another
@@ -15,18 +35,34 @@ def total_variation(images: Float[Array, "batch height width channel"]) -> Float
 
     References: Geiping et al. 2020, arXiv 2003.14053, eq. 4 and its public code.
     """
-    down = jnp.abs(images[:, 1:] - images[:, :-1]).mean()
-    right = jnp.abs(images[:, :, 1:] - images[:, :, :-1]).mean()
+    down = jnp.abs(images[..., 1:, :, :] - images[..., :-1, :, :]).mean()
+    right = jnp.abs(images[..., 1:, :] - images[..., :-1, :]).mean()
     return down + right
 
 
-def none(images: Float[Array, "batch height width channel"]) -> Float[Array, ""]:
-    """No penalty."""
-    return jnp.zeros((), images.dtype)
+def isotropic_variation(images: Float[Array, "*batch height width channel"]) -> Float[Array, ""]:
+    """Computes mean sqrt(down^2 + right^2) over all pixels but the last row and column.
+
+    References: Rudin, Osher & Fatemi 1992.
+    """
+    down = images[..., 1:, :-1, :] - images[..., :-1, :-1, :]
+    right = images[..., :-1, 1:, :] - images[..., :-1, :-1, :]
+    # A derivative where the image is flat.
+    return jnp.sqrt(jnp.square(down) + jnp.square(right) + 1e-12).mean()
+
+
+def color_variation(images: Float[Array, "*batch height width channel"]) -> Float[Array, ""]:
+    """Isotropic variation of the channels and of their pairwise differences ("double opponents").
+
+    References: Aastrom & Schnoerr 2016, arXiv 1602.03013; the public code of breaching.
+    """
+    one = jnp.split(images, images.shape[-1], axis=-1)
+    opponents = [one[i] - one[j] for i in range(len(one)) for j in range(i + 1, len(one))]
+    return isotropic_variation(jnp.concatenate([images, *opponents], axis=-1))
 
 
 def statistics_distance(statistics: PyTree, shared: PyTree) -> Float[Array, ""]:
-    """Computes how far a candidate's BatchNorm statistics are from those the client sent along.
+    """Computes how far a candidate's BatchNorm statistics are from given ones.
 
     Mean over layers of the mean squared distance of the means plus that of the variances.
 
@@ -38,4 +74,60 @@ def statistics_distance(statistics: PyTree, shared: PyTree) -> Float[Array, ""]:
     return 2 * sum(leaves) / len(leaves)
 
 
-PRIORS = {"tv": total_variation, "none": none}
+def group_distance(images: Float[Array, "*batch height width channel"]) -> Float[Array, ""]:
+    """Computes the mean squared distance to the mean of the target's other starts and itself.
+
+    Each start is drawn to that mean, which stands still meanwhile: the trials of a target are no
+    longer independent of one another.
+
+    References: Yin et al. 2021, arXiv 2104.07586, eq. 11, there after registration of the images.
+    """
+    return jnp.square(images - lax.stop_gradient(lax.pmean(images, SEEDS))).mean()
+
+
+def feature_distance(view: View) -> Float[Array, ""]:
+    """Computes 1 - cosine between the inputs of the last dense layer: candidate's and target's.
+
+    Both are read off the weight and bias gradient of that layer; exact for one image.
+    """
+    own, sent = (features(tree, view.classifier) for tree in (view.update, view.target.update))
+    return 1.0 - jnp.vdot(own, sent) / (jnp.linalg.norm(own) * jnp.linalg.norm(sent))
+
+
+def order_distance(images: Float[Array, "epoch image height width channel"]) -> Float[Array, ""]:
+    """Computes how far the epochs' images are from one another as sets, whatever their order.
+
+    The mean squared distance of each epoch's mean image to that of all epochs.
+
+    References: Dimitrov et al. 2022, arXiv 2206.12395, section 5.2 (there with several functions
+      that do not see the order; this one is the mean).
+    """
+    means = images.mean(axis=1)
+    return jnp.square(means - means.mean(axis=0)).mean()
+
+
+PRIORS: dict[str, Callable[[View], Float[Array, ""]]] = {
+    "tv": lambda view: total_variation(view.images),
+    "tv_isotropic": lambda view: isotropic_variation(view.images),
+    "tv_color": lambda view: color_variation(view.images),
+    "norm": lambda view: jnp.square(view.images).mean(),
+    "statistics": lambda view: statistics_distance(view.statistics, view.target.statistics),
+    "group": lambda view: group_distance(view.images),
+    "features": feature_distance,
+    "order": lambda view: order_distance(view.images),
+}
+
+
+def features(update: PyTree, classifier: tuple[str, ...]) -> Float[Array, " channel"]:
+    """Reads the input of a network's last dense layer off its gradients, exact for one image."""
+    for name in classifier:
+        update = update[name]
+    return update["kernel"] @ update["bias"] / jnp.sum(update["bias"] ** 2)
+
+
+READ_UPDATE = {"features"}  # the priors that need the candidate's update itself
+
+
+def weighted_sum(weights: dict[str, Any], view: View) -> Float[Array, ""]:
+    """Adds the priors up, each times its weight."""
+    return sum((w * PRIORS[name](view) for name, w in weights.items()), jnp.zeros(()))

@@ -15,6 +15,7 @@ from jaxinv import plot_style as ps
 from jaxinv.plots import alt_text
 from jaxinv.report_tables import Row
 from jaxinv.report_text import CAPTIONS, DEFINITIONS, PAGE
+from jaxinv.results import SETTINGS
 from jaxinv.summary import (
     Study,
     count_text,
@@ -311,13 +312,11 @@ def _fill(words: str, command: str) -> str:
 
 
 def _fixed_settings(study: Study) -> str:
-    """Settings with one value in all rows."""
-    columns = ("dataset", "model", "width", "network_seed", "victim", "batch_norm", "images",
-               "labels", "objective_type", "prior_type", "tv", "statistics", "optimizer", "sign",
-               "lr", "schedule", "init", "box", "iterations")  # fmt: skip
+    """Settings with one value in all rows; those that say that something is off are left out."""
     parts = []
-    for name in columns:
+    for name, _ in SETTINGS:
         values = {setting_text(v) for v in study.run.trials[name]}
-        if len(values) == 1 and (value := values.pop()) not in ("nan", "None"):
+        off = ("nan", "None", "0", "False") if name != "network_seed" else ()
+        if len(values) == 1 and (value := values.pop()) not in off:
             parts.append(f"{name.removesuffix('_type')} = {value}")
     return ", ".join(parts)

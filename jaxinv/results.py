@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxinv.errors import UserError
+from jaxinv.priors import PRIORS
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 # What identifies a trial and what was measured of it. Images of one target are matched one to one
 # before measuring; `psnr`, `ssim`, `mse` are means over the target's images, `psnr_best` the best.
@@ -36,10 +37,11 @@ _MEASURED = [
     ("status", pa.string()),  # "ok" | "nonfinite"
     ("psnr", pa.float64()),  # dB, pixels in [0, 1], data range 1; inf when exact
     ("psnr_best", pa.float64()),
+    ("psnr_images", pa.list_(pa.float64())),  # of each image
     ("ssim", pa.float64()),
     ("mse", pa.float64()),  # pixels in [0, 1]
     ("objective", pa.float64()),  # distance between the updates at the end, without the prior
-    ("prior", pa.float64()),  # the image penalty at the end, without its weight
+    ("prior", pa.float64()),  # all priors at the end, each times its weight
     ("label_accuracy", pa.float64()),
     ("baseline_psnr", pa.float64()),  # the same metrics for an image of the data set's mean colour
     ("baseline_ssim", pa.float64()),
@@ -52,7 +54,7 @@ _MEASURED = [
 ]
 # Every setting of the cell. `objective_type` is the setting `objective`, whose name the measured
 # value holds.
-_SETTINGS = [
+SETTINGS = [
     ("dataset", pa.string()),
     ("model", pa.string()),
     ("width", pa.int32()),  # null where the network has none
@@ -60,11 +62,18 @@ _SETTINGS = [
     ("victim", pa.string()),  # the checkpoint; null where the network is untrained
     ("batch_norm", pa.string()),
     ("images", pa.int32()),  # images per target
+    ("grouping", pa.string()),
+    ("client_epochs", pa.int32()),
+    ("client_batch", pa.int32()),  # null: all images in one step
+    ("client_lr", pa.float64()),
+    ("shuffled", pa.bool_()),
+    ("assumed_images", pa.int32()),  # null: the attacker knows
+    ("assumed_batch", pa.int32()),
+    ("assumed_lr", pa.float64()),
     ("labels", pa.string()),
+    ("attack", pa.string()),
     ("objective_type", pa.string()),
-    ("prior_type", pa.string()),
-    ("tv", pa.float64()),
-    ("statistics", pa.float64()),  # weight of the shared BatchNorm statistics
+    *((name, pa.float64()) for name in PRIORS),  # their weights
     ("optimizer", pa.string()),
     ("sign", pa.string()),
     ("lr", pa.float64()),
@@ -75,7 +84,7 @@ _SETTINGS = [
     ("gram", pa.string()),  # "auto" | "on" | "off"
     ("precision", pa.string()),
 ]
-TRIALS = pa.schema(_MEASURED + _SETTINGS)
+TRIALS = pa.schema(_MEASURED + SETTINGS)
 TRACES = pa.schema(
     [
         ("schema_version", pa.int32()),

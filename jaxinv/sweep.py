@@ -36,9 +36,13 @@ from jaxinv import (
 )
 from jaxinv.attacks import gradient_matching as attack
 from jaxinv.errors import OneLineParser, UserError, run_command
-from jaxinv.types import Normalization, Target, Truth
+from jaxinv.labels import classifier_path
+from jaxinv.priors import READ_UPDATE
+from jaxinv.types import Normalization, Truth
 
 NUMBERS = (*config.SEARCHABLE, "iterations")  # what of a cell is traced
+PLAN = ("targets_at_once", "seeds_at_once", "devices")  # what of a plan the rows keep
+COLUMNS = {"objective": "objective_type"}  # settings whose name a measured value holds
 TRIALS_PER_BLOCK = 128  # what a kill may cost: about a minute of LeNetZhu per 500 steps
 
 
@@ -61,13 +65,18 @@ class Material(NamedTuple):
     labels: np.ndarray
     ids: np.ndarray
 
+    def of_targets(self, here: slice) -> "Material":
+        """The same for some of the targets."""
+        own = {name: getattr(self, name)[here] for name in ("images", "labels", "ids")}
+        return self._replace(**own)
+
 
 class Attacked(NamedTuple):
     """What came of a cell's attack."""
 
     result: trials.Result
     baseline: metrics.Scores  # of the mean colour, per target
-    label_accuracy: jax.Array  # per target
+    label_accuracy: jax.Array  # [target, seed]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -243,16 +252,30 @@ class Loader:
         shape = dataset.images.shape[1:]
         models.check_image_size(cell.model, cell.dataset, shape)
         victim = self._victim(cell, dataset)
-        if cell.batch_norm != "eval" and "batch_stats" not in victim.variables:
-            raise UserError(
-                f"--batch-norm {cell.batch_norm}: {cell.model} has no BatchNorm; use eval"
-            )
-        batches = (-1, cell.images)
+        if "batch_stats" not in victim.variables:
+            if cell.batch_norm != "eval":
+                raise UserError(
+                    f"--batch-norm {cell.batch_norm}: {cell.model} has no BatchNorm; use eval"
+                )
+            if cell.statistics > 0:
+                raise UserError(f"--statistics: {cell.model} has no BatchNorm; give 0")
         return Material(
             victim, Normalization.of(dataset.mean, dataset.std), len(dataset.classes),
-            dataset.images.reshape(*batches, *shape),
-            dataset.labels.reshape(batches), dataset.ids.reshape(batches),
+            *self._targets(cell, dataset),
         )  # fmt: skip
+
+    def _targets(self, cell: config.Cell, dataset: data.Dataset) -> tuple[np.ndarray, ...]:
+        """The images, labels and ids of a cell's targets, [target, image, ...]."""
+        if self._plan.target_ids is None:
+            chosen = data.group(
+                dataset.labels, self._plan.targets, cell.images, len(dataset.classes),
+                cell.grouping,
+            )  # fmt: skip
+        elif cell.grouping == "stored":
+            chosen = np.arange(len(dataset.ids)).reshape(-1, cell.images)
+        else:
+            raise UserError(f"--grouping {cell.grouping}: chooses the images; use --targets")
+        return dataset.images[chosen], dataset.labels[chosen], dataset.ids[chosen]
 
     def _victim(self, cell: config.Cell, dataset: data.Dataset) -> victims.Victim:
         """The network of a cell: a checkpoint's, or freshly initialised."""
@@ -276,6 +299,8 @@ class Loader:
         if ids is not None and len(ids) % cell.images:
             raise UserError(f"--target-ids: {len(ids)} do not make targets of {cell.images} images")
         wanted = self._plan.targets * cell.images if ids is None else tuple(ids)
+        if ids is None and cell.grouping != "stored":
+            wanted = None  # all there are, to choose from
         key = (cell.dataset, wanted)
         if key not in self._datasets:
             self._datasets[key] = data.load(
@@ -332,13 +357,11 @@ def run_block(
     announce: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Attacks a block's targets from every seed and commits its rows."""
-    cell, here = block.cell, block.positions
-    images, labels, ids = (x[here] for x in (material.images, material.labels, material.ids))
-    seeds = range(study.plan.seeds)
+    cell, material = block.cell, material.of_targets(block.positions)
+    ids, seeds = material.ids, range(study.plan.seeds)
     attacked = attack_cell(
-        cell, material._replace(images=images, labels=labels, ids=ids),
-        trials.start_keys(ids[:, 0], seeds), {name: getattr(cell, name) for name in NUMBERS},
-        study.plan.memory, progress, announce,
+        cell, material, trials.start_keys(ids[:, 0], seeds),
+        {name: getattr(cell, name) for name in NUMBERS}, study.plan.memory, progress, announce,
     )  # fmt: skip
     result = attacked.result
     quantised = np.round(np.nan_to_num(result.pixels) * 255).astype(np.uint8)
@@ -347,7 +370,7 @@ def run_block(
         block.name,
         trial_rows(block, material, attacked, ids, seeds),
         trace_rows(block, result, ids, seeds),
-        results.BlockImages(ids[:, 0], np.asarray(seeds), quantised, images),
+        results.BlockImages(ids[:, 0], np.asarray(seeds), quantised, material.images),
     )
 
 
@@ -369,17 +392,37 @@ def attack_cell(
     with runtime.arithmetic(cell.precision) as cast:
         truths = cast(Truth(material.images / np.float32(255), material.labels))
         normalization, variables = cast((material.normalization, material.victim.variables))
-        module = material.victim.module
+        module, method = material.victim.module, method_of(cell, material)
+        clients = trials.Clients(
+            cell.labels, cell.batch_norm, cell.local(), cell.shuffled, cell.assumed_images,
+            observe=cell.batch_norm == "eval" and cell.statistics > 0,
+        )  # fmt: skip
         targets = trials.make_targets(
-            module, variables, truths, normalization, cell.labels, cell.batch_norm
+            module, variables, truths, normalization, clients, cell.client_lr,
+            trials.order_keys(material.ids[:, 0]),
+        )  # fmt: skip
+        if cell.assumed_lr is not None:
+            numbers = {**numbers, "client_lr": cell.assumed_lr}
+        plan = planner.first_plan(
+            variables["params"], *keys.shape, targets.labels.shape[1], "group" in method.priors
         )
         result = trials.run(
-            module, variables, targets, truths, normalization, cell.method(),
+            module, variables, targets, truths, normalization, method,
             cast(attack.Numbers.of(keys.shape[1], **numbers)), material.images.shape[2:], keys,
-            planner.first_plan(variables["params"], *keys.shape, cell.images),
-            planner.memory_limit(memory), progress, announce,
+            plan, planner.memory_limit(memory), progress, announce,
         )  # fmt: skip
-        return Attacked(result, *_per_target(truths, targets, normalization, material.classes))
+        return Attacked(
+            result, *_per_target(truths, result.labels, normalization, material.classes)
+        )
+
+
+def method_of(cell: config.Cell, material: Material) -> attack.Method:
+    """What a cell compiles to, for a network and its data."""
+    classifier = ()
+    if READ_UPDATE & set(cell.priors()):
+        victim = material.victim
+        classifier = classifier_path(victim.module, victim.variables, material.images[0])
+    return cell.method(material.classes, classifier)
 
 
 def trial_rows(
@@ -391,17 +434,16 @@ def trial_rows(
     rows = shape[0] * shape[1]
     spread = lambda per_target: np.repeat(np.asarray(per_target), shape[1])  # noqa: E731
     failed = ~result.finite
+    measured = result.scores._asdict() | {"objective": result.objective, "prior": result.prior}
+    of_images = measured.pop("psnr_images")
     measured = {
         name: np.where(failed, np.nan, np.asarray(values, np.float64)).ravel()
-        for name, values in (result.scores._asdict() | {
-            "objective": result.objective, "prior": result.prior,
-        }).items()
-    }  # fmt: skip
-    cell = block.cell.model_dump()
-    settings = {
-        {"objective": "objective_type", "prior": "prior_type"}.get(name, name): [value] * rows
-        for name, value in cell.items()
+        for name, values in measured.items()
     }
+    of_images = np.where(failed[..., None], np.nan, np.asarray(of_images, np.float64))
+    cell = block.cell.model_dump()
+    settings = {COLUMNS.get(name, name): [value] * rows for name, value in cell.items()}
+    plan = {name: getattr(result.plan, name) for name in PLAN}
     return settings | measured | {
         "schema_version": [results.SCHEMA_VERSION] * rows,
         "cell": [block.cell_index] * rows,
@@ -409,24 +451,27 @@ def trial_rows(
         "image_ids": [list(map(int, batch)) for batch in ids for _ in seeds],
         "seed": list(seeds) * shape[0],
         "status": np.where(failed, "nonfinite", "ok").ravel(),
-        "label_accuracy": spread(accuracy).astype(np.float64),
+        "psnr_images": of_images.reshape(rows, -1).tolist(),
+        "label_accuracy": np.asarray(accuracy, np.float64).ravel(),
         "baseline_psnr": spread(baseline.psnr).astype(np.float64),
         "baseline_ssim": spread(baseline.ssim).astype(np.float64),
         "baseline_mse": spread(baseline.mse).astype(np.float64),
         "victim_digest": [material.victim.digest] * rows,
-        **{name: [value] * rows for name, value in result.plan._asdict().items()},
+        **{name: [value] * rows for name, value in plan.items()},
         "program_bytes": [result.bytes] * rows,
     }  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def _per_target(
-    truths: Truth, targets: Target, normalization: Normalization, classes: int
+    truths: Truth, labels: jax.Array, normalization: Normalization, classes: int
 ) -> tuple[metrics.Scores, jax.Array]:
-    """The mean-colour baseline and the label accuracy of each target."""
+    """The mean-colour baseline of each target, and the label accuracy of each [target, seed]."""
+    accuracy = lambda t, found: metrics.label_accuracy(t, found, classes)  # noqa: E731
+    of_target = jax.vmap(jax.vmap(accuracy, in_axes=(None, 0)))
     return (
         jax.vmap(lambda truth: metrics.mean_colour(truth, normalization))(truths),
-        jax.vmap(lambda t, u: metrics.label_accuracy(t, u, classes))(truths, targets),
+        of_target(truths.labels, labels),
     )
 
 
@@ -483,7 +528,9 @@ def print_plan(
     counted: dict[tuple, float] = {}  # tracing a network twice takes long
     for index, (cell, material) in enumerate(zip(study.cells, materials)):
         count = len(material.ids) * study.plan.seeds
-        program = (material.victim.module, cell.method(), material.images.shape[1:])
+        images = cell.assumed_images or cell.images
+        shape = (images, *material.images.shape[2:])
+        program = (material.victim.module, method_of(cell, material), shape)
         if program not in counted:
             module, method, shape = program
             counted[program] = trials.step_flops(

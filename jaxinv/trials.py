@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxinv import client, metrics, planner, rng
 from jaxinv.attacks import gradient_matching as attack
 from jaxinv.labels import classifier_path, idlg
+from jaxinv.priors import SEEDS
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
 TRACE_POINTS = 100  # per trial, at the most, beside the end
@@ -40,14 +41,26 @@ class Trace(NamedTuple):
 class Result(NamedTuple):
     """The end of every trial. Axes: target, seed."""
 
-    pixels: Float[Array, "target seed batch height width channel"]  # matched to the truth's order
+    pixels: Float[Array, "target seed image height width channel"]  # matched to the truth's order
+    labels: Int[Array, "target seed image"]  # given, or as found beside the images
     scores: metrics.Scores | None  # None without truths
     objective: Float[Array, "target seed"]
-    prior: Float[Array, "target seed"]
+    prior: Float[Array, "target seed"]  # all priors, each times its weight
     finite: Bool[Array, "target seed"]
     trace: Trace
     plan: planner.Plan  # by which they were computed
     bytes: int  # that its program takes of each device
+
+
+class Clients(NamedTuple):
+    """What the clients do, and what of it the attacker gets: static."""
+
+    labels: str = "known"  # how the attacker comes by them: a name of `labels.LABELS`
+    batch_norm: str = "eval"
+    local: client.Local = client.Local()
+    shuffled: bool = False  # each epoch in an order of its own, which the attacker does not know
+    assumed_images: int | None = None  # images the attacker takes the update to be of; None: all
+    observe: bool = False  # whether the attacker compares statistics with the running ones
 
 
 def make_targets(
@@ -55,32 +68,49 @@ def make_targets(
     variables: PyTree,
     truths: Truth,
     normalization: Normalization,
-    labels: str,
-    batch_norm: str = "eval",
+    clients: Clients = Clients(),  # noqa: B008
+    client_lr: float = 1.0,
+    order_keys: jax.Array | None = None,
 ) -> Target:
     """Computes what the attacker gets for each private batch.
 
     Args:
       truths: with a leading target axis.
-      labels: "known" (the client's labels come with the update) or "idlg" (read off the update).
-      batch_norm: the client's BatchNorm protocol, one of `client.BATCH_NORM`.
+      clients: what they do.
+      client_lr: the learning rate of their local steps.
+      order_keys: [target], of the orders in which they take their images; None where not shuffled.
     """
-    return _make_targets(module, labels, batch_norm, variables, truths, normalization)
+    if order_keys is None:
+        order_keys = jnp.zeros(len(truths.labels))
+    return _make_targets(
+        module, clients, variables, truths, normalization, jnp.float32(client_lr), order_keys
+    )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _make_targets(module, labels, batch_norm, variables, truths, normalization):
-    apply = client.apply_fn(module, variables, batch_norm)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _make_targets(module, clients, variables, truths, normalization, client_lr, order_keys):
+    apply = client.apply_fn(module, variables, clients.batch_norm)
+    params = variables["params"]
 
-    def one(truth):
-        update, statistics = client.share_gradient(apply, variables["params"], truth, normalization)
-        sent = statistics if batch_norm == "train-shared" else ()
-        if labels == "known":
+    def one(arguments):
+        truth, key = arguments
+        images, classes = normalization.normalize(truth.images), truth.labels
+        if clients.shuffled:
+            epochs = jax.random.split(key, clients.local.epochs)
+            orders = jax.vmap(lambda k: jax.random.permutation(k, len(classes)))(epochs)
+            images, classes = images[orders], classes[orders]
+        update, statistics = client.update(
+            apply, params, images, classes, clients.local, client_lr.astype(images.dtype)
+        )
+        sent = statistics if clients.batch_norm == "train-shared" else ()
+        if clients.observe:
+            sent = {"batch_stats": variables["batch_stats"]}
+        if clients.labels == "known":
             return Target(update, truth.labels, sent)
         classifier = classifier_path(module, variables, truth.images)
         return Target(update, idlg(update, classifier), sent)
 
-    return lax.map(one, truths)
+    return lax.map(one, (truths, order_keys))
 
 
 def run(
@@ -157,10 +187,11 @@ def run(
     # Points beyond the end repeat it: keep the first that has taken every step.
     last = int(np.argmax(trace.step >= total))
     trace = jax.tree.map(lambda leaf: leaf[: last + 1], trace)
-    pixels, scores, finite = _finish(truths, normalization, grid.gather(states.candidate))
+    candidates = jax.tree.map(grid.gather, states.candidate)
+    pixels, labels, scores, finite = _finish(truths, normalization, targets.labels, candidates)
     objective, prior = trace.objective[last], trace.prior[last]
     finite = np.asarray(finite) & np.isfinite(objective)
-    return Result(np.asarray(pixels), scores, objective, prior, finite, trace, plan, needed)
+    return Result(np.asarray(pixels), labels, scores, objective, prior, finite, trace, plan, needed)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -184,20 +215,21 @@ def run_chunk(
         def of_group(arguments):
             rows, columns, states = arguments
             here = jax.tree.map(lambda leaf: leaf[rows], (targets, truths))
-            own = attack.Numbers(*(leaf[columns] for leaf in numbers[:-1]), None)
-            of_target = jax.vmap(trial, in_axes=(None, None, 0, 0))
+            own = jax.tree.map(lambda leaf: leaf[columns], numbers._replace(iterations=None))
+            of_target = jax.vmap(trial, in_axes=(None, None, 0, 0), axis_name=SEEDS)
             return jax.vmap(of_target, in_axes=(0, 0, None, 0))(*here, own, states)
 
         def trial(target, truth, own, state):
             numbers_here = own._replace(iterations=numbers.iterations)
-            apply = client.apply_fn(module, variables, method.batch_norm)
+            apply = _simulate(module, variables, method)
             params = variables["params"]
 
             def point(carry, _):
                 state, index = carry
                 psnr = jnp.full((), jnp.nan)
                 if truth is not None:
-                    psnr = metrics.trace_psnr(truth, normalization, state.candidate)
+                    found = attack.reconstruction(state.candidate)
+                    psnr = metrics.trace_psnr(truth, normalization, found)
 
                 def take(i, inner):
                     state, losses = inner
@@ -237,18 +269,29 @@ def _mesh(devices: int) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(local, ("trial",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
+def _simulate(module: nn.Module, variables: PyTree, method: attack.Method) -> client.ApplyFn:
+    """The network as the attacker simulates it."""
+    return client.apply_fn(module, variables, method.batch_norm, "statistics" in method.priors)
+
+
 @jax.jit
-def _finish(truths, normalization, candidates):
+def _finish(truths, normalization, labels, candidates):
     """Matches, scores and checks the final candidates [target, seed, ...]."""
 
-    def one(truth, candidate):
-        pixels, scores = normalization.pixels(candidate), None
+    def one(truth, given, candidate):
+        pixels, scores = normalization.pixels(attack.reconstruction(candidate)), None
         if truth is not None:
-            pixels = metrics.match(pixels, truth.images)
+            pixels = metrics.match(pixels, truth.images, normalization.mean)
             scores = metrics.score(truth, pixels)
-        return pixels, scores, jnp.isfinite(candidate).all()
+        found = given if candidate.logits is None else candidate.logits.argmax(axis=-1)
+        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(candidate)]
+        return pixels, found, scores, jnp.stack(finite).all()
 
-    return lax.map(lambda a: lax.map(functools.partial(one, a[0]), a[1]), (truths, candidates))
+    def of_target(arguments):
+        truth, given, own = arguments
+        return lax.map(functools.partial(one, truth, given), own)
+
+    return lax.map(of_target, (truths, labels, candidates))
 
 
 def step_flops(
@@ -259,19 +302,21 @@ def step_flops(
     batch_shape: tuple[int, ...],
 ) -> float:
     """Counts the floating-point operations of one step of one trial, by XLA's own analysis."""
-    sent = {"batch_stats": variables["batch_stats"]} if method.batch_norm == "train-shared" else ()
+    sent = {"batch_stats": variables["batch_stats"]} if "statistics" in method.priors else ()
     target = Target(variables["params"], jnp.zeros(batch_shape[0], jnp.int32), sent)
-    numbers = attack.Numbers(*[jnp.float32(1)] * 3, jnp.int32(1))
+    weights = {name: jnp.float32(1) for name in method.priors}
+    numbers = attack.Numbers(jnp.float32(1), jnp.float32(1), weights, jnp.int32(1))
     start = functools.partial(attack.init, method, shape=batch_shape, normalization=normalization)
-    state = jax.eval_shape(start, jax.random.key(0))
+    states = jax.eval_shape(jax.vmap(start), jax.random.split(jax.random.key(0), 1))
 
     def one(variables, target, state):
-        apply = client.apply_fn(module, variables, method.batch_norm)
+        apply = _simulate(module, variables, method)
         return attack.step(
             method, numbers, apply, variables["params"], target, normalization, jnp.int32(0), state
         )
 
-    return float(jax.jit(one).lower(variables, target, state).cost_analysis()["flops"])
+    of_seeds = jax.vmap(one, in_axes=(None, None, 0), axis_name=SEEDS)
+    return float(jax.jit(of_seeds).lower(variables, target, states).cost_analysis()["flops"])
 
 
 @jax.jit
@@ -283,3 +328,9 @@ def _start_keys(target_ids, seeds):
 def start_keys(target_ids: Sequence[int], seeds: Sequence[int]) -> jax.Array:
     """Derives the start of each trial from its target and seed: keys [target, seed]."""
     return _start_keys(jnp.asarray(target_ids, jnp.uint32), jnp.asarray(seeds, jnp.uint32))
+
+
+def order_keys(target_ids: Sequence[int]) -> jax.Array:
+    """Derives the order in which each target's client takes its images: keys [target]."""
+    one = lambda target: rng.stream_key(rng.Stream.DATA, 0, target)  # noqa: E731
+    return jax.vmap(one)(jnp.asarray(target_ids, jnp.uint32))

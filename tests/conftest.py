@@ -35,7 +35,7 @@ class Problem:
         images = jax.random.uniform(rng.stream_key(rng.Stream.DATA, 0), (2, 1, *self.shape))
         self.truths = Truth(images, jnp.array([[3], [7]]))
         self.targets = trials.make_targets(
-            self.victim.module, self.victim.variables, self.truths, self.normalization, "known"
+            self.victim.module, self.victim.variables, self.truths, self.normalization
         )
         self.keys = trials.start_keys([0, 1], range(self.seeds))
 
@@ -55,7 +55,6 @@ class Problem:
                 (self.keys if keys is None else keys).shape[1],
                 lr=lr,
                 tv=0.01,
-                statistics=0.0,
                 iterations=iterations,
             ),
             self.shape,

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxinv import results
+from jaxinv import config, results
+from jaxinv.sweep import COLUMNS
 
 SESSION = {
     "started": "2026-01-05T10:00:00+00:00",
@@ -13,28 +14,7 @@ SESSION = {
     "versions": {"jaxinv": "0.1.0", "jax": "0.10.2", "numpy": "2.4.0"},
     "device": "cpu, 2 cores",
 }
-DEFAULTS = {
-    "dataset": "cifar10_tiles",
-    "model": "convnet",
-    "width": 16,
-    "network_seed": 0,
-    "victim": None,
-    "batch_norm": "eval",
-    "statistics": 0.1,
-    "labels": "true",
-    "objective_type": "cosine",
-    "prior_type": "tv",
-    "tv": 1e-3,
-    "optimizer": "adam",
-    "sign": "hard",
-    "lr": 0.1,
-    "schedule": "step",
-    "init": "normal",
-    "box": True,
-    "iterations": 500,
-    "gram": "auto",
-    "precision": "float32",
-}
+DEFAULTS = config.Cell(dataset="cifar10", model="convnet", width=16, tv=1e-3).model_dump()
 
 
 def write_run(
@@ -146,6 +126,7 @@ class _Block:
             "status": "nonfinite" if bad else "ok",
             "psnr": psnr,
             "psnr_best": psnr,
+            "psnr_images": [psnr] * self.images,
             "ssim": np.nan if bad else min(1.0, max(0.0, (min(psnr, 40) - 8) / 25)),
             "mse": 10 ** (-psnr / 10),
             "objective": np.nan if bad else 10 ** (-min(psnr, 60) / 14 + 0.08 * random.normal()),
@@ -159,10 +140,8 @@ class _Block:
             "seeds_at_once": 8,
             "devices": 2,
             "program_bytes": 2**24,
+            **{COLUMNS.get(k, k): v for k, v in (DEFAULTS | self.settings).items()},
             "images": self.images,
-            **DEFAULTS,
-            **{k: v for k, v in self.settings.items() if k not in ("objective", "prior")},
-            **{f"{k}_type": v for k, v in self.settings.items() if k in ("objective", "prior")},
         }
 
     def _trace(self, target, seed, psnr, objective, random):

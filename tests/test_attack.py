@@ -53,9 +53,9 @@ def test_signed_adam_takes_steps_of_the_learning_rate_inside_the_box():
         (),
     )
     target = Target({"w": jnp.array([1.0, 1.0, 1.0, -1.0])}, jnp.array([1]))
-    method = attack.Method(schedule="constant", prior="none")
-    numbers = attack.Numbers(jnp.float32(0.25), jnp.float32(0), jnp.float32(0), jnp.int32(3))
-    start = jnp.array([0.2, 0.3, 0.4, 0.9]).reshape(1, 2, 2, 1)
+    method = attack.Method(schedule="constant", priors=())
+    numbers = attack.Numbers(jnp.float32(0.25), jnp.float32(1), {}, jnp.int32(3))
+    start = attack.Candidate(jnp.array([0.2, 0.3, 0.4, 0.9]).reshape(1, 2, 2, 1), None)
     state = attack.AttackState(start, attack.OPTIMIZERS["adam"]().init(start))
     step = jax.jit(
         lambda i, s: attack.step(method, numbers, apply, params, target, normalization, i, s)
@@ -63,7 +63,7 @@ def test_signed_adam_takes_steps_of_the_learning_rate_inside_the_box():
     seen = []
     for i in range(5):
         state, _ = step(jnp.int32(i), state)
-        seen.append(np.asarray(state.candidate).ravel())
+        seen.append(np.asarray(state.candidate.images).ravel())
     np.testing.assert_allclose(seen[0], [0.45, 0.55, 0.65, 0.65], atol=1e-5)
     np.testing.assert_allclose(seen[2][:3], [0.95, 1.0, 1.0], atol=1e-5)
     np.testing.assert_array_equal(seen[2], seen[4])  # three iterations, then it only evaluates
@@ -103,7 +103,8 @@ def test_objective_is_zero_at_the_truth(problem):
 
     @jax.jit
     def objective(params):
-        update, _ = client.share_gradient(apply, params, truth, problem.normalization)
+        images = problem.normalization.normalize(truth.images)
+        update, _ = client.update(apply, params, images, truth.labels)
         return cosine(compare(update, target.update))
 
     assert abs(float(objective(problem.victim.variables["params"]))) < 1e-6
@@ -142,7 +143,7 @@ def test_a_group_beyond_the_memory_is_halved_and_changes_nothing(problem, result
         lower = chunk.lower
 
         def __call__(self, *args):
-            if args[-1].candidate.shape[2] == 2 and args[-4] > 0:
+            if args[-1].candidate.images.shape[2] == 2 and args[-4] > 0:
                 raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
             return chunk(*args)
 

@@ -1,1 +1,28 @@
-"""Attacks: an `init` and a `step`, pure functions of one trial. Only `trials.py` loops."""
+"""Attacks: an `init` and a `step`, pure functions of one trial. Only `trials.py` loops.
+
+A published attack is a name for settings of `gradient_matching`; each of them can be given anew.
+"""
+
+_EUCLIDEAN = {
+    "objective": "l2", "optimizer": "lbfgs", "sign": "none", "schedule": "constant", "lr": 1.0,
+    "box": False, "tv": 0.0,
+}  # fmt: skip
+
+ATTACKS = {
+    # Geiping et al. 2020, arXiv 2003.14053: the defaults of all settings.
+    "geiping": {},
+    # Zhu et al. 2019, arXiv 1906.08935: images and labels together.
+    "dlg": _EUCLIDEAN | {"labels": "joint"},
+    # The same with known labels: the baseline of Geiping et al. 2020, Table 1.
+    "euclidean": _EUCLIDEAN,
+    # Yin et al. 2021, arXiv 2104.07586.
+    "gradinversion": {
+        "objective": "l2", "sign": "none", "schedule": "cosine", "tv": 1e-4, "norm": 1e-6,
+        "statistics": 0.1, "group": 0.01,
+    },
+    # The "modern" settings of breaching (Geiping et al. 2022).
+    "modern": {
+        "sign": "soft", "schedule": "cosine", "init": "patterned", "tv": 0.0, "tv_color": 0.1,
+        "features": 0.1,
+    },
+}  # fmt: skip

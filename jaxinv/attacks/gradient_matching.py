@@ -1,8 +1,10 @@
-"""Gradient matching by first-order descent (Geiping et al. 2020, "Inverting Gradients").
+"""Gradient matching: move the images until the update they would cause is the one that was shared.
 
-Minimises objective(gradient(x), target) + weight * prior(x) over the normalised images x: Adam on
-the sign of the gradient, a step schedule, and after every step a projection onto the images whose
-pixels lie in [0, 1]. The published recipe is the default of every field below.
+Minimises objective(update(x), target) + the priors, each times its weight, over the normalised
+images x, and where asked over their labels too. The default of every field below is the recipe of
+Geiping et al. 2020 ("Inverting Gradients"): cosine distance and total variation, Adam on the sign
+of the gradient, a step schedule, and after every step a projection onto the images whose pixels lie
+in [0, 1].
 """
 
 from collections.abc import Callable
@@ -14,9 +16,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxinv import client, gram
-from jaxinv.objectives import OBJECTIVES, compare
-from jaxinv.priors import PRIORS, statistics_distance
+from jaxinv import client, gram, metrics
+from jaxinv.objectives import OBJECTIVES, Comparison, compare
+from jaxinv.priors import View, weighted_sum
 from jaxinv.types import Normalization, PyTree, Target
 
 # Each maps the gradient and the progress in [0, 1) to the direction the optimiser sees. The soft
@@ -26,13 +28,37 @@ SIGNS: dict[str, Callable[[Array, Array], Array]] = {
     "soft": lambda gradient, progress: jnp.tanh(gradient * (1 - progress)) / (1 - progress),
     "none": lambda gradient, progress: gradient,
 }
+# Each gives the step for a rate of 1. L-BFGS has a line search of its own (Nocedal & Wright 2006,
+# algorithm 3.6); a Wolfe step that it cannot find in so many evaluations is one of length 0.
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "adam": lambda: optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
     "sgd": optax.identity,
+    "lbfgs": lambda: optax.chain(
+        optax.scale_by_lbfgs(memory_size=HISTORY),
+        optax.scale(-1.0),  # the search is for a step to be added
+        optax.scale_by_zoom_linesearch(max_linesearch_steps=LINE_SEARCH),
+        optax.scale(-1.0),
+    ),
 }
+HISTORY, LINE_SEARCH = 100, 20  # as DLG; evaluations of a line search
+
+
+def patterned(key: jax.Array, shape: tuple[int, ...], size: int = 4) -> Array:
+    """A normal tile of size x size pixels, repeated over the image.
+
+    References: Wei et al. 2020, arXiv 2004.10397 (patterned starts converge more often).
+    """
+    *front, height, width, channels = shape
+    tile = jax.random.normal(key, (*front, size, size, channels), jnp.float32)
+    repeats = (1,) * len(front) + (-(-height // size), -(-width // size), 1)
+    return jnp.tile(tile, repeats)[..., :height, :width, :]
+
+
 INITS: dict[str, Callable[..., Array]] = {
     "normal": lambda key, shape: jax.random.normal(key, shape, jnp.float32),
     "uniform": lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0),
+    "patterned": patterned,
+    "grey": lambda key, shape: jnp.zeros(shape, jnp.float32),
 }
 
 
@@ -67,13 +93,17 @@ class Method(NamedTuple):
     """What shapes the compiled program: a change recompiles."""
 
     objective: str = "cosine"
-    prior: str = "tv"
+    priors: tuple[str, ...] = ("tv",)  # those with a weight
     optimizer: str = "adam"
     sign: str = "hard"
     schedule: str = "step"
     init: str = "normal"
     box: bool = True
     batch_norm: str = "eval"  # what the client does, and the attacker simulates: client.BATCH_NORM
+    local: client.Local = client.Local()  # the client's local steps, as the attacker simulates them
+    by_epoch: bool = False  # images of their own for each epoch, whose order is not known
+    classes: int = 0  # where the labels are optimised beside the images, else 0
+    classifier: tuple[str, ...] = ()  # path of the last dense layer, for the priors that ask for it
     gram: str | None = None  # the rule (`jaxinv.gram`) by which layers keep no weight gradient
 
 
@@ -84,21 +114,33 @@ class Numbers(NamedTuple):
     """
 
     lr: Float[Array, "*start"]
-    prior_weight: Float[Array, "*start"]
-    statistics_weight: Float[Array, "*start"]  # of shared BatchNorm statistics
+    client_lr: Float[Array, "*start"]  # that the attacker simulates
+    weights: dict[str, Float[Array, "*start"]]  # of the priors
     iterations: Int[Array, ""]
 
     @classmethod
-    def of(cls, starts: int, *, lr, tv, statistics, iterations: int) -> "Numbers":
+    def of(cls, starts: int, *, lr, iterations: int, client_lr=1.0, **weights) -> "Numbers":
         """Makes them of settings, each one number for all starts or one for each."""
         spread = lambda x: np.broadcast_to(np.asarray(x, np.float64), (starts,))  # noqa: E731
-        return cls(spread(lr), spread(tv), spread(statistics), np.int32(iterations))
+        spreads = {name: spread(weight) for name, weight in weights.items()}
+        return cls(spread(lr), spread(client_lr), spreads, np.int32(iterations))
+
+
+class Candidate(NamedTuple):
+    """What the attack moves."""
+
+    images: Float[Array, "*epoch image height width channel"]  # normalised
+    logits: Float[Array, "image class"] | None  # of the labels; None where they are given
+
+    def labels(self, given: Int[Array, " image"]) -> Array:
+        """What a client would have for labels: those given, or the distribution of the logits."""
+        return given if self.logits is None else jax.nn.softmax(self.logits)
 
 
 class AttackState(NamedTuple):
     """What the next step of one trial needs."""
 
-    candidate: Float[Array, "batch height width channel"]  # normalised
+    candidate: Candidate
     optimizer: Any
 
 
@@ -106,7 +148,7 @@ class Losses(NamedTuple):
     """The two parts of the attack's loss at one candidate."""
 
     objective: Float[Array, ""]
-    prior: Float[Array, ""]  # without its weight
+    prior: Float[Array, ""]  # all priors, each times its weight
 
 
 def init(
@@ -117,8 +159,48 @@ def init(
     The start is not projected: the first projection comes after the first step, as published. In
     float64 it is the same start.
     """
-    candidate = INITS[method.init](key, shape).astype(normalization.mean.dtype)
+    kind = normalization.mean.dtype
+    front = (method.local.epochs,) if method.by_epoch else ()
+    images = INITS[method.init](key, (*front, *shape)).astype(kind)
+    logits = None
+    if method.classes:
+        of_labels = jax.random.fold_in(key, 1)
+        logits = jax.random.normal(of_labels, (shape[0], method.classes), jnp.float32).astype(kind)
+    candidate = Candidate(images, logits)
     return AttackState(candidate, OPTIMIZERS[method.optimizer]().init(candidate))
+
+
+def reconstruction(candidate: Candidate) -> Float[Array, "image height width channel"]:
+    """The attacker's images, normalised: those of the epochs matched to the first's, and averaged.
+
+    References: Dimitrov et al. 2022, arXiv 2206.12395, section 5.4.
+    """
+    if candidate.images.ndim == 4:
+        return candidate.images
+    first, *rest = candidate.images
+    return jnp.stack([first, *(metrics.match(other, first) for other in rest)]).mean(axis=0)
+
+
+def compare_candidate(
+    method: Method, client_lr: Array, apply: client.ApplyFn, params: PyTree, target: Target,
+    candidate: Candidate,
+) -> tuple[Comparison, PyTree, PyTree]:  # fmt: skip
+    """Compares the update that a candidate would cause with the target's.
+
+    Returns:
+      The comparison, the candidate's update (() where no weight gradients are kept), and the
+      statistics of its batch.
+    """
+    images, labels = candidate.images, candidate.labels(target.labels)
+    if method.gram:
+        between, statistics = gram.compare_updates(
+            apply, params, images, labels, target.update, method.gram
+        )
+        return between, (), statistics
+    if method.by_epoch:
+        labels = jnp.broadcast_to(labels, (len(images), *labels.shape))
+    update, statistics = client.update(apply, params, images, labels, method.local, client_lr)
+    return compare(update, target.update), update, statistics
 
 
 def step(
@@ -147,28 +229,26 @@ def step(
     """
 
     def loss(candidate):
-        if method.gram:
-            between, statistics = gram.compare_updates(
-                apply, params, candidate, target.labels, target.update, method.gram
-            )
-        else:
-            update, statistics = client.gradient(apply, params, candidate, target.labels)
-            between = compare(update, target.update)
-        losses = Losses(OBJECTIVES[method.objective](between), PRIORS[method.prior](candidate))
-        total = losses.objective + numbers.prior_weight * losses.prior
-        if method.batch_norm == "train-shared":
-            distance = statistics_distance(statistics, target.statistics)
-            total += numbers.statistics_weight * distance
-        return total, losses
+        between, update, statistics = compare_candidate(
+            method, numbers.client_lr, apply, params, target, candidate
+        )
+        view = View(candidate.images, update, statistics, target, method.classifier)
+        weights = {name: numbers.weights[name] for name in method.priors}
+        losses = Losses(OBJECTIVES[method.objective](between), weighted_sum(weights, view))
+        return losses.objective + losses.prior, losses
 
-    gradient, losses = jax.grad(loss, has_aux=True)(state.candidate)
+    (value, losses), gradient = jax.value_and_grad(loss, has_aux=True)(state.candidate)
     progress = jnp.minimum(index, numbers.iterations - 1) / numbers.iterations
-    direction = SIGNS[method.sign](gradient, progress)
-    update, optimizer = OPTIMIZERS[method.optimizer]().update(direction, state.optimizer)
+    direction = gradient._replace(images=SIGNS[method.sign](gradient.images, progress))
+    optimizer = optax.with_extra_args_support(OPTIMIZERS[method.optimizer]())
+    descent, optimizer_state = optimizer.update(
+        direction, state.optimizer, state.candidate,
+        value=value, grad=gradient, value_fn=lambda candidate: loss(candidate)[0],
+    )  # fmt: skip
     rate = numbers.lr * SCHEDULES[method.schedule](index, numbers.iterations)
-    candidate = state.candidate - rate * update
+    candidate = jax.tree.map(lambda x, d: x - rate * d, state.candidate, descent)
     if method.box:
-        candidate = normalization.box(candidate)
-    moved = AttackState(candidate, optimizer)
+        candidate = candidate._replace(images=normalization.box(candidate.images))
+    moved = AttackState(candidate, optimizer_state)
     go = index < numbers.iterations
     return jax.tree.map(lambda new, old: jnp.where(go, new, old), moved, state), losses

@@ -18,6 +18,13 @@ KNOWN = "tiles, cifar10, cifar100, mnist, or any other image classification set 
 
 Ids = Sequence[int] | int | None
 
+# Which images make a batch, by their labels.
+GROUPINGS = {
+    "stored": "in stored order",
+    "distinct": "no label twice, or each as seldom as can be",
+    "repeated": "all of one label",
+}
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -65,6 +72,40 @@ def load(
     """
     module = importlib.import_module(SOURCES.get(name, DEFAULT_SOURCE))
     return module.read(name, split, ids, data_dir)
+
+
+def group(labels: np.ndarray, targets: int, images: int, classes: int, grouping: str) -> np.ndarray:
+    """Chooses the images of each target: positions int64 [target, image], none twice.
+
+    Each target takes, in stored order, the first images left that its grouping lets in.
+
+    Args:
+      labels: int [example], of all there are.
+      targets, images: how many targets, of how many images each.
+      classes: of the set.
+      grouping: one of `GROUPINGS`.
+
+    Raises:
+      UserError: there are too few images.
+    """
+    left, chosen = list(range(len(labels))), []
+    for _ in range(targets):
+        own: list[int] = []
+        counts = np.zeros(classes, int)
+        most = {"stored": images, "distinct": -(-images // classes), "repeated": images}[grouping]
+        for position in left:
+            only = labels[own[0]] if own and grouping == "repeated" else labels[position]
+            if labels[position] == only and counts[only] < most:
+                own.append(position)
+                counts[only] += 1
+            if len(own) == images:
+                break
+        if len(own) < images:
+            raise UserError(f"--targets {targets}: too few images for --grouping {grouping}")
+        taken = set(own)
+        left = [position for position in left if position not in taken]
+        chosen.append(own)
+    return np.array(chosen, np.int64)
 
 
 def check_split(name: str, split: str, known: Sequence[str]) -> None:

@@ -1,0 +1,165 @@
+"""Clients that take several local steps, and attackers that know less than the client."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinv import client, metrics, planner, trials
+from jaxinv.attacks import gradient_matching as attack
+from jaxinv.client import Local
+from jaxinv.objectives import compare, cosine
+from jaxinv.types import Normalization, Truth
+
+SHAPE = (4, 4, 1)
+
+
+def apply(params, images):
+    """A small network, plain enough to follow by hand."""
+    hidden = jax.nn.sigmoid(images.reshape(len(images), -1) @ params["w"] + params["b"])
+    return hidden @ params["v"], ()
+
+
+@pytest.fixture(scope="module")
+def material():
+    random = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(random.normal(size=shape))  # noqa: E731
+    with jax.enable_x64(True):
+        params = {"w": draw(16, 8), "b": draw(8), "v": draw(8, 3)}
+        return params, draw(4, *SHAPE), jnp.array([0, 2, 1, 2])
+
+
+def by_hand(params, images, labels, epochs, batch, rate):
+    """The client as a plain loop, from the parameters' difference."""
+
+    def loss(now, x, y):
+        logs = jax.nn.log_softmax(apply(now, x)[0])
+        return -jnp.mean(jnp.take_along_axis(logs, y[:, None], axis=1))
+
+    now = params
+    for _ in range(epochs):
+        for i in range(0, len(images), batch):
+            slope = jax.grad(loss)(now, images[i : i + batch], labels[i : i + batch])
+            now = jax.tree.map(lambda w, g: w - rate * g, now, slope)
+    return jax.tree.map(lambda first, last: (first - last) / rate, params, now)
+
+
+@pytest.mark.parametrize(("epochs", "batch"), [(1, None), (1, 2), (3, 1), (2, None)])
+def test_update_is_what_the_local_steps_add_up_to(material, epochs, batch):
+    with jax.enable_x64(True):
+        params, images, labels = material
+        found = jax.jit(
+            lambda: client.update(apply, params, images, labels, Local(epochs, batch), 0.3)[0]
+        )()
+        expected = by_hand(params, images, labels, epochs, batch or 4, 0.3)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), found, expected
+        )
+
+
+def test_one_step_is_the_gradient_bit_for_bit(material):
+    params, images, labels = (*jax.tree.map(jnp.float32, material[:2]), material[2])
+    one = jax.jit(lambda: client.update(apply, params, images, labels, Local(1, 4), 7.0)[0])()
+    plain = jax.jit(lambda: client.gradient(apply, params, images, labels)[0])()
+    jax.tree.map(np.testing.assert_array_equal, one, plain)
+
+
+def test_derivative_through_the_local_steps_against_finite_differences(material):
+    with jax.enable_x64(True):
+        params, images, labels = material
+        local = Local(2, 2)
+        sent = client.update(apply, params, images, labels, local, 0.3)[0]
+        start, direction = np.random.default_rng(1).normal(size=(2, *images.shape))
+
+        @jax.jit
+        def objective(x):
+            return cosine(compare(client.update(apply, params, x, labels, local, 0.3)[0], sent))
+
+        slope = float(jnp.sum(jax.jit(jax.grad(objective))(start) * direction))
+        h = 1e-6
+        difference = (objective(start + h * direction) - objective(start - h * direction)) / (2 * h)
+        np.testing.assert_allclose(slope, difference, rtol=1e-6)
+        assert abs(float(objective(images))) < 1e-14
+
+
+def test_an_order_of_its_own_in_each_epoch(material):
+    """The client of a shuffled target is a client that takes its images in that order."""
+    with jax.enable_x64(True):
+        params, images, labels = material
+        orders = np.array([[2, 0, 3, 1], [1, 3, 0, 2]])
+        found = client.update(apply, params, images[orders], labels[orders], Local(2, 2), 0.3)[0]
+        joined = jax.tree.map(lambda x: x[orders.ravel()], (images, labels))
+        expected = by_hand(params, *joined, 1, 2, 0.3)
+        np.testing.assert_allclose(found["w"], expected["w"], rtol=1e-10)
+
+
+class Problem:
+    """One target of two images on the small network, as the loop wants it."""
+
+    normalization = Normalization(jnp.zeros(1), jnp.full(1, 0.5))
+
+    def __init__(self, problem, images=2):
+        self.victim = problem.victim
+        pixels = jax.random.uniform(jax.random.key(5), (1, images, *problem.shape))
+        self.truths = Truth(pixels, jnp.arange(3, 3 + images)[None])
+        self.shape, self.normalization = problem.shape, problem.normalization
+
+    def run(self, clients, method, seeds=2, plan=None, iterations=6, **numbers):
+        """Attacks one target."""
+        module, variables = self.victim.module, self.victim.variables
+        targets = trials.make_targets(
+            module, variables, self.truths, self.normalization, clients, 0.1,
+            trials.order_keys([0]),
+        )  # fmt: skip
+        numbers = attack.Numbers.of(
+            seeds, **{"lr": 0.1, "iterations": iterations, "client_lr": 0.1, **numbers}
+        )
+        return trials.run(
+            module, variables, targets, self.truths, self.normalization, method, numbers,
+            self.shape, trials.start_keys([0], range(seeds)), plan or planner.Plan(1, seeds),
+        )  # fmt: skip
+
+
+def test_joint_labels_are_found_beside_the_image(problem):
+    """DLG with Adam: the logits' label, and a start for them that no seed shares."""
+    one = Problem(problem, images=1)
+    method = attack.Method(
+        objective="l2", priors=(), sign="none", schedule="constant", box=False, classes=10
+    )
+    result = one.run(trials.Clients("joint"), method, iterations=60)
+    assert result.labels.shape == (1, 2, 1)
+    assert result.labels.ravel().tolist() == [3, 3]
+    assert (result.objective < result.trace.objective[0] / 3).all()
+
+
+def test_epochs_of_unknown_order_have_images_of_their_own_that_become_one(problem):
+    local = Local(2, 1)
+    method = attack.Method(priors=("tv", "order"), local=local, by_epoch=True)
+    clients = trials.Clients(local=local, shuffled=True)
+    result = Problem(problem).run(clients, method, tv=0.01, order=0.1)
+    assert result.pixels.shape == (1, 2, 2, *problem.shape)
+    assert result.finite.all()
+    assert (result.objective < result.trace.objective[0]).all()
+    candidate = jnp.stack([jnp.arange(3.0), jnp.arange(3.0)[::-1] + 0.5]).reshape(2, 3, 1, 1, 1)
+    merged = attack.reconstruction(attack.Candidate(candidate, None))
+    np.testing.assert_allclose(merged.ravel(), [0.25, 1.25, 2.25])
+
+
+def test_group_consistency_draws_the_starts_together(problem):
+    """Without any other force than the pull to the mean, the spread over seeds shrinks."""
+    spread = {}
+    for weight in (1e-6, 1e3):
+        result = Problem(problem, images=1).run(
+            trials.Clients(), attack.Method(priors=("group",), sign="none"), seeds=3,
+            plan=planner.Plan(1, 3, 1, whole=True), iterations=40, group=weight,
+        )  # fmt: skip
+        spread[weight] = np.std(result.pixels, axis=1).mean()
+    assert spread[1e3] < 0.3 * spread[1e-6]
+
+
+def test_an_attacker_that_takes_too_few_images_is_measured_on_all():
+    truth = jnp.stack([jnp.full(SHAPE, v) for v in (0.0, 0.5, 1.0)])
+    found = metrics.match(truth[2:], truth, 0.25)
+    np.testing.assert_array_equal(found.mean((1, 2, 3)), [0.25, 0.25, 1.0])
+    more = jnp.concatenate([truth[:0:-1], jnp.full((2, *SHAPE), 0.1), truth[:1]])
+    np.testing.assert_array_equal(metrics.match(more, truth), truth)
