@@ -83,10 +83,10 @@ def image_gradients(
     """The objective's gradient at each candidate, with the factors of all products rounded."""
     cast = lambda tree: jax.tree.map(lambda x: jnp.asarray(np.asarray(x, dtype)), tree)  # noqa: E731
     variables, labels = cast(victim.variables), jnp.array([3])
-    apply = client.apply_fn(victim.module, variables)
+    loss = client.loss_fn(victim.module, variables)
 
     def update(images):
-        return client.gradient(apply, variables["params"], images, labels)[0]
+        return client.gradient(loss, variables["params"], images, labels)[0]
 
     def image_gradient(images, shared):
         return jax.grad(lambda x: cosine(compare(update(x), shared)))(images)

@@ -23,6 +23,8 @@ from jaxinv.types import PyTree
 
 # Parameters, normalised images -> logits, and the batch's own statistics (() where not computed).
 ApplyFn = Callable[[PyTree, Array], tuple[Array, PyTree]]
+# Parameters, normalised images, labels -> the loss whose gradient a client shares, and statistics.
+LossFn = Callable[[PyTree, Array, Array], tuple[Array, PyTree]]
 
 # What BatchNorm does on the client, and what of it the server sees: part of the threat model.
 BATCH_NORM = {
@@ -86,11 +88,39 @@ def apply_fn(
     return evaluating if batch_norm == "eval" else training
 
 
+def loss_fn(
+    model: nn.Module | Callable,
+    variables: PyTree,
+    batch_norm: str = "eval",
+    observe: bool = False,
+) -> LossFn:
+    """Makes the loss of a client: the cross-entropy of a module, or a function taken as it is.
+
+    Args:
+      model: a Linen module; or `loss(params, images, labels)`, a scalar, the mean over the images.
+      variables, batch_norm, observe: as in `apply_fn`; nothing to a function.
+    """
+    if not isinstance(model, nn.Module):
+
+        def plain(params, images, labels):
+            with fast_convolutions():
+                return model(params, images, labels), ()
+
+        return plain
+    apply = apply_fn(model, variables, batch_norm, observe)
+
+    def loss(params, images, labels):
+        logits, statistics = apply(params, images)
+        return cross_entropy(logits, labels), statistics
+
+    return loss
+
+
 def cross_entropy(
     logits: Float[Array, "batch class"],
     labels: Int[Array, " batch"] | Float[Array, "batch class"],
 ) -> Float[Array, ""]:
-    """Computes the loss whose gradient a client shares: the mean over its images.
+    """Computes the mean cross-entropy over the images.
 
     Labels are classes, or a distribution over them for each image.
     """
@@ -100,32 +130,27 @@ def cross_entropy(
 
 
 def gradient(
-    apply: ApplyFn,
+    loss: LossFn,
     params: PyTree,
     images: Float[Array, "batch height width channel"],
     labels: Array,
 ) -> tuple[PyTree, PyTree]:
-    """Computes the gradient of the mean cross-entropy with respect to the parameters.
+    """Computes the gradient of a loss with respect to the parameters.
 
     Args:
-      apply: the network.
+      loss: of the network.
       params: where the gradient is taken.
       images: normalised.
       labels: as in `cross_entropy`.
 
     Returns:
-      The gradient, and the statistics of the batch as `apply` returns them.
+      The gradient, and the statistics of the batch.
     """
-
-    def loss(params):
-        logits, statistics = apply(params, images)
-        return cross_entropy(logits, labels), statistics
-
-    return jax.grad(loss, has_aux=True)(params)
+    return jax.grad(loss, has_aux=True)(params, images, labels)
 
 
 def update(
-    apply: ApplyFn,
+    loss: LossFn,
     params: PyTree,
     images: Float[Array, "image height width channel"],
     labels: Array,
@@ -140,7 +165,7 @@ def update(
     computed again on the way back: memory grows with the steps by the parameters alone.
 
     Args:
-      apply, params: the network, and the parameters that the client received.
+      loss, params: of the network, and the parameters that the client received.
       images: normalised, in the order in which the client takes them, `local.batch` at a time; once
         for all epochs, or [epoch, image, ...] with an order of its own in each.
       labels: as in `cross_entropy`, with the images' leading axes.
@@ -148,18 +173,18 @@ def update(
       rate: the client's learning rate.
 
     Returns:
-      The update, and the statistics of the last step's batch as `apply` returns them.
+      The update, and the statistics of the last step's batch.
     """
     by_epoch = images.ndim == 5
     count = images.shape[1 if by_epoch else 0]
     if local.steps(count) == 1:
-        return gradient(apply, params, *((images[0], labels[0]) if by_epoch else (images, labels)))
+        return gradient(loss, params, *((images[0], labels[0]) if by_epoch else (images, labels)))
     split = lambda x: x.reshape(-1, local.batch or count, *x.shape[1:])  # noqa: E731
 
     @jax.checkpoint
     def step(total, batch):
         now = jax.tree.map(lambda first, moved: first - rate * moved, params, total)
-        found, statistics = gradient(apply, now, *batch)
+        found, statistics = gradient(loss, now, *batch)
         return jax.tree.map(jnp.add, total, found), statistics
 
     def epoch(total, own):

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxinv import client
 from jaxinv.convolution import Geometry, conv_p, patches
@@ -63,10 +63,10 @@ class Layer(NamedTuple):
 
 
 def compare_updates(
-    apply: client.ApplyFn,
+    loss: client.LossFn,
     params: PyTree,
     images: Float[Array, "batch height width channel"],
-    labels: Int[Array, " batch"],
+    labels: Array,
     shared: PyTree,
     rule: str,
 ) -> tuple[Comparison, PyTree]:
@@ -77,31 +77,31 @@ def compare_updates(
     no more: an attack that must go further, to an exact image, needs the gradients themselves.
 
     Args:
-      apply, params: the network.
+      loss, params: of the network.
       images: normalised.
-      labels: class of each image.
+      labels: as in `client.cross_entropy`.
       shared: the update, shaped like `params`.
       rule: one of `RULES`.
 
     Returns:
-      The comparison, and the statistics of the batch as `apply` returns them.
+      The comparison, and the statistics of the batch.
     """
     leaves, structure = jax.tree.flatten(params)
     network, result = jax.make_jaxpr(
-        lambda leaves, images: apply(structure.unflatten(leaves), images), return_shape=True
+        lambda leaves, images: loss(structure.unflatten(leaves), images, labels), return_shape=True
     )(leaves, images)
     layers = find_layers(network.jaxpr, len(leaves), rule)
     inside = {layer.leaf for layer in layers.values()}
     rest = {i: leaf for i, leaf in enumerate(leaves) if i not in inside}
 
-    def loss(rest, taps):
+    def tapped(rest, taps):
         weights = [rest.get(i, leaf) for i, leaf in enumerate(leaves)]
         outputs, inputs = _evaluate(network, [*weights, images], taps)
-        logits, statistics = jax.tree.unflatten(jax.tree.structure(result), outputs)
-        return client.cross_entropy(logits, labels), (inputs, statistics)
+        value, statistics = jax.tree.unflatten(jax.tree.structure(result), outputs)
+        return value, (inputs, statistics)
 
     taps = {i: jnp.zeros(x.output.shape, x.output.dtype) for i, x in layers.items()}
-    gradients, (inputs, statistics) = jax.grad(loss, argnums=(0, 1), has_aux=True)(rest, taps)
+    gradients, (inputs, statistics) = jax.grad(tapped, argnums=(0, 1), has_aux=True)(rest, taps)
     update, deltas = gradients
     sent = structure.flatten_up_to(shared)
     parts = [compare(update, {i: sent[i] for i in rest})]

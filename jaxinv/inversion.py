@@ -1,6 +1,7 @@
 """`jaxinv.invert`: attack one update of a model of your own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -12,7 +13,9 @@ from jaxtyping import Array, Float, Int
 from jaxinv import planner, runtime, trials
 from jaxinv.attacks import gradient_matching as attack
 from jaxinv.errors import UserError
+from jaxinv.gram import choose_rule
 from jaxinv.labels import classifier_path, idlg
+from jaxinv.priors import PRIORS, READ_UPDATE
 from jaxinv.types import Normalization, PyTree, Target
 
 
@@ -38,7 +41,7 @@ class Inversion(NamedTuple):
 
 
 def invert(
-    model: nn.Module,
+    model: nn.Module | Callable[[PyTree, Array, Array], Array],
     variables: PyTree,
     update: PyTree,
     *,
@@ -49,33 +52,41 @@ def invert(
     seeds: int = 32,
     iterations: int = 1000,
     lr: float = 0.1,
-    tv: float = 0.01,
+    priors: Mapping[str, float] = MappingProxyType({"tv": 0.01}),
     method: attack.Method = attack.Method(),  # noqa: B008
+    client_lr: float = 1e-4,
     precision: str = "float32",
     memory: float | None = None,
+    progress: Callable[[int, float], None] = lambda steps, psnr: None,
 ) -> Inversion:
-    """Reconstructs the images behind a gradient, from many random starts at once.
+    """Reconstructs the images behind an update, from many random starts at once.
 
     Args:
-      model: any Flax Linen classifier, called as `model.apply(variables, images)`; its `nn.Conv`
-        layers run on the trilinear convolution while the attack lasts.
+      model: any Flax Linen classifier, called as `model.apply(variables, images)`; or a function
+        `loss(params, images, labels)`, the mean over the images. `nn.Conv` layers run on the
+        trilinear convolution while the attack lasts.
       variables: {"params": ...} and whatever else the model holds (running statistics).
-      update: the gradient of the client's mean cross-entropy, shaped like `variables["params"]`.
+      update: the gradient of the client's loss, shaped like `variables["params"]`; or, with
+        `method.local` of several steps, initial minus final parameters, in any scale.
       image_shape: height, width, channel of one image.
       labels: class of each private image; None reads the label of a single image off the update
-        (iDLG).
+        (iDLG), which takes a module.
       mean, std: the model sees `(pixels - mean) / std`; scalars or one per channel.
       seeds: number of random starts.
-      iterations, lr, tv: steps, learning rate, weight of the prior.
-      method: objective, prior, optimizer, sign, schedule, init, box; the default is Geiping's.
+      iterations, lr: steps, learning rate.
+      priors: weights of priors by name (`jaxinv.priors.PRIORS`).
+      method: objective, optimizer, sign, schedule, init, box and the client's local steps; the
+        default is Geiping's on a single gradient.
+      client_lr: the rate of the client's local steps, where there are several.
       precision: of the arithmetic, one of `runtime.PRECISIONS`.
       memory: GiB that may be taken, of an accelerator on each; None takes nearly all there is.
+      progress: called with the steps done, and nan.
 
     Returns:
       Every start's reconstruction and objective, and the objectives on the way.
 
     Raises:
-      UserError: the update is not shaped like the parameters, or a number is out of range.
+      UserError: the update is not shaped like the parameters, or a setting is out of range.
 
     References: Geiping et al. 2020, arXiv 2003.14053.
     """
@@ -83,11 +94,24 @@ def invert(
         raise UserError("method.batch_norm: invert simulates a client in evaluation mode; use eval")
     if precision not in runtime.PRECISIONS:
         raise UserError(f"precision={precision}: known are {', '.join(runtime.PRECISIONS)}")
-    _check(variables, update, seeds=seeds, iterations=iterations, lr=lr, tv=tv, memory=memory)
+    _check(
+        variables, update, priors, seeds=seeds, iterations=iterations, lr=lr, memory=memory,
+        client_lr=client_lr,
+    )  # fmt: skip
+    classifier = ()
+    if isinstance(model, nn.Module):
+        classifier = classifier_path(model, variables, jnp.zeros((1, *image_shape)))
+    elif labels is None:
+        raise UserError("labels: cannot be read off the update of a function; give them")
     if labels is None:
-        path = classifier_path(model, variables, jnp.zeros((1, *image_shape)))
-        labels = idlg(update, path)
+        labels = idlg(update, classifier)
     labels = jnp.atleast_1d(jnp.asarray(labels, jnp.int32))
+    if len(labels) % (method.local.batch or 1):
+        raise UserError(f"method.local.batch={method.local.batch}: does not divide the images")
+    weights = {name: weight for name, weight in priors.items() if weight > 0}
+    method = method._replace(priors=tuple(weights), classifier=classifier)
+    if method.local.steps(len(labels)) == 1 and not READ_UPDATE & set(weights):
+        method = method._replace(gram=choose_rule("auto", method.objective))
     with runtime.arithmetic(precision) as cast:
         of_channels = lambda x: np.broadcast_to(np.asarray(x, np.float64), image_shape[-1:])  # noqa: E731
         variables, one_target, normalization, numbers = cast(
@@ -95,14 +119,17 @@ def invert(
                 variables,
                 jax.tree.map(lambda x: np.asarray(x)[None], Target(update, labels)),
                 Normalization(of_channels(mean), of_channels(std)),
-                attack.Numbers.of(seeds, lr=lr, tv=tv, iterations=iterations),
+                attack.Numbers.of(
+                    seeds, lr=lr, iterations=iterations, client_lr=client_lr, **weights
+                ),
             )
+        )
+        plan = planner.first_plan(
+            variables["params"], 1, seeds, len(labels), whole="group" in weights
         )
         result = trials.run(
             model, variables, one_target, None, normalization, method, numbers, image_shape,
-            trials.start_keys([0], range(seeds)),
-            planner.first_plan(variables["params"], 1, seeds, len(labels)),
-            planner.memory_limit(memory),
+            trials.start_keys([0], range(seeds)), plan, planner.memory_limit(memory), progress,
         )  # fmt: skip
     return Inversion(
         result.pixels[0],
@@ -113,11 +140,17 @@ def invert(
     )
 
 
-def _check(variables: PyTree, update: PyTree, **positive: float | None) -> None:
+def _check(
+    variables: PyTree, update: PyTree, priors: Mapping[str, float], **positive: float | None
+) -> None:
     """Checks what a user can get wrong before anything compiles."""
     for name, value in positive.items():
-        if value is not None and not (value > 0 or (name == "tv" and value == 0)):
+        if value is not None and not value > 0:
             raise UserError(f"{name}={value}: must be positive")
+    for name, weight in priors.items():
+        if name not in PRIORS or name == "statistics" or not weight >= 0:
+            known = ", ".join(sorted(set(PRIORS) - {"statistics"}))
+            raise UserError(f"priors[{name!r}]={weight}: known are {known}, weights from 0 up")
     if "params" not in variables:
         raise UserError('variables: must hold "params", as returned by model.init')
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (variables["params"], update)]

@@ -89,7 +89,7 @@ def make_targets(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _make_targets(module, clients, variables, truths, normalization, client_lr, order_keys):
-    apply = client.apply_fn(module, variables, clients.batch_norm)
+    loss = client.loss_fn(module, variables, clients.batch_norm)
     params = variables["params"]
 
     def one(arguments):
@@ -100,7 +100,7 @@ def _make_targets(module, clients, variables, truths, normalization, client_lr, 
             orders = jax.vmap(lambda k: jax.random.permutation(k, len(classes)))(epochs)
             images, classes = images[orders], classes[orders]
         update, statistics = client.update(
-            apply, params, images, classes, clients.local, client_lr.astype(images.dtype)
+            loss, params, images, classes, clients.local, client_lr.astype(images.dtype)
         )
         sent = statistics if clients.batch_norm == "train-shared" else ()
         if clients.observe:
@@ -221,7 +221,7 @@ def run_chunk(
 
         def trial(target, truth, own, state):
             numbers_here = own._replace(iterations=numbers.iterations)
-            apply = _simulate(module, variables, method)
+            loss = _simulate(module, variables, method)
             params = variables["params"]
 
             def point(carry, _):
@@ -234,7 +234,7 @@ def run_chunk(
                 def take(i, inner):
                     state, losses = inner
                     state, now = attack.step(
-                        method, numbers_here, apply, params, target, normalization, index + i,
+                        method, numbers_here, loss, params, target, normalization, index + i,
                         state,
                     )  # fmt: skip
                     # The losses of the first step belong to the candidate just measured.
@@ -269,9 +269,9 @@ def _mesh(devices: int) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(local, ("trial",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def _simulate(module: nn.Module, variables: PyTree, method: attack.Method) -> client.ApplyFn:
-    """The network as the attacker simulates it."""
-    return client.apply_fn(module, variables, method.batch_norm, "statistics" in method.priors)
+def _simulate(module: nn.Module, variables: PyTree, method: attack.Method) -> client.LossFn:
+    """The client's loss as the attacker simulates it."""
+    return client.loss_fn(module, variables, method.batch_norm, "statistics" in method.priors)
 
 
 @jax.jit
@@ -310,9 +310,9 @@ def step_flops(
     states = jax.eval_shape(jax.vmap(start), jax.random.split(jax.random.key(0), 1))
 
     def one(variables, target, state):
-        apply = _simulate(module, variables, method)
+        loss = _simulate(module, variables, method)
         return attack.step(
-            method, numbers, apply, variables["params"], target, normalization, jnp.int32(0), state
+            method, numbers, loss, variables["params"], target, normalization, jnp.int32(0), state
         )
 
     of_seeds = jax.vmap(one, in_axes=(None, None, 0), axis_name=SEEDS)

@@ -48,17 +48,15 @@ def test_signed_adam_takes_steps_of_the_learning_rate_inside_the_box():
     params = {"w": jnp.ones(4)}
     # The loss is -log softmax of (w.x, 0): its gradient points along x, so that the cosine
     # against all-ones pulls every pixel the same way.
-    apply = lambda p, x: (  # noqa: E731
-        jnp.stack([x.reshape(1, 4) @ p["w"], jnp.zeros(1)], axis=-1),
-        (),
-    )
+    logits = lambda p, x: jnp.stack([x.reshape(1, 4) @ p["w"], jnp.zeros(1)], axis=-1)  # noqa: E731
+    loss = client.loss_fn(lambda p, x, y: client.cross_entropy(logits(p, x), y), {})
     target = Target({"w": jnp.array([1.0, 1.0, 1.0, -1.0])}, jnp.array([1]))
     method = attack.Method(schedule="constant", priors=())
     numbers = attack.Numbers(jnp.float32(0.25), jnp.float32(1), {}, jnp.int32(3))
     start = attack.Candidate(jnp.array([0.2, 0.3, 0.4, 0.9]).reshape(1, 2, 2, 1), None)
     state = attack.AttackState(start, attack.OPTIMIZERS["adam"]().init(start))
     step = jax.jit(
-        lambda i, s: attack.step(method, numbers, apply, params, target, normalization, i, s)
+        lambda i, s: attack.step(method, numbers, loss, params, target, normalization, i, s)
     )
     seen = []
     for i in range(5):
@@ -82,12 +80,12 @@ def test_image_gradient_of_the_objective_against_finite_differences(problem):
         )
         variables = cast(problem.victim.variables)
         target = cast(jax.tree.map(lambda x: x[0], problem.targets))
-        apply = client.apply_fn(problem.victim.module, variables)
+        loss = client.loss_fn(problem.victim.module, variables)
         image, direction = np.random.default_rng(0).normal(size=(2, 1, *problem.shape))
 
         @jax.jit
         def objective(x):
-            update, _ = client.gradient(apply, variables["params"], x, target.labels)
+            update, _ = client.gradient(loss, variables["params"], x, target.labels)
             return cosine(compare(update, target.update))
 
         slope = float(jnp.sum(jax.jit(jax.grad(objective))(image) * direction))
@@ -99,12 +97,12 @@ def test_image_gradient_of_the_objective_against_finite_differences(problem):
 def test_objective_is_zero_at_the_truth(problem):
     truth = jax.tree.map(lambda x: x[0], problem.truths)
     target = jax.tree.map(lambda x: x[0], problem.targets)
-    apply = client.apply_fn(problem.victim.module, problem.victim.variables)
+    loss = client.loss_fn(problem.victim.module, problem.victim.variables)
 
     @jax.jit
     def objective(params):
         images = problem.normalization.normalize(truth.images)
-        update, _ = client.update(apply, params, images, truth.labels)
+        update, _ = client.update(loss, params, images, truth.labels)
         return cosine(compare(update, target.update))
 
     assert abs(float(objective(problem.victim.variables["params"]))) < 1e-6

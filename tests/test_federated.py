@@ -14,10 +14,11 @@ from jaxinv.types import Normalization, Truth
 SHAPE = (4, 4, 1)
 
 
-def apply(params, images):
+def loss(params, images, labels):
     """A small network, plain enough to follow by hand."""
     hidden = jax.nn.sigmoid(images.reshape(len(images), -1) @ params["w"] + params["b"])
-    return hidden @ params["v"], ()
+    logs = jax.nn.log_softmax(hidden @ params["v"])
+    return -jnp.mean(jnp.take_along_axis(logs, labels[:, None], axis=1)), ()
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +33,12 @@ def material():
 def by_hand(params, images, labels, epochs, batch, rate):
     """The client as a plain loop, from the parameters' difference."""
 
-    def loss(now, x, y):
-        logs = jax.nn.log_softmax(apply(now, x)[0])
-        return -jnp.mean(jnp.take_along_axis(logs, y[:, None], axis=1))
-
     now = params
     for _ in range(epochs):
         for i in range(0, len(images), batch):
-            slope = jax.grad(loss)(now, images[i : i + batch], labels[i : i + batch])
+            slope = jax.grad(loss, has_aux=True)(now, images[i : i + batch], labels[i : i + batch])[
+                0
+            ]
             now = jax.tree.map(lambda w, g: w - rate * g, now, slope)
     return jax.tree.map(lambda first, last: (first - last) / rate, params, now)
 
@@ -49,7 +48,7 @@ def test_update_is_what_the_local_steps_add_up_to(material, epochs, batch):
     with jax.enable_x64(True):
         params, images, labels = material
         found = jax.jit(
-            lambda: client.update(apply, params, images, labels, Local(epochs, batch), 0.3)[0]
+            lambda: client.update(loss, params, images, labels, Local(epochs, batch), 0.3)[0]
         )()
         expected = by_hand(params, images, labels, epochs, batch or 4, 0.3)
         jax.tree.map(
@@ -59,8 +58,8 @@ def test_update_is_what_the_local_steps_add_up_to(material, epochs, batch):
 
 def test_one_step_is_the_gradient_bit_for_bit(material):
     params, images, labels = (*jax.tree.map(jnp.float32, material[:2]), material[2])
-    one = jax.jit(lambda: client.update(apply, params, images, labels, Local(1, 4), 7.0)[0])()
-    plain = jax.jit(lambda: client.gradient(apply, params, images, labels)[0])()
+    one = jax.jit(lambda: client.update(loss, params, images, labels, Local(1, 4), 7.0)[0])()
+    plain = jax.jit(lambda: client.gradient(loss, params, images, labels)[0])()
     jax.tree.map(np.testing.assert_array_equal, one, plain)
 
 
@@ -68,12 +67,12 @@ def test_derivative_through_the_local_steps_against_finite_differences(material)
     with jax.enable_x64(True):
         params, images, labels = material
         local = Local(2, 2)
-        sent = client.update(apply, params, images, labels, local, 0.3)[0]
+        sent = client.update(loss, params, images, labels, local, 0.3)[0]
         start, direction = np.random.default_rng(1).normal(size=(2, *images.shape))
 
         @jax.jit
         def objective(x):
-            return cosine(compare(client.update(apply, params, x, labels, local, 0.3)[0], sent))
+            return cosine(compare(client.update(loss, params, x, labels, local, 0.3)[0], sent))
 
         slope = float(jnp.sum(jax.jit(jax.grad(objective))(start) * direction))
         h = 1e-6
@@ -87,7 +86,7 @@ def test_an_order_of_its_own_in_each_epoch(material):
     with jax.enable_x64(True):
         params, images, labels = material
         orders = np.array([[2, 0, 3, 1], [1, 3, 0, 2]])
-        found = client.update(apply, params, images[orders], labels[orders], Local(2, 2), 0.3)[0]
+        found = client.update(loss, params, images[orders], labels[orders], Local(2, 2), 0.3)[0]
         joined = jax.tree.map(lambda x: x[orders.ravel()], (images, labels))
         expected = by_hand(params, *joined, 1, 2, 0.3)
         np.testing.assert_allclose(found["w"], expected["w"], rtol=1e-10)

@@ -56,14 +56,14 @@ def test_equals_the_comparison_of_the_gradients():
         labels = jnp.array([1, 3])
         variables = module.init(jax.random.key(1), images[0])
         params = jax.tree.map(lambda x: x.astype(jnp.float64), variables["params"])
-        apply = client.apply_fn(module, {})
-        sent = jax.jit(lambda: client.gradient(apply, params, images[2], labels))()[0]
+        loss = client.loss_fn(module, {})
+        sent = jax.jit(lambda: client.gradient(loss, params, images[2], labels))()[0]
 
         def plain(x):
-            return compare(client.gradient(apply, params, x, labels)[0], sent)
+            return compare(client.gradient(loss, params, x, labels)[0], sent)
 
         def ours(x):
-            return gram.compare_updates(apply, params, x, labels, sent, "memory")[0]
+            return gram.compare_updates(loss, params, x, labels, sent, "memory")[0]
 
         def attacked(comparison):
             """Values and image gradients of every objective, of two images at once."""
@@ -74,7 +74,7 @@ def test_equals_the_comparison_of_the_gradients():
             scale = np.abs(expected).max(axis=tuple(range(2, expected.ndim)), keepdims=True)
             np.testing.assert_allclose(own / scale, expected / scale, atol=1e-9)
 
-        network = jax.make_jaxpr(apply)(params, images[0])
+        network = jax.make_jaxpr(loss)(params, images[0], labels)
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         layers = gram.find_layers(network.jaxpr, len(paths), "memory")
         names = [jax.tree_util.keystr(paths[x.leaf], simple=True) for x in layers.values()]

@@ -182,7 +182,7 @@ def reconstruction(candidate: Candidate) -> Float[Array, "image height width cha
 
 
 def compare_candidate(
-    method: Method, client_lr: Array, apply: client.ApplyFn, params: PyTree, target: Target,
+    method: Method, client_lr: Array, loss: client.LossFn, params: PyTree, target: Target,
     candidate: Candidate,
 ) -> tuple[Comparison, PyTree, PyTree]:  # fmt: skip
     """Compares the update that a candidate would cause with the target's.
@@ -194,19 +194,19 @@ def compare_candidate(
     images, labels = candidate.images, candidate.labels(target.labels)
     if method.gram:
         between, statistics = gram.compare_updates(
-            apply, params, images, labels, target.update, method.gram
+            loss, params, images, labels, target.update, method.gram
         )
         return between, (), statistics
     if method.by_epoch:
         labels = jnp.broadcast_to(labels, (len(images), *labels.shape))
-    update, statistics = client.update(apply, params, images, labels, method.local, client_lr)
+    update, statistics = client.update(loss, params, images, labels, method.local, client_lr)
     return compare(update, target.update), update, statistics
 
 
 def step(
     method: Method,
     numbers: Numbers,
-    apply: client.ApplyFn,
+    client_loss: client.LossFn,
     params: PyTree,
     target: Target,
     normalization: Normalization,
@@ -217,7 +217,7 @@ def step(
 
     Args:
       method, numbers: the settings.
-      apply, params: the network the update was computed on.
+      client_loss, params: of the network the update was computed on.
       target: the shared update and the labels the attacker uses.
       normalization: between pixels and the network's input.
       index: steps taken so far. From `numbers.iterations` on the state is returned as it came, so
@@ -230,7 +230,7 @@ def step(
 
     def loss(candidate):
         between, update, statistics = compare_candidate(
-            method, numbers.client_lr, apply, params, target, candidate
+            method, numbers.client_lr, client_loss, params, target, candidate
         )
         view = View(candidate.images, update, statistics, target, method.classifier)
         weights = {name: numbers.weights[name] for name in method.priors}
