@@ -100,8 +100,8 @@ class Cell(_Strict):
     assumed_lr: float | None = Field(
         None, gt=0, description="rate it takes for the client's (default: known)"
     )
-    labels: Annotated[str, _known(LABELS)] = Field(
-        "known", description=f"how the attacker has them: {', '.join(LABELS)}"
+    labels: Annotated[str, _known((*LABELS, "joint"))] = Field(
+        "known", description=f"how the attacker has them: {', '.join(LABELS)}, joint (optimised)"
     )
     attack: Annotated[str, _known(ATTACKS)] = Field(
         "geiping", description=f"published defaults of what follows: {', '.join(ATTACKS)}"

@@ -14,7 +14,7 @@ from jaxinv import planner, runtime, trials
 from jaxinv.attacks import gradient_matching as attack
 from jaxinv.errors import UserError
 from jaxinv.gram import choose_rule
-from jaxinv.labels import classifier_path, idlg
+from jaxinv.labels import LABELS, classifier_path, infer
 from jaxinv.priors import PRIORS, READ_UPDATE
 from jaxinv.types import Normalization, PyTree, Target
 
@@ -46,7 +46,8 @@ def invert(
     update: PyTree,
     *,
     image_shape: tuple[int, int, int],
-    labels: Array | Sequence[int] | None = None,
+    labels: Array | Sequence[int] | str = "idlg",
+    images: int = 1,
     mean: float | Sequence[float] = 0.0,
     std: float | Sequence[float] = 1.0,
     seeds: int = 32,
@@ -69,8 +70,9 @@ def invert(
       update: the gradient of the client's loss, shaped like `variables["params"]`; or, with
         `method.local` of several steps, initial minus final parameters, in any scale.
       image_shape: height, width, channel of one image.
-      labels: class of each private image; None reads the label of a single image off the update
-        (iDLG), which takes a module.
+      labels: class of each private image; or the rule (`jaxinv.labels.LABELS`) by which they are
+        read off the update of a module.
+      images: how many to read.
       mean, std: the model sees `(pixels - mean) / std`; scalars or one per channel.
       seeds: number of random starts.
       iterations, lr: steps, learning rate.
@@ -98,17 +100,20 @@ def invert(
         variables, update, priors, seeds=seeds, iterations=iterations, lr=lr, memory=memory,
         client_lr=client_lr,
     )  # fmt: skip
+    weights = {name: weight for name, weight in priors.items() if weight > 0}
     classifier = ()
-    if isinstance(model, nn.Module):
+    if READ_UPDATE & set(weights):
         classifier = classifier_path(model, variables, jnp.zeros((1, *image_shape)))
-    elif labels is None:
-        raise UserError("labels: cannot be read off the update of a function; give them")
-    if labels is None:
-        labels = idlg(update, classifier)
+    if isinstance(labels, str):
+        rules = [name for name in LABELS if name != "known"]
+        if labels not in rules or not isinstance(model, nn.Module):
+            raise UserError(f"labels={labels}: give them, or of a module one of {', '.join(rules)}")
+        labels = infer(
+            labels, model, variables, update, image_shape, images, method.local.steps(images)
+        )
     labels = jnp.atleast_1d(jnp.asarray(labels, jnp.int32))
     if len(labels) % (method.local.batch or 1):
         raise UserError(f"method.local.batch={method.local.batch}: does not divide the images")
-    weights = {name: weight for name, weight in priors.items() if weight > 0}
     method = method._replace(priors=tuple(weights), classifier=classifier)
     if method.local.steps(len(labels)) == 1 and not READ_UPDATE & set(weights):
         method = method._replace(gram=choose_rule("auto", method.objective))

@@ -1,14 +1,39 @@
-"""What the attacker takes for the labels: told, or read off the update."""
+"""What the attacker takes for the labels: told, or read off the update as counts per class.
+
+The gradient of the last dense layer's bias is the mean of softmax - onehot over the images, so that
+
+    count of class c = images * (mean softmax at c - bias gradient at c).
+
+The rules differ in where they take the mean softmax from, which no update says.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jax import lax
+from jaxtyping import Array, Float, Int
 
 from jaxinv.errors import UserError
 from jaxinv.types import PyTree
 
-LABELS = ("known", "idlg")
+DUMMIES = 128  # images of noise by which the network's outputs are known to scatter
+SCATTER = 0.5  # of a class's images, as a share of the dummies'
+RIDGE = 1e-4  # on the classes' features, towards their mean
+EVEN = 3e-3  # on the counts, towards equal ones
+ROUNDS = 20
+
+
+class LastLayer(NamedTuple):
+    """All that a rule sees: the last dense layer, its gradient, and how outputs scatter."""
+
+    kernel: Float[Array, "feature class"]
+    bias: Float[Array, " class"]
+    kernel_gradient: Float[Array, "class feature"]  # the mean over the local steps
+    bias_gradient: Float[Array, " class"]
+    scatter: Float[Array, "dummy class"]  # the dummies' logits around their mean
 
 
 def classifier_path(module: nn.Module, variables: PyTree, images: jax.Array) -> tuple[str, ...]:
@@ -19,28 +44,180 @@ def classifier_path(module: nn.Module, variables: PyTree, images: jax.Array) -> 
     """
     paths: list[tuple[str, ...]] = []
 
-    def interceptor(next_fun, args, kwargs, context):
-        if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
-            paths.append(context.module.path)
-        return next_fun(*args, **kwargs)
+    def look(images):
+        with nn.intercept_methods(_on_dense(lambda module, inputs: paths.append(module.path))):
+            return module.apply(variables, images)
 
-    with nn.intercept_methods(interceptor):
-        jax.eval_shape(module.apply, variables, images)
+    jax.eval_shape(look, images)
     if not paths:
         raise UserError("labels=idlg: the network has no dense layer to read a label from; give it")
     return paths[-1]
 
 
-def idlg(update: PyTree, classifier: tuple[str, ...]) -> Int[Array, " 1"]:
-    """Reads the label of a single image off the gradient of the last dense layer.
+def _on_dense(see: Callable[[nn.Module, Array], None]) -> Callable:
+    """A Flax interceptor that shows every dense layer and its inputs."""
 
-    The gradient of the logits is softmax - onehot: negative for the true class alone. The bias
-    gradient is that vector. Without a bias, the sum of a class's weight gradients has its sign
-    wherever the features before the layer have a positive sum, as after a ReLU or sigmoid.
+    def interceptor(next_fun, args, kwargs, context):
+        if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+            see(context.module, args[0])
+        return next_fun(*args, **kwargs)
+
+    return interceptor
+
+
+def infer(
+    rule: str, module: nn.Module, variables: PyTree, update: PyTree, image_shape: tuple[int, ...],
+    images: int, steps: int = 1,
+) -> Int[Array, " image"]:  # fmt: skip
+    """Reads the labels off an update, in ascending order, repeats included.
+
+    Args:
+      rule: one of `LABELS` but "known".
+      module, variables: the network.
+      update: in the gradient's direction (`client.update`), the sum over the local steps.
+      image_shape: height, width, channel.
+      images: how many the update is taken to be of.
+      steps: local steps it is taken to be of.
+
+    Raises:
+      UserError: the network calls no `flax.linen.Dense`.
+    """
+    path = classifier_path(module, variables, jnp.zeros((1, *image_shape)))
+    own, sent, inputs = variables["params"], update, []
+    for name in path:
+        own, sent = own[name], sent[name]
+    with nn.intercept_methods(_on_dense(lambda module, seen: inputs.append(seen))):
+        module.apply(variables, natural_noise(jax.random.key(0), (DUMMIES, *image_shape)))
+    kernel, features = own["kernel"], inputs[-1]
+    gradient = sent["kernel"].T / steps
+    if "bias" in sent:
+        bias, of_bias = own["bias"], sent["bias"] / steps
+    else:  # every class's weight gradient is its logit's times about the same features
+        bias, of_bias = jnp.zeros(kernel.shape[1]), gradient.sum(1) / features.sum(1).mean()
+    scatter = (features - features.mean(axis=0)) @ kernel
+    counts = LABELS[rule](LastLayer(kernel, bias, gradient, of_bias, scatter), images)
+    classes = jnp.arange(kernel.shape[1])
+    return jnp.repeat(classes, counts, total_repeat_length=images).astype(jnp.int32)
+
+
+def natural_noise(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "image height width c"]:
+    """Draws normalised images of noise with the spectrum of photographs, amplitude 1 / frequency.
+
+    References: Field 1987 (the spectrum).
+    """
+    keys = jax.random.split(key, 3)
+    height, width, channels = shape[1:]
+    frequency = jnp.hypot(jnp.fft.fftfreq(height)[:, None], jnp.fft.fftfreq(width))
+    amplitude = 1 / jnp.maximum(frequency, 1 / max(height, width))
+    grey = jax.random.normal(keys[0], (*shape[:3], 1))
+    white = 2 * grey + jax.random.normal(keys[1], shape)
+    colored = jnp.fft.ifft2(
+        jnp.fft.fft2(white, axes=(1, 2)) * amplitude[:, :, None], axes=(1, 2)
+    ).real
+    colored -= colored.mean(axis=(1, 2, 3), keepdims=True)
+    scaled = 0.8 * colored / colored.std(axis=(1, 2, 3), keepdims=True)
+    return scaled + 0.5 * jax.random.normal(keys[2], (shape[0], 1, 1, channels))
+
+
+def apportion(shares: Float[Array, " class"], images: int) -> Int[Array, " class"]:
+    """Rounds shares to whole counts of that sum, by the largest remainders; below 0 is 0."""
+    shares = jnp.maximum(shares, 0)
+    shares *= images / jnp.maximum(shares.sum(), 1e-12)
+    counts = jnp.floor(shares)
+    left = images - counts.sum()
+    rank = jnp.argsort(jnp.argsort(counts - shares))
+    return (counts + (rank < left)).astype(jnp.int32)
+
+
+def idlg(layer: LastLayer, images: int) -> Int[Array, " class"]:
+    """One image: the class whose logit's gradient, softmax - onehot, is negative.
 
     References: Zhao et al. 2020 (iDLG), arXiv 2001.02610.
     """
-    for name in classifier:
-        update = update[name]
-    logits_gradient = update["bias"] if "bias" in update else update["kernel"].sum(axis=0)
-    return jnp.argmin(logits_gradient)[None]
+    counts = jnp.zeros(len(layer.bias), jnp.int32)
+    return counts.at[jnp.argmin(layer.bias_gradient)].set(images)
+
+
+def llg(layer: LastLayer, images: int) -> Int[Array, " class"]:
+    """Takes the most negative sum of weight gradients, adds what one image does to it, and repeats.
+
+    Sees ratios alone, so that the scale of the update is of no importance.
+
+    References: Wainakh et al. 2021 (LLG), arXiv 2105.09369, algorithm 1.
+    """
+    sums = layer.kernel_gradient.sum(axis=1)
+    classes = len(sums)
+    impact = jnp.where(sums < 0, sums, 0).sum() / images * (1 + 1 / classes)
+
+    def take(taken, state):
+        sums, counts = state
+        # Each class with a negative sum is there; the most negative first.
+        present = (counts == 0) & (sums < 0)
+        chosen = jnp.argmin(jnp.where(present | ~present.any(), sums, jnp.inf))
+        return sums.at[chosen].add(-impact), counts.at[chosen].add(1)
+
+    return lax.fori_loop(0, images, take, (sums, jnp.zeros(classes, jnp.int32)))[1]
+
+
+def ilrg(layer: LastLayer, images: int) -> Int[Array, " class"]:
+    """Solves for the counts, each class's softmax at the features read off its own row.
+
+    References: Ma et al. 2022 (iLRG), arXiv 2206.13191, eqs. 9 to 12.
+    """
+    features = layer.kernel_gradient / layer.bias_gradient[:, None]
+    softmax = jax.nn.softmax(features @ layer.kernel + layer.bias)
+    return apportion(_solve(softmax, layer.bias_gradient, 0.0), images)
+
+
+def counts(layer: LastLayer, images: int) -> Int[Array, " class"]:
+    """Alternates between the counts and the mean features of each class's images.
+
+    Given counts n, the weight gradient is M H with M = (softmax^T - 1) diag(n / images), linear in
+    the classes' features H but for the softmax: solved with a small pull to their common mean, for
+    M has no full rank. Given features, a class's mean softmax is that of its logits, scattered as
+    the dummies' are, and the bias gradient is linear in the counts: solved with a small pull to
+    equal ones, for a network that is certain of its images gives no gradient to tell from.
+    """
+    weights = jnp.abs(layer.bias_gradient)
+    signed = jnp.sign(layer.bias_gradient) @ layer.kernel_gradient
+    mean = signed / jnp.maximum(weights.sum(), 1e-12)
+    classes = len(layer.bias)
+    eye = jnp.eye(classes)
+    logits = lambda features: features @ layer.kernel + layer.bias  # noqa: E731
+
+    def features_of(shares, features):
+        system = (jax.nn.softmax(logits(features)).T - eye) * jnp.maximum(shares, 0)
+        rest = layer.kernel_gradient - system @ features_mean
+        normal = system.T @ system + RIDGE * eye
+        return features_mean + jnp.linalg.solve(normal, system.T @ rest)
+
+    def turn(_, shares):
+        features = lax.fori_loop(0, 2, lambda _, x: features_of(shares, x), features_mean)
+        scattered = logits(features)[:, None] + SCATTER * layer.scatter
+        return _solve(jax.nn.softmax(scattered).mean(axis=1), layer.bias_gradient, EVEN)
+
+    features_mean = jnp.broadcast_to(mean, (classes, len(mean)))
+    start = jax.nn.softmax(logits(mean)) - layer.bias_gradient
+    return apportion(lax.fori_loop(0, ROUNDS, turn, start), images)
+
+
+def _solve(
+    softmax: Float[Array, "class class"], bias_gradient: Array, even: float
+) -> Float[Array, " class"]:
+    """Shares s of sum 1 with softmax^T s - s = bias gradient, in least squares.
+
+    Args:
+      softmax: row c is the mean softmax of the images of class c.
+      even: weight of the distance to equal shares.
+    """
+    classes = len(bias_gradient)
+    eye = jnp.eye(classes)
+    rows = jnp.concatenate([softmax.T - eye, even**0.5 * eye, 10 * jnp.ones((1, classes))])
+    equal = jnp.full(classes, even**0.5 / classes)
+    return jnp.linalg.lstsq(rows, jnp.concatenate([bias_gradient, equal, jnp.full(1, 10.0)]))[0]
+
+
+# "known": the client's labels come with the update.
+LABELS: dict[str, Callable[[LastLayer, int], Int[Array, " class"]] | None] = {
+    "known": None, "idlg": idlg, "llg": llg, "ilrg": ilrg, "counts": counts,
+}  # fmt: skip

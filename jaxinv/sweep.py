@@ -395,7 +395,7 @@ def attack_cell(
         module, method = material.victim.module, method_of(cell, material)
         clients = trials.Clients(
             cell.labels, cell.batch_norm, cell.local(), cell.shuffled, cell.assumed_images,
-            observe=cell.batch_norm == "eval" and cell.statistics > 0,
+            method.local, observe=cell.batch_norm == "eval" and cell.statistics > 0,
         )  # fmt: skip
         targets = trials.make_targets(
             module, variables, truths, normalization, clients, cell.client_lr,

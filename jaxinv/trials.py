@@ -18,9 +18,8 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxinv import client, metrics, planner, rng
+from jaxinv import client, labels, metrics, planner, rng
 from jaxinv.attacks import gradient_matching as attack
-from jaxinv.labels import classifier_path, idlg
 from jaxinv.priors import SEEDS
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
@@ -60,6 +59,7 @@ class Clients(NamedTuple):
     local: client.Local = client.Local()
     shuffled: bool = False  # each epoch in an order of its own, which the attacker does not know
     assumed_images: int | None = None  # images the attacker takes the update to be of; None: all
+    assumed: client.Local = client.Local()  # what the attacker takes for `local`
     observe: bool = False  # whether the attacker compares statistics with the running ones
 
 
@@ -105,10 +105,14 @@ def _make_targets(module, clients, variables, truths, normalization, client_lr, 
         sent = statistics if clients.batch_norm == "train-shared" else ()
         if clients.observe:
             sent = {"batch_stats": variables["batch_stats"]}
-        if clients.labels == "known":
+        if clients.labels in ("known", "joint"):
             return Target(update, truth.labels, sent)
-        classifier = classifier_path(module, variables, truth.images)
-        return Target(update, idlg(update, classifier), sent)
+        count = clients.assumed_images or len(truth.labels)
+        found = labels.infer(
+            clients.labels, module, variables, update, truth.images.shape[1:], count,
+            clients.assumed.steps(count),
+        )  # fmt: skip
+        return Target(update, found, sent)
 
     return lax.map(one, (truths, order_keys))
 
@@ -188,10 +192,10 @@ def run(
     last = int(np.argmax(trace.step >= total))
     trace = jax.tree.map(lambda leaf: leaf[: last + 1], trace)
     candidates = jax.tree.map(grid.gather, states.candidate)
-    pixels, labels, scores, finite = _finish(truths, normalization, targets.labels, candidates)
+    pixels, found, scores, finite = _finish(truths, normalization, targets.labels, candidates)
     objective, prior = trace.objective[last], trace.prior[last]
     finite = np.asarray(finite) & np.isfinite(objective)
-    return Result(np.asarray(pixels), labels, scores, objective, prior, finite, trace, plan, needed)
+    return Result(np.asarray(pixels), found, scores, objective, prior, finite, trace, plan, needed)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -275,7 +279,7 @@ def _simulate(module: nn.Module, variables: PyTree, method: attack.Method) -> cl
 
 
 @jax.jit
-def _finish(truths, normalization, labels, candidates):
+def _finish(truths, normalization, given_labels, candidates):
     """Matches, scores and checks the final candidates [target, seed, ...]."""
 
     def one(truth, given, candidate):
@@ -291,7 +295,7 @@ def _finish(truths, normalization, labels, candidates):
         truth, given, own = arguments
         return lax.map(functools.partial(one, truth, given), own)
 
-    return lax.map(of_target, (truths, labels, candidates))
+    return lax.map(of_target, (truths, given_labels, candidates))
 
 
 def step_flops(

@@ -195,12 +195,10 @@ def test_every_start_may_have_numbers_of_its_own(problem, result):
 
 def test_idlg_reads_the_label_off_any_network(problem):
     victim = problem.victim
-    path = labels.classifier_path(victim.module, victim.variables, problem.truths.images[0])
     for target, truth in ((0, 3), (1, 7)):
         update = jax.tree.map(lambda x: x[target], problem.targets.update)
-        assert labels.idlg(update, path).tolist() == [truth]
-        weights_only = {path[0]: {"kernel": update[path[0]]["kernel"]}}
-        assert labels.idlg(weights_only, path).tolist() == [truth]
+        found = labels.infer("idlg", victim.module, victim.variables, update, problem.shape, 1)
+        assert found.tolist() == [truth]
 
 
 @pytest.mark.parametrize("sign", ["hard", "soft", "none"])

@@ -34,7 +34,13 @@ def test_recovers_an_image_and_its_label_from_a_gradient():
 
     update = gradient(variables["params"])
     found = jaxinv.invert(
-        model, variables, update, image_shape=(8, 8, 2), seeds=3, iterations=200, priors={"tv": 1e-3}
+        model,
+        variables,
+        update,
+        image_shape=(8, 8, 2),
+        seeds=3,
+        iterations=200,
+        priors={"tv": 1e-3},
     )
     assert found.labels.tolist() == [2]
     assert found.reconstructions.shape == (3, 1, 8, 8, 2)
