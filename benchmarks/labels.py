@@ -3,7 +3,7 @@
     python -m benchmarks.labels [--networks lenet_zhu ...] [--victims NAME ...] [--data-dir DIR]
 
 Batches of CIFAR-10 test images, drawn with replacement, so that labels repeat: the share of labels
-recovered (overlap of the multisets), a 95% interval of its mean over the batches. One gradient each.
+Batches of CIFAR-10 test images, drawn with replacement so that labels repeat: the share of labels
 """
 
 import argparse

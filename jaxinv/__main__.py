@@ -7,6 +7,7 @@ COMMANDS = {
     "sweep": "run a study and report it",
     "train": "train a network to attack, and keep its checkpoints",
     "search": "try hundreds of settings of one attack at once",
+    "invert": "attack one update of a trained network, from a file",
     "report": "rebuild a run's tables, plots and page",
     "prepare": "download and prepare CIFAR-10 or CIFAR-100",
 }

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -366,6 +366,58 @@ def load_search(flags: Mapping[str, Any]) -> SearchStudy:
     return SearchStudy(search, cell, _validate(Plan, of(Plan)))
 
 
+class Inverting(_Strict):
+    """What `jaxinv.invert` is asked for beside the settings of one cell. Each field is a flag."""
+
+    update: str = Field(description="the update: an .npz, or a folder of Orbax (jaxinv.updates)")
+    classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_split)] = (
+        Field(None, description="the images' classes where they are known: 3,5; else --labels")
+    )
+    seeds: int = Field(32, ge=1, description="random starts")
+    memory: float | None = Field(None, gt=0, description="GiB to take, of each accelerator")
+    out: str = Field("runs/inversion", description="folder of the pictures and arrays")
+
+
+# What of a cell does not concern an update that is there already.
+_NOT_INVERTED = {
+    "dataset", "model", "width", "network_seed", "batch_norm", "grouping", "shuffled", "order",
+    "statistics", "assumed_images", "assumed_batch", "assumed_lr",
+}  # fmt: skip
+
+
+def add_inverting_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `jaxinv.invert`."""
+    _add_fields(parser.add_argument_group("update"), Inverting)
+    parser_of_cell = parser.add_argument_group("settings")
+    _add_fields(parser_of_cell, Cell, left_out=_NOT_INVERTED)
+
+
+def load_inverting(flags: Mapping[str, Any]) -> tuple[Inverting, Cell]:
+    """Validates the flags of `add_inverting_flags`.
+
+    Raises:
+      UserError: one line that names the setting and what it may be.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    of = lambda model: {k: v for k, v in given.items() if k in model.model_fields}  # noqa: E731
+    if "update" not in given:
+        raise UserError("--update: the file to attack; see jaxinv.updates.save")
+    inverting = _validate(Inverting, of(Inverting))
+    settings = of(Cell)
+    if "victim" not in settings:
+        raise UserError("--victim: the network that the update is of; give a name or a folder")
+    classes = inverting.classes
+    if classes is None:
+        settings.setdefault("labels", "idlg" if settings.get("images", "1") == "1" else "counts")
+        if settings["labels"] in ("known", "joint"):
+            raise UserError(f"--labels {settings['labels']}: give --classes, or a rule")
+    elif "labels" in settings or settings.get("images", str(len(classes))) != str(len(classes)):
+        raise UserError("--classes: say the labels and their number; leave --labels, --images out")
+    else:
+        settings["images"] = str(len(classes))
+    return inverting, _product(settings)[0]
+
+
 def add_workers_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say where a sweep is computed."""
     _add_fields(parser.add_argument_group("machines"), Workers, several=("resources",))
@@ -397,19 +449,26 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_fields(
-    parser, model: type[BaseModel], several: tuple[str, ...] = (), negated: tuple[str, ...] = ()
+    parser,
+    model: type[BaseModel],
+    several: Collection[str] = (),
+    negated: Collection[str] = (),
+    left_out: Collection[str] = (),
 ) -> None:
     """Adds a flag per field: of one value or `several`, or one that switches it off."""
     for name, field in model.model_fields.items():
+        if name in left_out:
+            continue
         if name in negated:
             parser.add_argument(
                 _flag(f"no_{name}"), dest=name, action="store_false", default=None,
                 help=f"without {field.description}",
             )  # fmt: skip
         else:
+            default = "" if field.is_required() else f" (default: {field.default})"
             parser.add_argument(
                 _flag(name), nargs="+" if name in several else None, metavar="VALUE",
-                help=f"{field.description} (default: {field.default})",
+                help=field.description + default,
             )  # fmt: skip
 
 

@@ -1,0 +1,175 @@
+"""Levenberg-Marquardt on the difference of the updates: from a good image to the exact one.
+
+Minimises |r(x)|^2, r(x) = update(x) - shared update, over the images x, with the steps
+
+    (J^T J + damping) s = -J^T r,      J the Jacobian of r at x.
+
+Where there are more parameters than pixels and the network is smooth, the residual vanishes at the
+true image alone, and near it each step squares the error. Far from it, and across the kinks of a
+ReLU, it stalls: this polishes what another attack has found. The images are not kept in their box:
+the solution lies inside it, and the way there may lead along its outside.
+
+References: Levenberg 1944; Marquardt 1963; Nocedal & Wright 2006, section 10.3.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import cho_factor, cho_solve
+from jaxtyping import Array, Float, Int
+
+Residuals = Callable[[Array], Float[Array, " residual"]]
+
+STATUS = ("steps", "converged", "stalled")  # how a trial ended: its steps were spent, or by itself
+TOLERANCE = 1e-13  # of the residual, relative to the shared update: converged
+FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-4, 1e-18, 1e4  # relative to the largest diagonal
+COLUMNS = 256  # of the Jacobian at once
+CG_ITERATIONS = 300
+
+
+class Polished(NamedTuple):
+    """The end of one trial."""
+
+    x: Float[Array, "..."]
+    residual: Float[Array, ""]  # |r| / |shared update|
+    status: Int[Array, ""]  # position in `STATUS`
+    trace: Float[Array, " step"]  # the residual after each step; NaN after the last
+
+
+class _State(NamedTuple):
+    """What the next step needs."""
+
+    x: Array
+    r: Array
+    damping: Array  # relative
+    system: "System"
+    step: Array
+    status: Array
+    trace: Array
+
+
+class System(NamedTuple):
+    """The linear system at one image."""
+
+    normal: Float[Array, "pixel pixel"] | None  # J^T J; None where it is not stored
+    slope: Float[Array, " pixel"]  # J^T r
+    scale: Float[Array, ""]  # the largest diagonal element of J^T J
+
+
+def polish(
+    residuals: Residuals, shared_norm: Array, x: Float[Array, "..."], steps: int, dense: bool
+) -> Polished:
+    """Takes an image to where its residual vanishes, as far as steps and network allow.
+
+    The damping falls by ten with every step that lowers the residual and rises by ten with one that
+    does not, which is then not taken.
+
+    Args:
+      residuals: of the images, in any shape, to [residual]; once differentiable both ways.
+      shared_norm: |shared update|, which residuals are relative to.
+      x: the start, in float64.
+      steps: at the most.
+      dense: whether J and J^T J are stored, R x N and N x N numbers; else conjugate gradients.
+    """
+    shape = x.shape
+    of = lambda flat: residuals(flat.reshape(shape))  # noqa: E731
+    build = _dense_system if dense else _free_system
+
+    def more(state):
+        return (state.step < steps) & (state.status == 0)
+
+    def step(state):
+        damping = state.damping * state.system.scale
+        if dense:
+            size = len(state.x)
+            factor = cho_factor(state.system.normal + damping * jnp.eye(size, dtype=x.dtype))
+            move = -cho_solve(factor, state.system.slope)
+        else:
+            move = -_conjugate_gradient(of, state.x, state.system.slope, damping)
+        there = state.x + move
+        r = of(there)
+        # A system that is no longer positive definite gives NaN, which is no success either.
+        better = jnp.vdot(r, r) < jnp.vdot(state.r, state.r)
+        x_next, r_next = (jnp.where(better, a, b) for a, b in ((there, state.x), (r, state.r)))
+        system = lax.cond(better, lambda: build(of, there, r), lambda: state.system)
+        damping = jnp.where(better, state.damping / 10, state.damping * 10)
+        residual = jnp.linalg.norm(r_next) / shared_norm
+        ends = jnp.array([residual < TOLERANCE, damping > MOST_DAMPING])
+        status = jnp.where(ends.any(), 1 + ends.argmax(), 0).astype(jnp.int32)
+        trace = state.trace.at[state.step].set(residual)
+        damping = jnp.maximum(damping, LEAST_DAMPING)
+        return _State(x_next, r_next, damping, system, state.step + 1, status, trace)
+
+    flat = x.ravel()
+    r = of(flat)
+    start = _State(
+        flat, r, jnp.asarray(FIRST_DAMPING, x.dtype), build(of, flat, r), jnp.int32(0),
+        jnp.int32(0), jnp.full(steps, jnp.nan, x.dtype),
+    )  # fmt: skip
+    end = lax.while_loop(more, step, start)
+    residual = jnp.linalg.norm(end.r) / shared_norm
+    return Polished(end.x.reshape(shape), residual, end.status, end.trace)
+
+
+def jacobian(of: Residuals, x: Float[Array, " pixel"]) -> Float[Array, "pixel residual"]:
+    """The transposed Jacobian, by forward derivatives of some columns at once."""
+    _, linear = jax.linearize(of, x)
+    size = len(x)
+    at_once = max(d for d in range(1, min(COLUMNS, size) + 1) if size % d == 0)
+    first = jnp.arange(0, size, at_once)
+
+    def block(start):
+        return jax.vmap(lambda i: linear(jax.nn.one_hot(i, size, dtype=x.dtype)))(
+            start + jnp.arange(at_once)
+        )
+
+    return lax.map(block, first).reshape(size, -1)
+
+
+def spectrum(
+    residuals: Residuals, x: Float[Array, "..."], least: int
+) -> tuple[Float[Array, " pixel"], Float[Array, "least ..."]]:
+    """How well each direction of the image is determined by the update.
+
+    By the eigenvalues of J^T J: singular values below about 1e-8 of the largest are rounding.
+
+    Args:
+      residuals, x: as in `polish`; x at a solution.
+      least: how many directions to return.
+
+    Returns:
+      The singular values of J, descending, and the unit images of the smallest, those first.
+    """
+    transposed = jacobian(lambda flat: residuals(flat.reshape(x.shape)), x.ravel())
+    values, vectors = jnp.linalg.eigh(transposed @ transposed.T)
+    singular = jnp.sqrt(jnp.maximum(values, 0))[::-1]
+    return singular, vectors[:, :least].T.reshape(least, *x.shape)
+
+
+def _dense_system(of: Residuals, x: Array, r: Array) -> System:
+    transposed = jacobian(of, x)
+    normal = transposed @ transposed.T
+    return System(normal, transposed @ r, normal.diagonal().max())
+
+
+def _free_system(of: Residuals, x: Array, r: Array) -> System:
+    slope = jax.vjp(of, x)[1](r)[0]
+    # Without the diagonal: the largest eigenvalue, by a few power iterations from the slope.
+    _, linear = jax.linearize(of, x)
+    transpose = jax.linear_transpose(linear, x)
+
+    def power(_, direction):
+        return transpose(linear(direction / jnp.linalg.norm(direction)))[0]
+
+    return System(None, slope, jnp.linalg.norm(lax.fori_loop(0, 5, power, slope)))
+
+
+def _conjugate_gradient(of: Residuals, x: Array, slope: Array, damping: Array) -> Array:
+    """Solves (J^T J + damping) s = slope from products with J alone."""
+    _, linear = jax.linearize(of, x)
+    transpose = jax.linear_transpose(linear, x)
+    product = lambda s: transpose(linear(s))[0] + damping * s  # noqa: E731
+    return jax.scipy.sparse.linalg.cg(product, slope, tol=1e-12, maxiter=CG_ITERATIONS)[0]

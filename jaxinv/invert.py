@@ -1,0 +1,85 @@
+"""`python -m jaxinv.invert`: attack one update, read from a file, of a network on disk.
+
+    python -m jaxinv.invert --update update.npz --victim lenet_zhu-cifar10 --iterations 2000
+
+The server's view: nobody knows the truth, and the starts are ranked by how well their updates
+match. Writes `reconstructions.png`, the best starts first, and `reconstructions.npz`.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from jaxinv import checkpoints, config, plot_style, results, runtime, updates
+from jaxinv.errors import OneLineParser, UserError, run_command
+from jaxinv.inversion import Inversion, invert
+from jaxinv.plot_images import tile
+
+SHOWN = 8  # starts in the picture
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+
+    def command():
+        parser = OneLineParser(prog="python -m jaxinv.invert", description=__doc__.split("\n")[0])
+        config.add_inverting_flags(parser)
+        run(*config.load_inverting(vars(parser.parse_args(argv))))
+
+    return run_command(command)
+
+
+def run(asked: config.Inverting, cell: config.Cell) -> None:
+    """Attacks and writes the results.
+
+    Raises:
+      UserError: the update cannot be read or is of another network, or nothing stayed finite.
+    """
+    console, folder = Console(), Path(asked.out)
+    victim = checkpoints.load_victim(cell.victim)
+    update = updates.load(asked.update, victim.variables["params"])
+    runtime.use_compilation_cache()
+    runtime.use_all_cores()
+    method = cell.method(len(victim.info.classes), ())
+    with runtime.progress_bar(console) as bar:
+        task = bar.add_task(f"{asked.seeds} starts", total=cell.iterations)
+        found = invert(
+            victim.module, victim.variables, update,
+            image_shape=victim.info.image_shape, mean=victim.info.mean, std=victim.info.std,
+            labels=cell.labels if asked.classes is None else asked.classes, images=cell.images,
+            seeds=asked.seeds, iterations=cell.iterations, lr=cell.lr, client_lr=cell.client_lr,
+            priors={name: getattr(cell, name) for name in method.priors}, method=method,
+            precision=cell.precision, memory=asked.memory,
+            progress=lambda steps, psnr: bar.update(task, completed=steps),
+        )  # fmt: skip
+    if np.isnan(found.objectives).all():
+        raise UserError("--lr: no start stayed finite; lower it, or keep --box true")
+    order = np.argsort(found.objectives)  # NaN comes last
+    names = [victim.info.classes[label] for label in found.labels]
+    arrays = {"reconstructions": found.reconstructions, "objectives": found.objectives,
+              "labels": found.labels}  # fmt: skip
+    results.write_file(folder / "reconstructions.npz", lambda f: np.savez_compressed(f, **arrays))
+    plot_style.save(draw(found, order[:SHOWN]), folder / "reconstructions", ("png",))
+    console.print(f"labels: {', '.join(names)}")
+    console.print(f"objective: best {found.objectives[order[0]]:.3g}", end=", ")
+    console.print(f"median {np.nanmedian(found.objectives):.3g} of {asked.seeds} starts")
+    console.print(f"pictures: {folder / 'reconstructions.png'}")
+
+
+@plot_style.styled
+def draw(found: Inversion, starts: np.ndarray) -> Figure:
+    """Draws these starts' reconstructions beside one another, each with its objective."""
+    figure = Figure(figsize=(1.5 * len(starts), 1.9))
+    for axes, start in zip(figure.subplots(1, len(starts), squeeze=False)[0], starts):
+        axes.imshow(tile(found.reconstructions[start]).squeeze(), cmap="gray", vmin=0, vmax=1)
+        axes.set_title(f"{found.objectives[start]:.2g}", fontsize=9)
+        axes.set_axis_off()
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main())
