@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from jaxinv import checkpoints, models, runtime
-from jaxinv.attacks import ATTACKS
+from jaxinv.attacks import ATTACKS, CLOSED_FORM
 from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, SCHEDULES, SIGNS, Method
 from jaxinv.client import BATCH_NORM, Local
 from jaxinv.data import GROUPINGS
@@ -602,6 +602,9 @@ def _check_cell(cell: Cell) -> None:
         ),
         "--order: compares the client's epochs; give --client-epochs 2 or more, --shuffled true": (
             cell.order > 0 and (cell.client_epochs == 1 or not cell.shuffled)
+        ),
+        f"--attack {cell.attack}: of one gradient; leave --client-epochs and --client-batch out": (
+            cell.attack in CLOSED_FORM and steps > 1
         ),
         "--order: not with --labels joint": cell.order > 0 and cell.labels == "joint",
     }

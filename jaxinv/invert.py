@@ -73,7 +73,7 @@ def run(asked: config.Inverting, cell: config.Cell) -> None:
 @plot_style.styled
 def draw(found: Inversion, starts: np.ndarray) -> Figure:
     """Draws these starts' reconstructions beside one another, each with its objective."""
-    figure = Figure(figsize=(1.5 * len(starts), 1.9))
+    figure = Figure(figsize=(1.5 * len(starts), 1.8), layout="constrained")
     for axes, start in zip(figure.subplots(1, len(starts), squeeze=False)[0], starts):
         axes.imshow(tile(found.reconstructions[start]).squeeze(), cmap="gray", vmin=0, vmax=1)
         axes.set_title(f"{found.objectives[start]:.2g}", fontsize=9)

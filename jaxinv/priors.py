@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxinv.attacks.analytic import features
 from jaxinv.types import PyTree, Target
 
 SEEDS = "seeds"  # the axis along which the starts of one target stand beside one another
@@ -24,6 +25,7 @@ class View(NamedTuple):
     update: PyTree  # the candidate's; () where no prior asks for it
     statistics: PyTree  # of the candidate's BatchNorm layers
     target: Target
+    params: PyTree  # of the network
     classifier: tuple[str, ...]  # path of the last dense layer's parameters
 
 
@@ -90,7 +92,9 @@ def feature_distance(view: View) -> Float[Array, ""]:
 
     Both are read off the weight and bias gradient of that layer; exact for one image.
     """
-    own, sent = (features(tree, view.classifier) for tree in (view.update, view.target.update))
+    trees = view.update, view.target.update
+    label = view.target.labels[0]
+    own, sent = (features(view.params, tree, view.classifier, label) for tree in trees)
     return 1.0 - jnp.vdot(own, sent) / (jnp.linalg.norm(own) * jnp.linalg.norm(sent))
 
 
@@ -116,15 +120,6 @@ PRIORS: dict[str, Callable[[View], Float[Array, ""]]] = {
     "features": feature_distance,
     "order": lambda view: order_distance(view.images),
 }
-
-
-def features(update: PyTree, classifier: tuple[str, ...]) -> Float[Array, " channel"]:
-    """Reads the input of a network's last dense layer off its gradients, exact for one image."""
-    for name in classifier:
-        update = update[name]
-    return update["kernel"] @ update["bias"] / jnp.sum(update["bias"] ** 2)
-
-
 READ_UPDATE = {"features"}  # the priors that need the candidate's update itself
 
 

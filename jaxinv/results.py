@@ -34,7 +34,8 @@ _MEASURED = [
     ("target_id", pa.int64()),  # position, in the dataset's original order, of the first image
     ("image_ids", pa.list_(pa.int64())),
     ("seed", pa.int64()),  # names the attack's random start
-    ("status", pa.string()),  # "ok" | "nonfinite"
+    # "ok", or "nonfinite", a failure; of a closed form "exact" or "mixture", as the update proves.
+    ("status", pa.string()),
     ("psnr", pa.float64()),  # dB, pixels in [0, 1], data range 1; inf when exact
     ("psnr_best", pa.float64()),
     ("psnr_images", pa.list_(pa.float64())),  # of each image

@@ -195,7 +195,7 @@ def _cell(run: Run, number: int, success_psnr: float) -> Cell:
         )
     status = np.empty(shape, dtype=object)
     status[place] = rows["status"]
-    failed = status != "ok"
+    failed = status == "nonfinite"
     columns = {}
     for name in _METRICS + _BASELINES:
         columns[name] = np.empty(shape)

@@ -34,6 +34,7 @@ from jaxinv import (
     trials,
     victims,
 )
+from jaxinv.attacks import CLOSED_FORM
 from jaxinv.attacks import gradient_matching as attack
 from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.labels import classifier_path
@@ -401,6 +402,14 @@ def attack_cell(
             module, variables, truths, normalization, clients, cell.client_lr,
             trials.order_keys(material.ids[:, 0]),
         )  # fmt: skip
+        if cell.attack in CLOSED_FORM:
+            result = trials.recover(
+                CLOSED_FORM[cell.attack], module, variables, targets, truths, normalization,
+                method.objective, keys,
+            )  # fmt: skip
+            return Attacked(
+                result, *_per_target(truths, result.labels, normalization, material.classes)
+            )
         if cell.assumed_lr is not None:
             numbers = {**numbers, "client_lr": cell.assumed_lr}
         plan = planner.first_plan(
@@ -450,7 +459,7 @@ def trial_rows(
         "target_id": spread(ids[:, 0]),
         "image_ids": [list(map(int, batch)) for batch in ids for _ in seeds],
         "seed": list(seeds) * shape[0],
-        "status": np.where(failed, "nonfinite", "ok").ravel(),
+        "status": np.where(failed, "nonfinite", result.status).ravel(),
         "psnr_images": of_images.reshape(rows, -1).tolist(),
         "label_accuracy": np.asarray(accuracy, np.float64).ravel(),
         "baseline_psnr": spread(baseline.psnr).astype(np.float64),

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxinv import client, labels, metrics, planner, rng
 from jaxinv.attacks import gradient_matching as attack
+from jaxinv.objectives import OBJECTIVES, compare
 from jaxinv.priors import SEEDS
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
@@ -46,6 +47,7 @@ class Result(NamedTuple):
     objective: Float[Array, "target seed"]
     prior: Float[Array, "target seed"]  # all priors, each times its weight
     finite: Bool[Array, "target seed"]
+    status: np.ndarray  # [target, seed], of the trials that are finite: `results.TRIALS`
     trace: Trace
     plan: planner.Plan  # by which they were computed
     bytes: int  # that its program takes of each device
@@ -195,7 +197,10 @@ def run(
     pixels, found, scores, finite = _finish(truths, normalization, targets.labels, candidates)
     objective, prior = trace.objective[last], trace.prior[last]
     finite = np.asarray(finite) & np.isfinite(objective)
-    return Result(np.asarray(pixels), found, scores, objective, prior, finite, trace, plan, needed)
+    return Result(
+        np.asarray(pixels), found, scores, objective, prior, finite, np.full(keys.shape, "ok"),
+        trace, plan, needed,
+    )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -271,6 +276,50 @@ def _mesh(devices: int) -> jax.sharding.Mesh:
     """The first local devices in a row; groups of trials are dealt out along it."""
     local = np.array(jax.local_devices()[:devices])
     return jax.sharding.Mesh(local, ("trial",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def recover(
+    closed_form: Callable, module: nn.Module, variables: PyTree, targets: Target, truths: Truth,
+    normalization: Normalization, objective: str, keys: jax.Array,
+) -> Result:  # fmt: skip
+    """Runs an attack in closed form on every target, from every key.
+
+    Args:
+      closed_form: one of `attacks.CLOSED_FORM`.
+      module, variables, targets, truths, normalization, keys: as in `run`.
+      objective: by which the update of what was found is compared with the target's.
+    """
+    pixels, scores, distance, finite, exact = _recover(
+        closed_form, module, objective, variables, targets, truths, normalization, keys
+    )
+    labels = jnp.broadcast_to(targets.labels[:, None], (*keys.shape, targets.labels.shape[1]))
+    trace = Trace(np.zeros(1, int), *(np.asarray(x)[None] for x in (scores.psnr, distance)), None)
+    status = np.where(np.asarray(exact), "exact", "mixture")
+    return Result(
+        np.asarray(pixels), labels, scores, distance, jnp.zeros_like(distance), finite, status,
+        trace, planner.Plan(1, 1), 0,
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _recover(closed_form, module, objective, variables, targets, truths, normalization, keys):
+    loss = client.loss_fn(module, variables)
+
+    def one(target, truth, key):
+        count = len(target.labels)
+        found = closed_form(module, variables, target, count, truth.images.shape[1:], key)
+        update, _ = client.gradient(loss, variables["params"], found.images, target.labels)
+        pixels = normalization.pixels(found.images)
+        pixels = metrics.match(pixels, truth.images, normalization.mean)
+        distance = OBJECTIVES[objective](compare(update, target.update))
+        finite = jnp.isfinite(found.images).all()
+        return pixels, metrics.score(truth, pixels), distance, finite, found.exact.all()
+
+    def of_target(arguments):
+        target, truth, own = arguments
+        return lax.map(functools.partial(one, target, truth), own)
+
+    return lax.map(of_target, (targets, truths, keys))
 
 
 def _simulate(module: nn.Module, variables: PyTree, method: attack.Method) -> client.LossFn:

@@ -1,7 +1,13 @@
-"""Attacks: an `init` and a `step`, pure functions of one trial. Only `trials.py` loops.
+"""Attacks: an `init` and a `step`, or a closed form, pure functions of one trial.
 
-A published attack is a name for settings of `gradient_matching`; each of them can be given anew.
+A published attack is a name for settings of `gradient_matching`, each of which can be given anew,
+or a closed form, which has none. Only `trials.py` loops.
 """
+
+from jaxinv.attacks import analytic
+
+# (module, variables, target, images, image_shape, key) -> analytic.Recovered
+CLOSED_FORM = {"analytic": analytic.attack}
 
 _EUCLIDEAN = {
     "objective": "l2", "optimizer": "lbfgs", "sign": "none", "schedule": "constant", "lr": 1.0,
@@ -25,4 +31,5 @@ ATTACKS = {
         "sign": "soft", "schedule": "cosine", "init": "patterned", "tv": 0.0, "tv_color": 0.1,
         "features": 0.1,
     },
+    **{name: {"tv": 0.0} for name in CLOSED_FORM},
 }  # fmt: skip

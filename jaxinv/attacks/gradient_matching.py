@@ -232,7 +232,7 @@ def step(
         between, update, statistics = compare_candidate(
             method, numbers.client_lr, client_loss, params, target, candidate
         )
-        view = View(candidate.images, update, statistics, target, method.classifier)
+        view = View(candidate.images, update, statistics, target, params, method.classifier)
         weights = {name: numbers.weights[name] for name in method.priors}
         losses = Losses(OBJECTIVES[method.objective](between), weighted_sum(weights, view))
         return losses.objective + losses.prior, losses
