@@ -130,6 +130,9 @@ class Cell(_Strict):
     init: Annotated[str, _known(INITS)] = Field("normal", description="distribution of the start")
     box: bool = Field(True, description="project onto pixels in [0, 1] after each step")
     iterations: int = Field(500, ge=1, description="steps of the attack")
+    polish: int = Field(
+        0, ge=0, description="steps of Levenberg-Marquardt afterwards, in float64 (client too)"
+    )
     gram: Annotated[str, _known(GRAM)] = Field(
         "auto", description="objective without stored weight gradients: auto, on, or off"
     )
@@ -381,7 +384,7 @@ class Inverting(_Strict):
 # What of a cell does not concern an update that is there already.
 _NOT_INVERTED = {
     "dataset", "model", "width", "network_seed", "batch_norm", "grouping", "shuffled", "order",
-    "statistics", "assumed_images", "assumed_batch", "assumed_lr",
+    "statistics", "assumed_images", "assumed_batch", "assumed_lr", "polish",
 }  # fmt: skip
 
 
@@ -606,6 +609,7 @@ def _check_cell(cell: Cell) -> None:
         f"--attack {cell.attack}: of one gradient; leave --client-epochs and --client-batch out": (
             cell.attack in CLOSED_FORM and steps > 1
         ),
+        "--polish: of one set of images; leave --order out": cell.polish > 0 and cell.order > 0,
         "--order: not with --labels joint": cell.order > 0 and cell.labels == "joint",
     }
     for message, holds in refused.items():

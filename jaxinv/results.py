@@ -34,7 +34,8 @@ _MEASURED = [
     ("target_id", pa.int64()),  # position, in the dataset's original order, of the first image
     ("image_ids", pa.list_(pa.int64())),
     ("seed", pa.int64()),  # names the attack's random start
-    # "ok", or "nonfinite", a failure; of a closed form "exact" or "mixture", as the update proves.
+    # "ok", or "nonfinite", a failure; of a closed form "exact" or "mixture", by the update's own
+    # evidence; of a polish "converged", "stalled" or "steps", which were all taken.
     ("status", pa.string()),
     ("psnr", pa.float64()),  # dB, pixels in [0, 1], data range 1; inf when exact
     ("psnr_best", pa.float64()),
@@ -82,6 +83,7 @@ SETTINGS = [
     ("init", pa.string()),
     ("box", pa.bool_()),
     ("iterations", pa.int32()),
+    ("polish", pa.int32()),
     ("gram", pa.string()),  # "auto" | "on" | "off"
     ("precision", pa.string()),
 ]

@@ -398,10 +398,12 @@ def attack_cell(
             cell.labels, cell.batch_norm, cell.local(), cell.shuffled, cell.assumed_images,
             method.local, observe=cell.batch_norm == "eval" and cell.statistics > 0,
         )  # fmt: skip
-        targets = trials.make_targets(
-            module, variables, truths, normalization, clients, cell.client_lr,
-            trials.order_keys(material.ids[:, 0]),
-        )  # fmt: skip
+        orders = trials.order_keys(material.ids[:, 0])
+        # What is polished to the last digit is an update that has them.
+        with runtime.arithmetic("float64" if cell.polish else cell.precision) as exact:
+            asked = exact((variables, truths, normalization))
+            sent = trials.make_targets(module, *asked, clients, cell.client_lr, orders)
+        targets = cast(sent)
         if cell.attack in CLOSED_FORM:
             result = trials.recover(
                 CLOSED_FORM[cell.attack], module, variables, targets, truths, normalization,
@@ -420,6 +422,14 @@ def attack_cell(
             cast(attack.Numbers.of(keys.shape[1], **numbers)), material.images.shape[2:], keys,
             plan, planner.memory_limit(memory), progress, announce,
         )  # fmt: skip
+        if cell.polish:
+            rate = cell.client_lr if cell.assumed_lr is None else cell.assumed_lr
+            with runtime.arithmetic("float64") as exact:
+                variables, truths, normalization = exact((variables, truths, normalization))
+                result = trials.polish(
+                    result, module, variables, sent, truths, normalization, method, rate,
+                    cell.polish, planner.memory_limit(memory),
+                )  # fmt: skip
         return Attacked(
             result, *_per_target(truths, result.labels, normalization, material.classes)
         )

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxinv import client, labels, metrics, planner, rng
 from jaxinv.attacks import gradient_matching as attack
+from jaxinv.attacks import levenberg_marquardt
 from jaxinv.objectives import OBJECTIVES, compare
 from jaxinv.priors import SEEDS
 from jaxinv.types import Normalization, PyTree, Target, Truth
@@ -48,6 +49,7 @@ class Result(NamedTuple):
     prior: Float[Array, "target seed"]  # all priors, each times its weight
     finite: Bool[Array, "target seed"]
     status: np.ndarray  # [target, seed], of the trials that are finite: `results.TRIALS`
+    candidates: attack.Candidate  # as the attack left them: not matched, not clipped
     trace: Trace
     plan: planner.Plan  # by which they were computed
     bytes: int  # that its program takes of each device
@@ -199,7 +201,7 @@ def run(
     finite = np.asarray(finite) & np.isfinite(objective)
     return Result(
         np.asarray(pixels), found, scores, objective, prior, finite, np.full(keys.shape, "ok"),
-        trace, plan, needed,
+        candidates, trace, plan, needed,
     )  # fmt: skip
 
 
@@ -289,7 +291,7 @@ def recover(
       module, variables, targets, truths, normalization, keys: as in `run`.
       objective: by which the update of what was found is compared with the target's.
     """
-    pixels, scores, distance, finite, exact = _recover(
+    images, pixels, scores, distance, finite, exact = _recover(
         closed_form, module, objective, variables, targets, truths, normalization, keys
     )
     labels = jnp.broadcast_to(targets.labels[:, None], (*keys.shape, targets.labels.shape[1]))
@@ -297,7 +299,7 @@ def recover(
     status = np.where(np.asarray(exact), "exact", "mixture")
     return Result(
         np.asarray(pixels), labels, scores, distance, jnp.zeros_like(distance), finite, status,
-        trace, planner.Plan(1, 1), 0,
+        attack.Candidate(images, None), trace, planner.Plan(1, 1), 0,
     )  # fmt: skip
 
 
@@ -313,13 +315,76 @@ def _recover(closed_form, module, objective, variables, targets, truths, normali
         pixels = metrics.match(pixels, truth.images, normalization.mean)
         distance = OBJECTIVES[objective](compare(update, target.update))
         finite = jnp.isfinite(found.images).all()
-        return pixels, metrics.score(truth, pixels), distance, finite, found.exact.all()
+        scores = metrics.score(truth, pixels)
+        return found.images, pixels, scores, distance, finite, found.exact.all()
 
     def of_target(arguments):
         target, truth, own = arguments
         return lax.map(functools.partial(one, target, truth), own)
 
     return lax.map(of_target, (targets, truths, keys))
+
+
+def polish(
+    result: Result, module: nn.Module, variables: PyTree, targets: Target, truths: Truth,
+    normalization: Normalization, method: attack.Method, client_lr: float, steps: int,
+    memory: float,
+) -> Result:  # fmt: skip
+    """Takes what an attack found towards the exact images, by Levenberg-Marquardt in float64.
+
+    Each trial alone, one on each device at a time. Labels found beside the images stand.
+
+    Args:
+      result: of `run`.
+      module, variables, targets, truths, normalization, method: as there, in float64.
+      client_lr: the rate that the attacker simulates.
+      steps: at the most.
+      memory: bytes of each device; where the Jacobian does not fit, conjugate gradients.
+    """
+    shape = result.objective.shape
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    size = result.candidates.images[0, 0].size
+    dense = 8 * (parameters * size + 3 * size**2) < memory
+    devices, ends = jax.local_devices(), []
+    for index, (target, seed) in enumerate(np.ndindex(*shape)):
+        own = jax.tree.map(lambda x, i=target: x[i], targets)
+        own = own._replace(labels=np.asarray(result.labels)[target, seed])
+        start = np.asarray(result.candidates.images[target, seed], np.float64)
+        there = jax.device_put((variables, own, start), devices[index % len(devices)])
+        ends.append(_polish(module, method, steps, dense, client_lr, *there))
+        if index >= len(devices):  # no more of them in the queue than the devices have memory for
+            jax.block_until_ready(ends[-len(devices)])
+    ends = jax.tree.map(lambda *x: np.stack(x).reshape(*shape, *np.shape(x[0])), *ends)
+    candidates = attack.Candidate(ends[0].x, None)
+    pixels, _, scores, finite = _finish(truths, normalization, targets.labels, candidates)
+    status = np.array(levenberg_marquardt.STATUS)[ends[0].status]
+    before = result.trace
+    trace = Trace(
+        np.append(before.step, before.step[-1] + steps),
+        *(np.concatenate([old, np.asarray(new)[None]]) for old, new in (
+            (before.psnr, scores.psnr), (before.objective, ends[1]),
+        )), None,
+    )  # fmt: skip
+    return result._replace(
+        pixels=np.asarray(pixels), scores=scores, objective=ends[1], finite=np.asarray(finite),
+        status=status, candidates=candidates, trace=trace,
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _polish(module, method, steps, dense, client_lr, variables, target, start):
+    loss = _simulate(module, variables, method)
+
+    def update(images):
+        params = variables["params"]
+        return client.update(loss, params, images, target.labels, method.local, client_lr)[0]
+
+    flat = lambda tree: jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])  # noqa: E731
+    shared = flat(target.update)
+    end = levenberg_marquardt.polish(
+        lambda images: flat(update(images)) - shared, jnp.linalg.norm(shared), start, steps, dense
+    )
+    return end, OBJECTIVES[method.objective](compare(update(end.x), target.update))
 
 
 def _simulate(module: nn.Module, variables: PyTree, method: attack.Method) -> client.LossFn:

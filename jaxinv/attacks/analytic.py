@@ -1,7 +1,7 @@
 """Analytic recovery: the input of a dense layer from its gradients, in closed form.
 
-A dense layer z = x W + b has dL/dW = sum of x^T delta and dL/db = sum of delta over the images, with
-delta = dL/dz of one image. For one image every column i of dL/dW is delta_i x: the bias gradient
+A dense layer z = x W + b has dL/dW = sum of x^T delta and dL/db = sum of delta over the images,
+with delta = dL/dz of one. For one image every column i of dL/dW is delta_i x: the bias gradient
 gives the image away. Without biases, delta comes from above: at the last layer it is
 softmax - onehot, and below a ReLU it is what the layer above sends down, where the ReLU is open.
 
