@@ -4,10 +4,10 @@ A published attack is a name for settings of `gradient_matching`, each of which 
 or a closed form, which has none. Only `trials.py` loops.
 """
 
-from jaxinv.attacks import analytic
+from jaxinv.attacks import analytic, spear
 
 # (module, variables, target, images, image_shape, key) -> analytic.Recovered
-CLOSED_FORM = {"analytic": analytic.attack}
+CLOSED_FORM = {"analytic": analytic.attack, "spear": spear.attack}
 
 _EUCLIDEAN = {
     "objective": "l2", "optimizer": "lbfgs", "sign": "none", "schedule": "constant", "lr": 1.0,

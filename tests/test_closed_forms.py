@@ -1,0 +1,77 @@
+"""Closed forms: exact images from dense layers, and mixtures called so."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinv import client, metrics
+from jaxinv.attacks import CLOSED_FORM
+from jaxinv.errors import UserError
+from jaxinv.types import Target
+
+SHAPE = (4, 4, 2)
+
+
+class Stack(nn.Module):
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(64, use_bias=self.bias)(x.reshape(len(x), -1)))
+        return nn.Dense(5, use_bias=self.bias)(x)
+
+
+def attacked(name, module, images, labels):
+    """What an attack makes of a client's gradient, in float64."""
+    variables = module.init(jax.random.key(0), images)
+    variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), variables)
+
+    @jax.jit
+    def run():
+        loss = client.loss_fn(module, variables)
+        update, _ = client.gradient(loss, variables["params"], images, labels)
+        target = Target(update, labels)
+        return CLOSED_FORM[name](module, variables, target, len(labels), SHAPE, jax.random.key(1))
+
+    found = run()
+    return metrics.match(found.images, images), found.exact
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_image_is_exact_with_and_without_biases(bias):
+    with jax.enable_x64(True):
+        image = jax.random.normal(jax.random.key(2), (1, *SHAPE), jnp.float64)
+        found, exact = attacked("analytic", Stack(bias), image, jnp.array([3]))
+        np.testing.assert_allclose(found, image, atol=1e-9)
+        assert exact.all()
+
+
+@pytest.mark.parametrize("images", [2, 3])
+def test_spear_takes_a_batch_apart(images):
+    with jax.enable_x64(True):
+        batch = jax.random.normal(jax.random.key(3), (images, *SHAPE), jnp.float64)
+        found, exact = attacked("spear", Stack(), batch, jnp.arange(images) % 5)
+        np.testing.assert_allclose(found, batch, atol=1e-7)
+        assert exact.all()
+
+
+def test_what_is_not_alone_at_any_neuron_is_called_a_mixture():
+    """Two images that differ by little open the same neurons."""
+    with jax.enable_x64(True):
+        one = jax.random.normal(jax.random.key(4), SHAPE, jnp.float64)
+        batch = jnp.stack([one, one + 1e-3])
+        found, exact = attacked("analytic", Stack(), batch, jnp.array([0, 1]))
+        assert not exact.any()
+        assert np.abs(np.asarray(found - batch)).max() > 1e-4
+
+
+def test_a_network_that_does_not_start_dense_is_refused():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(5)(nn.Conv(2, (3, 3))(x).reshape(len(x), -1))
+
+    with pytest.raises(UserError, match="--model mlp"):
+        attacked("spear", Net(), jnp.ones((1, *SHAPE)), jnp.array([1]))
