@@ -176,7 +176,7 @@ def jax_form(
     images = jax.random.uniform(jax.random.key(1), (targets, batch, *SHAPE))
     truths = Truth(images, jnp.zeros((targets, batch), jnp.int32))
     module, variables = victim.module, victim.variables
-    shared = trials.make_targets(module, variables, truths, normalization())
+    shared = trials.make_targets(module, variables, truths, normalization()).targets
     numbers = attack.Numbers.of(seeds, lr=0.1, tv=0.01, iterations=1_000_000)
     plan = planner.first_plan(variables["params"], targets, seeds, batch)
     grid = planner.make_grid(plan, targets, seeds)

@@ -26,10 +26,25 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from jaxinv import data, models, results
 from jaxinv.errors import UserError
 from jaxinv.types import PyTree
-from jaxinv.victims import digest
+from jaxinv.victims import Victim, digest
 
 FOLDER = "checkpoints"
 SHIPPED = Path(__file__).parent.parent / FOLDER  # of the repository, beside the package
+
+
+class Privacy(BaseModel):
+    """What a training with DP-SGD guarantees, and on which assumptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    noise_multiplier: float
+    clip: float  # L2 norm of an example's gradient, at the most
+    sampling_rate: float  # probability with which an example is in a batch
+    steps: int
+    delta: float
+    epsilon_pld: float  # inf without noise
+    epsilon_rdp: float
+    assumptions: str
 
 
 class Info(BaseModel):
@@ -52,6 +67,7 @@ class Info(BaseModel):
     seconds: float  # of training, compilation included
     hardware: str
     versions: dict[str, str]
+    privacy: Privacy | None = None  # of a training with DP-SGD
     digest: str = ""  # filled in by `save`
 
 
@@ -62,6 +78,14 @@ class TrainedVictim(NamedTuple):
     variables: PyTree
     digest: str
     info: Info
+
+    def as_victim(self) -> Victim:
+        """What an attack wants to know of it."""
+        privacy = self.info.privacy
+        return Victim(
+            self.module, self.variables, self.digest, self.info.test_accuracy,
+            *((None, None) if privacy is None else (privacy.epsilon_pld, privacy.delta)),
+        )  # fmt: skip
 
 
 def save(folder: Path, variables: PyTree, info: Info, log: Sequence[Mapping[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from jaxinv import checkpoints, models, runtime
+from jaxinv import checkpoints, defenses, models, runtime
 from jaxinv.attacks import ATTACKS, CLOSED_FORM
 from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, SCHEDULES, SIGNS, Method
 from jaxinv.client import BATCH_NORM, Local
@@ -29,11 +29,13 @@ from jaxinv.gram import GRAM, choose_rule
 from jaxinv.labels import LABELS
 from jaxinv.objectives import OBJECTIVES
 from jaxinv.priors import PRIORS, READ_UPDATE
+from jaxinv.privacy import ACCOUNTANTS
 from jaxinv.training import PRECISIONS
 from jaxinv.training import SCHEDULES as TRAINING_SCHEDULES
 
 OF_VICTIM = ("model", "width", "network_seed")  # what a checkpoint says of its network
 SEARCHABLE = ("lr", "client_lr", *PRIORS)  # what may differ from start to start in one program
+VICTIMS_OWN = "victim"  # the defense that a victim was trained with
 DEFAULT_STUDY = Path(__file__).parent / "default_study.toml"
 
 
@@ -51,6 +53,11 @@ def _known(table) -> AfterValidator:
 def _published(width: Any) -> Any:
     """Reads the width "published": a sweep file's preset must be able to take a width back."""
     return None if width == "published" else width
+
+
+def _chain(text: str) -> str:
+    """Spells a chain of defenses in the one way there is."""
+    return text if text == VICTIMS_OWN else defenses.spell(defenses.parse(text))
 
 
 def _split(ids: Any) -> Any:
@@ -103,6 +110,11 @@ class Cell(_Strict):
     labels: Annotated[str, _known((*LABELS, "joint"))] = Field(
         "known", description=f"how the attacker has them: {', '.join(LABELS)}, joint (optimised)"
     )
+    defense: Annotated[str, AfterValidator(_chain)] = Field(
+        "none", description=f"what the client does to its update, such as clip:1,noise:1e-4 "
+        f"(of {', '.join(defenses.DEFENSES)}), or 'victim': the DP-SGD it was trained with"
+    )  # fmt: skip
+    told: bool = Field(False, description="whether the attacker knows the defense")
     attack: Annotated[str, _known(ATTACKS)] = Field(
         "geiping", description=f"published defaults of what follows: {', '.join(ATTACKS)}"
     )
@@ -144,6 +156,18 @@ class Cell(_Strict):
         """What the client does."""
         return Local(self.client_epochs, self.client_batch)
 
+    def chain(self) -> defenses.Chain:
+        """The client's defense."""
+        return defenses.parse(self.defense)
+
+    def dp_sgd(self) -> bool:
+        """Whether the client clips each image's gradient."""
+        return "dpsgd" in defenses.names(self.chain())
+
+    def told_names(self) -> tuple[str, ...]:
+        """The defenses that the attacker knows."""
+        return defenses.names(self.chain()) if self.told else ()
+
     def priors(self) -> tuple[str, ...]:
         """The priors that have a weight."""
         return tuple(name for name in PRIORS if getattr(self, name) > 0)
@@ -157,7 +181,8 @@ class Cell(_Strict):
         """
         local = Local(self.client_epochs, self.assumed_batch or self.client_batch)
         images = self.assumed_images or self.images
-        whole = local.steps(images) > 1 or READ_UPDATE & set(self.priors())
+        told = self.told_names()
+        whole = local.steps(images) > 1 or READ_UPDATE & set(self.priors()) or told
         fields = ("objective", "optimizer", "sign", "schedule", "init", "box", "batch_norm")
         return Method(
             **{name: getattr(self, name) for name in fields},
@@ -166,6 +191,7 @@ class Cell(_Strict):
             by_epoch=self.order > 0,
             classes=classes if self.labels == "joint" else 0,
             classifier=classifier,
+            defense=told,
             gram=None if whole else choose_rule(self.gram, self.objective),
         )
 
@@ -180,6 +206,9 @@ class Plan(_Strict):
         None, description="attack these images instead, comma-separated, in the original order"
     )
     seeds: int = Field(32, ge=1, description="random starts per target")
+    noise_seeds: int = Field(
+        1, ge=1, description="draws of a random defense per target, each attacked from every start"
+    )
     memory: float | None = Field(
         None, gt=0, description="GiB to take, of each accelerator (default: nearly all there is)"
     )
@@ -211,6 +240,10 @@ def _stop(text: str) -> Stop:
     return Stop(kind, value)
 
 
+# The settings of a training that mean nothing without --dp.
+OF_PRIVACY = ("noise_multiplier", "target_epsilon", "clip", "delta", "accountant", "microbatch")
+
+
 class Training(_Strict):
     """What `jaxinv.train` is asked for. Each field but `augment` is a flag."""
 
@@ -228,6 +261,22 @@ class Training(_Strict):
         "float32", description="of the arithmetic; bfloat16 for accelerators"
     )
     seed: int = Field(0, ge=0, description="of the initialisation, the order and the augmentation")
+    dp: bool = Field(False, description="train with DP-SGD; --batch is the expected one")
+    noise_multiplier: float | None = Field(
+        None, ge=0, description="standard deviation of its noise, in units of --clip"
+    )
+    target_epsilon: float | None = Field(
+        None, gt=0, description="the least noise that keeps epsilon below this, instead"
+    )
+    clip: float = Field(1.0, gt=0, description="L2 norm of an example's gradient, at the most")
+    delta: float | None = Field(None, gt=0, lt=1, description="at which epsilon is stated")
+    accountant: Annotated[str, _known(ACCOUNTANTS)] = Field(
+        "pld", description="by which --target-epsilon is kept: pld (tight) or rdp"
+    )
+    microbatch: int | None = Field(
+        None, ge=1, description="examples whose gradients are in memory at once (default: 8 on a "
+        "CPU, else 128)",
+    )  # fmt: skip
     stop_at: tuple[Annotated[Stop, BeforeValidator(_stop)], ...] = Field(
         (), description="keep a checkpoint at each of these too: epoch:2 step:500 accuracy:0.5"
     )
@@ -384,7 +433,7 @@ class Inverting(_Strict):
 # What of a cell does not concern an update that is there already.
 _NOT_INVERTED = {
     "dataset", "model", "width", "network_seed", "batch_norm", "grouping", "shuffled", "order",
-    "statistics", "assumed_images", "assumed_batch", "assumed_lr", "polish",
+    "statistics", "assumed_images", "assumed_batch", "assumed_lr", "polish", "defense", "told",
 }  # fmt: skip
 
 
@@ -448,7 +497,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     """Adds one flag per setting of a training; `load_training` validates their values."""
-    _add_fields(parser, Training, several=("stop_at",), negated=("augment",))
+    _add_fields(parser, Training, several=("stop_at",), negated=("augment",), switches=("dp",))
 
 
 def _add_fields(
@@ -456,9 +505,10 @@ def _add_fields(
     model: type[BaseModel],
     several: Collection[str] = (),
     negated: Collection[str] = (),
+    switches: Collection[str] = (),
     left_out: Collection[str] = (),
 ) -> None:
-    """Adds a flag per field: of one value or `several`, or one that switches it off."""
+    """Adds a flag per field: of one value or `several`, or one that switches it off or on."""
     for name, field in model.model_fields.items():
         if name in left_out:
             continue
@@ -467,6 +517,10 @@ def _add_fields(
                 _flag(f"no_{name}"), dest=name, action="store_false", default=None,
                 help=f"without {field.description}",
             )  # fmt: skip
+        elif name in switches:
+            parser.add_argument(
+                _flag(name), action="store_true", default=None, help=field.description
+            )
         else:
             default = "" if field.is_required() else f" (default: {field.default})"
             parser.add_argument(
@@ -483,10 +537,36 @@ def load_training(flags: Mapping[str, Any]) -> Training:
     """
     given = {name: value for name, value in flags.items() if value is not None}
     training = _validate(Training, given)
+    _check_private(training, given)
     for stop in training.stop_at:
         if stop.kind == "epoch" and stop.value > training.epochs:
             raise UserError(f"--stop-at epoch:{stop.value:g}: there are {training.epochs} --epochs")
     return training
+
+
+def _check_private(training: Training, given: Collection[str]) -> None:
+    """Refuses settings of a training with DP-SGD that do not go together.
+
+    Raises:
+      UserError: one line that names them.
+    """
+    extra = [name for name in OF_PRIVACY if name in given]
+    refused = {
+        f"{_flag(extra[0]) if extra else ''}: a setting of DP-SGD; add --dp": (
+            extra and not training.dp
+        ),
+        "--dp: say how much noise: one of --noise-multiplier and --target-epsilon": (
+            training.dp and (training.noise_multiplier is None) == (training.target_epsilon is None)
+        ),
+        "--dp: an epsilon means nothing without its delta; give --delta, such as 1e-5": (
+            training.dp and training.delta is None
+        ),
+        f"--dp: no example has a gradient of its own under BatchNorm; use --model "
+        f"{training.model}_gn": training.dp and f"{training.model}_gn" in models.NETWORKS,
+    }
+    for message, holds in refused.items():
+        if holds:
+            raise UserError(message)
 
 
 def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None = None) -> Study:
@@ -609,6 +689,16 @@ def _check_cell(cell: Cell) -> None:
         f"--attack {cell.attack}: of one gradient; leave --client-epochs and --client-batch out": (
             cell.attack in CLOSED_FORM and steps > 1
         ),
+        "--told: there is no --defense to be told of": cell.told and not cell.chain(),
+        f"--defense {cell.defense}: takes each image's own gradient, which BatchNorm does not "
+        f"have; use --model {cell.model}_gn": (
+            cell.dp_sgd() and f"{cell.model}_gn" in models.NETWORKS
+        ),
+        f"--defense {cell.defense}: of one gradient; leave --client-epochs and -batch out": (
+            cell.dp_sgd() and steps > 1
+        ),
+        "--order: not with --told": cell.order > 0 and cell.told,
+        "--polish: not with --told": cell.polish > 0 and cell.told,
         "--polish: of one set of images; leave --order out": cell.polish > 0 and cell.order > 0,
         "--order: not with --labels joint": cell.order > 0 and cell.labels == "joint",
     }
@@ -619,10 +709,18 @@ def _check_cell(cell: Cell) -> None:
 
 def _with_victim(cell: Cell) -> Cell:
     """Fills in what a cell's checkpoint says of the network."""
+    own = cell.defense == VICTIMS_OWN
     if cell.victim is None:
+        if own:
+            raise UserError("--defense victim: says what a --victim was trained with; name one")
         return cell
     info = checkpoints.read_info(checkpoints.find(cell.victim))
     known = {"model": info.model, "width": info.width, "network_seed": info.recipe["seed"]}
+    if own:
+        known["defense"] = defenses.NONE
+        if info.privacy is not None:
+            strengths = info.privacy.clip, info.privacy.noise_multiplier
+            known["defense"] = defenses.spell((("dpsgd", strengths),))
     return cell.model_copy(update=known)
 
 

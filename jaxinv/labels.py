@@ -65,6 +65,16 @@ def _on_dense(see: Callable[[nn.Module, Array], None]) -> Callable:
     return interceptor
 
 
+def classifier_input(
+    module: nn.Module, variables: PyTree, images: Float[Array, "batch height width channel"]
+) -> Float[Array, "batch feature"]:
+    """Computes what goes into the last dense layer a network calls."""
+    inputs: list[Array] = []
+    with nn.intercept_methods(_on_dense(lambda module, seen: inputs.append(seen))):
+        module.apply(variables, images)
+    return inputs[-1]
+
+
 def infer(
     rule: str, module: nn.Module, variables: PyTree, update: PyTree, image_shape: tuple[int, ...],
     images: int, steps: int = 1,
@@ -83,12 +93,11 @@ def infer(
       UserError: the network calls no `flax.linen.Dense`.
     """
     path = classifier_path(module, variables, jnp.zeros((1, *image_shape)))
-    own, sent, inputs = variables["params"], update, []
+    own, sent = variables["params"], update
     for name in path:
         own, sent = own[name], sent[name]
-    with nn.intercept_methods(_on_dense(lambda module, seen: inputs.append(seen))):
-        module.apply(variables, natural_noise(jax.random.key(0), (DUMMIES, *image_shape)))
-    kernel, features = own["kernel"], inputs[-1]
+    dummies = natural_noise(jax.random.key(0), (DUMMIES, *image_shape))
+    kernel, features = own["kernel"], classifier_input(module, variables, dummies)
     gradient = sent["kernel"].T / steps
     if "bias" in sent:
         bias, of_bias = own["bias"], sent["bias"] / steps

@@ -23,8 +23,17 @@ class Comparison(NamedTuple):
     distance: Float[Array, ""]  # |u - t|^2
 
 
-def compare(update: PyTree, shared: PyTree) -> Comparison:
-    """Compares two updates, PyTrees of one structure."""
+def compare(update: PyTree, shared: PyTree, weights: PyTree | None = None) -> Comparison:
+    """Compares two updates, PyTrees of one structure.
+
+    Args:
+      update, shared: the two.
+      weights: of the entries, in every one of the inner products; None for 1.
+    """
+    if weights is not None:
+        update, shared = (
+            jax.tree.map(lambda w, x: jnp.sqrt(w) * x, weights, tree) for tree in (update, shared)
+        )
     difference = jax.tree.map(jnp.subtract, update, shared)
     pairs = ((update, update), (update, shared), (shared, shared), (difference, difference))
     return Comparison(*(_inner(left, right) for left, right in pairs))

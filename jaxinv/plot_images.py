@@ -39,8 +39,8 @@ def read_album(study: Study) -> Album:
             if at.size and target in cell.target_ids:
                 album[cell.number, target] = Pictures(
                     images.truths[at[0], :MOST_IMAGES] / 255,
-                    images.reconstructions[at[0], :, :MOST_IMAGES] / 255,
-                    cell.failed[cell.target_ids.index(target)],
+                    images.reconstructions[at[0], :, :MOST_IMAGES] / 255,  # of the first draw
+                    cell.failed[cell.target_ids.index(target), : len(cell.seeds)],
                 )
     return album
 
@@ -86,7 +86,8 @@ def reconstructions(study: Study, album: Album, width: float = ps.WIDE) -> Figur
 
 def _seeds_of(cell: Cell, target: int, views: list[str]) -> list[int]:
     """Seed positions of the views; failed seeds rank worst, the median is the lower one."""
-    ranked = np.argsort(np.nan_to_num(cell.psnr[target], nan=-np.inf), kind="stable")
+    of_draw = cell.psnr[target, : len(cell.seeds)]
+    ranked = np.argsort(np.nan_to_num(of_draw, nan=-np.inf), kind="stable")
     found = {
         "pick": int(cell.attacker_pick[target]),
         "median": int(ranked[(len(ranked) - 1) // 2]),

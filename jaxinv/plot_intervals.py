@@ -13,19 +13,23 @@ from jaxinv.summary import Cell, Study, number_text, setting_text
 @ps.styled
 def variance_components(study: Study, width: float = ps.WIDE) -> Figure:
     """Draws the standard deviations between targets and between seeds, with intervals."""
+    drawn = any(len(cell.draws) > 1 for cell in study.cells)
+    parts = [("between", "between targets", "o"), ("within", "between seeds", "s")]
+    if drawn:
+        parts.insert(1, ("noise", "between draws of noise", "D"))
     rows = [
-        (cell.label, [(cell.components.between, "o"), (cell.components.within, "s")], _share(cell))
+        (cell.label, [(getattr(cell.components, p), mark) for p, _, mark in parts], _share(cell))
         for cell in study.cells
     ]
-    colors = ("#0072b2", "#d55e00")
+    colors = ("#0072b2", "#009e73", "#d55e00") if drawn else ("#0072b2", "#d55e00")
     return _interval_rows(
         width,
         "Do images or seeds decide the result?",
-        "Standard deviation of PSNR with two-stage bootstrap 95% intervals, which are too short "
+        "Standard deviation of PSNR with bootstrap 95% intervals, which are too short "
         "with few targets. At the right: the targets' share of the variance (ICC).",
         rows,
         colors,
-        [ps.Key("dot", colors[0], "between targets"), ps.Key("dot", colors[1], "between seeds")],
+        [ps.Key("dot", color, name) for color, (_, name, _) in zip(colors, parts)],
         xlabel="standard deviation of PSNR (dB)",
         unknown="not determined: needs 2 seeds, no failed or exact trial",
         words_name="ICC",
@@ -119,7 +123,7 @@ def _interval_rows(
     sheet.text(width - right + 0.14, sheet.head + 0.18, words_name, size=8.2, color=ps.MUTED)
     for y, (name, (_, points, words)) in enumerate(zip(names, rows)):
         for index, (interval, marker) in enumerate(points):
-            height = y + (index - (len(points) - 1) / 2) * 0.3
+            height = y + (index - (len(points) - 1) / 2) * 0.6 / max(2, len(points))
             ax.plot(interval[1:], [height] * 2, color=colors[index], linewidth=2, alpha=0.45)
             ax.plot(
                 interval.value, height, marker, color=colors[index], markersize=6, clip_on=False

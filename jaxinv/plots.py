@@ -345,5 +345,7 @@ def alt_text(study: Study) -> dict[str, str]:
         "paired_differences": "Each setting's PSNR minus the first one's, with intervals.",
         "success_rate": "Share of trials above the threshold per cell, with intervals.",
         "reconstructions": "Truth beside reconstructions, a row per target.",
+        "defense_curves": "PSNR, SSIM and success rate against the strength of each defense.",
+        "trade_off": "Test accuracy, PSNR of the attack and its success against epsilon.",
         "pixel_statistics": "Pixelwise mean and standard deviation over seeds, a row per target.",
     }

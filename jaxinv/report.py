@@ -14,7 +14,15 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from jaxinv import plot_images, plot_intervals, plots, report_page, report_tables
+from jaxinv import (
+    defense_curves,
+    plot_defenses,
+    plot_images,
+    plot_intervals,
+    plots,
+    report_page,
+    report_tables,
+)
 from jaxinv import plot_style as ps
 from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.results import Run, read_run, write_file
@@ -79,6 +87,10 @@ def _draw(study: Study, folder: Path) -> dict[str, report_page.Picture]:
         figures["paired_differences"] = lambda width: plot_intervals.paired_differences(
             study, width
         )
+    if any(len(curve.points) > 1 for curve in defense_curves.curves(study)):
+        figures["defense_curves"] = lambda width: plot_defenses.defense_curves(study, width)
+    if defense_curves.private_cells(study):
+        figures["trade_off"] = lambda width: plot_defenses.trade_off(study, width)
     pictures = {}
     for name, draw in figures.items():
         wide = draw(ps.WIDE)
@@ -100,7 +112,7 @@ def _print(study: Study, console: Console) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for row in report_tables.summary(study):
         is_cell = row["cell"] != ""
-        size = f"{row['targets']} × {row['seeds']}" if is_cell else str(row["targets"])
+        size = report_tables.size_text(row)
         span = interval_text(row["psnr_low"], row["psnr_high"], 1)
         mean = f"{number_text(row['psnr_mean'])}\n{span}"
         limits = interval_text(100 * row["success_low"], 100 * row["success_high"], 0)

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from jaxinv import plot_style as ps
 from jaxinv.plots import alt_text
-from jaxinv.report_tables import Row
-from jaxinv.report_text import CAPTIONS, DEFINITIONS, PAGE
+from jaxinv.report_tables import Row, size_text
+from jaxinv.report_text import CAPTIONS, DEFINITIONS, NOT_TRIED, PAGE
 from jaxinv.results import SETTINGS
 from jaxinv.summary import (
     Study,
@@ -127,6 +127,14 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
     if tables["paired_differences"]:
         paired = f"<h2>Setting against setting</h2>{figures.pop('figure_paired_differences')}"
         paired += _paired_table(tables["paired_differences"])
+    defended = ""
+    if "figure_defense_curves" in figures or tables["defenses"]:
+        defended = "<h2>Which defense stops the attack, at what cost</h2>"
+        defended += figures.pop("figure_defense_curves", "")
+        defended += _defenses_table(tables["defenses"]) + f'<p class="note">{NOT_TRIED}</p>'
+    if "figure_trade_off" in figures:
+        defended += "<h2>DP-SGD: utility, leakage, privacy</h2>"
+        defended += figures.pop("figure_trade_off") + _dp_sgd_table(tables["dp_sgd"])
     return Template(PAGE).substitute(
         title=escape(str(config.get("name", study.run.folder.name))),
         question=escape(asked.get("question") or "What does the attack recover?"),
@@ -134,6 +142,7 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
         summary=_summary_table(study, tables["summary"]),
         components=_components_table(tables["variance_components"]),
         paired=paired,
+        defended=defended,
         targets=_targets_table(tables["per_target"]),
         definitions=_definitions(study),
         run=_run_section(study, asked),
@@ -216,7 +225,7 @@ def _summary_table(study: Study, rows: list[Row]) -> str:
         body.append(
             [
                 _name(row),
-                f"{row['targets']} × {row['seeds']}" if is_cell else str(row["targets"]),
+                size_text(row),
                 str(row["failed"]) if is_cell else "",
                 mean if np.isfinite(row["psnr_mean"]) else _counted(row["psnr_mean"], row),
                 number_text(row["psnr_seed_std"]) if is_cell else "",
@@ -233,16 +242,19 @@ def _summary_table(study: Study, rows: list[Row]) -> str:
 
 
 def _components_table(rows: list[Row]) -> str:
+    drawn = any(np.isfinite(row["noise_std"]) for row in rows)
     head = ["standard deviation in dB", "targets × seeds", "failed", "between targets",
-            "between seeds", "targets’ share (ICC)"]  # fmt: skip
+            *(["between draws of noise"] if drawn else []), "between seeds",
+            "targets’ share (ICC)"]  # fmt: skip
     body = []
     for row in rows:
         cells = [
             _with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
-            for name in ("between_std", "within_std", "icc")
+            for name in ("between_std", "noise_std", "within_std", "icc")
+            if name != "noise_std" or drawn
         ]
         is_cell = row["cell"] != ""
-        size = f"{row['targets']} × {row['seeds']}" if is_cell else str(row["targets"])
+        size = size_text(row)
         failed = str(row["failed"]) if is_cell else ""
         body.append([_name(row), size, failed, *cells])
     return _table(head, body, sum(row["cell"] == "" for row in rows))
@@ -253,10 +265,56 @@ def _paired_table(rows: list[Row]) -> str:
     body = []
     for row in rows:
         limits = (row[name] for name in ("psnr_difference", "difference_low", "difference_high"))
-        size = f"{row['targets']} × {row['seeds']}"
+        size = size_text(row)
         body.append([_name(row), _unbroken(row["reference"]), size, str(row["failed"]),
                      _with_interval(*limits)])  # fmt: skip
     return _table(head, body)
+
+
+def _defenses_table(rows: list[Row]) -> str:
+    """What the least sufficient strength of each defense leaves to the attack, and its price."""
+    head = ["defense", "stops this attack", "tried", "PSNR in dB there [95%]", "mean colour",
+            "undefended", "above threshold", "cosine to the true update",
+            "test accuracy"]  # fmt: skip
+    body = []
+    for row in rows:
+        name = escape(row["defense"]) + (f"<br><small>{_unbroken(row['setting'])}</small>"
+                                         if row["setting"] else "")  # fmt: skip
+        least = f"from {row['parameter']} {setting_text(row['strength'])}"
+        psnr = _with_interval(row["psnr_mean"], row["psnr_low"], row["psnr_high"])
+        body.append([
+            name, least if row["stops"] else "no", row["tried"],
+            psnr if np.isfinite(row["psnr_mean"]) else _counted(row["psnr_mean"], row),
+            number_text(row["baseline_psnr"]), number_text(row["undefended_psnr"]),
+            f"{100 * row['success_rate']:.0f}%", number_text(row["update_cosine"], 3),
+            _percent(row["victim_accuracy"]),
+        ])  # fmt: skip
+    return _table(head, body)
+
+
+def _dp_sgd_table(rows: list[Row]) -> str:
+    head = ["network", "noise multiplier", "clip", "epsilon", "delta", "test accuracy",
+            "PSNR in dB [95%]", "mean colour", "above threshold",
+            "bound on any attack"]  # fmt: skip
+    body = []
+    for row in rows:
+        known = math.isfinite(row["noise_multiplier"])
+        body.append([
+            escape(str(row["victim"])),
+            setting_text(row["noise_multiplier"]) if known else "—",
+            setting_text(row["clip"]) if known else "—",
+            f"{row['epsilon']:.3g}" if math.isfinite(row["epsilon"]) else "∞",
+            "—" if row["delta"] is None or math.isnan(row["delta"]) else f"{row['delta']:g}",
+            _percent(row["test_accuracy"]),
+            _with_interval(row["psnr_mean"], row["psnr_low"], row["psnr_high"]),
+            number_text(row["baseline_psnr"]), f"{100 * row['success_rate']:.0f}%",
+            f"{100 * row['release_bound']:.2g}%",
+        ])  # fmt: skip
+    return _table(head, body)
+
+
+def _percent(share: float) -> str:
+    return "—" if math.isnan(share) else f"{100 * share:.1f}%"
 
 
 def _targets_table(rows: list[Row]) -> str:

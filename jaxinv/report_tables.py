@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxinv import defense_curves
 from jaxinv.statistics import mean_interval, ranked_quantile, target_interval
 from jaxinv.summary import Cell, Study
 
@@ -31,6 +32,7 @@ def _summary_row(cell: Cell) -> Row:
         "setting": cell.label,
         "targets": len(cell.target_ids),
         "seeds": len(cell.seeds),
+        "draws": len(cell.draws),
         "failed": int(cell.failed.sum()),
         "exact": int(cell.exact.sum()),
         "psnr_mean": mean.mean,
@@ -48,6 +50,7 @@ def _summary_row(cell: Cell) -> Row:
         "success_rate": success.rate,
         "success_low": success.low,
         "success_high": success.high,
+        "update_cosine": float(cell.metrics["update_cosine"].mean()),
         "effective_trials": success.effective_trials,
     }
 
@@ -61,6 +64,7 @@ def _baseline_row(cell: Cell, like: Row) -> Row:
         "setting": BASELINE_LABEL,
         "targets": len(cell.target_ids),
         "seeds": "",
+        "draws": "",
         "failed": 0,
         "exact": 0,
         "psnr_mean": mean,
@@ -134,6 +138,7 @@ def variance_components(study: Study) -> list[Row]:
             "setting": cell.label,
             "targets": len(cell.target_ids),
             "seeds": len(cell.seeds),
+            "draws": len(cell.draws),
             "failed": int(cell.failed.sum()),
             "exact": int(cell.exact.sum()),
         }
@@ -145,6 +150,7 @@ def variance_components(study: Study) -> list[Row]:
     for cell in _distinct_baselines(study):
         psnr = cell.baselines["baseline_psnr"]
         known = {"cell": "", "setting": BASELINE_LABEL, "targets": psnr.size, "seeds": ""}
+        known |= {"draws": ""}
         spread = float(psnr.std(ddof=1)) if psnr.size > 1 else np.nan
         known |= {"failed": 0, "exact": 0, "between_std": spread, "within_std": 0.0}
         rows.append({name: np.nan for name in rows[0]} | known)
@@ -161,6 +167,7 @@ def paired_differences(study: Study) -> list[Row]:
             "reference": pair.reference.label,
             "targets": len(pair.cell.target_ids),
             "seeds": len(pair.cell.seeds),
+            "draws": len(pair.cell.draws),
             "failed": int(pair.cell.failed.sum() + pair.reference.failed.sum()),
             "psnr_difference": pair.difference.value,
             "difference_low": pair.difference.low,
@@ -170,12 +177,22 @@ def paired_differences(study: Study) -> list[Row]:
     ]
 
 
+def size_text(row: Row) -> str:
+    """How many trials a row is of: targets x draws of noise, where there are several, x seeds."""
+    counts = [row["targets"], row.get("draws"), row["seeds"]]
+    if counts[1] in (None, 1):
+        counts.pop(1)
+    return " × ".join(str(count) for count in counts if count != "")
+
+
 TABLES: dict[str, Callable[[Study], list[Row]]] = {
     "summary": summary,
     "per_target": per_target,
     "best_of_k": best_of_k,
     "variance_components": variance_components,
     "paired_differences": paired_differences,
+    "defenses": defense_curves.verdicts,
+    "dp_sgd": defense_curves.private_rows,
 }
 
 

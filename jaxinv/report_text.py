@@ -14,9 +14,20 @@ CAPTIONS = {
     "cannot exclude that all targets are equally hard.",
     "paired_differences": "Each setting minus the first one. What makes a target hard in both "
     "cancels, so that these intervals are narrower than those of the means.",
+    "defense_curves": "A strength that leaves the attack with the mean colour stops this attack, "
+    "and says nothing of a better one. A cross: every trial failed, as no update was left.",
+    "trade_off": "The bound counts what any attack could do with the one update, whatever it calls "
+    "success; this attack succeeds far less often. Epsilon is that of the whole training.",
     "success_rate": "The threshold of {threshold} dB is a convention: Dimitrov et al. 2022 call a "
     "CIFAR-100 image recovered above 19 dB.",
 }
+NOT_TRIED = (
+    "A defense stops an attack here when no trial is above the threshold and the upper limit of "
+    "the mean PSNR lies less than 1 dB above the mean colour, at the strength named and at all "
+    "above it. That is a statement about the attacks in this table and no others. Not tried: "
+    "attacks with a learned image prior, attacks that average several updates of one client, attacks that "
+    "choose the network’s parameters, and every combination of settings that was not swept."
+)
 DEFINITIONS = [
     ("Target, seed, trial, cell", "A target is one shared update, of one or several images. A seed "
      "names one random start of the attack. A trial is one target attacked from one seed. A cell "
@@ -34,10 +45,21 @@ DEFINITIONS = [
      "One target has no interval."),
     ("Seed std", "Standard deviation between the seeds of one target, variances pooled over "
      "targets."),
-    ("Between targets, between seeds", "Balanced one-way random effects; a negative estimate is "
-     "set to 0. Intervals: percentiles of a two-stage bootstrap (targets, then seeds within "
-     "each), 2000 resamples. With few targets those between targets are too short: in simulation "
-     "the nominal 95% cover about 67% with 4 targets, 81% with 10, 91% with 30."),
+    ("Draw of noise", "Where a defense is random, each target’s update is defended anew in every "
+     "draw, and every draw is attacked from the same starts. Sizes are then targets × draws × "
+     "seeds; the best of k is among the starts on one draw."),
+    ("Cosine to the true update", "Between what the client sent and what it would have sent "
+     "without the defense: the direction in which training goes on. 1: the defense costs nothing."),
+    ("Bound on any attack", "The largest probability with which any attacker who sees the one "
+     "noisy update, and knows the network and every other image of the batch, names the image "
+     "right, if without the update it would be right once in 10,000 (Hayes et al. 2023, arXiv "
+     "2302.07225, theorem 2, for one Gaussian release: Φ(Φ<sup>−1</sup>(1/10,000) + 1/noise "
+     "multiplier)). The figures of the attack are of another event, a PSNR above the threshold: "
+     "the bound is above them only as far as guessing reaches that no more often."),
+    ("Between targets, draws and seeds", "Balanced nested random effects; a negative estimate is "
+     "set to 0. Intervals: percentiles of a bootstrap in stages (targets, then draws, then seeds "
+     "within each), 2000 resamples. With few targets those between targets are too short: in "
+     "simulation the nominal 95% cover about 67% with 4 targets, 81% with 10, 91% with 30."),
     ("Paired difference", "A cell’s PSNR minus the first cell’s on the same targets and seeds; "
      "mean over targets with a 95% Student t interval. Intervals are not corrected for the number "
      "of comparisons."),
@@ -133,6 +155,8 @@ $components
 $figure_success_rate
 
 $paired
+
+$defended
 
 <h2>By target</h2>
 <details><summary>Table of every target and setting, PSNR in dB</summary>

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from jaxinv.errors import UserError
 from jaxinv.priors import PRIORS
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 # What identifies a trial and what was measured of it. Images of one target are matched one to one
 # before measuring; `psnr`, `ssim`, `mse` are means over the target's images, `psnr_best` the best.
@@ -33,6 +33,7 @@ _MEASURED = [
     ("cell", pa.int32()),
     ("target_id", pa.int64()),  # position, in the dataset's original order, of the first image
     ("image_ids", pa.list_(pa.int64())),
+    ("noise_seed", pa.int64()),  # names the draw of the client's defense; 0 where it draws nothing
     ("seed", pa.int64()),  # names the attack's random start
     # "ok", or "nonfinite", a failure; of a closed form "exact" or "mixture", by the update's own
     # evidence; of a polish "converged", "stalled" or "steps", which were all taken.
@@ -48,7 +49,12 @@ _MEASURED = [
     ("baseline_psnr", pa.float64()),  # the same metrics for an image of the data set's mean colour
     ("baseline_ssim", pa.float64()),
     ("baseline_mse", pa.float64()),
+    ("update_cosine", pa.float64()),  # of what was shared with the update before the defense
+    ("update_error", pa.float64()),  # |shared - update| / |update|
     ("victim_digest", pa.string()),  # sha256 of the attacked parameters
+    ("victim_accuracy", pa.float64()),  # on the test split; null where it was not trained
+    ("victim_epsilon", pa.float64()),  # of its training with DP-SGD, else null; by PLD
+    ("victim_delta", pa.float64()),
     ("targets_at_once", pa.int32()),  # of the plan by which the trial was computed
     ("seeds_at_once", pa.int32()),
     ("devices", pa.int32()),
@@ -73,6 +79,8 @@ SETTINGS = [
     ("assumed_batch", pa.int32()),
     ("assumed_lr", pa.float64()),
     ("labels", pa.string()),
+    ("defense", pa.string()),  # a chain, as `defenses.parse` reads it
+    ("told", pa.bool_()),  # whether the attacker knows it
     ("attack", pa.string()),
     ("objective_type", pa.string()),
     *((name, pa.float64()) for name in PRIORS),  # their weights
@@ -93,6 +101,7 @@ TRACES = pa.schema(
         ("schema_version", pa.int32()),
         ("cell", pa.int32()),
         ("target_id", pa.int64()),
+        ("noise_seed", pa.int64()),
         ("seed", pa.int64()),
         ("step", pa.int32()),  # iterations done when measured
         ("psnr", pa.float32()),
@@ -104,7 +113,7 @@ TRACES = pa.schema(
 class BlockImages(NamedTuple):
     """The pictures of one block, pixels as uint8."""
 
-    target_ids: np.ndarray  # [target]
+    target_ids: np.ndarray  # [target], each as often as its defense was drawn
     seeds: np.ndarray  # [seed]
     reconstructions: np.ndarray  # [target, seed, batch, height, width, channel]
     truths: np.ndarray  # [target, batch, height, width, channel]

@@ -42,8 +42,9 @@ class VarianceComponents(NamedTuple):
     """Standard deviations in the unit of the data, `icc` the targets' share of the variance."""
 
     between: Interval  # std of the targets' true means
-    within: Interval  # std between the seeds of one target
-    icc: Interval  # between^2 / (between^2 + within^2)
+    noise: Interval  # std between the draws of one target's noise; NaN where there is one
+    within: Interval  # std between the seeds of one update
+    icc: Interval  # between^2 / the sum of all
 
 
 class BestOfK(NamedTuple):
@@ -109,29 +110,32 @@ def paired_difference(
 ) -> Interval:
     """Computes the mean difference of two cells that share their targets and seeds.
 
-    Student's t interval of the per-target differences of means: what makes a target hard in both
-    cells cancels. NaN with a failed or an exact trial in either; one target has no interval.
+    A cell may have every seed for several draws of a defense's noise. Student's t interval of the
+    per-target differences of means: what makes a target hard in both cells cancels. NaN with a
+    failed or an exact trial in either; one target has no interval.
     """
     values, reference = _as_table(values), _as_table(reference)
-    if values.shape != reference.shape:
-        raise ValueError(f"cells differ in shape: {values.shape} and {reference.shape}")
+    if len(values) != len(reference):
+        raise ValueError(f"cells differ in targets: {len(values)} and {len(reference)}")
     with np.errstate(invalid="ignore"):
-        differences = (values - reference).mean(axis=1)
+        differences = values.mean(axis=1) - reference.mean(axis=1)
     return Interval(*(float(v) for v in target_interval(differences, level)))
 
 
 def variance_components(
-    values: Float[np.ndarray, "target seed"],
+    values: Float[np.ndarray, "target *draw seed"],
     *,
     bootstrap_seed: int = 0,
     resamples: int = 2000,
     level: float = LEVEL,
 ) -> VarianceComponents:
-    """Splits the variance into targets and seeds: balanced one-way random effects.
+    """Splits the variance into targets, draws of noise and seeds: balanced nested random effects.
 
-    value[i, j] = mean + target[i] + start[i, j]. With the analysis of variance's mean squares,
-    `within^2 = MSW` and `between^2 = max(0, (MSB - MSW) / seeds)`. Intervals are percentiles of a
-    two-stage bootstrap: targets with replacement, then seeds within each drawn target.
+    value[i, d, j] = mean + target[i] + noise[i, d] + start[i, d, j]. With the analysis of
+    variance's mean squares, `within^2 = MSW`, `noise^2 = max(0, (MSD - MSW) / seeds)` and
+    `between^2 = max(0, (MSB - MSD) / (draws seeds))`; without draws MSW stands for MSD. Intervals
+    are percentiles of a bootstrap in stages: targets with replacement, then draws within each drawn
+    target, then seeds within each of those.
 
     Limits: truncation at 0 biases `between` upwards where it is small. The percentile interval of
     `between` rests on the few targets there are and is too short with few: simulated at between =
@@ -139,12 +143,12 @@ def variance_components(
     targets, 81% with 10 and 91% with 30. That of `within` pools all trials, yet its seeds are drawn
     with replacement, which shrinks it by (seeds - 1) / seeds: with 2 or 3 seeds it is useless.
 
-    Edge cases: one target leaves `between` and `icc` NaN; one seed leaves all three NaN, as the two
+    Edge cases: one target leaves `between` and `icc` NaN; one seed leaves all NaN, as the
     sources cannot be told apart; any failed or exact trial makes everything NaN; no variance at
     all leaves `icc` NaN.
 
     Args:
-      values: one number per trial, for instance PSNR in dB.
+      values: one number per trial, for instance PSNR in dB; with or without an axis of draws.
       bootstrap_seed: names the resampling; the same seed gives the same intervals.
       resamples: number of bootstrap resamples.
       level: coverage of the intervals.
@@ -152,7 +156,9 @@ def variance_components(
     References: Searle, Casella, McCulloch, Variance Components, 1992, ch. 3; Davison, Hinkley,
       Bootstrap Methods and their Application, 1997, sec. 3.8.
     """
-    values = _as_table(values)
+    values = np.asarray(values, float)
+    if values.ndim == 2:
+        values = _as_table(values)[:, None]
     estimates = _components(values)
     if not np.isfinite(values).all():
         return VarianceComponents(*(Interval(np.nan, np.nan, np.nan) for _ in estimates))
@@ -171,12 +177,15 @@ def best_of_k(
     values: Float[np.ndarray, "target seed"],
     scores: Float[np.ndarray, "target seed"],
     level: float = LEVEL,
+    draws: int = 1,
 ) -> BestOfK:
     """Computes the exact expected value of the best of k seeds, the best having the lowest score.
 
     Over all k-subsets of a target's n seeds the trial of rank i (from 0) by score is chosen with
     probability `C(n - 1 - i, k - 1) / C(n, k)`; the expectation weights the trials' values with it.
     For the attacker `scores` is the objective; for the oracle, who knows the truth, it is `-PSNR`.
+    Where the axis of seeds holds several draws of a defense's noise, one after another, the choice
+    is among the seeds of each draw, and the mean over draws is returned: an attacker has one.
 
     Guarantees: k = 1 is the plain mean over seeds and k = n the chosen trial's value. Among equal
     scores the choice is uniform.
@@ -189,7 +198,8 @@ def best_of_k(
     References: David, Nagaraja, Order Statistics, 2003, sec. 3.7 (sampling without replacement).
     """
     values, scores = _as_table(values), _as_table(scores)
-    seeds = values.shape[1]
+    targets, seeds = len(values), values.shape[1] // draws
+    values, scores = (x.reshape(targets * draws, seeds) for x in (values, scores))
     weights = _choice_weights(seeds)
     curves = np.full(values.shape, np.nan)
     for curve, value, score in zip(curves, values, scores):
@@ -198,6 +208,7 @@ def best_of_k(
             terms = np.where(weights > 0, weights * ordered, 0.0)
         curve[:] = terms.sum(axis=1)
         curve[: np.isnan(score).sum()] = np.nan
+    curves = curves.reshape(targets, draws, seeds).mean(axis=1)
     return BestOfK(curves, *target_interval(curves, level))
 
 
@@ -228,7 +239,7 @@ def success_rate(
     """
     hits = (_as_table(psnr) > threshold).astype(float)
     targets, seeds = hits.shape
-    icc = _components(hits)[2]
+    icc = _components(hits[:, None])[-1]
     effective = float(targets) if np.isnan(icc) else hits.size / (1 + (seeds - 1) * icc)
     rate = hits.mean()
     z = special.ndtri((1 + level) / 2)
@@ -284,27 +295,35 @@ def _mean_squares(
     return between, within
 
 
-def _components(values: Float[np.ndarray, "*batch target seed"]) -> tuple[np.ndarray, ...]:
-    """Point estimates: std between targets, std within, intraclass correlation."""
-    mean_square_between, within = _mean_squares(values)
+def _components(values: Float[np.ndarray, "*batch target draw seed"]) -> tuple[np.ndarray, ...]:
+    """Point estimates: std between targets, between draws, within; intraclass correlation."""
+    *front, targets, draws, seeds = values.shape
     with np.errstate(invalid="ignore", divide="ignore"):
-        between = np.maximum(0.0, (mean_square_between - within) / values.shape[-1])
-        return np.sqrt(between), np.sqrt(within), between / (between + within)
+        _, within = _mean_squares(values.reshape(*front, targets * draws, seeds))
+        between_square, draw_square = (seeds * m for m in _mean_squares(values.mean(axis=-1)))
+        noise = np.maximum(0.0, (draw_square - within) / seeds)  # NaN of one draw
+        below = within if draws == 1 else draw_square
+        between = np.maximum(0.0, (between_square - below) / (draws * seeds))
+        total = between + within + (0 if draws == 1 else noise)
+        return np.sqrt(between), np.sqrt(noise), np.sqrt(within), between / total
 
 
 def _resample_components(
-    values: Float[np.ndarray, "target seed"], bootstrap_seed: int, resamples: int
+    values: Float[np.ndarray, "target draw seed"], bootstrap_seed: int, resamples: int
 ) -> list[np.ndarray]:
     """Estimates of `_components` on two-stage bootstrap resamples, each of shape [resample]."""
     random = np.random.default_rng(bootstrap_seed)
-    targets, seeds = values.shape
+    targets, draws, seeds = values.shape
     chunk = max(1, _BOOTSTRAP_CHUNK // values.size)
     parts = []
     for start in range(0, resamples, chunk):
         count = min(chunk, resamples - start)
-        rows = random.integers(targets, size=(count, targets, 1))
-        columns = random.integers(seeds, size=(count, targets, seeds))
-        parts.append(_components(values[rows, columns]))
+        rows = random.integers(targets, size=(count, targets, 1, 1))
+        layers = 0
+        if draws > 1:
+            layers = random.integers(draws, size=(count, targets, draws, 1))
+        columns = random.integers(seeds, size=(count, targets, draws, seeds))
+        parts.append(_components(values[rows, layers, columns]))
     return [np.concatenate(column) for column in zip(*parts)]
 
 

@@ -9,24 +9,32 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jaxinv import defenses
 from jaxinv import statistics as st
 from jaxinv.errors import UserError
 from jaxinv.results import BlockImages, Run
 
-_METRICS = ("psnr", "ssim", "mse", "objective", "label_accuracy")
+_METRICS = ("psnr", "ssim", "mse", "objective", "label_accuracy", "update_cosine", "update_error")
+_FACTS = ("defense", "victim", "victim_accuracy", "victim_epsilon", "victim_delta")
 _BASELINES = ("baseline_psnr", "baseline_ssim", "baseline_mse")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Trials and statistics of one setting; a failed trial is NaN in every metric."""
+    """Trials and statistics of one setting; a failed trial is NaN in every metric.
+
+    Where the client's defense was drawn several times, "seed" runs over the starts of the first
+    draw, then those of the second, and so on.
+    """
 
     number: int
     label: str  # "tv = 0.01"; network and data set where nothing varies
     settings: dict[str, Any]  # that name the cell among the others
     target_ids: list[int]
     image_ids: list[list[int]]  # per target
-    seeds: list[int]
+    seeds: list[int]  # of the attack's starts
+    draws: list[int]  # noise seeds of the client's defense; one where it draws nothing
+    facts: dict[str, Any]  # what all its rows say of defense and victim
     metrics: dict[str, Float[np.ndarray, "target seed"]]
     baselines: dict[str, Float[np.ndarray, " target"]]  # of an image of the data set's mean colour
     failed: Bool[np.ndarray, "target seed"]
@@ -44,23 +52,27 @@ class Cell:
 
     @cached_property
     def mean(self) -> st.MeanInterval:
-        """Mean PSNR, its interval over targets, spread between seeds."""
-        return st.mean_interval(self.psnr)
+        """Mean PSNR, its interval over targets, spread between the starts on one update."""
+        by_update = self.psnr.reshape(-1, len(self.seeds))
+        spread = st.mean_interval(by_update).seed_std
+        return st.mean_interval(self.psnr)._replace(seed_std=spread)
 
     @cached_property
     def components(self) -> st.VarianceComponents:
-        """Variance of PSNR between targets and between seeds."""
-        return st.variance_components(self.psnr)
+        """Variance of PSNR between targets, between draws of noise and between starts."""
+        return st.variance_components(
+            self.psnr.reshape(len(self.target_ids), len(self.draws), len(self.seeds))
+        )
 
     @cached_property
     def attacker(self) -> st.BestOfK:
         """Best of k by the attack's own objective."""
-        return st.best_of_k(self.psnr, self.metrics["objective"])
+        return st.best_of_k(self.psnr, self.metrics["objective"], draws=len(self.draws))
 
     @cached_property
     def oracle(self) -> st.BestOfK:
         """Best of k by PSNR, which only somebody with the truth can choose."""
-        return st.best_of_k(self.psnr, -self.psnr)
+        return st.best_of_k(self.psnr, -self.psnr, draws=len(self.draws))
 
     @cached_property
     def success(self) -> st.SuccessRate:
@@ -69,13 +81,13 @@ class Cell:
 
     @cached_property
     def attacker_pick(self) -> np.ndarray:
-        """Seed position [target] of the lowest objective; -1 where all failed."""
-        return st.choose_lowest(self.metrics["objective"])
+        """Seed position [target] of the lowest objective, first draw; -1 where all failed."""
+        return st.choose_lowest(self.metrics["objective"][:, : len(self.seeds)])
 
     @cached_property
     def oracle_pick(self) -> np.ndarray:
-        """Seed position [target] of the highest PSNR; -1 where all failed."""
-        return st.choose_lowest(-self.psnr)
+        """Seed position [target] of the highest PSNR, first draw; -1 where all failed."""
+        return st.choose_lowest(-self.psnr[:, : len(self.seeds)])
 
     def baseline(self, metric: str) -> float:
         """Mean over targets of the mean-colour baseline's `psnr`, `ssim` or `mse`."""
@@ -106,7 +118,10 @@ class Study:
     def planned_trials(self) -> int:
         """Trials the whole study was asked for."""
         config = self.run.config
-        return len(config["cells"]) * len(config["target_ids"]) * len(config["seeds"])
+        draws = len(config["noise_seeds"])
+        chains = [defenses.parse(cell["defense"]) for cell in config["cells"]]
+        updates = sum(draws if defenses.is_random(chain) else 1 for chain in chains)
+        return updates * len(config["target_ids"]) * len(config["seeds"])
 
     @property
     def finished_trials(self) -> int:
@@ -170,12 +185,18 @@ def traces(
     rows = study.run.traces
     at = np.flatnonzero((rows["cell"] == cell.number) & np.isin(rows["target_id"], target_ids))
     steps, step_of = np.unique(rows["step"][at], return_inverse=True)
-    curves = {t: np.full((len(cell.seeds), len(steps)), np.nan) for t in target_ids}
-    seed_of = np.searchsorted(cell.seeds, rows["seed"][at])
+    trials = len(cell.draws) * len(cell.seeds)
+    curves = {t: np.full((trials, len(steps)), np.nan) for t in target_ids}
+    seed_of = _position(cell.draws, cell.seeds, rows["noise_seed"][at], rows["seed"][at])
     for target, curve in curves.items():
         mine = rows["target_id"][at] == target
         curve[seed_of[mine], step_of[mine]] = rows["psnr"][at][mine]
     return steps, curves
+
+
+def _position(draws: list[int], seeds: list[int], noise_seed: Any, seed: Any) -> np.ndarray:
+    """Where trials stand among those of their target."""
+    return np.searchsorted(draws, noise_seed) * len(seeds) + np.searchsorted(seeds, seed)
 
 
 def _cell(run: Run, number: int, success_psnr: float) -> Cell:
@@ -184,8 +205,10 @@ def _cell(run: Run, number: int, success_psnr: float) -> Cell:
     order = {t: i for i, t in enumerate(run.config["target_ids"])}
     ids = sorted(set(rows["target_id"].tolist()), key=lambda t: order.get(t, len(order)))
     seeds = sorted(set(rows["seed"].tolist()))
-    shape = len(ids), len(seeds)
-    place = [ids.index(t) for t in rows["target_id"]], np.searchsorted(seeds, rows["seed"])
+    draws = sorted(set(rows["noise_seed"].tolist()))
+    shape = len(ids), len(draws) * len(seeds)
+    at = _position(draws, seeds, rows["noise_seed"], rows["seed"])
+    place = [ids.index(t) for t in rows["target_id"]], at
     counts = np.zeros(shape, int)
     np.add.at(counts, place, 1)
     if (counts != 1).any():
@@ -209,6 +232,8 @@ def _cell(run: Run, number: int, success_psnr: float) -> Cell:
         target_ids=ids,
         image_ids=[[int(i) for i in rows["image_ids"][row]] for row in first],
         seeds=seeds,
+        draws=draws,
+        facts={name: rows[name][0] for name in _FACTS},
         metrics={name: np.where(failed, np.nan, columns[name]) for name in _METRICS},
         baselines={name: columns[name][:, 0] for name in _BASELINES},
         failed=failed,

@@ -23,6 +23,7 @@ from jaxinv import (
     checkpoints,
     config,
     data,
+    defenses,
     executors,
     metrics,
     models,
@@ -45,6 +46,7 @@ NUMBERS = (*config.SEARCHABLE, "iterations")  # what of a cell is traced
 PLAN = ("targets_at_once", "seeds_at_once", "devices")  # what of a plan the rows keep
 COLUMNS = {"objective": "objective_type"}  # settings whose name a measured value holds
 TRIALS_PER_BLOCK = 128  # what a kill may cost: about a minute of LeNetZhu per 500 steps
+UPDATES_PER_BLOCK = 2**27  # bytes of them, in memory at once
 
 
 class Block(NamedTuple):
@@ -65,10 +67,13 @@ class Material(NamedTuple):
     images: np.ndarray  # uint8
     labels: np.ndarray
     ids: np.ndarray
+    draws: np.ndarray  # [target], noise seeds of the client's defense
 
-    def of_targets(self, here: slice) -> "Material":
-        """The same for some of the targets."""
-        own = {name: getattr(self, name)[here] for name in ("images", "labels", "ids")}
+    def of_targets(self, here: slice, draws: int) -> "Material":
+        """The same for some of the targets, each as often as its defense is drawn."""
+        fields = ("images", "labels", "ids", "draws")
+        own = {name: np.repeat(getattr(self, name)[here], draws, axis=0) for name in fields}
+        own["draws"] = own["draws"] + np.arange(len(own["draws"])) % draws
         return self._replace(**own)
 
 
@@ -78,6 +83,7 @@ class Attacked(NamedTuple):
     result: trials.Result
     baseline: metrics.Scores  # of the mean colour, per target
     label_accuracy: jax.Array  # [target, seed]
+    shared: trials.Shared
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,7 +131,7 @@ def run_study(
     runtime.use_all_cores()
     load = Loader(study.plan)
     materials = [load(cell) for cell in study.cells]
-    blocks = list(plan_blocks(study, len(materials[0].ids)))
+    blocks = list(plan_blocks(study, dict(enumerate(materials))))
     if dry_run:
         print_plan(console, study, materials, blocks)
         return
@@ -207,7 +213,7 @@ def run_cell(study: config.Study, index: int) -> str:
     runtime.use_compilation_cache()
     runtime.use_all_cores()
     material = Loader(study.plan)(study.cells[index])
-    own = [b for b in plan_blocks(study, len(material.ids)) if b.cell_index == index]
+    own = plan_blocks(study, {index: material})
     waiting = [block for block in own if not results.is_done(study.folder, block.name)]
     with runtime.progress_bar(Console()) as bar:
         task = bar.add_task("", total=sum(_work(block, study) for block in waiting))
@@ -222,14 +228,23 @@ def _work(block: Block, study: config.Study) -> int:
 
 def _trials(block: Block, study: config.Study) -> int:
     """Number of trials of a block."""
-    return (block.positions.stop - block.positions.start) * study.plan.seeds
+    targets = block.positions.stop - block.positions.start
+    return targets * draws_of(block.cell, study.plan) * study.plan.seeds
 
 
-def plan_blocks(study: config.Study, targets: int) -> Iterator[Block]:
+def draws_of(cell: config.Cell, plan: config.Plan) -> int:
+    """How often each target's defense is drawn: once where it draws nothing."""
+    return plan.noise_seeds if defenses.is_random(cell.chain()) else 1
+
+
+def plan_blocks(study: config.Study, materials: Mapping[int, Material]) -> Iterator[Block]:
     """Cuts each cell's targets into equal blocks, so that one compilation serves them all."""
-    most = max(1, TRIALS_PER_BLOCK // study.plan.seeds)
-    size = max(d for d in range(1, min(most, targets) + 1) if targets % d == 0)
-    for index, cell in enumerate(study.cells):
+    for index, material in materials.items():
+        cell, targets = study.cells[index], len(material.ids)
+        draws = draws_of(cell, study.plan)
+        update = sum(x.nbytes for x in jax.tree.leaves(material.victim.variables["params"]))
+        most = min(TRIALS_PER_BLOCK // study.plan.seeds, UPDATES_PER_BLOCK // update) // draws
+        size = max(d for d in range(1, max(1, min(most, targets)) + 1) if targets % d == 0)
         for first in range(0, targets, size):
             name = results.block_name(index, first)
             yield Block(name, index, cell, slice(first, first + size))
@@ -260,9 +275,10 @@ class Loader:
                 )
             if cell.statistics > 0:
                 raise UserError(f"--statistics: {cell.model} has no BatchNorm; give 0")
+        images, labels, ids = self._targets(cell, dataset)
         return Material(
             victim, Normalization.of(dataset.mean, dataset.std), len(dataset.classes),
-            *self._targets(cell, dataset),
+            images, labels, ids, np.zeros(len(ids), int),
         )  # fmt: skip
 
     def _targets(self, cell: config.Cell, dataset: data.Dataset) -> tuple[np.ndarray, ...]:
@@ -291,7 +307,7 @@ class Loader:
             else:
                 trained = checkpoints.load_victim(cell.victim)
                 checkpoints.check_fits(trained, dataset)
-                self._victims[key] = victims.Victim(*trained[:3])
+                self._victims[key] = trained.as_victim()
         return self._victims[key]
 
     def _dataset(self, cell: config.Cell) -> data.Dataset:
@@ -323,6 +339,7 @@ def open_run(study: config.Study, material: Material, command: str) -> None:
         "cells": [cell.model_dump() for cell in study.cells],
         "target_ids": material.ids[:, 0].tolist(),
         "seeds": list(range(study.plan.seeds)),
+        "noise_seeds": list(range(study.plan.noise_seeds)),
     }
     folder = study.folder
     there = results.read_config(folder)
@@ -330,7 +347,7 @@ def open_run(study: config.Study, material: Material, command: str) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"--out {folder}: exists and is no run folder; choose another")
         there = asked | {"command": command, "sessions": []}
-    for name in ("cells", "target_ids", "seeds"):
+    for name in ("cells", "target_ids", "seeds", "noise_seeds"):
         if there[name] != asked[name]:
             raise UserError(
                 f"--out {folder}: holds a run with other {name.replace('_', '-')}; "
@@ -358,7 +375,8 @@ def run_block(
     announce: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Attacks a block's targets from every seed and commits its rows."""
-    cell, material = block.cell, material.of_targets(block.positions)
+    cell = block.cell
+    material = material.of_targets(block.positions, draws_of(cell, study.plan))
     ids, seeds = material.ids, range(study.plan.seeds)
     attacked = attack_cell(
         cell, material, trials.start_keys(ids[:, 0], seeds),
@@ -370,7 +388,7 @@ def run_block(
         study.folder,
         block.name,
         trial_rows(block, material, attacked, ids, seeds),
-        trace_rows(block, result, ids, seeds),
+        trace_rows(block, result, material, seeds),
         results.BlockImages(ids[:, 0], np.asarray(seeds), quantised, material.images),
     )
 
@@ -397,12 +415,19 @@ def attack_cell(
         clients = trials.Clients(
             cell.labels, cell.batch_norm, cell.local(), cell.shuffled, cell.assumed_images,
             method.local, observe=cell.batch_norm == "eval" and cell.statistics > 0,
+            defense=defenses.names(cell.chain()), told=method.defense,
+            classifier=method.classifier,
         )  # fmt: skip
+        strengths = defenses.strengths(cell.chain())
+        noise = trials.noise_keys(material.ids[:, 0], material.draws)
         orders = trials.order_keys(material.ids[:, 0])
         # What is polished to the last digit is an update that has them.
         with runtime.arithmetic("float64" if cell.polish else cell.precision) as exact:
             asked = exact((variables, truths, normalization))
-            sent = trials.make_targets(module, *asked, clients, cell.client_lr, orders)
+            shared = trials.make_targets(
+                module, *asked, clients, cell.client_lr, orders, strengths, noise
+            )
+        sent = shared.targets
         targets = cast(sent)
         if cell.attack in CLOSED_FORM:
             result = trials.recover(
@@ -410,7 +435,7 @@ def attack_cell(
                 method.objective, keys,
             )  # fmt: skip
             return Attacked(
-                result, *_per_target(truths, result.labels, normalization, material.classes)
+                result, *_per_target(truths, result.labels, normalization, material.classes), shared
             )
         if cell.assumed_lr is not None:
             numbers = {**numbers, "client_lr": cell.assumed_lr}
@@ -431,14 +456,14 @@ def attack_cell(
                     cell.polish, planner.memory_limit(memory),
                 )  # fmt: skip
         return Attacked(
-            result, *_per_target(truths, result.labels, normalization, material.classes)
+            result, *_per_target(truths, result.labels, normalization, material.classes), shared
         )
 
 
 def method_of(cell: config.Cell, material: Material) -> attack.Method:
     """What a cell compiles to, for a network and its data."""
     classifier = ()
-    if READ_UPDATE & set(cell.priors()):
+    if READ_UPDATE & set(cell.priors()) or "soteria" in cell.told_names():
         victim = material.victim
         classifier = classifier_path(victim.module, victim.variables, material.images[0])
     return cell.method(material.classes, classifier)
@@ -448,8 +473,8 @@ def trial_rows(
     block: Block, material: Material, attacked: Attacked, ids: np.ndarray, seeds: Sequence[int]
 ) -> dict[str, Sequence]:
     """Lays a block's results out as columns, one row per target and seed."""
-    result, baseline, accuracy = attacked
-    shape = result.objective.shape
+    result, baseline, accuracy, shared = attacked
+    victim, shape = material.victim, result.objective.shape
     rows = shape[0] * shape[1]
     spread = lambda per_target: np.repeat(np.asarray(per_target), shape[1])  # noqa: E731
     failed = ~result.finite
@@ -468,6 +493,7 @@ def trial_rows(
         "cell": [block.cell_index] * rows,
         "target_id": spread(ids[:, 0]),
         "image_ids": [list(map(int, batch)) for batch in ids for _ in seeds],
+        "noise_seed": spread(material.draws),
         "seed": list(seeds) * shape[0],
         "status": np.where(failed, "nonfinite", result.status).ravel(),
         "psnr_images": of_images.reshape(rows, -1).tolist(),
@@ -475,7 +501,12 @@ def trial_rows(
         "baseline_psnr": spread(baseline.psnr).astype(np.float64),
         "baseline_ssim": spread(baseline.ssim).astype(np.float64),
         "baseline_mse": spread(baseline.mse).astype(np.float64),
-        "victim_digest": [material.victim.digest] * rows,
+        "update_cosine": spread(shared.cosine).astype(np.float64),
+        "update_error": spread(shared.error).astype(np.float64),
+        "victim_digest": [victim.digest] * rows,
+        "victim_accuracy": [victim.accuracy] * rows,
+        "victim_epsilon": [victim.epsilon] * rows,
+        "victim_delta": [victim.delta] * rows,
         **{name: [value] * rows for name, value in plan.items()},
         "program_bytes": [result.bytes] * rows,
     }  # fmt: skip
@@ -495,7 +526,7 @@ def _per_target(
 
 
 def trace_rows(
-    block: Block, result: trials.Result, ids: np.ndarray, seeds: Sequence[int]
+    block: Block, result: trials.Result, material: Material, seeds: Sequence[int]
 ) -> dict[str, np.ndarray]:
     """Lays the traces out as columns, one row per target, seed and point."""
     trace = result.trace
@@ -505,7 +536,8 @@ def trace_rows(
     return {
         "schema_version": np.full(rows, results.SCHEMA_VERSION, np.int32),
         "cell": np.full(rows, block.cell_index, np.int32),
-        "target_id": np.repeat(ids[:, 0].astype(np.int64), len(seeds) * points),
+        "target_id": np.repeat(material.ids[:, 0].astype(np.int64), len(seeds) * points),
+        "noise_seed": np.repeat(material.draws.astype(np.int64), len(seeds) * points),
         "seed": np.tile(np.repeat(np.asarray(seeds, np.int64), points), targets),
         "step": np.tile(trace.step.astype(np.int32), targets * len(seeds)),
         "psnr": flat(trace.psnr),
@@ -546,7 +578,7 @@ def print_plan(
     total = 0.0
     counted: dict[tuple, float] = {}  # tracing a network twice takes long
     for index, (cell, material) in enumerate(zip(study.cells, materials)):
-        count = len(material.ids) * study.plan.seeds
+        count = len(material.ids) * draws_of(cell, study.plan) * study.plan.seeds
         images = cell.assumed_images or cell.images
         shape = (images, *material.images.shape[2:])
         program = (material.victim.module, method_of(cell, material), shape)

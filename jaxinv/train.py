@@ -20,7 +20,17 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from jaxinv import checkpoints, config, data, models, rng, runtime, training, victims
+from jaxinv import (
+    checkpoints,
+    config,
+    data,
+    models,
+    privacy,
+    rng,
+    runtime,
+    training,
+    victims,
+)
 from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.types import Normalization, PyTree
 
@@ -72,9 +82,11 @@ class Trainer:
         if settings.batch > examples:
             raise UserError(f"--batch {settings.batch}: {settings.dataset} has {examples} images")
         self.steps_per_epoch = examples // settings.batch
+        steps = settings.epochs * self.steps_per_epoch
+        self.sizes = np.full(steps, settings.batch)  # images of each step
         self.recipe = training.Recipe(
-            settings.epochs * self.steps_per_epoch, settings.lr, settings.schedule,
-            settings.augment, settings.precision,
+            steps, settings.lr, settings.schedule, settings.augment, settings.precision,
+            self._private(examples, steps) if settings.dp else None,
         )  # fmt: skip
         last = max((s.value for s in settings.stop_at if s.kind == "step"), default=0)
         if last > self.recipe.steps:
@@ -94,6 +106,52 @@ class Trainer:
         self.within = Within()
         self.log: list[dict[str, Any]] = []  # a row per finished epoch
         self.seconds = 0.0
+
+    def _private(self, examples: int, steps: int) -> training.Private:
+        """What DP-SGD does here; draws the sizes of all batches.
+
+        Raises:
+          UserError: delta is too large for the data, or the noise cannot be found.
+        """
+        settings, rate = self.settings, self.settings.batch / examples
+        if settings.delta >= 1 / examples:
+            raise UserError(
+                f"--delta {settings.delta:g}: lets one of {examples} examples be published; give "
+                f"less than {1 / examples:.2g}"
+            )
+        multiplier = settings.noise_multiplier
+        if multiplier is None:
+            multiplier = privacy.calibrate(
+                settings.target_epsilon, settings.delta, rate, steps, settings.accountant
+            )
+        self.sizes = privacy.poisson_sizes(settings.seed, examples, rate, steps)
+        # On a CPU a few examples stay in the cache.
+        microbatch = settings.microbatch or (8 if jax.default_backend() == "cpu" else 128)
+        return training.Private(settings.clip, multiplier, settings.batch, microbatch)
+
+    def _spent(self) -> checkpoints.Privacy | None:
+        """The privacy that the steps so far have cost."""
+        private, delta = self.recipe.private, self.settings.delta
+        if private is None:
+            return None
+        rate, steps = private.batch / len(self.dataset.labels), int(self.state.step)
+        spent = privacy.Spent(private.noise_multiplier, rate, steps)
+        epsilon = lambda kind: privacy.epsilon(spent, delta, kind) if steps else 0.0  # noqa: E731
+        return checkpoints.Privacy(
+            noise_multiplier=private.noise_multiplier, clip=private.clip, sampling_rate=rate,
+            steps=steps, delta=delta, epsilon_pld=epsilon("pld"), epsilon_rdp=epsilon("rdp"),
+            assumptions=privacy.ASSUMPTIONS,
+        )  # fmt: skip
+
+    def _batches(self) -> np.ndarray:
+        """The epoch's batches: indices [step, image]."""
+        seed, examples = self.settings.seed, len(self.train_data.labels)
+        if self.recipe.private is None:
+            return training.epoch_order(seed, self.epoch, examples, self.settings.batch)
+        microbatch = self.recipe.private.microbatch
+        room = -(-int(self.sizes.max()) // microbatch) * microbatch
+        own = self.sizes[self.epoch * self.steps_per_epoch :][: self.steps_per_epoch]
+        return privacy.poisson_batches(seed, self.epoch, examples, own, room)
 
     def run(self) -> None:
         """Trains, or goes on, to the end.
@@ -124,11 +182,8 @@ class Trainer:
         started = written = time.monotonic()
         done, seconds_before = self._steps_within(), self.seconds
         base = int(self.state.step) - done
-        arguments = (self.settings.seed, self.epoch)
-        order = jnp.asarray(
-            training.epoch_order(*arguments, len(self.train_data.labels), self.settings.batch)
-        )
-        key = rng.stream_key(rng.Stream.TRAINING, *arguments, 1)
+        order = jnp.asarray(self._batches())
+        key = rng.stream_key(rng.Stream.TRAINING, self.settings.seed, self.epoch, 1)
         stops = {int(s.value) - base: s for s in self._stops("step")}
         ends = {*range(STEPS_PER_CALL, self.steps_per_epoch, STEPS_PER_CALL), *stops}
         loss, correct = self.within
@@ -141,7 +196,7 @@ class Trainer:
             if not sums.finite:
                 self._stop_diverged(float(sums.loss))
             loss, correct = loss + float(sums.loss), correct + float(sums.correct)
-            seen = last * self.settings.batch
+            seen = max(1, self.sizes[base : base + last].sum())
             bar.update(
                 task, completed=base + last,
                 description=f"epoch {self.epoch + 1}: loss {loss / seen:.3f}, "
@@ -163,6 +218,7 @@ class Trainer:
                 "loss": loss / seen,
                 "train_accuracy": correct / seen,
                 "test_accuracy": self._test_accuracy(),
+                **self._epsilon(),
                 "seconds": self.seconds,
             }
         )
@@ -174,6 +230,11 @@ class Trainer:
             + [s for s in self._stops("accuracy") if before < s.value <= reached]
         )
         self._write_state()
+
+    def _epsilon(self) -> dict[str, float]:
+        """The log's column of what the training has cost."""
+        spent = self._spent()
+        return {} if spent is None else {"epsilon": spent.epsilon_pld}
 
     def _stop_diverged(self, loss: float) -> None:
         """Keeps the network of the last state written and raises the error."""
@@ -230,12 +291,14 @@ class Trainer:
             seconds=round(self.seconds, 1),
             hardware=runtime.hardware(),
             versions=runtime.versions(("jax", "flax", "optax")),
+            privacy=self._spent(),
         )
         checkpoints.save(folder, self.state.variables, info, self.log)
 
     def _recipe(self) -> dict[str, Any]:
         """Every setting that has a say in the parameters, as JSON knows it."""
-        return self.settings.model_dump(exclude={"out", "data_dir", "stop_at"}) | {
+        private = () if self.settings.dp else ("dp", *config.OF_PRIVACY)
+        return self.settings.model_dump(exclude={"out", "data_dir", "stop_at", *private}) | {
             "momentum": training.MOMENTUM, "weight_decay": training.WEIGHT_DECAY,
         }  # fmt: skip
 
@@ -312,7 +375,9 @@ def _describe(row: dict[str, Any]) -> str:
     """One epoch in words."""
     return (
         f"epoch {row['epoch']}, loss {row['loss']:.3f}, accuracy {row['train_accuracy']:.3f} in "
-        f"training and {row['test_accuracy']:.3f} on the test split, {row['seconds']:.0f} s"
+        f"training and {row['test_accuracy']:.3f} on the test split, "
+        + (f"epsilon {row['epsilon']:.3g}, " if "epsilon" in row else "")
+        + f"{row['seconds']:.0f} s"
     )
 
 

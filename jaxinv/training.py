@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from jaxinv import rng
+from jaxinv import privacy, rng
 from jaxinv.convolution import fast_convolutions
 from jaxinv.types import Normalization, PyTree
 
@@ -39,6 +39,15 @@ SCHEDULES = {
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
+class Private(NamedTuple):
+    """What DP-SGD does to a step."""
+
+    clip: float  # L2 norm of an example's gradient, at the most
+    noise_multiplier: float
+    batch: int  # expected
+    microbatch: int  # examples whose gradients are in memory at once
+
+
 class Recipe(NamedTuple):
     """What shapes the compiled loop (static)."""
 
@@ -47,6 +56,7 @@ class Recipe(NamedTuple):
     schedule: str
     augment: bool  # random crop and flip
     precision: str  # of the arithmetic; parameters and statistics stay float32
+    private: Private | None = None  # None: the mean gradient of the batch
 
     def rate(self, step: Array | int) -> Array:
         """The learning rate of a step."""
@@ -117,7 +127,7 @@ def run_steps(
       state: is donated: use the returned one.
       data: the training split.
       normalization: of its pixels.
-      order: the epoch's batches, as from `epoch_order`.
+      order: the epoch's batches, as from `epoch_order`; or from `privacy.poisson_batches`.
       key: the epoch's key; step i of the epoch uses `fold_in(key, i)`.
       first: traced, like `last`: another run of steps needs no compilation.
       last: see `first`.
@@ -132,19 +142,19 @@ def run_steps(
         if recipe.augment:
             images = augment(images, jax.random.fold_in(key, index))
         labels = data.labels[batch]
-        (loss, (logits, rest)), gradient = jax.value_and_grad(
-            functools.partial(_loss, module, recipe), has_aux=True
-        )(state.variables["params"], state.variables, images, labels)
+        if recipe.private is None:
+            gradient, rest, seen = _mean_gradient(module, recipe, state, images, labels)
+        else:
+            noise_key = jax.random.fold_in(jax.random.fold_in(key, index), 1)
+            gradient, rest, seen = _private_gradient(
+                module, recipe, state, images, labels, batch >= 0, noise_key
+            )
         params = state.variables["params"]
         updates, momentum = optimizer.update(gradient, state.optimizer, params)
         params = optax.apply_updates(params, updates)
         state = State({**rest, "params": params}, momentum, state.step + 1)
-        correct = jnp.sum(logits.argmax(-1) == labels)
-        return (
-            index + 1,
-            state,
-            Sums(sums.loss + loss * len(labels), sums.correct + correct, jnp.isfinite(loss)),
-        )
+        finite = jnp.isfinite(seen.loss)
+        return index + 1, state, Sums(sums.loss + seen.loss, sums.correct + seen.correct, finite)
 
     def going_on(carry):
         index, _, sums = carry
@@ -154,6 +164,40 @@ def run_steps(
     _, state, sums = jax.lax.while_loop(going_on, step, (jnp.int32(first), state, zero))
     intact = jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(state.variables)]).all()
     return state, sums._replace(finite=sums.finite & intact)
+
+
+class _Seen(NamedTuple):
+    """What a step measured, summed over its images."""
+
+    loss: Float[Array, ""]
+    correct: Float[Array, ""]
+
+
+def _mean_gradient(module, recipe, state, images, labels):
+    """The gradient of the mean loss, the new running statistics, and what was measured."""
+    loss = functools.partial(_loss, module, recipe)
+    (value, (logits, rest)), gradient = jax.value_and_grad(loss, has_aux=True)(
+        state.variables["params"], state.variables, images, labels
+    )
+    correct = jnp.sum(logits.argmax(-1) == labels).astype(jnp.float32)
+    return gradient, rest, _Seen(value * len(labels), correct)
+
+
+def _private_gradient(module, recipe, state, images, labels, present, key):
+    """DP-SGD's gradient of the images that are present; the rest as in `_mean_gradient`."""
+    private = recipe.private
+
+    def of_example(example):
+        image, label = example
+        gradient, _, seen = _mean_gradient(module, recipe, state, image[None], label[None])
+        return gradient, seen
+
+    total, seen = privacy.clipped_sum(
+        of_example, (images, labels), present, private.clip, private.microbatch
+    )
+    noisy = privacy.add_noise(total, private.noise_multiplier * private.clip, key)
+    rest = {name: tree for name, tree in state.variables.items() if name != "params"}
+    return jax.tree.map(lambda x: x / private.batch, noisy), rest, seen
 
 
 def _loss(module, recipe, params, variables, images, labels):

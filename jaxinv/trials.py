@@ -18,7 +18,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxinv import client, labels, metrics, planner, rng
+from jaxinv import client, defenses, labels, metrics, planner, rng
 from jaxinv.attacks import gradient_matching as attack
 from jaxinv.attacks import levenberg_marquardt
 from jaxinv.objectives import OBJECTIVES, compare
@@ -65,6 +65,17 @@ class Clients(NamedTuple):
     assumed_images: int | None = None  # images the attacker takes the update to be of; None: all
     assumed: client.Local = client.Local()  # what the attacker takes for `local`
     observe: bool = False  # whether the attacker compares statistics with the running ones
+    defense: tuple[str, ...] = ()  # what they do to their updates: names of `defenses.DEFENSES`
+    told: tuple[str, ...] = ()  # of these, what the attacker knows
+    classifier: tuple[str, ...] = ()  # path of the last dense layer, where an attacker is told
+
+
+class Shared(NamedTuple):
+    """What came of the clients' work. Axis: target."""
+
+    targets: Target
+    cosine: Float[Array, " target"]  # of what was shared with the update before the defense
+    error: Float[Array, " target"]  # |shared - update| / |update|
 
 
 def make_targets(
@@ -75,7 +86,9 @@ def make_targets(
     clients: Clients = Clients(),  # noqa: B008
     client_lr: float = 1.0,
     order_keys: jax.Array | None = None,
-) -> Target:
+    strengths: tuple = (),
+    noise_keys: jax.Array | None = None,
+) -> Shared:
     """Computes what the attacker gets for each private batch.
 
     Args:
@@ -83,21 +96,27 @@ def make_targets(
       clients: what they do.
       client_lr: the learning rate of their local steps.
       order_keys: [target], of the orders in which they take their images; None where not shuffled.
+      strengths: of the defenses.
+      noise_keys: [target], of the defenses' draws; None where they draw nothing.
     """
-    if order_keys is None:
-        order_keys = jnp.zeros(len(truths.labels))
+    none = jnp.zeros(len(truths.labels))
+    order_keys, noise_keys = (none if k is None else k for k in (order_keys, noise_keys))
+    strengths = jax.tree.map(lambda x: jnp.asarray(x, truths.images.dtype), strengths)
     return _make_targets(
-        module, clients, variables, truths, normalization, jnp.float32(client_lr), order_keys
-    )
+        module, clients, variables, truths, normalization, jnp.float32(client_lr), strengths,
+        order_keys, noise_keys,
+    )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _make_targets(module, clients, variables, truths, normalization, client_lr, order_keys):
+def _make_targets(
+    module, clients, variables, truths, normalization, client_lr, strengths, order_keys, noise_keys
+):
     loss = client.loss_fn(module, variables, clients.batch_norm)
     params = variables["params"]
 
     def one(arguments):
-        truth, key = arguments
+        truth, key, noise_key = arguments
         images, classes = normalization.normalize(truth.images), truth.labels
         if clients.shuffled:
             epochs = jax.random.split(key, clients.local.epochs)
@@ -106,19 +125,30 @@ def _make_targets(module, clients, variables, truths, normalization, client_lr, 
         update, statistics = client.update(
             loss, params, images, classes, clients.local, client_lr.astype(images.dtype)
         )
+        bare = update
+        if clients.defense:
+            scene = defenses.Scene(module, variables, images, classes)
+            update = defenses.defend(clients.defense, update, strengths, noise_key, scene)
+        between = compare(update, bare)
+        kept = between.cross / jnp.sqrt(between.own * between.shared)
+        error = jnp.sqrt(between.distance / between.shared)
+        count = clients.assumed_images or len(truth.labels)
+        told = ()
+        if clients.told:
+            facts = defenses.Facts(clients.classifier, count)
+            told = defenses.tell(clients.told, strengths, update, facts)
         sent = statistics if clients.batch_norm == "train-shared" else ()
         if clients.observe:
             sent = {"batch_stats": variables["batch_stats"]}
         if clients.labels in ("known", "joint"):
-            return Target(update, truth.labels, sent)
-        count = clients.assumed_images or len(truth.labels)
+            return Shared(Target(update, truth.labels, sent, told), kept, error)
         found = labels.infer(
             clients.labels, module, variables, update, truth.images.shape[1:], count,
             clients.assumed.steps(count),
         )  # fmt: skip
-        return Target(update, found, sent)
+        return Shared(Target(update, found, sent, told), kept, error)
 
-    return lax.map(one, (truths, order_keys))
+    return lax.map(one, (truths, order_keys, noise_keys))
 
 
 def run(
@@ -162,7 +192,7 @@ def run(
     """
     total = int(numbers.iterations)
     every = max(1, -(-total // TRACE_POINTS))
-    points = max(1, CHUNK_STEPS // every)
+    points = max(1, min(CHUNK_STEPS // every, total // every + 2))  # no more than there are
     batch_shape = (targets.labels.shape[1], *image_shape)
     shared = (variables, targets, truths, normalization, numbers, jnp.int32(every))
     while True:
@@ -419,7 +449,11 @@ def step_flops(
     normalization: Normalization,
     batch_shape: tuple[int, ...],
 ) -> float:
-    """Counts the floating-point operations of one step of one trial, by XLA's own analysis."""
+    """Counts the floating-point operations of one step of one trial, by XLA's own analysis.
+
+    Without those of a defense that the attacker simulates.
+    """
+    method = method._replace(defense=())
     sent = {"batch_stats": variables["batch_stats"]} if "statistics" in method.priors else ()
     target = Target(variables["params"], jnp.zeros(batch_shape[0], jnp.int32), sent)
     weights = {name: jnp.float32(1) for name in method.priors}
@@ -446,6 +480,12 @@ def _start_keys(target_ids, seeds):
 def start_keys(target_ids: Sequence[int], seeds: Sequence[int]) -> jax.Array:
     """Derives the start of each trial from its target and seed: keys [target, seed]."""
     return _start_keys(jnp.asarray(target_ids, jnp.uint32), jnp.asarray(seeds, jnp.uint32))
+
+
+def noise_keys(target_ids: Sequence[int], draws: Sequence[int]) -> jax.Array:
+    """Derives the defense's draw for each target from its id and its noise seed: keys [target]."""
+    one = lambda target, draw: rng.stream_key(rng.Stream.DEFENSE, draw, target)  # noqa: E731
+    return jax.vmap(one)(*(jnp.asarray(x, jnp.uint32) for x in (target_ids, draws)))
 
 
 def order_keys(target_ids: Sequence[int]) -> jax.Array:

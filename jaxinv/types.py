@@ -1,12 +1,19 @@
 """The vocabulary every room shares: who knows what, and in which units."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 PyTree = Any
+
+
+def tree_size(tree: PyTree) -> int:
+    """The number of entries of all leaves together."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 class Truth(NamedTuple):
@@ -26,6 +33,7 @@ class Target(NamedTuple):
     update: PyTree  # shaped like the network's parameters
     labels: Int[Array, " batch"]
     statistics: PyTree = ()  # of the client's batch, per BatchNorm layer, where they are sent along
+    told: Any = ()  # `defenses.Told`, where the attacker knows the client's defense
 
 
 class Normalization(NamedTuple):

@@ -18,6 +18,9 @@ class Victim(NamedTuple):
     module: nn.Module
     variables: PyTree  # {"params": ..., and running statistics where the network has them}
     digest: str
+    accuracy: float | None = None  # on the test split; None where it was not trained
+    epsilon: float | None = None  # of a training with DP-SGD
+    delta: float | None = None
 
 
 def untrained(

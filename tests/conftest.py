@@ -36,7 +36,7 @@ class Problem:
         self.truths = Truth(images, jnp.array([[3], [7]]))
         self.targets = trials.make_targets(
             self.victim.module, self.victim.variables, self.truths, self.normalization
-        )
+        ).targets
         self.keys = trials.start_keys([0, 1], range(self.seeds))
 
     def run(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxinv import config, results
+from jaxinv import config, defenses, results
 from jaxinv.sweep import COLUMNS
 
 SESSION = {
@@ -24,6 +24,7 @@ def write_run(
     around_first=False,
     targets=2,
     seeds=4,
+    draws=1,
     images=1,
     failed=(),
     exact=(),
@@ -33,6 +34,7 @@ def write_run(
     block_targets=8,
     seed_std=None,
     level=None,
+    facts=None,
 ):
     """Writes a run folder and returns it; `failed` and `exact` hold (cell, target, seed) triples.
 
@@ -40,6 +42,8 @@ def write_run(
       axes: settings that vary, as in run.json.
       around_first: one axis after another around the first cell, instead of their product.
       photographs: [target, image, height, width, channel] uint8; gradients when None.
+      draws: of the noise, in the cells whose defense is random; others have one.
+      facts: further columns, by cell.
       seed_std: spread between seeds in dB by cell, level: mean PSNR in dB by cell.
     """
     axes = {} if axes is None else axes
@@ -62,9 +66,10 @@ def write_run(
             },
             "command": SESSION["command"],
             "axes": axes,
-            "cells": cells,
+            "cells": [DEFAULTS | settings for settings in cells],
             "target_ids": target_ids,
             "seeds": list(range(seeds)),
+            "noise_seeds": list(range(draws)),
             "sessions": [SESSION],
         },
     )
@@ -73,7 +78,10 @@ def write_run(
             continue
         for first in range(0, targets, block_targets):
             group = list(range(first, min(targets, first + block_targets)))
-            block = _Block(cell, settings, group, target_ids, seeds, images, truths, steps)
+            own = settings | (facts or {}).get(cell, {})
+            random = defenses.is_random(defenses.parse(settings.get("defense", "none")))
+            block = _Block(cell, own, group, target_ids, seeds, images, truths, steps)
+            block.draws = draws if random else 1
             block.make(seed_std[cell], level[cell], set(failed), set(exact))
             block.write(folder)
     return folder
@@ -91,6 +99,8 @@ def _gradients(targets, images):
 class _Block:
     """The trials of one cell on a group of targets."""
 
+    draws = 1
+
     def __init__(self, cell, settings, group, target_ids, seeds, images, truths, steps):
         self.cell, self.settings, self.group, self.steps = cell, settings, group, steps
         self.target_ids, self.seeds, self.images = target_ids, seeds, images
@@ -101,28 +111,29 @@ class _Block:
         trials, traces, pictures = [], [], []
         for row, target in enumerate(self.group):
             offset = 2 * np.random.default_rng([99, target]).normal()
-            for seed in range(self.seeds):
+            bend = random.normal(size=self.draws) if self.draws > 1 else [0.0]
+            for draw, seed in itertools.product(range(self.draws), range(self.seeds)):
                 place = (self.cell, target, seed)
-                psnr = level + offset + seed_std * random.normal()
+                psnr = level + offset + bend[draw] + seed_std * random.normal()
                 psnr = np.inf if place in exact else np.nan if place in failed else psnr
-                trials.append(self._trial(target, seed, psnr, self.truths[row], random))
-                traces += self._trace(target, seed, psnr, trials[-1]["objective"], random)
+                names = {"target_id": self.target_ids[target], "noise_seed": draw, "seed": seed}
+                trials.append(names | self._trial(target, psnr, self.truths[row], random))
+                trace = self._trace(psnr, trials[-1]["objective"], random)
+                traces += [names | point for point in trace]
                 pictures.append(_degrade(self.truths[row], psnr, random))
         self.trials, self.traces = trials, traces
         self.pictures = np.reshape(
-            pictures, (len(self.group), self.seeds, *self.truths.shape[1:])
+            pictures, (len(self.group) * self.draws, self.seeds, *self.truths.shape[1:])
         ).astype(np.uint8)
 
-    def _trial(self, target, seed, psnr, truth, random):
+    def _trial(self, target, psnr, truth, random):
         pixels = truth / 255
         flat = np.mean((pixels - 0.47) ** 2, axis=(1, 2, 3))
         bad = np.isnan(psnr)
         return {
             "schema_version": results.SCHEMA_VERSION,
             "cell": self.cell,
-            "target_id": self.target_ids[target],
             "image_ids": [self.target_ids[target] + i for i in range(self.images)],
-            "seed": seed,
             "status": "nonfinite" if bad else "ok",
             "psnr": psnr,
             "psnr_best": psnr,
@@ -135,7 +146,12 @@ class _Block:
             "baseline_psnr": float(np.mean(-10 * np.log10(flat))),
             "baseline_ssim": 0.05,
             "baseline_mse": float(np.mean(flat)),
+            "update_cosine": 0.8,
+            "update_error": 0.5,
             "victim_digest": "0" * 64,
+            "victim_accuracy": None,
+            "victim_epsilon": None,
+            "victim_delta": None,
             "targets_at_once": 1,
             "seeds_at_once": 8,
             "devices": 2,
@@ -144,7 +160,7 @@ class _Block:
             "images": self.images,
         }
 
-    def _trace(self, target, seed, psnr, objective, random):
+    def _trace(self, psnr, objective, random):
         last = max(self.steps)
         speed = 3 + random.random()
         for step in self.steps:
@@ -153,8 +169,6 @@ class _Block:
             yield {
                 "schema_version": results.SCHEMA_VERSION,
                 "cell": self.cell,
-                "target_id": self.target_ids[target],
-                "seed": seed,
                 "step": step,
                 "psnr": value,
                 "objective": objective + 0.5 * (1 - share),
@@ -167,10 +181,10 @@ class _Block:
             _columns(self.trials),
             _columns(self.traces),
             results.BlockImages(
-                np.array([self.target_ids[t] for t in self.group]),
+                np.repeat([self.target_ids[t] for t in self.group], self.draws),
                 np.arange(self.seeds),
                 self.pictures,
-                self.truths,
+                np.repeat(self.truths, self.draws, axis=0),
             ),
         )
 

@@ -109,7 +109,7 @@ class Problem:
         targets = trials.make_targets(
             module, variables, self.truths, self.normalization, clients, 0.1,
             trials.order_keys([0]),
-        )  # fmt: skip
+        ).targets  # fmt: skip
         numbers = attack.Numbers.of(
             seeds, **{"lr": 0.1, "iterations": iterations, "client_lr": 0.1, **numbers}
         )

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxinv import client, gram, metrics
+from jaxinv import client, defenses, gram, metrics
 from jaxinv.objectives import OBJECTIVES, Comparison, compare
 from jaxinv.priors import View, weighted_sum
 from jaxinv.types import Normalization, PyTree, Target
@@ -104,6 +104,7 @@ class Method(NamedTuple):
     by_epoch: bool = False  # images of their own for each epoch, whose order is not known
     classes: int = 0  # where the labels are optimised beside the images, else 0
     classifier: tuple[str, ...] = ()  # path of the last dense layer, for the priors that ask for it
+    defense: tuple[str, ...] = ()  # the client's, as far as the attacker was told
     gram: str | None = None  # the rule (`jaxinv.gram`) by which layers keep no weight gradient
 
 
@@ -197,10 +198,22 @@ def compare_candidate(
             loss, params, images, labels, target.update, method.gram
         )
         return between, (), statistics
+    if "dpsgd" in method.defense:
+        clip = target.told.strengths[0][0]
+        update, statistics = defenses.clipped_mean(loss, params, images, labels, clip), ()
+        return _compare_defended(method, update, target), update, statistics
     if method.by_epoch:
         labels = jnp.broadcast_to(labels, (len(images), *labels.shape))
     update, statistics = client.update(loss, params, images, labels, method.local, client_lr)
-    return compare(update, target.update), update, statistics
+    return _compare_defended(method, update, target), update, statistics
+
+
+def _compare_defended(method: Method, update: PyTree, target: Target) -> Comparison:
+    """Compares what the client's defense would make of an update with what was shared."""
+    if not method.defense:
+        return compare(update, target.update)
+    update = defenses.expect(method.defense, target.told, update, target.update)
+    return compare(update, target.update, target.told.weights)
 
 
 def step(

@@ -12,6 +12,7 @@ the solution lies inside it, and the way there may lead along its outside.
 References: Levenberg 1944; Marquardt 1963; Nocedal & Wright 2006, section 10.3.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -28,6 +29,8 @@ TOLERANCE = 1e-13  # of the residual, relative to the shared update: converged
 FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-4, 1e-18, 1e4  # relative to the largest diagonal
 COLUMNS = 256  # of the Jacobian at once
 CG_ITERATIONS = 300
+CHORDS = 12  # further steps with one factorisation, at the most
+GRAM_BLOCKS = 4  # of rows, to leave the half of J^T J out that is the other's mirror image
 
 
 class Polished(NamedTuple):
@@ -65,7 +68,9 @@ def polish(
     """Takes an image to where its residual vanishes, as far as steps and network allow.
 
     The damping falls by ten with every step that lowers the residual and rises by ten with one that
-    does not, which is then not taken.
+    does not, which is then not taken. The normal matrix is nearly all the work: where it is stored,
+    its factorisation is used again as long as that halves the residual (the chord method; Kelley
+    1995, Iterative Methods for Linear and Nonlinear Equations, section 5.4).
 
     Args:
       residuals: of the images, in any shape, to [residual]; once differentiable both ways.
@@ -86,11 +91,11 @@ def polish(
         if dense:
             size = len(state.x)
             factor = cho_factor(state.system.normal + damping * jnp.eye(size, dtype=x.dtype))
-            move = -cho_solve(factor, state.system.slope)
+            there = state.x - cho_solve(factor, state.system.slope)
+            there, r = _chords(of, factor, there)
         else:
-            move = -_conjugate_gradient(of, state.x, state.system.slope, damping)
-        there = state.x + move
-        r = of(there)
+            there = state.x - _conjugate_gradient(of, state.x, state.system.slope, damping)
+            r = of(there)
         # A system that is no longer positive definite gives NaN, which is no success either.
         better = jnp.vdot(r, r) < jnp.vdot(state.r, state.r)
         x_next, r_next = (jnp.where(better, a, b) for a, b in ((there, state.x), (r, state.r)))
@@ -144,15 +149,43 @@ def spectrum(
       The singular values of J, descending, and the unit images of the smallest, those first.
     """
     transposed = jacobian(lambda flat: residuals(flat.reshape(x.shape)), x.ravel())
-    values, vectors = jnp.linalg.eigh(transposed @ transposed.T)
+    values, vectors = jnp.linalg.eigh(gram_matrix(transposed))
     singular = jnp.sqrt(jnp.maximum(values, 0))[::-1]
     return singular, vectors[:, :least].T.reshape(least, *x.shape)
 
 
+def _chords(of: Residuals, factor: tuple, x: Array) -> tuple[Array, Array]:
+    """Steps on with the normal matrix of a point nearby, while that halves the residual."""
+
+    def more(carry):
+        _, _, taken, halved = carry
+        return halved & (taken < CHORDS)
+
+    def chord(carry):
+        x, r, taken, _ = carry
+        there = x - cho_solve(factor, jax.vjp(of, x)[1](r)[0])
+        r_there = of(there)
+        halved = 4 * jnp.vdot(r_there, r_there) < jnp.vdot(r, r)
+        x, r = (jnp.where(halved, a, b) for a, b in ((there, x), (r_there, r)))
+        return x, r, taken + 1, halved
+
+    return lax.while_loop(more, chord, (x, of(x), 0, jnp.bool_(True)))[:2]
+
+
 def _dense_system(of: Residuals, x: Array, r: Array) -> System:
     transposed = jacobian(of, x)
-    normal = transposed @ transposed.T
+    normal = gram_matrix(transposed)
     return System(normal, transposed @ r, normal.diagonal().max())
+
+
+def gram_matrix(rows: Float[Array, "row column"]) -> Float[Array, "row row"]:
+    """Computes rows @ rows.T, a little more than its upper half and the rest by symmetry."""
+    edges = [len(rows) * i // GRAM_BLOCKS for i in range(GRAM_BLOCKS + 1)]
+    upper = jnp.concatenate([
+        jnp.pad(rows[low:high] @ rows[low:].T, ((0, 0), (low, 0)))
+        for low, high in itertools.pairwise(edges)
+    ])  # fmt: skip
+    return jnp.triu(upper) + jnp.triu(upper, 1).T
 
 
 def _free_system(of: Residuals, x: Array, r: Array) -> System:
