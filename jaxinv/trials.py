@@ -192,7 +192,7 @@ def run(
     """
     total = int(numbers.iterations)
     every = max(1, -(-total // TRACE_POINTS))
-    points = max(1, min(CHUNK_STEPS // every, total // every + 2))  # no more than there are
+    points = max(1, CHUNK_STEPS // every)
     batch_shape = (targets.labels.shape[1], *image_shape)
     shared = (variables, targets, truths, normalization, numbers, jnp.int32(every))
     while True:

@@ -36,11 +36,14 @@ def test_converges_quadratically_to_the_exact_image(problem, dense):
     assert lm.STATUS[end.status] == "converged"
     np.testing.assert_allclose(end.x, problem[1], atol=1e-10)
     residuals = end.trace[np.isfinite(end.trace)]
-    assert len(residuals) < 12
-    # The exponent about doubles where rounding is not reached.
-    late = residuals[(residuals < 1e-2) & (residuals > 1e-12)]
+    # The exponent about doubles where rounding is not reached; with one factorisation used again
+    # and again, it is a multiple.
+    late = np.log10(residuals[(residuals < 1e-2) & (residuals > 1e-12)])
     if dense:
-        assert np.log10(late[-1]) < 1.6 * np.log10(late[-2])
+        assert len(residuals) <= 3
+        assert np.log10(residuals[-1]) < 1.6 * np.log10(residuals[-2])
+    else:
+        assert late[-1] < 1.6 * late[-2]
 
 
 def test_a_hopeless_start_does_not_call_itself_converged(problem):
