@@ -33,9 +33,10 @@ from rich.table import Column, Table
 
 from benchmarks.peak import matmul_peak
 from benchmarks.race import Form, race
-from jaxinv import client, planner, runtime, trials, victims
+from jaxinv import client, config, defenses, planner, runtime, trials, victims
 from jaxinv.attacks import gradient_matching as attack
-from jaxinv.gram import choose_rule
+from jaxinv.labels import classifier_path
+from jaxinv.priors import READ_UPDATE
 from jaxinv.types import Normalization, Truth
 
 
@@ -161,6 +162,7 @@ def jax_form(
     size: tuple[int, int],
     batch: int = 1,
     gram: str = "auto",
+    cell: config.Cell | None = None,
 ) -> Form:
     """Compiles the attack's loop.
 
@@ -170,17 +172,29 @@ def jax_form(
       size: targets, seeds.
       batch: images behind each target's update.
       gram: one of `jaxinv.gram.GRAM`.
+      cell: the attack's and the client's settings; cosine and total variation if not given.
     """
+    cell = config.Cell(gram=gram) if cell is None else cell
     targets, seeds = size
     victim = victim_of(network)
     images = jax.random.uniform(jax.random.key(1), (targets, batch, *SHAPE))
     truths = Truth(images, jnp.zeros((targets, batch), jnp.int32))
     module, variables = victim.module, victim.variables
-    shared = trials.make_targets(module, variables, truths, normalization()).targets
-    numbers = attack.Numbers.of(seeds, lr=0.1, tv=0.01, iterations=1_000_000)
-    plan = planner.first_plan(variables["params"], targets, seeds, batch)
+    asked = READ_UPDATE & set(cell.priors())
+    method = cell.method(10, classifier_path(module, variables, images[0]) if asked else ())
+    chain = cell.chain()
+    clients = trials.Clients(
+        cell.labels, cell.batch_norm, cell.local(), observe="statistics" in method.priors,
+        defense=defenses.names(chain), told=method.defense,
+    )  # fmt: skip
+    shared = trials.make_targets(
+        module, variables, truths, normalization(), clients,
+        strengths=defenses.strengths(chain),
+    ).targets  # fmt: skip
+    weights = {name: getattr(cell, name) for name in method.priors}
+    numbers = attack.Numbers.of(seeds, lr=cell.lr, iterations=1_000_000, **weights)
+    plan = planner.first_plan(variables["params"], targets, seeds, batch, "group" in method.priors)
     grid = planner.make_grid(plan, targets, seeds)
-    method = attack.Method(gram=choose_rule(gram, "cosine"))
     keys = grid.deal(trials.start_keys(range(targets), range(seeds)))
     states = trials.init_states(method, (batch, *SHAPE), normalization(), keys)
     constant = (variables, shared, truths, normalization(), numbers)

@@ -46,7 +46,7 @@ def defense_curves(study: Study, width: float = ps.WIDE) -> Figure:
     columns = 3 if width > 6 else 1
     measures = measures if columns == 3 else measures[:1]
     more = f" Shown: {len(shown)} of {len(titles)} defenses." if len(shown) < len(titles) else ""
-    keys = [ps.Key("line", colors[label], label or "mean, 95% interval") for label in labels]
+    keys = [ps.Key("line", colors[label], _words(label)) for label in labels]
     sheet = ps.Sheet(
         width,
         "What the defense leaves to the attack",
@@ -55,7 +55,7 @@ def defense_curves(study: Study, width: float = ps.WIDE) -> Figure:
         panels=len(shown) * len(measures),
         columns=columns,
         panel_height=1.55,
-        gap=0.55,
+        gap=0.64,
         above=0.3,
         keys=[
             *keys,
@@ -72,6 +72,14 @@ def defense_curves(study: Study, width: float = ps.WIDE) -> Figure:
             ax.set_ylabel(name)
             ax.set_xlabel(own[0].parameter)
     return sheet.figure
+
+
+def _words(label: str) -> str:
+    """A curve's label in the legend."""
+    words = {"told = True": "attacker told", "told = False": "attacker not told"}
+    for setting, said in words.items():
+        label = label.replace(setting, said)
+    return label or "mean, 95% interval"
 
 
 def _draw_curves(

@@ -25,8 +25,9 @@ NOT_TRIED = (
     "A defense stops an attack here when no trial is above the threshold and the upper limit of "
     "the mean PSNR lies less than 1 dB above the mean colour, at the strength named and at all "
     "above it. That is a statement about the attacks in this table and no others. Not tried: "
-    "attacks with a learned image prior, attacks that average several updates of one client, attacks that "
-    "choose the network’s parameters, and every combination of settings that was not swept."
+    "attacks with a learned image prior, attacks that average several updates of one client, "
+    "attacks that choose the network’s parameters, and every combination of settings that was not "
+    "swept."
 )
 DEFINITIONS = [
     ("Target, seed, trial, cell", "A target is one shared update, of one or several images. A seed "

@@ -87,7 +87,7 @@ def make_targets(
     client_lr: float = 1.0,
     order_keys: jax.Array | None = None,
     strengths: tuple = (),
-    noise_keys: jax.Array | None = None,
+    draw_keys: jax.Array | None = None,
 ) -> Shared:
     """Computes what the attacker gets for each private batch.
 
@@ -97,26 +97,29 @@ def make_targets(
       client_lr: the learning rate of their local steps.
       order_keys: [target], of the orders in which they take their images; None where not shuffled.
       strengths: of the defenses.
-      noise_keys: [target], of the defenses' draws; None where they draw nothing.
+      draw_keys: [target], of the defenses' draws; by the target's position where not given.
     """
-    none = jnp.zeros(len(truths.labels))
-    order_keys, noise_keys = (none if k is None else k for k in (order_keys, noise_keys))
+    count = len(truths.labels)
+    if order_keys is None:
+        order_keys = jnp.zeros(count)
+    if draw_keys is None:
+        draw_keys = noise_keys(range(count), [0] * count)
     strengths = jax.tree.map(lambda x: jnp.asarray(x, truths.images.dtype), strengths)
     return _make_targets(
         module, clients, variables, truths, normalization, jnp.float32(client_lr), strengths,
-        order_keys, noise_keys,
+        order_keys, draw_keys,
     )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _make_targets(
-    module, clients, variables, truths, normalization, client_lr, strengths, order_keys, noise_keys
+    module, clients, variables, truths, normalization, client_lr, strengths, order_keys, draw_keys
 ):
     loss = client.loss_fn(module, variables, clients.batch_norm)
     params = variables["params"]
 
     def one(arguments):
-        truth, key, noise_key = arguments
+        truth, key, draw_key = arguments
         images, classes = normalization.normalize(truth.images), truth.labels
         if clients.shuffled:
             epochs = jax.random.split(key, clients.local.epochs)
@@ -128,7 +131,7 @@ def _make_targets(
         bare = update
         if clients.defense:
             scene = defenses.Scene(module, variables, images, classes)
-            update = defenses.defend(clients.defense, update, strengths, noise_key, scene)
+            update = defenses.defend(clients.defense, update, strengths, draw_key, scene)
         between = compare(update, bare)
         kept = between.cross / jnp.sqrt(between.own * between.shared)
         error = jnp.sqrt(between.distance / between.shared)
@@ -148,7 +151,7 @@ def _make_targets(
         )  # fmt: skip
         return Shared(Target(update, found, sent, told), kept, error)
 
-    return lax.map(one, (truths, order_keys, noise_keys))
+    return lax.map(one, (truths, order_keys, draw_keys))
 
 
 def run(

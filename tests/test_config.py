@@ -80,6 +80,13 @@ BAD = [
     ({"labels": ["idlg"], "images": ["2"]}, "--labels idlg reads one label"),
     ({"tv": ["0.1", "0.1"]}, "a cell twice"),
     ({"model": ["mobilenetv2"], "width": ["4"]}, "--width 4: mobilenetv2 has widths that 8 div"),
+    ({"defense": ["noise:-1"]}, "--defense noise:-1: .*variance must be at least 0"),
+    ({"defense": ["noise:nan"]}, "--defense noise:nan: .*variance must be at least 0"),
+    ({"defense": ["prune:1.5"]}, "--defense prune:1.5: .*fraction must be .* at most 1"),
+    ({"defense": ["dpsgd:1:1"], "model": ["convnet"]}, "BatchNorm .*use --model convnet_gn"),
+    ({"defense": ["dpsgd:1:1"], "client_epochs": ["2"]}, "--defense dpsgd:1:1: of one gradient"),
+    ({"defense": ["victim"]}, "--defense victim: .*name one"),
+    ({"told": ["true"]}, "--told: there is no --defense"),
     ({"images": ["1", "2"], "target_ids": "1,2"}, "--target-ids: .* differs by --images"),
 ]
 

@@ -57,12 +57,14 @@ def test_each_example_is_clipped_alone_over_all_leaves(problem):
 def test_microbatches_change_nothing(problem, microbatch):
     present = jnp.arange(EXAMPLES) % 3 > 0
     whole, in_parts = (summed(problem, present, microbatch=m) for m in (None, microbatch))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), whole, in_parts)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), whole, in_parts
+    )
     assert whole[1]["count"] == present.sum()
 
 
 def test_absent_examples_do_not_count_whatever_they_hold(problem):
-    params, (x, y), loss, gradient = problem
+    _, (x, y), _, gradient = problem
     present = jnp.arange(EXAMPLES) < 5
     spoiled = jnp.where(present[:, None], x, jnp.nan), y
     got, _ = privacy.clipped_sum(gradient, spoiled, present, CLIP)

@@ -1,5 +1,6 @@
 """The whole chain at toy size: rows, resume after a kill, refusal of other settings."""
 
+import csv
 import json
 
 import numpy as np
@@ -95,6 +96,51 @@ def test_other_settings_are_refused_and_change_nothing(finished, capsys):
         assert sweep.main([*ARGUMENTS, *other, "--out", str(finished)]) == 2
         assert "holds a run with other" in capsys.readouterr().err
     assert (finished / "run.json").read_text() == before
+
+
+@pytest.fixture(scope="module")
+def defended(tmp_path_factory):
+    """Two defenses, one random and drawn twice, on one target."""
+    folder = tmp_path_factory.mktemp("runs") / "defended"
+    chosen = ["none", "noise:1e-3", "noise:10", "prune:0.5"]
+    arguments = ["--targets", "1", "--seeds", "2", "--noise-seeds", "2", "--iterations", "3"]
+    arguments += ["--tv", "0.01"]
+    assert sweep.main([*arguments, "--defense", *chosen, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_draws_of_noise_are_told_apart_from_starts(defended):
+    rows = results.read_run(defended).trials
+    keys = list(zip(rows["cell"], rows["noise_seed"], rows["seed"]))
+    two = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert keys == [
+        *((0, 0, s) for s in (0, 1)), *((c, d, s) for c in (1, 2) for d, s in two),
+        *((3, 0, s) for s in (0, 1)),
+    ]  # fmt: skip
+    kept, error = rows["update_cosine"], rows["update_error"]
+    np.testing.assert_allclose(kept[:2], 1, rtol=1e-6)
+    assert (error[:2] == 0).all()
+    # Starts share their draw of the noise, and draws differ.
+    assert kept[2] == kept[3] != kept[4] == kept[5]
+    # The same draws at another strength: 100 times the standard deviation.
+    np.testing.assert_allclose(error[6:10], 100 * error[2:6], rtol=1e-4)
+    assert (kept[6:10] < kept[2:6]).all()
+    # Every start is the same with every draw.
+    trace = results.read_run(defended).traces
+    first = trace["psnr"][trace["step"] == 0].reshape(-1, 2)
+    assert (first == first[0]).all()
+
+
+def test_the_report_shows_the_defenses(defended):
+    assert (defended / "plots" / "defense_curves.png").stat().st_size > 10_000
+    page = (defended / "report.html").read_text()
+    assert "Which defense stops the attack" in page
+    with open(defended / "tables" / "defenses.csv") as file:
+        rows = {row["defense"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"noise", "prune"}
+    assert rows["noise"]["tried"] == "0.001 to 10"
+    with open(defended / "tables" / "summary.csv") as file:
+        assert [row["draws"] for row in csv.DictReader(file)][:4] == ["1", "2", "2", "1"]
 
 
 def test_dry_run_prints_the_cells_and_writes_nothing(tmp_path, capsys):

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxinv import checkpoints, load_victim, train, training, victims
+from jaxinv import checkpoints, load_victim, privacy, train, training, victims
 from jaxinv.errors import UserError
 from jaxinv.types import Normalization
 
@@ -163,6 +163,87 @@ def test_goes_on_after_a_kill_to_the_same_digest(whole):
     assert killed.info.train_accuracy == never.info.train_accuracy
 
 
+def test_private_steps_equal_dp_sgd_written_out():
+    """Two steps of Poisson batches, noise included, against a loop over the examples."""
+    keys = jax.random.split(jax.random.key(0))
+    data = training.Data(
+        jax.random.randint(keys[0], (9, 8, 8, 3), 0, 256).astype(jnp.uint8), jnp.arange(9) % 3
+    )
+    normalization = Normalization(jnp.full(3, 0.5), jnp.full(3, 0.25))
+    victim = victims.untrained("lenet_zhu", classes=3, width=None, seed=0, image_shape=(8, 8, 3))
+    private = training.Private(clip=0.3, noise_multiplier=0.2, batch=4, microbatch=2)
+    recipe = training.Recipe(2, 0.1, "cosine", False, "float32", private)
+    order = jnp.array([[0, 4, 7, -1, -1, -1], [1, 2, 3, 8, 5, -1]])
+    start = victim.variables["params"]
+    params, momentum = start, jax.tree.map(jnp.zeros_like, start)
+
+    @jax.jit
+    def gradient(params, i):
+        def loss(p):
+            image = normalization.normalize(data.images[i] / 255)[None]
+            logits = victim.module.apply({"params": p}, image)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, data.labels[i][None])[0]
+
+        return jax.grad(loss)(params)
+
+    for step, batch in enumerate(order.tolist()):
+        total = jax.tree.map(jnp.zeros_like, params)
+        for i in (i for i in batch if i >= 0):
+            own = gradient(params, jnp.int32(i))
+            norm = optax.global_norm(own)
+            total = jax.tree.map(lambda t, g, n=norm: t + g * min(1.0, 0.3 / n), total, own)
+        noise_key = jax.random.fold_in(jax.random.fold_in(keys[1], step), 1)
+        noisy = privacy.add_noise(total, 0.2 * 0.3, noise_key)
+        g = jax.tree.map(lambda x, p: x / 4 + 5e-4 * p, noisy, params)
+        rate = 0.05 * (1 + np.cos(np.pi * (step + 0.5) / 2))
+        momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, g)
+        params = jax.tree.map(lambda p, m, g, r=rate: p - r * (0.9 * m + g), params, momentum, g)
+    state, sums = training.run_steps(
+        victim.module, recipe, training.start(recipe, victim.variables), data, normalization,
+        order, keys[1], 0, 2,
+    )  # fmt: skip
+    assert sums.correct <= 8
+    for got, expected in zip(*map(jax.tree.leaves, (state.variables["params"], params))):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+
+
+PRIVATE = [
+    "--model", "lenet_zhu", "--epochs", "2", "--lr", "0.1", "--batch", "64", "--dp",
+    "--noise-multiplier", "1", "--delta", "1e-4",
+]  # fmt: skip
+
+
+def test_a_private_training_says_what_it_cost_and_resumes_to_the_same_digest(tmp_path, monkeypatch):
+    assert train.main([*PRIVATE, "--out", str(tmp_path / "whole")]) == 0
+    whole = load_victim(tmp_path / "whole")
+    spent, steps = whole.info.privacy, whole.info.steps
+    assert (spent.noise_multiplier, spent.clip, spent.steps) == (1, 1, steps)
+    mechanism = privacy.Spent(1.0, spent.sampling_rate, steps)
+    assert spent.epsilon_pld == pytest.approx(privacy.epsilon(mechanism, 1e-4, "pld"))
+    assert spent.epsilon_rdp > spent.epsilon_pld
+    assert "Poisson" in spent.assumptions
+    with open(tmp_path / "whole" / "log.csv") as file:
+        rows = [float(row["epsilon"]) for row in csv.DictReader(file)]
+    assert 0 < rows[0] < rows[1] == pytest.approx(spent.epsilon_pld)
+
+    class Killed(BaseException):
+        pass
+
+    own = train.Trainer._train_epoch
+
+    def dies(self, *arguments):
+        if self.epoch == 1:
+            raise Killed
+        own(self, *arguments)
+
+    monkeypatch.setattr(train.Trainer, "_train_epoch", dies)
+    with pytest.raises(Killed):
+        train.main([*PRIVATE, "--out", str(tmp_path / "killed")])
+    monkeypatch.setattr(train.Trainer, "_train_epoch", own)
+    assert train.main([*PRIVATE, "--out", str(tmp_path / "killed")]) == 0
+    assert load_victim(tmp_path / "killed").digest == whole.digest
+
+
 def test_another_recipe_does_not_join_a_folder(whole, capsys):
     assert train.main([*FLAGS, "--seed", "1", "--out", str(whole)]) == 2
     assert "holds a training with seed 0, not 1" in capsys.readouterr().err
@@ -207,6 +288,15 @@ def test_divergence_names_step_loss_and_rate_and_keeps_the_last_state(
         (["--batch", "100000"], "--batch 100000: tiles has"),
         (["--schedule", "warm"], "known are step, cosine, one-cycle"),
         (["--model", "mobilenetv2", "--width", "9"], "widths that 8 divides"),
+        (["--clip", "1"], "--clip: a setting of DP-SGD; add --dp"),
+        (["--dp", "--delta", "1e-5"], "one of --noise-multiplier and --target-epsilon"),
+        (["--dp", "--target-epsilon", "3"], "means nothing without its delta; give --delta"),
+        (
+            ["--dp", "--noise-multiplier", "1", "--delta", "1e-5", "--model", "convnet"],
+            "under BatchNorm; use --model convnet_gn",
+        ),
+        (["--dp", "--noise-multiplier", "1", "--delta", "0.1"], "--delta 0.1: lets one of"),
+        (["--dp", "--noise-multiplier", "-1", "--delta", "1e-5"], "--noise-multiplier -1: input"),
     ],
 )
 def test_bad_settings_are_one_line(flags, message, tmp_path, capsys):
