@@ -346,6 +346,8 @@ def alt_text(study: Study) -> dict[str, str]:
         "success_rate": "Share of trials above the threshold per cell, with intervals.",
         "reconstructions": "Truth beside reconstructions, a row per target.",
         "defense_curves": "PSNR, SSIM and success rate against the strength of each defense.",
+        "spectrum": "Singular values of the update's derivative by the image, and pictures of the "
+        "directions it pins down least.",
         "trade_off": "Test accuracy, PSNR of the attack and its success against epsilon.",
         "pixel_statistics": "Pixelwise mean and standard deviation over seeds, a row per target.",
     }

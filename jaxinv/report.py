@@ -19,6 +19,7 @@ from jaxinv import (
     plot_defenses,
     plot_images,
     plot_intervals,
+    plot_spectrum,
     plots,
     report_page,
     report_tables,
@@ -91,6 +92,8 @@ def _draw(study: Study, folder: Path) -> dict[str, report_page.Picture]:
         figures["defense_curves"] = lambda width: plot_defenses.defense_curves(study, width)
     if defense_curves.private_cells(study):
         figures["trade_off"] = lambda width: plot_defenses.trade_off(study, width)
+    if plot_spectrum.has_spectra(study):
+        figures["spectrum"] = lambda width: plot_spectrum.spectrum(study, width)
     pictures = {}
     for name, draw in figures.items():
         wide = draw(ps.WIDE)

@@ -127,6 +127,9 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
     if tables["paired_differences"]:
         paired = f"<h2>Setting against setting</h2>{figures.pop('figure_paired_differences')}"
         paired += _paired_table(tables["paired_differences"])
+    spectrum = ""
+    if "figure_spectrum" in figures:
+        spectrum = "<h2>What the update pins down</h2>" + figures.pop("figure_spectrum")
     defended = ""
     if "figure_defense_curves" in figures or tables["defenses"]:
         defended = "<h2>Which defense stops the attack, at what cost</h2>"
@@ -143,6 +146,7 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
         components=_components_table(tables["variance_components"]),
         paired=paired,
         defended=defended,
+        spectrum=spectrum,
         targets=_targets_table(tables["per_target"]),
         definitions=_definitions(study),
         run=_run_section(study, asked),

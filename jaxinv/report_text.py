@@ -16,6 +16,8 @@ CAPTIONS = {
     "cancels, so that these intervals are narrower than those of the means.",
     "defense_curves": "A strength that leaves the attack with the mean colour stops this attack, "
     "and says nothing of a better one. A cross: every trial failed, as no update was left.",
+    "spectrum": "Singular values below about 10<sup>−8</sup> of the largest are rounding: they are "
+    "square roots of the eigenvalues of JᵀJ. Pictures: grey is no change.",
     "trade_off": "The bound counts what any attack could do with the one update, whatever it calls "
     "success; this attack succeeds far less often. Epsilon is that of the whole training.",
     "success_rate": "The threshold of {threshold} dB is a convention: Dimitrov et al. 2022 call a "
@@ -154,6 +156,8 @@ $components
 
 <h2>Success</h2>
 $figure_success_rate
+
+$spectrum
 
 $paired
 

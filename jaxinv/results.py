@@ -5,6 +5,7 @@
       trials/BLOCK.parquet   one row per trial; written last: its presence commits the block
       traces/BLOCK.parquet   PSNR and objective by step
       images/BLOCK.npz       reconstructions and truths, uint8
+      spectra/BLOCK.npz      after a polish: `trials.Spectra`
 
 A *block* is one cell on a group of targets, named `c0003-t0008` (cell 3, targets from position 8).
 Every file is written under a temporary name, flushed to disk and renamed.
@@ -128,6 +129,16 @@ class Run:
     trials: dict[str, np.ndarray]
     traces: dict[str, np.ndarray]
 
+    def spectra(self, cell: int) -> dict[str, np.ndarray]:
+        """Reads the spectra of one cell, in its targets' order; empty where there are none."""
+        paths = sorted((self.folder / "spectra").glob(f"c{cell:04d}-*.npz"))
+        blocks = [np.load(path) for path in paths]
+        return (
+            {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
+            if blocks
+            else {}
+        )
+
     def images(self, cell: int) -> BlockImages:
         """Reads the pictures of one cell, its blocks joined along the target axis."""
         blocks = []
@@ -159,8 +170,12 @@ def write_block(
     trials: Mapping[str, Sequence],
     traces: Mapping[str, Sequence],
     images: BlockImages,
+    spectra: Any = None,
 ) -> None:
     """Commits one finished block: pictures and traces first, the trials last as commit mark."""
+    if spectra is not None:
+        arrays = {name: x.astype(np.float32) for name, x in spectra._asdict().items()}
+        write_file(folder / "spectra" / f"{block}.npz", lambda f: np.savez_compressed(f, **arrays))
     write_file(
         folder / "images" / f"{block}.npz", lambda f: np.savez_compressed(f, **images._asdict())
     )

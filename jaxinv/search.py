@@ -139,7 +139,7 @@ def measure(
     each = {name: getattr(cell, name) for name in sweep.NUMBERS} | {"iterations": iterations}
     each |= {name: np.repeat(of, len(seeds)) for name, of in numbers.items()}
     keys = jnp.tile(trials.start_keys(material.ids[:, 0], seeds), (1, count))
-    result, baseline, _, _ = sweep.attack_cell(
+    result, baseline, *_ = sweep.attack_cell(
         cell, material, keys, each, study.plan.memory,
         announce=lambda plan: console.print(f"plan: {plan}", soft_wrap=True),
     )  # fmt: skip

@@ -84,6 +84,7 @@ class Attacked(NamedTuple):
     baseline: metrics.Scores  # of the mean colour, per target
     label_accuracy: jax.Array  # [target, seed]
     shared: trials.Shared
+    spectra: trials.Spectra | None = None  # after a polish
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -390,6 +391,7 @@ def run_block(
         trial_rows(block, material, attacked, ids, seeds),
         trace_rows(block, result, material, seeds),
         results.BlockImages(ids[:, 0], np.asarray(seeds), quantised, material.images),
+        attacked.spectra,
     )
 
 
@@ -447,17 +449,19 @@ def attack_cell(
             cast(attack.Numbers.of(keys.shape[1], **numbers)), material.images.shape[2:], keys,
             plan, planner.memory_limit(memory), progress, announce,
         )  # fmt: skip
+        spectra = None
         if cell.polish:
             rate = cell.client_lr if cell.assumed_lr is None else cell.assumed_lr
+            limit = planner.memory_limit(memory)
             with runtime.arithmetic("float64") as exact:
                 variables, truths, normalization = exact((variables, truths, normalization))
                 result = trials.polish(
                     result, module, variables, sent, truths, normalization, method, rate,
-                    cell.polish, planner.memory_limit(memory),
+                    cell.polish, limit,
                 )  # fmt: skip
-        return Attacked(
-            result, *_per_target(truths, result.labels, normalization, material.classes), shared
-        )
+                spectra = trials.spectra(result, module, variables, sent, method, rate, limit)
+        measured = _per_target(truths, result.labels, normalization, material.classes)
+        return Attacked(result, *measured, shared, spectra)
 
 
 def method_of(cell: config.Cell, material: Material) -> attack.Method:
@@ -473,7 +477,7 @@ def trial_rows(
     block: Block, material: Material, attacked: Attacked, ids: np.ndarray, seeds: Sequence[int]
 ) -> dict[str, Sequence]:
     """Lays a block's results out as columns, one row per target and seed."""
-    result, baseline, accuracy, shared = attacked
+    result, baseline, accuracy, shared, _ = attacked
     victim, shape = material.victim, result.objective.shape
     rows = shape[0] * shape[1]
     spread = lambda per_target: np.repeat(np.asarray(per_target), shape[1])  # noqa: E731

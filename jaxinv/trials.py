@@ -23,10 +23,11 @@ from jaxinv.attacks import gradient_matching as attack
 from jaxinv.attacks import levenberg_marquardt
 from jaxinv.objectives import OBJECTIVES, compare
 from jaxinv.priors import SEEDS
-from jaxinv.types import Normalization, PyTree, Target, Truth
+from jaxinv.types import Normalization, PyTree, Target, Truth, tree_size
 
 TRACE_POINTS = 100  # per trial, at the most, beside the end
 CHUNK_STEPS = 50  # between two looks of the progress bar
+LEAST_DETERMINED = 6  # directions of a spectrum that are kept
 SHARED, DEALT = PartitionSpec(), PartitionSpec("trial")  # to every device; groups among them
 
 
@@ -53,6 +54,16 @@ class Result(NamedTuple):
     trace: Trace
     plan: planner.Plan  # by which they were computed
     bytes: int  # that its program takes of each device
+
+
+class Spectra(NamedTuple):
+    """The update's Jacobian with respect to the images, at the end of each target's best start.
+
+    Directions of small singular values change the image and hardly the update.
+    """
+
+    values: np.ndarray  # [target, pixel], singular, descending
+    directions: np.ndarray  # [target, LEAST_DETERMINED, image, height, width, channel], the last
 
 
 class Clients(NamedTuple):
@@ -375,9 +386,7 @@ def polish(
       memory: bytes of each device; where the Jacobian does not fit, conjugate gradients.
     """
     shape = result.objective.shape
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    size = result.candidates.images[0, 0].size
-    dense = 8 * (parameters * size + 3 * size**2) < memory
+    dense = _fits(variables, result, memory)
     devices, ends = jax.local_devices(), []
     for index, (target, seed) in enumerate(np.ndindex(*shape)):
         own = jax.tree.map(lambda x, i=target: x[i], targets)
@@ -406,18 +415,60 @@ def polish(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _polish(module, method, steps, dense, client_lr, variables, target, start):
-    loss = _simulate(module, variables, method)
-
-    def update(images):
-        params = variables["params"]
-        return client.update(loss, params, images, target.labels, method.local, client_lr)[0]
-
-    flat = lambda tree: jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])  # noqa: E731
+    update = _update_of(module, method, client_lr, variables, target)
     shared = flat(target.update)
     end = levenberg_marquardt.polish(
         lambda images: flat(update(images)) - shared, jnp.linalg.norm(shared), start, steps, dense
     )
     return end, OBJECTIVES[method.objective](compare(update(end.x), target.update))
+
+
+def flat(tree: PyTree) -> Float[Array, " entry"]:
+    """All leaves in a row."""
+    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def _update_of(module, method, client_lr, variables, target):
+    """The update that the attacker's images would cause, a function of them."""
+    loss, params = _simulate(module, variables, method), variables["params"]
+    return lambda images: client.update(
+        loss, params, images, target.labels, method.local, client_lr
+    )[0]
+
+
+def spectra(
+    result: Result, module: nn.Module, variables: PyTree, targets: Target, method: attack.Method,
+    client_lr: float, memory: float,
+) -> Spectra | None:  # fmt: skip
+    """Finds what of each target's images the update does not pin down, at the best start's end.
+
+    Args:
+      result: of `polish`; the rest as there.
+
+    Returns:
+      Nothing where a Jacobian does not fit the memory.
+    """
+    if not _fits(variables, result, memory):
+        return None
+    found = []
+    for target, seed in enumerate(np.nanargmin(np.asarray(result.objective), axis=1)):
+        own = jax.tree.map(lambda x, i=target: x[i], targets)
+        own = own._replace(labels=np.asarray(result.labels)[target, seed])
+        images = np.asarray(result.candidates.images[target, seed])
+        found.append(_spectrum(module, method, client_lr, variables, own, images))
+    return Spectra(*(np.stack(x) for x in zip(*found)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _spectrum(module, method, client_lr, variables, target, images):
+    update = _update_of(module, method, client_lr, variables, target)
+    return levenberg_marquardt.spectrum(lambda x: flat(update(x)), images, LEAST_DETERMINED)
+
+
+def _fits(variables: PyTree, result: Result, memory: float) -> bool:
+    """Whether the Jacobian of an update and its normal matrix fit a device's memory."""
+    size = result.candidates.images[0, 0].size
+    return 8 * (tree_size(variables["params"]) * size + 3 * size**2) < memory
 
 
 def _simulate(module: nn.Module, variables: PyTree, method: attack.Method) -> client.LossFn:
