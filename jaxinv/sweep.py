@@ -449,6 +449,7 @@ def attack_cell(
             cast(attack.Numbers.of(keys.shape[1], **numbers)), material.images.shape[2:], keys,
             plan, planner.memory_limit(memory), progress, announce,
         )  # fmt: skip
+        measured = _per_target(truths, result.labels, normalization, material.classes)
         spectra = None
         if cell.polish:
             rate = cell.client_lr if cell.assumed_lr is None else cell.assumed_lr
@@ -460,7 +461,6 @@ def attack_cell(
                     cell.polish, limit,
                 )  # fmt: skip
                 spectra = trials.spectra(result, module, variables, sent, method, rate, limit)
-        measured = _per_target(truths, result.labels, normalization, material.classes)
         return Attacked(result, *measured, shared, spectra)
 
 
