@@ -2,8 +2,8 @@
 
     python -m benchmarks.labels [--networks lenet_zhu ...] [--victims NAME ...] [--data-dir DIR]
 
-Batches of CIFAR-10 test images, drawn with replacement, so that labels repeat: the share of labels
 Batches of CIFAR-10 test images, drawn with replacement so that labels repeat: the share of labels
+that each rule counts right, with its 95% interval over batches.
 """
 
 import argparse

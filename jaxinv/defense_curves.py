@@ -70,12 +70,14 @@ def _label(study: Study, cell: Cell, left_out: Iterable[str]) -> str:
 
 
 def private_cells(study: Study) -> list[Private]:
-    """Cells on trained networks, where some of them were trained with DP-SGD; by epsilon."""
+    """Networks trained with DP-SGD, and those without it or any defense beside them; by epsilon."""
     trained = [c for c in study.cells if c.facts["victim"] is not None]
-    if all(_is_nan(c.facts["victim_epsilon"]) for c in trained):
+    if all(_is_nan(c.facts["victim_delta"]) for c in trained):
         return []
     rows = []
     for cell in trained:
+        if _is_nan(cell.facts["victim_delta"]) and cell.facts["defense"] != defenses.NONE:
+            continue
         epsilon = cell.facts["victim_epsilon"]
         strengths = dict(defenses.parse(cell.facts["defense"])).get("dpsgd")
         clip, multiplier = (None, None) if strengths is None else strengths

@@ -34,8 +34,8 @@ def _success(cell: Cell) -> Interval:
 @ps.styled
 def defense_curves(study: Study, width: float = ps.WIDE) -> Figure:
     """Draws PSNR, SSIM and success rate against each defense's strength, a row per defense."""
-    found = curves(study)
-    titles = list(dict.fromkeys(c.title for c in found if len(c.points) > 1))
+    found = [curve for curve in curves(study) if len(curve.points) > 1]
+    titles = list(dict.fromkeys(c.title for c in found))
     shown = titles[:MOST_DEFENSES]
     labels = list(dict.fromkeys(c.label for c in found if c.title in shown))
     colors = dict(zip(labels, ps.cell_colors(len(labels))))
@@ -46,6 +46,7 @@ def defense_curves(study: Study, width: float = ps.WIDE) -> Figure:
     columns = 3 if width > 6 else 1
     measures = measures if columns == 3 else measures[:1]
     more = f" Shown: {len(shown)} of {len(titles)} defenses." if len(shown) < len(titles) else ""
+    marked = any(c.names[-1] in STUDIED for c in found if c.title in shown)
     keys = [ps.Key("line", colors[label], _words(label)) for label in labels]
     sheet = ps.Sheet(
         width,
@@ -59,7 +60,7 @@ def defense_curves(study: Study, width: float = ps.WIDE) -> Figure:
         above=0.3,
         keys=[
             *keys,
-            ps.Key("ring", ps.INK, "strengths of the original study"),
+            *([ps.Key("ring", ps.INK, "strengths of the original study")] if marked else []),
             ps.Key("dash", ps.BASELINE, "mean colour"),
         ],
     )
