@@ -18,8 +18,11 @@ class Curve(NamedTuple):
     names: tuple[str, ...]  # of the chain
     title: str  # the chain, its last strength left open
     label: str  # what else the study varies: "told = True"
-    parameter: str  # what the last strength is
-    points: list[tuple[float, Cell]]  # ascending in the strength
+    parameter: str  # what the last strength is; nothing where there is none
+    inverse: bool  # whether more of it protects less
+    points: list[
+        tuple[float, Cell]
+    ]  # the weakest protection first; NaN where nothing has a strength
     reference: Cell | None  # the same without a defense
 
 
@@ -43,8 +46,9 @@ def curves(study: Study) -> list[Curve]:
         # An attacker is told of a defense alone: without one, both compare with the same cell.
         if not chain:
             references[_label(study, cell, ("defense", "told"))] = cell
-        elif chain[-1][1]:
-            *front, (name, (*fixed, last)) = chain
+        else:
+            *front, (name, strengths) = chain
+            *fixed, last = strengths or (math.nan,)
             key = (tuple(front), name, tuple(fixed), _label(study, cell, ("defense",)))
             found.setdefault(key, []).append((last, cell))
     result = []
@@ -52,13 +56,12 @@ def curves(study: Study) -> list[Curve]:
         title = defenses.spell(front) + "," if front else ""
         title += ":".join([name, *(f"{value:g}" for value in fixed)])
         without_told = _label(study, points[0][1], ("defense", "told"))
-        result.append(
-            Curve(
-                (*(n for n, _ in front), name), title, label,
-                defenses.DEFENSES[name].parameters[-1][0], sorted(points, key=lambda p: p[0]),
-                references.get(without_told),
-            )
-        )  # fmt: skip
+        entry = defenses.DEFENSES[name]
+        parameter = entry.parameters[-1][0] if entry.parameters else ""
+        points.sort(key=lambda p: p[0], reverse=entry.inverse)
+        names = (*(n for n, _ in front), name)
+        reference = references.get(without_told)
+        result.append(Curve(names, title, label, parameter, entry.inverse, points, reference))
     return result
 
 
@@ -113,13 +116,12 @@ def verdicts(study: Study) -> list[dict[str, Any]]:
     """One row per curve: the least strength tried that stops the attack, and what it costs."""
     rows = []
     for curve in curves(study):
-        stopping = [(s, cell) for s, cell in curve.points if stops(cell)]
-        # From there on up: a strength that stops by luck below one that does not is no answer.
-        weaker = [s for s, cell in curve.points if not stops(cell)]
-        stopping = [(s, cell) for s, cell in stopping if not weaker or s > weaker[-1]]
+        # From there on: a strength that stops by luck below one that does not is no answer.
+        reached = max((i for i, p in enumerate(curve.points) if not stops(p[1])), default=-1)
+        stopping = curve.points[reached + 1 :]
         strength, cell = stopping[0] if stopping else curve.points[-1]
         mean, undefended = cell.mean, curve.reference
-        ends = (setting_text(curve.points[i][0]) for i in (0, -1))
+        ends = [setting_text(curve.points[i][0]) for i in (0, -1)] if curve.parameter else []
         rows.append(
             {
                 "defense": curve.title,

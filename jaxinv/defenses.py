@@ -64,6 +64,7 @@ class Defense(NamedTuple):
     weigh: Callable[[PyTree, tuple, Facts], PyTree] | None = None
     random: bool = False
     first: bool = False  # replaces the update by one of its own
+    inverse: bool = False  # whether more of the last strength protects less
 
 
 def parse(text: str) -> Chain:
@@ -377,11 +378,11 @@ DEFENSES: dict[str, Defense] = {
     ),
     "prune": Defense(_prune, (("fraction", 0, 1),), _only_sent),
     "prune-layer": Defense(_prune_layer, (("fraction", 0, 1),), _only_sent),
-    "top-k": Defense(_top_k, (("count", 1, _ANY),), _only_sent),
+    "top-k": Defense(_top_k, (("count", 1, _ANY),), _only_sent, inverse=True),
     "clip": Defense(
         _clip, (("norm", 1e-30, _ANY),), lambda update, own, shared: _clip(update, own, None, None)
     ),
     "sign": Defense(_sign, (), _soft_sign),
-    "quantize": Defense(_quantize, (("bits", 1, 24),), random=True),
+    "quantize": Defense(_quantize, (("bits", 1, 24),), random=True, inverse=True),
     "soteria": Defense(_soteria, (("fraction", 0, 1),), weigh=_without_classifier),
 }  # fmt: skip

@@ -51,8 +51,8 @@ def defense_curves(study: Study, width: float = ps.WIDE) -> Figure:
     sheet = ps.Sheet(
         width,
         "What the defense leaves to the attack",
-        "Means over targets, starts and draws of noise; shaded: 95% intervals over targets. At the "
-        f"left of each panel, no defense.{more}",
+        "Means over targets, starts and draws of noise; shaded: 95% intervals over targets. At 0 "
+        f"or “off”, no defense.{more}",
         panels=len(shown) * len(measures),
         columns=columns,
         panel_height=1.55,
@@ -88,12 +88,12 @@ def _draw_curves(
 ) -> None:
     """Draws one defense's curves of one measure."""
     strengths = sorted({s for c in found for s, _ in c.points if s > 0})
-    place = _axis(ax, strengths)
+    place = _axis(ax, strengths, found[0].inverse)
     studied = STUDIED.get(found[0].names[-1], ())
     for curve in found:
         points = [*curve.points]
         if curve.reference is not None:
-            points = [(0.0, curve.reference), *points]
+            points = [(math.inf if curve.inverse else 0.0, curve.reference), *points]
         at = np.array([place(s) for s, _ in points])
         values = np.array([measure(cell) for _, cell in points])
         values = np.where(np.isfinite(values), values, np.nan)
@@ -116,8 +116,15 @@ def _draw_curves(
     ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
 
-def _axis(ax: Axes, strengths: Sequence[float]) -> Callable[[float], float]:
-    """Sets up the axis of strengths; returns where each stands, 0 left of the others."""
+def _axis(ax: Axes, strengths: Sequence[float], inverse: bool) -> Callable[[float], float]:
+    """Sets up the axis of strengths; returns where each stands.
+
+    No defense is 0, left of the others; or inf, right of them, where less protects more.
+    """
+    if inverse:
+        end = math.log2(strengths[-1]) + max(1.0, 0.2 * math.log2(strengths[-1] / strengths[0]))
+        ax.set_xticks([*map(math.log2, strengths), end], [*(f"{s:g}" for s in strengths), "off"])
+        return lambda s: end if math.isinf(s) else math.log2(s)
     if strengths and strengths[-1] / strengths[0] > LOGARITHMIC:
         decades = [round(math.log10(s)) for s in (strengths[0], strengths[-1])]
         zero = decades[0] - 1

@@ -285,6 +285,7 @@ def _defenses_table(rows: list[Row]) -> str:
         name = escape(row["defense"]) + (f"<br><small>{_unbroken(row['setting'])}</small>"
                                          if row["setting"] else "")  # fmt: skip
         least = f"from {row['parameter']} {setting_text(row['strength'])}"
+        least = least if row["parameter"] else "yes"
         psnr = _with_interval(row["psnr_mean"], row["psnr_low"], row["psnr_high"])
         body.append([
             name, least if row["stops"] else "no", row["tried"],
