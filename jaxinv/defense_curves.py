@@ -116,6 +116,8 @@ def verdicts(study: Study) -> list[dict[str, Any]]:
     """One row per curve: the least strength tried that stops the attack, and what it costs."""
     rows = []
     for curve in curves(study):
+        if not _is_nan(curve.points[0][1].facts["victim_delta"]):
+            continue  # a network of its own training: `private_rows`
         # From there on: a strength that stops by luck below one that does not is no answer.
         reached = max((i for i, p in enumerate(curve.points) if not stops(p[1])), default=-1)
         stopping = curve.points[reached + 1 :]

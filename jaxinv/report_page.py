@@ -313,7 +313,7 @@ def _dp_sgd_table(rows: list[Row]) -> str:
             _percent(row["test_accuracy"]),
             _with_interval(row["psnr_mean"], row["psnr_low"], row["psnr_high"]),
             number_text(row["baseline_psnr"]), f"{100 * row['success_rate']:.0f}%",
-            f"{100 * row['release_bound']:.2g}%",
+            f"{100 * row['release_bound']:.3g}%",
         ])  # fmt: skip
     return _table(head, body)
 

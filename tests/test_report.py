@@ -254,3 +254,54 @@ def test_numbers_for_people():
     assert number_text(-1.234) == "−1.23"
     assert interval_text(np.nan, 2.0) == ""
     assert choose_evenly(list(range(30)), 4) == [0, 10, 19, 29]
+
+
+def trained_with(epsilon, accuracy):
+    """What the rows say of a victim; None: without DP-SGD."""
+    return {"victim": f"net-{epsilon}", "victim_accuracy": accuracy, "victim_epsilon": epsilon,
+            "victim_delta": None if epsilon is None else 1e-5}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def defended(tmp_path_factory):
+    """Noise and bits at two strengths, a sign, and two networks of DP-SGD; the first undefended."""
+    chosen = ["none", "noise:0.1", "noise:1", "quantize:8", "quantize:1", "sign", "dpsgd:1:0.5",
+              "dpsgd:1:2"]  # fmt: skip
+    facts = {6: trained_with(8.0, 0.5), 7: trained_with(1.0, 0.4)}
+    facts |= {cell: trained_with(None, 0.6) for cell in range(6)}
+    folder = tmp_path_factory.mktemp("report") / "defended"
+    return write_run(
+        folder, axes={"defense": chosen}, targets=4, draws=3, facts=facts,
+        level=[25, 22, 9, 24, 9, 9, 9, 8], seed_std=[0.3] * 8,
+    )  # fmt: skip
+
+
+def test_verdicts_name_the_least_strength_that_stops_the_attack(defended):
+    study = summarize(read_run(defended), 19.0)
+    rows = {row["defense"]: row for row in report_tables.TABLES["defenses"](study)}
+    assert {name: (row["stops"], row["tried"]) for name, row in rows.items()} == {
+        "noise": (True, "0.1 to 1"), "quantize": (True, "8 to 1"), "sign": (True, ""),
+    }  # fmt: skip
+    assert rows["noise"]["strength"] == 1
+    assert rows["quantize"]["strength"] == 1  # fewer bits protect more
+    assert rows["noise"]["undefended_psnr"] == pytest.approx(study.cells[0].mean.mean)
+    # Draws count: three of noise to one without.
+    assert [c.psnr.shape for c in study.cells[:4]] == [(4, 4), (4, 12), (4, 12), (4, 12)]
+    assert study.planned_trials == study.finished_trials == 4 * 4 * (2 + 6 * 3)
+
+
+def test_the_trade_off_is_of_networks_by_epsilon(defended):
+    study = summarize(read_run(defended), 19.0)
+    rows = report_tables.TABLES["dp_sgd"](study)
+    assert [(r["epsilon"], r["test_accuracy"]) for r in rows] == [(1, 0.4), (8, 0.5), (np.inf, 0.6)]
+    # Phi(Phi^-1(1e-4) + 1 / multiplier), by a table of the normal distribution.
+    assert [r["release_bound"] for r in rows] == pytest.approx([6.43e-4, 0.0428, 1], rel=2e-3)
+    output = build(defended)
+    assert "report: " in output
+    assert {"defense_curves.png", "trade_off.png"} <= {
+        p.name for p in (defended / "plots").glob("*.png")
+    }
+    page = (defended / "report.html").read_text()
+    assert "DP-SGD: utility, leakage, privacy" in page
+    assert "between draws of noise" in page
+    assert "1e+02%" not in page
