@@ -100,6 +100,27 @@ def test_group_norm_groups_divide_the_channels_and_hold_two(channels, groups):
     np.testing.assert_allclose(out, norm.reshape(x.shape), rtol=1e-3, atol=1e-4)
 
 
+def test_group_norm_is_that_of_the_library():
+    """With the same parameters, its second derivatives included, and in bfloat16."""
+    x = 3 + jax.random.normal(jax.random.key(0), (2, 4, 5, 12))
+    ours, theirs = layers.GroupNorm(6), nn.GroupNorm(num_groups=6, epsilon=1e-5)
+    start = ours.init(jax.random.key(0), x)
+    assert jax.tree.structure(start) == jax.tree.structure(theirs.init(jax.random.key(0), x))
+    params = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape), start)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def measured(module):
+        loss = lambda p, x: jnp.sin(module.apply(p, x)).sum()  # noqa: E731
+        norm = lambda x: sum(jnp.vdot(g, g) for g in jax.tree.leaves(jax.grad(loss)(params, x)))  # noqa: E731
+        return module.apply(params, x), jax.grad(loss, argnums=1)(params, x), jax.grad(norm)(x)
+
+    for got, expected in zip(measured(ours), measured(theirs)):
+        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    half = ours.apply(params, x.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), ours.apply(params, x), atol=0.1)
+
+
 def test_a_width_the_multiplier_cannot_make_is_refused():
     with pytest.raises(UserError, match="--width 12: mobilenetv2 has widths that 8 divides"):
         models.build("mobilenetv2", classes=10, width=12)

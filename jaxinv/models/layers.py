@@ -74,10 +74,14 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         size = channels // self.groups
-        average = jnp.kron(jnp.eye(self.groups), jnp.full((size, size), 1 / size)).astype(x.dtype)
-        mean, square = (moment.mean(axis=(1, 2)) @ average for moment in (x, x * x))
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # moments lose digits in bfloat16
+        average = jnp.kron(jnp.eye(self.groups), jnp.full((size, size), 1 / size)).astype(
+            wide.dtype
+        )
+        mean, square = (moment.mean(axis=(1, 2)) @ average for moment in (wide, wide * wide))
         factor = lax.rsqrt(jnp.maximum(square - mean * mean, 0) + 1e-5) * scale
-        return x * factor[:, None, None] + (bias - mean * factor)[:, None, None]
+        shifted = wide * factor[:, None, None] + (bias - mean * factor)[:, None, None]
+        return shifted.astype(x.dtype)
 
 
 def normalize(
