@@ -505,9 +505,16 @@ def step_flops(
 ) -> float:
     """Counts the floating-point operations of one step of one trial, by XLA's own analysis.
 
-    Without those of a defense that the attacker simulates.
+    Without those of a defense that the attacker simulates, and of what is computed twice to save
+    memory. Of several local steps it is their number times one: XLA counts a loop's body once.
     """
     method = method._replace(defense=())
+    steps = method.local.steps(batch_shape[0])
+    if steps > 1:
+        shape = (method.local.batch or batch_shape[0], *batch_shape[1:])
+        once = method._replace(local=client.Local(), by_epoch=False)
+        once = once._replace(priors=tuple(set(method.priors) - {"order"}))
+        return steps * step_flops(module, variables, once, normalization, shape)
     sent = {"batch_stats": variables["batch_stats"]} if "statistics" in method.priors else ()
     target = Target(variables["params"], jnp.zeros(batch_shape[0], jnp.int32), sent)
     weights = {name: jnp.float32(1) for name in method.priors}

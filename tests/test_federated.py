@@ -162,3 +162,16 @@ def test_an_attacker_that_takes_too_few_images_is_measured_on_all():
     np.testing.assert_array_equal(found.mean((1, 2, 3)), [0.25, 0.25, 1.0])
     more = jnp.concatenate([truth[:0:-1], jnp.full((2, *SHAPE), 0.1), truth[:1]])
     np.testing.assert_array_equal(metrics.match(more, truth), truth)
+
+
+def test_the_work_of_local_steps_is_counted_for_each(problem):
+    count = lambda local: trials.step_flops(  # noqa: E731
+        problem.victim.module, problem.victim.variables, attack.Method(local=local),
+        problem.normalization, (4, *problem.shape),
+    )  # fmt: skip
+    once = trials.step_flops(
+        problem.victim.module, problem.victim.variables, attack.Method(), problem.normalization,
+        (2, *problem.shape),
+    )  # fmt: skip
+    assert count(client.Local(3, 2)) == pytest.approx(6 * once)
+    assert count(client.Local(1, 4)) > once
