@@ -200,7 +200,7 @@ def jax_form(
     constant = (variables, shared, truths, normalization(), numbers)
     started = time.perf_counter()
     program = trials.run_chunk.lower(
-        module, method, 1, plan.devices, *constant, jnp.int32(1), jnp.int32(0),
+        module, method, 1, plan.devices, *constant, jnp.int32(1), jnp.int32(0), jnp.int32(1),
         grid.target, grid.seed, states,
     ).compile()  # fmt: skip
     compile_seconds = time.perf_counter() - started
@@ -208,7 +208,7 @@ def jax_form(
     def run(steps):
         nonlocal states
         states, _ = program(
-            *constant, jnp.int32(steps), jnp.int32(0), grid.target, grid.seed, states
+            *constant, jnp.int32(steps), jnp.int32(0), jnp.int32(1), grid.target, grid.seed, states
         )
         jax.block_until_ready(states)
 

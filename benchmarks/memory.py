@@ -79,7 +79,8 @@ def temporary_bytes(
         )
         return jax.tree.map(shape, tree)
 
-    shared = (victim.variables, target, None, normalization, numbers, np.int32(50), np.int32(0))
+    counts = (np.int32(50), np.int32(0), np.int32(1))
+    shared = (victim.variables, target, None, normalization, numbers, *counts)
     dealt = (grid.target, grid.seed, states)
     on_cpu = device.platform == "cpu"
     with (

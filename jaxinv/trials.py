@@ -215,7 +215,9 @@ def run(
         states = jax.device_put(states, NamedSharding(_mesh(plan.devices), DEALT))
         chunk = (module, method, points, plan.devices, *shared)
         # Compiled for good: the calls below find this program.
-        program = run_chunk.lower(*chunk, jnp.int32(0), grid.target, grid.seed, states).compile()
+        program = run_chunk.lower(
+            *chunk, jnp.int32(0), jnp.int32(1), grid.target, grid.seed, states
+        ).compile()
         needed = planner.program_bytes(program)
         if needed > memory:
             plan = planner.smaller(plan, needed, memory)
@@ -224,9 +226,13 @@ def run(
         traces, step = [], 0
         try:
             while step <= total:
-                states, trace = run_chunk(*chunk, jnp.int32(step), grid.target, grid.seed, states)
-                taken = np.minimum(step + every * np.arange(points), total)
-                seen = (np.moveaxis(grid.gather(leaf), 2, 0) for leaf in trace)
+                # The last point takes no step: it measures the end.
+                count = min(points, -(-(total - step) // every) + 1)
+                states, trace = run_chunk(
+                    *chunk, jnp.int32(step), jnp.int32(count), grid.target, grid.seed, states
+                )
+                taken = np.minimum(step + every * np.arange(count), total)
+                seen = (np.moveaxis(grid.gather(leaf), 2, 0)[:count] for leaf in trace)
                 traces.append(Trace(taken, *seen))
                 step += points * every
                 progress(min(step, total), float(np.mean(traces[-1].psnr[-1])))
@@ -236,12 +242,9 @@ def run(
                 raise
             plan = planner.smaller(plan, needed, 0.99 * needed)  # there was less than needed
     trace = jax.tree.map(lambda *parts: np.concatenate(parts), *traces)
-    # Points beyond the end repeat it: keep the first that has taken every step.
-    last = int(np.argmax(trace.step >= total))
-    trace = jax.tree.map(lambda leaf: leaf[: last + 1], trace)
     candidates = jax.tree.map(grid.gather, states.candidate)
     pixels, found, scores, finite = _finish(truths, normalization, targets.labels, candidates)
-    objective, prior = trace.objective[last], trace.prior[last]
+    objective, prior = trace.objective[-1], trace.prior[-1]
     finite = np.asarray(finite) & np.isfinite(objective)
     return Result(
         np.asarray(pixels), found, scores, objective, prior, finite, np.full(keys.shape, "ok"),
@@ -256,17 +259,18 @@ def init_states(method, shape, normalization, keys):
     return jax.vmap(jax.vmap(jax.vmap(one)))(keys)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(13,))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(14,))
 def run_chunk(
     module, method, points, devices, variables, targets, truths, normalization,
-    numbers, every, start, group_targets, group_starts, states,
+    numbers, every, start, count, group_targets, group_starts, states,
 ):  # fmt: skip
-    """`points` times: measure, then take `every` steps. States are [group, target, seed, ...].
+    """`count` times: measure, then take `every` steps. States are [group, target, seed, ...].
 
-    Returns the states and (psnr, objective, prior), each [group, target, seed, point].
+    Returns the states and (psnr, objective, prior), each [group, target, seed, point] with room for
+    `points`.
     """
 
-    def of_device(variables, targets, truths, normalization, numbers, every, start, groups):
+    def of_device(variables, targets, truths, normalization, numbers, every, start, count, groups):
         def of_group(arguments):
             rows, columns, states = arguments
             here = jax.tree.map(lambda leaf: leaf[rows], (targets, truths))
@@ -279,8 +283,8 @@ def run_chunk(
             loss = _simulate(module, variables, method)
             params = variables["params"]
 
-            def point(carry, _):
-                state, index = carry
+            def point(number, carry):
+                state, index, trace = carry
                 psnr = jnp.full((), jnp.nan)
                 if truth is not None:
                     found = attack.reconstruction(state.candidate)
@@ -299,9 +303,13 @@ def run_chunk(
                 steps = jnp.clip(numbers.iterations - index, 1, every)
                 state, losses = lax.fori_loop(0, steps, take, (state, none))
                 index = jnp.minimum(index + steps, numbers.iterations)
-                return (state, index), (psnr, losses.objective, losses.prior)
+                measured = (psnr, losses.objective, losses.prior)
+                trace = tuple(column.at[number].set(x) for column, x in zip(trace, measured))
+                return state, index, trace
 
-            (state, _), trace = lax.scan(point, (state, start), length=points)
+            kind = state.candidate.images.dtype
+            room = tuple(jnp.full(points, jnp.nan, kind) for _ in range(3))
+            state, _, trace = lax.fori_loop(0, count, point, (state, start, room))
             return state, trace
 
         return lax.map(of_group, groups)
@@ -309,11 +317,11 @@ def run_chunk(
     # Each device loops over its own groups and talks to no other. Without vma tracking, a gradient
     # with respect to the replicated parameters stays this device's own (no implicit psum).
     on_devices = jax.shard_map(
-        of_device, mesh=_mesh(devices), in_specs=(*[SHARED] * 7, DEALT), out_specs=DEALT,
+        of_device, mesh=_mesh(devices), in_specs=(*[SHARED] * 8, DEALT), out_specs=DEALT,
         check_vma=False,
     )  # fmt: skip
     return on_devices(
-        variables, targets, truths, normalization, numbers, every, start,
+        variables, targets, truths, normalization, numbers, every, start, count,
         (group_targets, group_starts, states),
     )  # fmt: skip
 
