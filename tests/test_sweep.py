@@ -47,13 +47,13 @@ def test_a_killed_run_resumes_to_the_same_rows(finished, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
-    def dies_in_the_third(folder, block, trials, traces, images):
+    def dies_in_the_third(folder, block, *parts):
         if len(written) == 2:
             (folder / "images" / f"{block}.npz").write_bytes(b"half")
             (folder / "trials" / f".{block}.parquet.1.tmp").write_bytes(b"half")
             raise Killed
         written.append(block)
-        write(folder, block, trials, traces, images)
+        write(folder, block, *parts)
 
     out = ["--out", str(tmp_path / "run")]
     monkeypatch.setattr(results, "write_block", dies_in_the_third)
