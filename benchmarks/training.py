@@ -62,7 +62,8 @@ def jax_form(
 ) -> Form:
     """The compiled training loop."""
     recipe = training.Recipe(1_000_000, 0.1, "cosine", True, precision, private)
-    state = training.start(recipe, victim.variables)
+    # The state is donated to every step: each form needs parameters of its own.
+    state = training.start(recipe, jax.tree.map(jnp.copy, victim.variables))
     data = training.Data(
         jax.random.bits(jax.random.key(0), (EXAMPLES, *SHAPE), jnp.uint8),
         jnp.arange(EXAMPLES, dtype=jnp.int32) % 10,
