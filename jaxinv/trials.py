@@ -458,12 +458,15 @@ def spectra(
     """
     if not _fits(variables, result, memory):
         return None
-    found = []
+    devices, found = jax.local_devices(), []
     for target, seed in enumerate(np.nanargmin(np.asarray(result.objective), axis=1)):
         own = jax.tree.map(lambda x, i=target: x[i], targets)
         own = own._replace(labels=np.asarray(result.labels)[target, seed])
         images = np.asarray(result.candidates.images[target, seed])
-        found.append(_spectrum(module, method, client_lr, variables, own, images))
+        there = jax.device_put((variables, own, images), devices[target % len(devices)])
+        found.append(_spectrum(module, method, client_lr, *there))
+        if target >= len(devices):
+            jax.block_until_ready(found[-len(devices)])
     return Spectra(*(np.stack(x) for x in zip(*found)))
 
 
