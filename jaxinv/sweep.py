@@ -46,6 +46,7 @@ NUMBERS = (*config.SEARCHABLE, "iterations")  # what of a cell is traced
 PLAN = ("targets_at_once", "seeds_at_once", "devices")  # what of a plan the rows keep
 COLUMNS = {"objective": "objective_type"}  # settings whose name a measured value holds
 TRIALS_PER_BLOCK = 128  # what a kill may cost: about a minute of LeNetZhu per 500 steps
+POLISHED_PER_BLOCK = 16  # a polish takes ten times as long as the attack before it
 UPDATES_PER_BLOCK = 2**27  # bytes of them, in memory at once
 
 
@@ -244,7 +245,8 @@ def plan_blocks(study: config.Study, materials: Mapping[int, Material]) -> Itera
         cell, targets = study.cells[index], len(material.ids)
         draws = draws_of(cell, study.plan)
         update = sum(x.nbytes for x in jax.tree.leaves(material.victim.variables["params"]))
-        most = min(TRIALS_PER_BLOCK // study.plan.seeds, UPDATES_PER_BLOCK // update) // draws
+        trials = POLISHED_PER_BLOCK if cell.polish else TRIALS_PER_BLOCK
+        most = min(trials // study.plan.seeds, UPDATES_PER_BLOCK // update) // draws
         size = max(d for d in range(1, max(1, min(most, targets)) + 1) if targets % d == 0)
         for first in range(0, targets, size):
             name = results.block_name(index, first)
