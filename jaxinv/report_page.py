@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from jaxinv import plot_style as ps
 from jaxinv.plots import alt_text
 from jaxinv.report_tables import Row, size_text
-from jaxinv.report_text import CAPTIONS, DEFINITIONS, NOT_TRIED, PAGE
+from jaxinv.report_text import ASSUMED, CAPTIONS, DEFINITIONS, NOT_TRIED, PAGE
 from jaxinv.results import SETTINGS
 from jaxinv.summary import (
     Study,
@@ -23,6 +23,7 @@ from jaxinv.summary import (
     number_text,
     setting_text,
 )
+from jaxinv.unknowns import SUFFICIENT
 
 MOST_ROWS = 48  # of the per-target table on the page; the CSV has all
 _SVG_LIMIT = 400_000  # bytes; above it a PNG loads faster and looks the same
@@ -138,6 +139,11 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
     if "figure_trade_off" in figures:
         defended += "<h2>DP-SGD: utility, leakage, privacy</h2>"
         defended += figures.pop("figure_trade_off") + _dp_sgd_table(tables["dp_sgd"])
+    unknown = ""
+    if tables["assumptions"]:
+        unknown = "<h2>What the attacker does not know, and would assume</h2>"
+        unknown += _assumptions_table(tables["assumptions"])
+        unknown += f'<p class="note">{ASSUMED.format(factor=SUFFICIENT)}</p>'
     return Template(PAGE).substitute(
         title=escape(str(config.get("name", study.run.folder.name))),
         question=escape(asked.get("question") or "What does the attack recover?"),
@@ -147,6 +153,7 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
         paired=paired,
         defended=defended,
         spectrum=spectrum,
+        unknown=unknown,
         targets=_targets_table(tables["per_target"]),
         definitions=_definitions(study),
         run=_run_section(study, asked),
@@ -314,6 +321,21 @@ def _dp_sgd_table(rows: list[Row]) -> str:
             _with_interval(row["psnr_mean"], row["psnr_low"], row["psnr_high"]),
             number_text(row["baseline_psnr"]), f"{100 * row['success_rate']:.0f}%",
             f"{100 * row['release_bound']:.3g}%",
+        ])  # fmt: skip
+    return _table(head, body)
+
+
+def _assumptions_table(rows: list[Row]) -> str:
+    head = ["unknown", "assumed", "true", "targets × seeds", "failed",
+            "objective of the best start", "chosen for", "PSNR in dB", "mean colour"]  # fmt: skip
+    body = []
+    for row in rows:
+        setting = f"<br><small>{_unbroken(row['setting'])}</small>" if row["setting"] else ""
+        body.append([
+            escape(row["unknown"]) + setting, setting_text(row["assumed"]),
+            setting_text(row["true"]), size_text(row), str(row["failed"]),
+            f"{row['objective']:.2g}", f"{row['chosen']} of {row['targets']}",
+            _counted(row["psnr_mean"], row), number_text(row["baseline_psnr"]),
         ])  # fmt: skip
     return _table(head, body)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxinv import defense_curves
+from jaxinv import defense_curves, unknowns
 from jaxinv.statistics import mean_interval, ranked_quantile, target_interval
 from jaxinv.summary import Cell, Study
 
@@ -193,6 +193,7 @@ TABLES: dict[str, Callable[[Study], list[Row]]] = {
     "paired_differences": paired_differences,
     "defenses": defense_curves.verdicts,
     "dp_sgd": defense_curves.private_rows,
+    "assumptions": unknowns.assumptions,
 }
 
 

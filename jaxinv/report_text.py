@@ -31,6 +31,11 @@ NOT_TRIED = (
     "attacks that choose the network’s parameters, and every combination of settings that was not "
     "swept."
 )
+ASSUMED = (
+    "Chosen without the truth: the fewest images whose objective is at most {factor:g} times the "
+    "least one, for more images than there are explain an update as well; of any other unknown the "
+    "value with the least objective."
+)
 DEFINITIONS = [
     ("Target, seed, trial, cell", "A target is one shared update, of one or several images. A seed "
      "names one random start of the attack. A trial is one target attacked from one seed. A cell "
@@ -158,6 +163,7 @@ $components
 $figure_success_rate
 
 $spectrum
+$unknown
 
 $paired
 

@@ -66,7 +66,7 @@ def write_run(
             },
             "command": SESSION["command"],
             "axes": axes,
-            "cells": [DEFAULTS | settings for settings in cells],
+            "cells": [DEFAULTS | {"images": images} | settings for settings in cells],
             "target_ids": target_ids,
             "seeds": list(range(seeds)),
             "noise_seeds": list(range(draws)),

@@ -13,6 +13,7 @@ from synthetic_run import write_run
 from jaxinv import plot_images, plot_intervals, plot_style, plots, report, report_tables
 from jaxinv.results import read_run
 from jaxinv.summary import choose_evenly, interval_text, number_text, summarize
+from jaxinv.unknowns import choose
 
 TV = {"tv": [1e-2, 1e-3, 1e-4]}
 FIGURES = {
@@ -305,3 +306,34 @@ def test_the_trade_off_is_of_networks_by_epsilon(defended):
     assert "DP-SGD: utility, leakage, privacy" in page
     assert "between draws of noise" in page
     assert "1e+02%" not in page
+
+
+def test_an_unknown_is_chosen_by_the_objective_alone():
+    nan = np.nan
+    objective = np.array([[8.0, 3, 1, nan], [1, 1, 1.5, nan], [0.6, 9, 0.9, nan]])
+    # At most twice the least: one image too few is refused, one too many is not needed.
+    assert choose(objective, fewest=True).tolist() == [1, 1, 0, -1]
+    assert choose(objective, fewest=False).tolist() == [2, 1, 2, -1]
+
+
+def test_the_page_says_what_the_attacker_would_assume(tmp_path):
+    axes = {"assumed_images": [3, 1, 2], "tv": [0.01, 0.001]}
+    write_run(tmp_path, axes=axes, targets=4, seeds=3, images=2, failed=[(0, 1, 2)])
+    build(tmp_path)
+    rows = read_csv(tmp_path, "assumptions")
+    assert [(r["assumed"], r["true"], r["setting"]) for r in rows] == [
+        (str(value), "2", f"tv = {tv:g}") for tv in axes["tv"] for value in (1, 2, 3)
+    ]
+    trials = read_run(tmp_path).trials
+    for tv, group in zip(axes["tv"], (rows[:3], rows[3:])):
+        least = np.full((3, 4), np.inf)
+        for value, target, objective, status, weight in zip(
+            *(trials[n] for n in ("assumed_images", "target_id", "objective", "status", "tv"))
+        ):
+            if status == "ok" and weight == tv:
+                at = int(value) - 1, (target - 7) // 4
+                least[at] = min(least[at], objective)
+        assert [float(r["objective"]) for r in group] == pytest.approx(least.mean(axis=1))
+        chosen = [next(v for v in range(3) if o[v] <= 2 * o.min()) for o in least.T]
+        assert [int(r["chosen"]) for r in group] == [chosen.count(v) for v in range(3)]
+    assert "would assume" in (tmp_path / "report.html").read_text()
