@@ -252,7 +252,8 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
 def wrap(text: str, width: float, size: float, weight: str = "normal") -> list[str]:
     """Breaks text into lines no wider than `width` inches, where its words allow it.
 
-    A word too wide for a line, such as a victim's name, breaks behind its hyphens.
+    A word too wide for a line, such as a victim's name, breaks behind its hyphens and
+    underscores.
     """
 
     def fits(line):
@@ -260,7 +261,7 @@ def wrap(text: str, width: float, size: float, weight: str = "normal") -> list[s
 
     lines: list[str] = []
     for word in text.split():
-        for index, piece in enumerate([word] if fits(word) else re.split(r"(?<=-)(?=.)", word)):
+        for index, piece in enumerate([word] if fits(word) else re.split(r"(?<=[-_])(?=.)", word)):
             longer = f"{lines[-1]}{' ' if index == 0 else ''}{piece}" if lines else piece
             if lines and fits(longer):
                 lines[-1] = longer
