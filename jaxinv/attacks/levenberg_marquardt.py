@@ -99,10 +99,13 @@ def polish(
         # A system that is no longer positive definite gives NaN, which is no success either.
         better = jnp.vdot(r, r) < jnp.vdot(state.r, state.r)
         x_next, r_next = (jnp.where(better, a, b) for a, b in ((there, state.x), (r, state.r)))
-        system = lax.cond(better, lambda: build(of, there, r), lambda: state.system)
-        damping = jnp.where(better, state.damping / 10, state.damping * 10)
         residual = jnp.linalg.norm(r_next) / shared_norm
-        ends = jnp.array([residual < TOLERANCE, damping > MOST_DAMPING])
+        converged = residual < TOLERANCE
+        # Of a point that is the last no system is needed: it is nearly all the work.
+        again = better & ~converged & (state.step + 1 < steps)
+        system = lax.cond(again, lambda: build(of, there, r), lambda: state.system)
+        damping = jnp.where(better, state.damping / 10, state.damping * 10)
+        ends = jnp.array([converged, damping > MOST_DAMPING])
         status = jnp.where(ends.any(), 1 + ends.argmax(), 0).astype(jnp.int32)
         trace = state.trace.at[state.step].set(residual)
         damping = jnp.maximum(damping, LEAST_DAMPING)
