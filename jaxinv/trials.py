@@ -23,7 +23,7 @@ from jaxinv.attacks import gradient_matching as attack
 from jaxinv.attacks import levenberg_marquardt
 from jaxinv.objectives import OBJECTIVES, compare
 from jaxinv.priors import SEEDS
-from jaxinv.types import Normalization, PyTree, Target, Truth, tree_size
+from jaxinv.types import Normalization, PyTree, Target, Truth
 
 TRACE_POINTS = 100  # per trial, at the most, beside the end
 CHUNK_STEPS = 50  # between two looks of the progress bar
@@ -391,20 +391,14 @@ def polish(
       module, variables, targets, truths, normalization, method: as there, in float64.
       client_lr: the rate that the attacker simulates.
       steps: at the most.
-      memory: bytes of each device; where the Jacobian does not fit, conjugate gradients.
+      memory: bytes of each device; where the normal matrix does not fit, conjugate gradients.
     """
     shape = result.objective.shape
-    dense = _fits(variables, result, memory)
-    devices, ends = jax.local_devices(), []
-    for index, (target, seed) in enumerate(np.ndindex(*shape)):
-        own = jax.tree.map(lambda x, i=target: x[i], targets)
-        own = own._replace(labels=np.asarray(result.labels)[target, seed])
-        start = np.asarray(result.candidates.images[target, seed], np.float64)
-        there = jax.device_put((variables, own, start), devices[index % len(devices)])
-        ends.append(_polish(module, method, steps, dense, client_lr, *there))
-        if index >= len(devices):  # no more of them in the queue than the devices have memory for
-            jax.block_until_ready(ends[-len(devices)])
-    ends = jax.tree.map(lambda *x: np.stack(x).reshape(*shape, *np.shape(x[0])), *ends)
+    trials = [_trial(result, targets, client_lr, *index) for index in np.ndindex(*shape)]
+    ends = _each_alone(
+        _polish, (module, method, steps), (*_columns(), 0), variables, trials, memory
+    )
+    ends = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), ends)
     candidates = attack.Candidate(ends[0].x, None)
     pixels, _, scores, finite = _finish(truths, normalization, targets.labels, candidates)
     status = np.array(levenberg_marquardt.STATUS)[ends[0].status]
@@ -421,12 +415,54 @@ def polish(
     )  # fmt: skip
 
 
+def _trial(result, targets, client_lr, target, seed):
+    """What a polish and a spectrum need of one trial: target, rate and images."""
+    own = jax.tree.map(lambda x: x[target], targets)
+    own = own._replace(labels=np.asarray(result.labels)[target, seed])
+    images = np.asarray(result.candidates.images[target, seed], np.float64)
+    return own, np.float64(client_lr), images
+
+
+def _columns() -> tuple[int, ...]:
+    """Columns of a normal matrix at once, to be tried in this order until they fit the memory."""
+    return (16, 4, 1) if jax.default_backend() == "cpu" else (256, 64, 16, 4, 1)
+
+
+def _each_alone(program, static, columns, variables, trials, memory):
+    """Runs a program on each trial by itself, one on each device at a time.
+
+    Args:
+      program: jitted, of `static` and one of `columns`, then of the variables and a trial.
+      columns: the first with which the compiled program fits the memory is taken; 0 always does.
+      trials: its further arguments, for each.
+
+    Returns:
+      What the program does, stacked; nothing where it does not fit.
+    """
+    devices, compiled, ends = jax.local_devices(), {}, []
+    for index, trial in enumerate(trials):
+        device = devices[index % len(devices)]
+        own = jax.device_put((variables, *trial), device)
+        while device not in compiled:
+            if not columns:
+                return None
+            there = program.lower(*static, columns[0], *own).compile()
+            if columns[0] == 0 or planner.program_bytes(there) < memory:
+                compiled[device] = there
+            else:
+                columns = columns[1:]
+        ends.append(compiled[device](*own))
+        if index >= len(devices):  # no more of them in the queue than the devices have memory for
+            jax.block_until_ready(ends[-len(devices)])
+    return jax.tree.map(lambda *x: np.stack(x), *ends)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _polish(module, method, steps, dense, client_lr, variables, target, start):
+def _polish(module, method, steps, columns, variables, target, client_lr, start):
     update = _update_of(module, method, client_lr, variables, target)
     shared = flat(target.update)
     end = levenberg_marquardt.polish(
-        lambda images: flat(update(images)) - shared, jnp.linalg.norm(shared), start, steps, dense
+        lambda images: flat(update(images)) - shared, jnp.linalg.norm(shared), start, steps, columns
     )
     return end, OBJECTIVES[method.objective](compare(update(end.x), target.update))
 
@@ -454,32 +490,20 @@ def spectra(
       result: of `polish`; the rest as there.
 
     Returns:
-      Nothing where a Jacobian does not fit the memory.
+      Nothing where a normal matrix does not fit the memory.
     """
-    if not _fits(variables, result, memory):
-        return None
-    devices, found = jax.local_devices(), []
-    for target, seed in enumerate(np.nanargmin(np.asarray(result.objective), axis=1)):
-        own = jax.tree.map(lambda x, i=target: x[i], targets)
-        own = own._replace(labels=np.asarray(result.labels)[target, seed])
-        images = np.asarray(result.candidates.images[target, seed])
-        there = jax.device_put((variables, own, images), devices[target % len(devices)])
-        found.append(_spectrum(module, method, client_lr, *there))
-        if target >= len(devices):
-            jax.block_until_ready(found[-len(devices)])
-    return Spectra(*(np.stack(x) for x in zip(*found)))
+    best = np.nanargmin(np.asarray(result.objective), axis=1)
+    trials = [_trial(result, targets, client_lr, *index) for index in enumerate(best)]
+    found = _each_alone(_spectrum, (module, method), _columns(), variables, trials, memory)
+    return Spectra(*found) if found else None
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _spectrum(module, method, client_lr, variables, target, images):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _spectrum(module, method, columns, variables, target, client_lr, images):
     update = _update_of(module, method, client_lr, variables, target)
-    return levenberg_marquardt.spectrum(lambda x: flat(update(x)), images, LEAST_DETERMINED)
-
-
-def _fits(variables: PyTree, result: Result, memory: float) -> bool:
-    """Whether the Jacobian of an update and its normal matrix fit a device's memory."""
-    size = result.candidates.images[0, 0].size
-    return 8 * (tree_size(variables["params"]) * size + 3 * size**2) < memory
+    return levenberg_marquardt.spectrum(
+        lambda x: flat(update(x)), images, LEAST_DETERMINED, columns
+    )
 
 
 def _simulate(module: nn.Module, variables: PyTree, method: attack.Method) -> client.LossFn:
