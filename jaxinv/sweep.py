@@ -580,7 +580,9 @@ def print_plan(
     console.print(f"[bold]{study.name}[/bold]: {study.text.question}")
     if study.text.cost:
         console.print(f"cost: {study.text.cost}")
-    table = Table("cell", *(study.axes or ["model"]), "trials", "steps", "GFLOP per step", "PFLOP")
+    table = Table("cell", "settings", "trials", "steps", "GFLOP per step", "PFLOP")
+    table.columns[1].overflow = "fold"  # a value cut short says nothing
+    cells = [cell.model_dump() for cell in study.cells]
     total = 0.0
     counted: dict[tuple, float] = {}  # tracing a network twice takes long
     for index, (cell, material) in enumerate(zip(study.cells, materials)):
@@ -596,9 +598,9 @@ def print_plan(
         flops = counted[program]
         work = flops * count * cell.iterations
         total += work
-        values = [str(getattr(cell, axis)) for axis in (study.axes or ["model"])]
+        settings = summary.naming_settings(study.axes, cells, index) or {"model": cell.model}
         table.add_row(
-            str(index), *values, str(count), str(cell.iterations),
+            str(index), summary.label_text(settings), str(count), str(cell.iterations),
             f"{flops / 1e9:.4g}", f"{work / 1e15:.3g}",
         )  # fmt: skip
     console.print(table)

@@ -147,6 +147,7 @@ def test_dry_run_prints_the_cells_and_writes_nothing(tmp_path, capsys):
     assert sweep.main([*ARGUMENTS, "--dry-run", "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     assert "2 cells, 2 blocks" in printed
+    assert "tv = 0.01 " in printed
     assert list(tmp_path.iterdir()) == []
 
 
