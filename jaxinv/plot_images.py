@@ -66,6 +66,7 @@ def reconstructions(study: Study, album: Album, width: float = ps.WIDE) -> Figur
         + left_out(study, cells, targets),
         targets,
         [(cell.label, views) for cell in cells],
+        _tallest(album),
         caption=0.2,
     )
     for row, target in enumerate(targets):
@@ -115,6 +116,7 @@ def pixel_statistics(study: Study, album: Album, width: float = ps.WIDE) -> Figu
         + left_out(study, cells, targets),
         targets,
         [(cell.label, ["mean", "std"]) for cell in cells],
+        _tallest(album),
         caption=0.06,
         foot=0.62,
     )  # fmt: skip
@@ -171,6 +173,7 @@ class _Grid:
         subtitle: str,
         targets: list[int],
         groups: list[tuple[str, list[str]]],
+        tallest: float,
         caption: float,
         foot: float = 0.0,
     ):
@@ -178,7 +181,7 @@ class _Grid:
         left, gap, group_gap = 0.16, 0.05, 0.16
         used = left + 0.16 + len(groups) * (group_gap + gap * (views - 1))
         size = min((width - used) / (1 + views * len(groups)), 1.25)
-        pitch = size + caption + 0.06
+        pitch = tallest * size + caption + 0.06
         labels = [ps.wrap(label, views * (size + gap), 8.8, "bold") for label, _ in groups]
         heads = 0.15 * max(map(len, labels)) + 0.06
         shows_views = views > 1
@@ -196,7 +199,8 @@ class _Grid:
         self.canvas = self.sheet.panel(0, 0, self.sheet.width, self.sheet.height)
         self.canvas.set_axis_off()
         self.canvas.set(xlim=(0, self.sheet.width), ylim=(self.sheet.height, 0), autoscale_on=False)
-        self.size, self.caption, self.foot = size, caption, foot
+        self.size, self.height = size, tallest * size  # of the room of a picture
+        self.caption, self.foot = caption, foot
         top = self.sheet.head + 0.06
         self.tops = [top + heads + 0.17 * shows_views + row * pitch for row in range(len(targets))]
         self.lefts = []
@@ -222,18 +226,20 @@ class _Grid:
         bold: bool = False,
         limits: tuple[float, float] | None = None,
     ) -> None:
-        """Places a picture, enlarged without smoothing; `limits` makes it a heat map."""
+        """Places a picture, enlarged without smoothing or distortion; `limits`: as a heat map."""
         x = self.truth_left if group is None else self.lefts[group][view]
         y = self.tops[row]
         if limits is None and pixels.shape[-1] == 1:
             pixels = pixels.repeat(3, axis=-1)
         scale = {} if limits is None else {"vmin": limits[0], "vmax": limits[1], "cmap": "magma"}
-        extent = (x, x + self.size, y + self.size, y)
+        tall, wide = pixels.shape[:2]
+        unit = min(self.size / wide, self.height / tall)
+        extent = (x, x + unit * wide, y + unit * tall, y)
         self.canvas.imshow(pixels, interpolation="none", extent=extent, aspect="auto", **scale)
         if caption:
             self.sheet.text(
-                x + self.size / 2,
-                y + self.size + 0.04,
+                x + unit * wide / 2,
+                y + unit * tall + 0.04,
                 caption,
                 size=8.2,
                 ha="center",
@@ -246,8 +252,8 @@ class _Grid:
         """Marks a place that has no picture, with the reason."""
         x, y = self.lefts[group][view], self.tops[row]
         frame = {"facecolor": "#f1f3f5", "edgecolor": ps.FAINT, "linewidth": 0.8}
-        self.canvas.add_patch(Rectangle((x, y), self.size, self.size, **frame))
-        middle = x + self.size / 2, y + self.size / 2
+        self.canvas.add_patch(Rectangle((x, y), self.size, self.height, **frame))
+        middle = x + self.size / 2, y + self.height / 2
         self.sheet.text(*middle, words, ha="center", va="center", size=7.5, color=ps.MUTED)
 
     def truth_heading(self, words: str) -> None:
@@ -258,13 +264,19 @@ class _Grid:
     def color_bar(self, top: float, label: str) -> None:
         """Draws the heat maps' one scale in the foot."""
         width = min(2.6, self.sheet.width * 0.5)
-        y = self.tops[-1] + self.size + self.caption + 0.12
+        y = self.tops[-1] + self.height + self.caption + 0.12
         ax = self.sheet.panel(self.truth_left + 0.1, y, width, 0.1)
         mappable = ScalarMappable(Normalize(0, top), "magma")
         bar = self.sheet.figure.colorbar(mappable, cax=ax, orientation="horizontal")
         bar.outline.set_visible(False)
         bar.ax.xaxis.set_major_locator(MaxNLocator(4))
         bar.set_label(label, size=8.2, loc="left")
+
+
+def _tallest(album: Album) -> float:
+    """The greatest height of a picture over its width."""
+    shapes = (tile(pictures.truth).shape for pictures in album.values())
+    return max(tall / wide for tall, wide, _ in shapes)
 
 
 def _draw_truth(grid: _Grid, row: int, album: Album, target: int, caption: str) -> None:

@@ -217,6 +217,19 @@ def test_pixel_std_by_hand():
     np.testing.assert_allclose(plot_images.pixel_std(pictures), expected)
 
 
+@pytest.mark.parametrize("images", [1, 2, 9])
+def test_pictures_keep_their_proportions(tmp_path, images):
+    study = summarize(read_run(write_run(tmp_path, targets=2, seeds=3, images=images)), 19.0)
+    album = plot_images.read_album(study)
+    for draw in (plot_images.reconstructions, plot_images.pixel_statistics):
+        canvas = draw(study, album).axes[0]
+        assert len(canvas.images) >= 4
+        for picture in canvas.images:
+            left, right, bottom, top = picture.get_extent()
+            tall, wide = picture.get_array().shape[:2]
+            assert (bottom - top) / (right - left) == pytest.approx(tall / wide)
+
+
 def test_tile_sets_images_in_a_square():
     images = np.arange(3.0)[:, None, None, None] * np.ones((3, 2, 2, 1))
     tiled = plot_images.tile(images, gap=9)[..., 0]
