@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from jaxinv import checkpoints, defenses, models, runtime
 from jaxinv.attacks import ATTACKS, CLOSED_FORM
-from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, SCHEDULES, SIGNS, Method
+from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, RATES, SCHEDULES, SIGNS, Method
 from jaxinv.client import BATCH_NORM, Local
 from jaxinv.data import GROUPINGS
 from jaxinv.errors import UserError
@@ -137,7 +137,9 @@ class Cell(_Strict):
     )
     optimizer: Annotated[str, _known(OPTIMIZERS)] = Field("adam", description="optimiser")
     sign: Annotated[str, _known(SIGNS)] = Field("hard", description="sign taken of the gradient")
-    lr: float = Field(0.1, gt=0, description="learning rate")
+    lr: float = Field(
+        RATES["adam"], gt=0, description="learning rate; of lbfgs 1, a factor on its own step"
+    )
     schedule: Annotated[str, _known(SCHEDULES)] = Field("step", description="rate's course")
     init: Annotated[str, _known(INITS)] = Field("normal", description="distribution of the start")
     box: bool = Field(True, description="project onto pixels in [0, 1] after each step")
@@ -620,6 +622,8 @@ def _lay_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, An
     replaced = set(OF_VICTIM) if "victim" in over else set()
     for name in _listed(over.get("attack", [])):
         replaced |= set(ATTACKS.get(name, ()))
+    if "optimizer" in replaced | set(over):  # the rate was another one's
+        replaced.add("lr")
     return {**{name: value for name, value in under.items() if name not in replaced}, **over}
 
 
@@ -644,8 +648,9 @@ def _product(grid: Mapping[str, Any]) -> list[Cell]:
     cells = []
     for values in products:
         given = dict(zip(lists, values))
-        defaults = ATTACKS.get(given.get("attack"), {})
-        cells.append(_with_victim(_validate(Cell, defaults | given)))
+        asked = ATTACKS.get(given.get("attack"), {}) | given
+        rate = RATES.get(asked.get("optimizer"), RATES["adam"])
+        cells.append(_with_victim(_validate(Cell, {"lr": rate} | asked)))
         _check_cell(cells[-1])
     if len(set(cells)) < len(cells):
         raise UserError("the grid holds a cell twice; give each value of an axis once")

@@ -52,7 +52,7 @@ def invert(
     std: float | Sequence[float] = 1.0,
     seeds: int = 32,
     iterations: int = 1000,
-    lr: float = 0.1,
+    lr: float | None = None,
     priors: Mapping[str, float] = MappingProxyType({"tv": 0.01}),
     method: attack.Method = attack.Method(),  # noqa: B008
     client_lr: float = 1e-4,
@@ -75,7 +75,7 @@ def invert(
       images: how many to read.
       mean, std: the model sees `(pixels - mean) / std`; scalars or one per channel.
       seeds: number of random starts.
-      iterations, lr: steps, learning rate.
+      iterations, lr: steps, learning rate; None is the optimiser's (`gradient_matching.RATES`).
       priors: weights of priors by name (`jaxinv.priors.PRIORS`).
       method: objective, optimizer, sign, schedule, init, box and the client's local steps; the
         default is Geiping's on a single gradient.
@@ -100,6 +100,7 @@ def invert(
         variables, update, priors, seeds=seeds, iterations=iterations, lr=lr, memory=memory,
         client_lr=client_lr,
     )  # fmt: skip
+    lr = attack.RATES[method.optimizer] if lr is None else lr
     weights = {name: weight for name, weight in priors.items() if weight > 0}
     classifier = ()
     if READ_UPDATE & set(weights):

@@ -33,6 +33,17 @@ def test_flags_override_the_file_and_lists_make_axes(tmp_path):
     assert (made.plan.seeds, made.plan.target_ids) == (5, (3, 17))
 
 
+def test_the_rate_is_that_of_the_optimizer_unless_given(tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text("[grid]\nlr = 0.5\n")
+    of = lambda **flags: [cell.lr for cell in study(file, **flags).cells]  # noqa: E731
+    assert of() == [0.5]
+    assert of(attack="dlg") == [1.0]  # another optimiser's rate is none of L-BFGS's
+    assert of(attack="dlg", lr=["0.2"]) == [0.2]
+    assert of(attack="dlg", optimizer=["lbfgs", "adam"]) == [1.0, 0.1]
+    assert of(optimizer="lbfgs", sign="none") == [1.0]
+
+
 def test_vary_tables_ask_one_question_each_around_one_cell(tmp_path):
     file = tmp_path / "around.toml"
     file.write_text(

@@ -10,8 +10,8 @@ from jaxinv.attacks import analytic, spear
 CLOSED_FORM = {"analytic": analytic.attack, "spear": spear.attack}
 
 _EUCLIDEAN = {
-    "objective": "l2", "optimizer": "lbfgs", "sign": "none", "schedule": "constant", "lr": 1.0,
-    "box": False, "tv": 0.0,
+    "objective": "l2", "optimizer": "lbfgs", "sign": "none", "schedule": "constant", "box": False,
+    "tv": 0.0,
 }  # fmt: skip
 
 ATTACKS = {

@@ -40,6 +40,7 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
         optax.scale(-1.0),
     ),
 }
+RATES = {"adam": 0.1, "sgd": 0.1, "lbfgs": 1.0}  # where none is given; a search finds the step
 HISTORY, LINE_SEARCH = 100, 20  # as DLG; evaluations of a line search
 
 
