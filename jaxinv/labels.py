@@ -14,26 +14,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Float, Int
 
 from jaxinv.errors import UserError
 from jaxinv.types import PyTree
 
-DUMMIES = 128  # images of noise by which the network's outputs are known to scatter
-SCATTER = 0.5  # of a class's images, as a share of the dummies'
+DUMMIES = 1024  # images of noise, over all classes, by which outputs are known to scatter
+SCATTER = 0.5  # of a class's images, as a share of the dummies', where only the bias is compared
 RIDGE = 1e-4  # on the classes' features, towards their mean
 EVEN = 3e-3  # on the counts, towards equal ones
+NOISE = 3.0  # variance of each of a gradient's entries, in units of the scatter's over the dummies
 ROUNDS = 20
 
 
 class LastLayer(NamedTuple):
-    """All that a rule sees: the last dense layer, its gradient, and how outputs scatter."""
+    """All that a rule sees: the last dense layer, its gradient, and how its inputs scatter."""
 
     kernel: Float[Array, "feature class"]
     bias: Float[Array, " class"]
     kernel_gradient: Float[Array, "class feature"]  # the mean over the local steps
     bias_gradient: Float[Array, " class"]
-    scatter: Float[Array, "dummy class"]  # the dummies' logits around their mean
+    dummies: Float[Array, "dummy feature"]  # features of noise, around their mean
 
 
 def classifier_path(module: nn.Module, variables: PyTree, images: jax.Array) -> tuple[str, ...]:
@@ -96,15 +98,17 @@ def infer(
     own, sent = variables["params"], update
     for name in path:
         own, sent = own[name], sent[name]
-    dummies = natural_noise(jax.random.key(0), (DUMMIES, *image_shape))
-    kernel, features = own["kernel"], classifier_input(module, variables, dummies)
+    kernel = own["kernel"]
+    dummies = max(8, DUMMIES // kernel.shape[1])
+    noise = natural_noise(jax.random.key(0), (dummies, *image_shape))
+    features = classifier_input(module, variables, noise)
     gradient = sent["kernel"].T / steps
     if "bias" in sent:
         bias, of_bias = own["bias"], sent["bias"] / steps
     else:  # every class's weight gradient is its logit's times about the same features
         bias, of_bias = jnp.zeros(kernel.shape[1]), gradient.sum(1) / features.sum(1).mean()
-    scatter = (features - features.mean(axis=0)) @ kernel
-    counts = LABELS[rule](LastLayer(kernel, bias, gradient, of_bias, scatter), images)
+    layer = LastLayer(kernel, bias, gradient, of_bias, features - features.mean(axis=0))
+    counts = LABELS[rule](layer, images)
     classes = jnp.arange(kernel.shape[1])
     return jnp.repeat(classes, counts, total_repeat_length=images).astype(jnp.int32)
 
@@ -179,13 +183,51 @@ def ilrg(layer: LastLayer, images: int) -> Int[Array, " class"]:
 
 
 def counts(layer: LastLayer, images: int) -> Int[Array, " class"]:
-    """Alternates between the counts and the mean features of each class's images.
+    """Fits the last layer's gradient by images that scatter as noise does around class means.
 
-    Given counts n, the weight gradient is M H with M = (softmax^T - 1) diag(n / images), linear in
-    the classes' features H but for the softmax: solved with a small pull to their common mean, for
-    M has no full rank. Given features, a class's mean softmax is that of its logits, scattered as
-    the dummies' are, and the bias gradient is linear in the counts: solved with a small pull to
-    equal ones, for a network that is certain of its images gives no gradient to tell from.
+    The class means of the features are read off the gradient (`_class_features`). Around each, the
+    dummies' scatter says what one image of that class adds to the gradient, on average and with
+    which covariance. The counts then are those that explain the gradient best in generalised least
+    squares, whole numbers of the right sum: what the softmax adds to the bias gradient beyond its
+    mean, the weight gradient shows too.
+    """
+    normal, slope = _fit(layer, _class_features(layer))
+    classes = len(slope)
+
+    def worth(counts):
+        return counts @ normal @ counts / images - 2 * slope @ counts
+
+    def more(state):
+        return state[1]
+
+    def swap(state):
+        """Gives one image of a class to another, the best such change."""
+        counts, _ = state
+        pull = 2 * (normal @ counts / images - slope)
+        between = normal.diagonal()[:, None] + normal.diagonal() - 2 * normal
+        change = pull - pull[:, None] + between / images  # [from, to]
+        change = jnp.where((counts > 0)[:, None], change, jnp.inf)
+        giver, taker = jnp.unravel_index(jnp.argmin(change), change.shape)
+        there = counts.at[giver].add(-1).at[taker].add(1)
+        better = worth(there) < worth(counts)
+        return jnp.where(better, there, counts), better
+
+    # Without the whole numbers: shares of sum 1.
+    bordered = jnp.ones((classes + 1, classes + 1)).at[:classes, :classes].set(normal)
+    bordered = bordered.at[classes, classes].set(0)
+    shares = jnp.linalg.solve(bordered, jnp.append(slope, 1))[:classes]
+    start = apportion(shares, images).astype(slope.dtype)
+    return lax.while_loop(more, swap, (start, jnp.bool_(True)))[0].astype(jnp.int32)
+
+
+def _class_features(layer: LastLayer) -> Float[Array, "class feature"]:
+    """Alternates between the counts, as shares, and the mean features of each class's images.
+
+    Given shares s, the weight gradient is M H with M = (softmax^T - 1) diag(s), linear in the
+    classes' features H but for the softmax: solved with a small pull to their common mean, for M
+    has no full rank. Given features, a class's mean softmax is that of its logits, scattered as the
+    dummies' are, and the bias gradient is linear in the shares: solved with a small pull to equal
+    ones, for a network that is certain of its images gives no gradient to tell from.
     """
     weights = jnp.abs(layer.bias_gradient)
     signed = jnp.sign(layer.bias_gradient) @ layer.kernel_gradient
@@ -193,21 +235,56 @@ def counts(layer: LastLayer, images: int) -> Int[Array, " class"]:
     classes = len(layer.bias)
     eye = jnp.eye(classes)
     logits = lambda features: features @ layer.kernel + layer.bias  # noqa: E731
+    scatter = SCATTER * layer.dummies @ layer.kernel
 
     def features_of(shares, features):
         system = (jax.nn.softmax(logits(features)).T - eye) * jnp.maximum(shares, 0)
-        rest = layer.kernel_gradient - system @ features_mean
+        rest = layer.kernel_gradient - system @ common
         normal = system.T @ system + RIDGE * eye
-        return features_mean + jnp.linalg.solve(normal, system.T @ rest)
+        return common + jnp.linalg.solve(normal, system.T @ rest)
 
-    def turn(_, shares):
-        features = lax.fori_loop(0, 2, lambda _, x: features_of(shares, x), features_mean)
-        scattered = logits(features)[:, None] + SCATTER * layer.scatter
-        return _solve(jax.nn.softmax(scattered).mean(axis=1), layer.bias_gradient, EVEN)
+    def turn(_, state):
+        features = lax.fori_loop(0, 2, lambda _, x: features_of(state[1], x), common)
+        softmax = jax.nn.softmax(logits(features)[:, None] + scatter).mean(axis=1)
+        return features, _solve(softmax, layer.bias_gradient, EVEN)
 
-    features_mean = jnp.broadcast_to(mean, (classes, len(mean)))
+    common = jnp.broadcast_to(mean, (classes, len(mean)))
     start = jax.nn.softmax(logits(mean)) - layer.bias_gradient
-    return apportion(lax.fori_loop(0, ROUNDS, turn, start), images)
+    return lax.fori_loop(0, ROUNDS, turn, (common, start))[0]
+
+
+def _fit(
+    layer: LastLayer, means: Float[Array, "class feature"]
+) -> tuple[Float[Array, "class class"], Float[Array, " class"]]:
+    """The least squares of the counts n: n^T normal n / images - 2 slope n is to be least.
+
+    An image with features h adds (softmax - onehot) [1, h] / images to the bias and weight
+    gradients. With E the expectations of these products by class, and C their covariance by the
+    scatter of the dummies plus `NOISE` in every entry, normal = E C^-1 E^T and slope = E C^-1
+    gradient. C has the rank of the scatter but for the noise: it is inverted in that basis.
+    """
+    classes, dummies = len(layer.bias), len(layer.dummies)
+    # Bias and weights in one unit.
+    unit = jnp.sqrt(jnp.sum(means.mean(axis=0) ** 2) + jnp.sum(layer.dummies**2) / dummies)
+
+    def products(label, mean):
+        features = mean + layer.dummies
+        errors = jax.nn.softmax(features @ layer.kernel + layer.bias).at[:, label].add(-1)
+        inputs = jnp.concatenate([jnp.ones((dummies, 1)), features / unit], axis=1)
+        every = (errors[:, :, None] * inputs[:, None]).reshape(dummies, -1)
+        return every.mean(axis=0), every - every.mean(axis=0)
+
+    expected, scatter = jax.vmap(products)(jnp.arange(classes), means)
+    scatter = scatter.reshape(classes * dummies, -1) / (classes * dummies) ** 0.5
+    shared = jnp.concatenate(
+        [layer.bias_gradient[:, None], layer.kernel_gradient / unit], axis=1
+    ).ravel()
+    known = jnp.concatenate([expected, shared[None]])
+    small, across = scatter @ scatter.T, scatter @ known.T
+    noise = NOISE * small.diagonal().mean() + 1e-12
+    system = cho_factor(small + noise * jnp.eye(len(small)))
+    fitted = (known @ known.T - across.T @ cho_solve(system, across)) / noise
+    return fitted[:classes, :classes], fitted[:classes, classes]
 
 
 def _solve(

@@ -20,7 +20,8 @@ def last_layer(truth, spread=0.0, scale=1.0):
     of_logits = softmax - np.eye(CLASSES)[truth]
     return labels.LastLayer(
         jnp.asarray(kernel), jnp.zeros(CLASSES), jnp.asarray(scale * of_logits.T @ features),
-        jnp.asarray(scale * of_logits.sum(axis=0)), jnp.zeros((1, CLASSES)),
+        jnp.asarray(scale * of_logits.sum(axis=0)),
+        jnp.asarray(spread * random.normal(size=(20, FEATURES))),
     )  # fmt: skip
 
 
