@@ -1,4 +1,4 @@
-"""Figures of one row per cell: variance components and success rates, points with intervals."""
+"""Figures of one row per cell, points with intervals: variances, success, labels, differences."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from jaxinv import plot_style as ps
 from jaxinv.statistics import Interval
 from jaxinv.summary import Cell, Study, number_text, setting_text
+from jaxinv.unknowns import labels_found
 
 
 @ps.styled
@@ -62,6 +63,28 @@ def success_rate(study: Study, width: float = ps.WIDE) -> Figure:
         unknown="",
         words_name="trials",
         limits=(0, 100),
+    )
+
+
+@ps.styled
+def label_accuracy(study: Study, width: float = ps.WIDE) -> Figure:
+    """Draws the share of labels that an attacker who was not told them has right."""
+    found = labels_found(study)
+    rows = []
+    for row in found:
+        share = Interval(*(100 * row[f"accuracy{end}"] for end in ("", "_low", "_high")))
+        rows.append((row["setting"], [(share, "o")], f"{number_text(share.value, 1)}%"))
+    return _interval_rows(
+        width,
+        "Which labels does the update give away?",
+        "Share of labels found, repeats counted, with t intervals over targets.",
+        rows,
+        ("#0072b2",),
+        [],
+        xlabel="labels that are right (%)",
+        unknown="not determined: a trial failed",
+        words_name="mean",
+        limits=(0, 102),
     )
 
 

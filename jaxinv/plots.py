@@ -344,6 +344,7 @@ def alt_text(study: Study) -> dict[str, str]:
         "variance_components": "Standard deviations between targets and between seeds per cell.",
         "paired_differences": "Each setting's PSNR minus the first one's, with intervals.",
         "success_rate": "Share of trials above the threshold per cell, with intervals.",
+        "label_accuracy": "Share of labels that the attacker has right per cell, with intervals.",
         "reconstructions": "Truth beside reconstructions, a row per target.",
         "defense_curves": "PSNR, SSIM and success rate against the strength of each defense.",
         "spectrum": "Singular values of the update's derivative by the image, and pictures of the "

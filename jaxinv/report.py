@@ -23,6 +23,7 @@ from jaxinv import (
     plots,
     report_page,
     report_tables,
+    unknowns,
 )
 from jaxinv import plot_style as ps
 from jaxinv.errors import OneLineParser, UserError, run_command
@@ -92,6 +93,8 @@ def _draw(study: Study, folder: Path) -> dict[str, report_page.Picture]:
         figures["defense_curves"] = lambda width: plot_defenses.defense_curves(study, width)
     if defense_curves.private_cells(study):
         figures["trade_off"] = lambda width: plot_defenses.trade_off(study, width)
+    if unknowns.labels_found(study):
+        figures["label_accuracy"] = lambda width: plot_intervals.label_accuracy(study, width)
     if plot_spectrum.has_spectra(study):
         figures["spectrum"] = lambda width: plot_spectrum.spectrum(study, width)
     pictures = {}

@@ -140,8 +140,11 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
         defended += "<h2>DP-SGD: utility, leakage, privacy</h2>"
         defended += figures.pop("figure_trade_off") + _dp_sgd_table(tables["dp_sgd"])
     unknown = ""
+    if tables["labels"]:
+        unknown = "<h2>Which labels the update gives away</h2>"
+        unknown += figures.pop("figure_label_accuracy") + _labels_table(tables["labels"])
     if tables["assumptions"]:
-        unknown = "<h2>What the attacker does not know, and would assume</h2>"
+        unknown += "<h2>What the attacker does not know, and would assume</h2>"
         unknown += _assumptions_table(tables["assumptions"])
         unknown += f'<p class="note">{ASSUMED.format(factor=SUFFICIENT)}</p>'
     return Template(PAGE).substitute(
@@ -321,6 +324,20 @@ def _dp_sgd_table(rows: list[Row]) -> str:
             _with_interval(row["psnr_mean"], row["psnr_low"], row["psnr_high"]),
             number_text(row["baseline_psnr"]), f"{100 * row['success_rate']:.0f}%",
             f"{100 * row['release_bound']:.3g}%",
+        ])  # fmt: skip
+    return _table(head, body)
+
+
+def _labels_table(rows: list[Row]) -> str:
+    head = ["labels by", "rule", "images", "targets × seeds", "failed", "right [95%]",
+            "updates with all right", "PSNR in dB", "mean colour"]  # fmt: skip
+    body = []
+    for row in rows:
+        right = (100 * row[f"accuracy{end}"] for end in ("", "_low", "_high"))
+        body.append([
+            _name(row), escape(row["rule"]), str(row["images"]), size_text(row),
+            str(row["failed"]), _with_interval(*right, 1, "%"), _percent(row["all_right"]),
+            _counted(row["psnr_mean"], row), number_text(row["baseline_psnr"]),
         ])  # fmt: skip
     return _table(head, body)
 

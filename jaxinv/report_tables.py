@@ -194,6 +194,7 @@ TABLES: dict[str, Callable[[Study], list[Row]]] = {
     "defenses": defense_curves.verdicts,
     "dp_sgd": defense_curves.private_rows,
     "assumptions": unknowns.assumptions,
+    "labels": unknowns.labels_found,
 }
 
 

@@ -20,6 +20,9 @@ CAPTIONS = {
     "square roots of the eigenvalues of JᵀJ. Pictures: grey is no change.",
     "trade_off": "The bound counts what any attack could do with the one update, whatever it calls "
     "success; this attack succeeds far less often. Epsilon is that of the whole training.",
+    "label_accuracy": "Labels read off an update are the same for all of its starts; those found "
+    "beside the images are each start’s own. Guessing blindly counts about as many right as two "
+    "random batches have in common.",
     "success_rate": "The threshold of {threshold} dB is a convention: Dimitrov et al. 2022 call a "
     "CIFAR-100 image recovered above 19 dB.",
 }
@@ -78,6 +81,8 @@ DEFINITIONS = [
     ("Above {threshold} dB", "Share of trials with PSNR above the threshold. 95% Wilson interval "
      "at Kish’s effective number of trials n / (1 + (seeds − 1) ICC), with the intraclass "
      "correlation of the successes; where that is undefined, at the number of targets."),
+    ("Labels that are right", "What the labels found and the true ones have in common, repeats "
+     "counted, over their number: the order of a batch is in no update."),
     ("Failed", "A trial that turned non-finite. It counts as a miss, ranks worst in medians, is "
      "never chosen while another seed is left, and makes a mean undefined (—): an average of "
      "the survivors would flatter the setting that fails."),

@@ -1,9 +1,9 @@
-"""What an attacker who does not know the client takes for true: the assumption that fits best.
+"""What an attacker who does not know the client takes for true: labels, and what fits best.
 
-A number of images, a size of mini-batch or a rate that is not the client's cannot explain its
-update as well, and the attacker sees how well: the objective. So an unknown number is swept like
-any other, as an axis of `--assumed-images`, `--assumed-batch` or `--assumed-lr`, and read off
-afterwards.
+Labels are read off each update by a rule, or found beside the images. A number of images, a size of
+mini-batch or a rate that is not the client's cannot explain its update as well, and the attacker
+sees how well: the objective. So an unknown number is swept like any other, as an axis of
+`--assumed-images`, `--assumed-batch` or `--assumed-lr`, and read off afterwards.
 """
 
 from typing import Any
@@ -39,6 +39,35 @@ def assumptions(study: Study) -> list[dict[str, Any]]:
             if len({value for value, _ in tried}) > 1:
                 cells = [by_number[n] for _, n in tried]
                 rows += _group(unknown, asked[numbers[0]][true], [v for v, _ in tried], cells)
+    return rows
+
+
+def labels_found(study: Study) -> list[dict[str, Any]]:
+    """One row per cell whose labels the attacker was not told: how many of them it has right."""
+    rows = []
+    for cell in study.cells:
+        settings = study.run.config["cells"][cell.number]
+        if settings["labels"] == "known":
+            continue
+        accuracy = cell.metrics["label_accuracy"]
+        mean = mean_interval(accuracy)
+        rows.append(
+            {
+                "cell": cell.number,
+                "setting": cell.label,
+                "rule": settings["labels"],
+                "images": settings["images"],
+                "targets": len(cell.target_ids),
+                "seeds": len(cell.seeds),
+                "failed": int(cell.failed.sum()),
+                "accuracy": mean.mean,
+                "accuracy_low": mean.low,
+                "accuracy_high": mean.high,
+                "all_right": float((accuracy == 1).mean()),
+                "psnr_mean": cell.mean.mean,
+                "baseline_psnr": cell.baseline("psnr"),
+            }
+        )
     return rows
 
 

@@ -350,3 +350,15 @@ def test_the_page_says_what_the_attacker_would_assume(tmp_path):
         chosen = [next(v for v in range(3) if o[v] <= 2 * o.min()) for o in least.T]
         assert [int(r["chosen"]) for r in group] == [chosen.count(v) for v in range(3)]
     assert "would assume" in (tmp_path / "report.html").read_text()
+
+
+def test_the_page_says_which_labels_were_found(tmp_path):
+    axes = {"labels": ["known", "counts", "joint"]}
+    facts = {1: {"label_accuracy": 0.75}}
+    write_run(tmp_path, axes=axes, targets=4, seeds=3, images=4, facts=facts)
+    build(tmp_path)
+    rows = read_csv(tmp_path, "labels")
+    assert [(r["rule"], r["images"]) for r in rows] == [("counts", "4"), ("joint", "4")]
+    assert [(float(r["accuracy"]), float(r["all_right"])) for r in rows] == [(0.75, 0), (1, 1)]
+    assert "Which labels the update gives away" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "plots" / "label_accuracy.png").exists()
