@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from jaxinv import checkpoints, config, plot_style, results, runtime, updates
+from jaxinv import checkpoints, config, options, plot_style, results, runtime, updates
 from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.inversion import Inversion, invert
 from jaxinv.plot_images import tile
@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command():
         parser = OneLineParser(prog="python -m jaxinv.invert", description=__doc__.split("\n")[0])
-        config.add_inverting_flags(parser)
-        run(*config.load_inverting(vars(parser.parse_args(argv))))
+        options.add_inverting_flags(parser)
+        run(*options.load_inverting(vars(parser.parse_args(argv))))
 
     return run_command(command)
 

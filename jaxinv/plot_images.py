@@ -28,15 +28,25 @@ class Pictures(NamedTuple):
 Album = dict[tuple[int, int], Pictures]  # by cell number and target id
 
 
+class _Band(NamedTuple):
+    """Cells that attack the same images, and which of those are shown."""
+
+    cells: list[Cell]
+    targets: list[int]
+
+    def first_with(self, target: int) -> Cell:
+        """The first of the cells that has finished a target."""
+        return next(cell for cell in self.cells if target in cell.target_ids)
+
+
 def read_album(study: Study) -> Album:
     """Reads the pictures that the figures show: some cells, the first targets, a few images."""
     album: Album = {}
-    wanted = study.target_ids[: ps.MOST_TARGETS]
     for cell in shown_cells(study):
         images = study.images(cell)
-        for target in wanted:
+        for target in cell.target_ids[: ps.MOST_TARGETS]:
             at = np.flatnonzero(images.target_ids == target)
-            if at.size and target in cell.target_ids:
+            if at.size:
                 album[cell.number, target] = Pictures(
                     images.truths[at[0], :MOST_IMAGES] / 255,
                     images.reconstructions[at[0], :, :MOST_IMAGES] / 255,  # of the first draw
@@ -45,15 +55,23 @@ def read_album(study: Study) -> Album:
     return album
 
 
+def _bands(cells: list[Cell], most: int) -> list[_Band]:
+    """Sets cells on the same images beside one another, at most so many, those on others below."""
+    groups: dict[tuple[int, ...], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(tuple(cell.image_ids[0]), []).append(cell)
+    rows = max(1, ps.MOST_TARGETS // len(groups))
+    targets = lambda own: list(dict.fromkeys(t for c in own for t in c.target_ids))[:rows]  # noqa: E731
+    return [_Band(choose_evenly(own, most), targets(own)) for own in groups.values()]
+
+
 @ps.styled
 def reconstructions(study: Study, album: Album, width: float = ps.WIDE) -> Figure:
     """Draws truth, the attacker's pick, and where there is room the median and the worst seed."""
     cells = shown_cells(study)
     full = len(cells) <= 3 and width > 6 and len(study.cells[0].seeds) > 2
     views = ["pick", "median", "worst"] if full else ["pick"]
-    if not full:
-        cells = choose_evenly(cells, 6 if width > 6 else 3)
-    targets = study.target_ids[: ps.MOST_TARGETS]
+    bands = _bands(cells, 6 if width > 6 else 3)
     seeds = max(len(c.seeds) for c in cells)
     explain = f"pick: the attacker's choice, the lowest objective of {count_text(seeds, 'seed')}. "
     if full:
@@ -63,25 +81,27 @@ def reconstructions(study: Study, album: Album, width: float = ps.WIDE) -> Figur
         "Truth beside reconstruction",
         f"{explain}Numbers: PSNR in dB; under the truth, that of an image of the mean colour."
         + _images_note(study)
-        + left_out(study, cells, targets),
-        targets,
-        [(cell.label, views) for cell in cells],
+        + _left_out(study, bands),
+        bands,
+        views,
         _tallest(album),
         caption=0.2,
     )
-    for row, target in enumerate(targets):
-        _draw_truth(grid, row, album, target, number_text(study.baseline_of(target), 1))
-        for group, cell in enumerate(cells):
-            if (cell.number, target) not in album:
-                continue
-            pictures, at = album[cell.number, target], cell.target_ids.index(target)
-            for view, seed in zip(views, _seeds_of(cell, at, views)):
-                if seed < 0 or pictures.failed[seed]:
-                    grid.blank(row, group, views.index(view), "failed")
+    for number, band in enumerate(bands):
+        for row, target in enumerate(band.targets):
+            place = number, row
+            _draw_truth(grid, place, band, album, shows_baseline=True)
+            for group, cell in enumerate(band.cells):
+                if (cell.number, target) not in album:
                     continue
-                caption = number_text(cell.psnr[at, seed], 1)
-                mosaic = tile(pictures.reconstructions[seed])
-                grid.image(row, group, views.index(view), mosaic, caption, bold=view == "pick")
+                pictures, at = album[cell.number, target], cell.target_ids.index(target)
+                for view, seed in enumerate(_seeds_of(cell, at, views)):
+                    if seed < 0 or pictures.failed[seed]:
+                        grid.blank(place, group, view, "failed")
+                        continue
+                    caption = number_text(cell.psnr[at, seed], 1)
+                    mosaic = tile(pictures.reconstructions[seed])
+                    grid.image(place, group, view, mosaic, caption, bold=views[view] == "pick")
     return grid.sheet.figure
 
 
@@ -100,12 +120,13 @@ def _seeds_of(cell: Cell, target: int, views: list[str]) -> list[int]:
 @ps.styled
 def pixel_statistics(study: Study, album: Album, width: float = ps.WIDE) -> Figure:
     """Draws each pixel's mean and standard deviation over the seeds, one scale for all."""
-    cells = choose_evenly(shown_cells(study), 4 if width > 6 else 2)
-    targets = study.target_ids[: ps.MOST_TARGETS]
+    bands = _bands(shown_cells(study), 4 if width > 6 else 2)
     maps = {
         key: pixel_std(p.reconstructions)
         for key, p in album.items()
-        if len(p.failed) > 1 and not p.failed.any() and key[0] in {c.number for c in cells}
+        if len(p.failed) > 1
+        and not p.failed.any()
+        and key[0] in {c.number for band in bands for c in band.cells}
     }
     top = max((float(m.max()) for m in maps.values()), default=0.0) or 1.0
     grid = _Grid(
@@ -113,30 +134,32 @@ def pixel_statistics(study: Study, album: Album, width: float = ps.WIDE) -> Figu
         "Where the seeds agree",
         "Each pixel's mean over seeds, and its standard deviation in units of the pixel range "
         "[0, 1] (root mean square over colours)." + _images_note(study)
-        + left_out(study, cells, targets),
-        targets,
-        [(cell.label, ["mean", "std"]) for cell in cells],
+        + _left_out(study, bands),
+        bands,
+        ["mean", "std"],
         _tallest(album),
         caption=0.06,
         foot=0.62,
     )  # fmt: skip
-    for row, target in enumerate(targets):
-        _draw_truth(grid, row, album, target, "")
-        for group, cell in enumerate(cells):
-            if (cell.number, target) not in album:
-                continue
-            pictures = album[cell.number, target]
-            if pictures.failed.any():
-                words = f"{pictures.failed.sum()} of {len(pictures.failed)}\nfailed"
-                grid.blank(row, group, 0, words)
-                grid.blank(row, group, 1, words)
-                continue
-            grid.image(row, group, 0, tile(pictures.reconstructions.mean(axis=0)))
-            if (cell.number, target) in maps:
-                heat = tile(maps[cell.number, target][..., None], gap=top)[..., 0]
-                grid.image(row, group, 1, heat, limits=(0, top))
-            else:
-                grid.blank(row, group, 1, "one seed")
+    for number, band in enumerate(bands):
+        for row, target in enumerate(band.targets):
+            place = number, row
+            _draw_truth(grid, place, band, album, shows_baseline=False)
+            for group, cell in enumerate(band.cells):
+                if (cell.number, target) not in album:
+                    continue
+                pictures = album[cell.number, target]
+                if pictures.failed.any():
+                    words = f"{pictures.failed.sum()} of {len(pictures.failed)}\nfailed"
+                    grid.blank(place, group, 0, words)
+                    grid.blank(place, group, 1, words)
+                    continue
+                grid.image(place, group, 0, tile(pictures.reconstructions.mean(axis=0)))
+                if (cell.number, target) in maps:
+                    heat = tile(maps[cell.number, target][..., None], gap=top)[..., 0]
+                    grid.image(place, group, 1, heat, limits=(0, top))
+                else:
+                    grid.blank(place, group, 1, "one seed")
     if maps:
         grid.color_bar(top, "standard deviation over seeds (pixel range = 1)")
     return grid.sheet.figure
@@ -164,34 +187,40 @@ def tile(
 
 
 class _Grid:
-    """A sheet of pictures: the truth at the left, then a group of columns per cell."""
+    """A sheet of pictures: bands of rows, the truth at the left, a group of columns per cell.
+
+    A place is the number of a band and of a row in it.
+    """
 
     def __init__(
         self,
         width: float,
         title: str,
         subtitle: str,
-        targets: list[int],
-        groups: list[tuple[str, list[str]]],
+        bands: list[_Band],
+        views: list[str],
         tallest: float,
         caption: float,
         foot: float = 0.0,
     ):
-        views = len(groups[0][1])
         left, gap, group_gap = 0.16, 0.05, 0.16
-        used = left + 0.16 + len(groups) * (group_gap + gap * (views - 1))
-        size = min((width - used) / (1 + views * len(groups)), 1.25)
+        most = max(len(band.cells) for band in bands)
+        used = left + 0.16 + most * (group_gap + gap * (len(views) - 1))
+        size = min((width - used) / (1 + len(views) * most), 1.25)
         pitch = tallest * size + caption + 0.06
-        labels = [ps.wrap(label, views * (size + gap), 8.8, "bold") for label, _ in groups]
-        heads = 0.15 * max(map(len, labels)) + 0.06
-        shows_views = views > 1
+        of_cell = len(views) * (size + gap)
+        labels = [[ps.wrap(c.label, of_cell, 8.8, "bold") for c in band.cells] for band in bands]
+        names = 0.17 * (len(views) > 1)
+        heads = [0.15 * max(map(len, own)) + 0.06 + names for own in labels]
+        heights = [head + len(b.targets) * pitch for head, b in zip(heads, bands)]
+        apart = 0.14  # of a band from the next
         # The sheet's one panel reserves the room; all pictures share one canvas in inches, as axes
         # for each would cost most of the drawing time.
         self.sheet = ps.Sheet(
             width,
             title,
             subtitle,
-            panel_height=heads + 0.17 * shows_views + len(targets) * pitch + foot,
+            panel_height=sum(heights) + apart * (len(bands) - 1) + foot,
             bottom=0.02,
             above=0.02,
         )
@@ -201,24 +230,31 @@ class _Grid:
         self.canvas.set(xlim=(0, self.sheet.width), ylim=(self.sheet.height, 0), autoscale_on=False)
         self.size, self.height = size, tallest * size  # of the room of a picture
         self.caption, self.foot = caption, foot
-        top = self.sheet.head + 0.06
-        self.tops = [top + heads + 0.17 * shows_views + row * pitch for row in range(len(targets))]
-        self.lefts = []
-        x = left + size + group_gap
-        for (_, names), lines in zip(groups, labels):
-            for index, line in enumerate(lines):
-                self.sheet.text(x, top + 0.15 * index, line, size=8.8, weight="bold", va="top")
-            self.lefts.append([x + view * (size + gap) for view in range(views)])
-            if shows_views:
-                for name, at in zip(names, self.lefts[-1]):
-                    y = top + heads + 0.02
-                    self.sheet.text(at, y, name, size=8.2, va="top", color=ps.MUTED)
-            x = self.lefts[-1][-1] + size + group_gap
         self.truth_left = left
+        self.tops: list[list[float]] = []
+        self.lefts = [
+            [
+                left + size + group_gap + cell * (of_cell - gap + group_gap) + view * (size + gap)
+                for view in range(len(views))
+            ]
+            for cell in range(most)
+        ]
+        top = self.sheet.head + 0.06
+        for own, head, height, band in zip(labels, heads, heights, bands):
+            self.sheet.text(left, top, "truth", size=8.8, weight="bold", va="top")
+            for lines, columns in zip(own, self.lefts):
+                for index, line in enumerate(lines):
+                    y = top + 0.15 * index
+                    self.sheet.text(columns[0], y, line, size=8.8, weight="bold", va="top")
+                for name, x in zip(views, columns if names else ()):
+                    y = top + head - names + 0.02
+                    self.sheet.text(x, y, name, size=8.2, va="top", color=ps.MUTED)
+            self.tops.append([top + head + row * pitch for row in range(len(band.targets))])
+            top += height + apart
 
     def image(
         self,
-        row: int,
+        place: tuple[int, int],
         group: int | None,
         view: int,
         pixels: UInt8[np.ndarray, "height width channel"] | np.ndarray,
@@ -228,7 +264,7 @@ class _Grid:
     ) -> None:
         """Places a picture, enlarged without smoothing or distortion; `limits`: as a heat map."""
         x = self.truth_left if group is None else self.lefts[group][view]
-        y = self.tops[row]
+        y = self.tops[place[0]][place[1]]
         if limits is None and pixels.shape[-1] == 1:
             pixels = pixels.repeat(3, axis=-1)
         scale = {} if limits is None else {"vmin": limits[0], "vmax": limits[1], "cmap": "magma"}
@@ -248,23 +284,18 @@ class _Grid:
                 color=ps.INK if bold else ps.MUTED,
             )
 
-    def blank(self, row: int, group: int, view: int, words: str) -> None:
+    def blank(self, place: tuple[int, int], group: int, view: int, words: str) -> None:
         """Marks a place that has no picture, with the reason."""
-        x, y = self.lefts[group][view], self.tops[row]
+        x, y = self.lefts[group][view], self.tops[place[0]][place[1]]
         frame = {"facecolor": "#f1f3f5", "edgecolor": ps.FAINT, "linewidth": 0.8}
         self.canvas.add_patch(Rectangle((x, y), self.size, self.height, **frame))
         middle = x + self.size / 2, y + self.height / 2
         self.sheet.text(*middle, words, ha="center", va="center", size=7.5, color=ps.MUTED)
 
-    def truth_heading(self, words: str) -> None:
-        """Names the column of truths, in line with the cells' labels."""
-        y = self.sheet.head + 0.06
-        self.sheet.text(self.truth_left, y, words, size=8.8, weight="bold", va="top")
-
     def color_bar(self, top: float, label: str) -> None:
         """Draws the heat maps' one scale in the foot."""
         width = min(2.6, self.sheet.width * 0.5)
-        y = self.tops[-1] + self.height + self.caption + 0.12
+        y = self.tops[-1][-1] + self.height + self.caption + 0.12
         ax = self.sheet.panel(self.truth_left + 0.1, y, width, 0.1)
         mappable = ScalarMappable(Normalize(0, top), "magma")
         bar = self.sheet.figure.colorbar(mappable, cax=ax, orientation="horizontal")
@@ -279,12 +310,23 @@ def _tallest(album: Album) -> float:
     return max(tall / wide for tall, wide, _ in shapes)
 
 
-def _draw_truth(grid: _Grid, row: int, album: Album, target: int, caption: str) -> None:
-    """Draws a target's truth from the first cell that has it."""
-    truth = next(p.truth for (_, t), p in album.items() if t == target)
-    if row == 0:
-        grid.truth_heading("truth")
-    grid.image(row, None, 0, tile(truth), caption)
+def _draw_truth(
+    grid: _Grid, place: tuple[int, int], band: _Band, album: Album, shows_baseline: bool
+) -> None:
+    """Draws a target's truth, and the mean colour's PSNR under it."""
+    target = band.targets[place[1]]
+    cell = band.first_with(target)
+    baseline = cell.baselines["baseline_psnr"][cell.target_ids.index(target)]
+    caption = number_text(float(baseline), 1) if shows_baseline else ""
+    grid.image(place, None, 0, tile(album[cell.number, target].truth), caption)
+
+
+def _left_out(study: Study, bands: list[_Band]) -> str:
+    """Says what a figure does not show."""
+    cells = [cell for band in bands for cell in band.cells]
+    if len(bands) == 1:
+        return left_out(study, cells, bands[0].targets)
+    return " Settings on the same images stand side by side." + left_out(study, cells)
 
 
 def _images_note(study: Study) -> str:

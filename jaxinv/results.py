@@ -5,7 +5,7 @@
       trials/BLOCK.parquet   one row per trial; written last: its presence commits the block
       traces/BLOCK.parquet   PSNR and objective by step
       images/BLOCK.npz       reconstructions and truths, uint8
-      spectra/BLOCK.npz      after a polish: `trials.Spectra`
+      spectra/BLOCK.npz      after a polish: `polishing.Spectra`
 
 A *block* is one cell on a group of targets, named `c0003-t0008` (cell 3, targets from position 8).
 Every file is written under a temporary name, flushed to disk and renamed.

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import qmc
 
-from jaxinv import config, results, runtime, sweep, trials
+from jaxinv import cells, config, options, results, runtime, trials
 from jaxinv.errors import OneLineParser, UserError, run_command
 
 ETA = 4  # candidates fall, and iterations rise, by this factor from rung to rung
@@ -37,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command():
         parser = OneLineParser(prog="python -m jaxinv.search", description=__doc__.split("\n")[0])
-        config.add_search_flags(parser)
+        options.add_search_flags(parser)
         words = shlex.join(sys.argv[1:] if argv is None else argv)
-        run(config.load_search(vars(parser.parse_args(argv))), f"python -m jaxinv.search {words}")
+        run(options.load_search(vars(parser.parse_args(argv))), f"python -m jaxinv.search {words}")
 
     return run_command(command)
 
@@ -74,7 +74,7 @@ def run(study: config.SearchStudy, command: str) -> None:
     console, search, folder = Console(), study.search, study.folder
     runtime.use_compilation_cache()
     runtime.use_all_cores()
-    material = sweep.Loader(study.plan, split="train")(study.cell)
+    material = cells.Loader(study.plan, split="train")(study.cell)
     asked = {
         "search": search.model_dump(), "cell": study.cell.model_dump(),
         "target_ids": material.ids.tolist(), "seeds": study.plan.seeds,
@@ -115,7 +115,7 @@ def run(study: config.SearchStudy, command: str) -> None:
 
 def measure(
     study: config.SearchStudy,
-    material: sweep.Material,
+    material: cells.Material,
     numbers: dict[str, np.ndarray],
     iterations: int,
     console: Console,
@@ -136,10 +136,10 @@ def measure(
     cell, seeds = study.cell, range(study.plan.seeds)
     count = len(next(iter(numbers.values())))
     # Along the axis of starts: candidate by candidate, each with the same seeds.
-    each = {name: getattr(cell, name) for name in sweep.NUMBERS} | {"iterations": iterations}
+    each = {name: getattr(cell, name) for name in cells.NUMBERS} | {"iterations": iterations}
     each |= {name: np.repeat(of, len(seeds)) for name, of in numbers.items()}
     keys = jnp.tile(trials.start_keys(material.ids[:, 0], seeds), (1, count))
-    result, baseline, *_ = sweep.attack_cell(
+    result, baseline, *_ = cells.attack_cell(
         cell, material, keys, each, study.plan.memory,
         announce=lambda plan: console.print(f"plan: {plan}", soft_wrap=True),
     )  # fmt: skip

@@ -25,6 +25,7 @@ from jaxinv import (
     config,
     data,
     models,
+    options,
     privacy,
     rng,
     runtime,
@@ -50,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command():
         parser = OneLineParser(prog="python -m jaxinv.train", description=__doc__.split("\n")[0])
-        config.add_training_flags(parser)
-        settings = config.load_training(vars(parser.parse_args(argv)))
+        options.add_training_flags(parser)
+        settings = options.load_training(vars(parser.parse_args(argv)))
         runtime.use_compilation_cache()
         Trainer(settings).run()
 
@@ -297,7 +298,7 @@ class Trainer:
 
     def _recipe(self) -> dict[str, Any]:
         """Every setting that has a say in the parameters, as JSON knows it."""
-        private = () if self.settings.dp else ("dp", *config.OF_PRIVACY)
+        private = () if self.settings.dp else ("dp", *options.OF_PRIVACY)
         return self.settings.model_dump(exclude={"out", "data_dir", "stop_at", *private}) | {
             "momentum": training.MOMENTUM, "weight_decay": training.WEIGHT_DECAY,
         }  # fmt: skip

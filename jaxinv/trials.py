@@ -20,14 +20,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxinv import client, defenses, labels, metrics, planner, rng
 from jaxinv.attacks import gradient_matching as attack
-from jaxinv.attacks import levenberg_marquardt
 from jaxinv.objectives import OBJECTIVES, compare
 from jaxinv.priors import SEEDS
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
 TRACE_POINTS = 100  # per trial, at the most, beside the end
 CHUNK_STEPS = 50  # between two looks of the progress bar
-LEAST_DETERMINED = 6  # directions of a spectrum that are kept
 SHARED, DEALT = PartitionSpec(), PartitionSpec("trial")  # to every device; groups among them
 
 
@@ -54,16 +52,6 @@ class Result(NamedTuple):
     trace: Trace
     plan: planner.Plan  # by which they were computed
     bytes: int  # that its program takes of each device
-
-
-class Spectra(NamedTuple):
-    """The update's Jacobian with respect to the images, at the end of each target's best start.
-
-    Directions of small singular values change the image and hardly the update.
-    """
-
-    values: np.ndarray  # [target, pixel], singular, descending
-    directions: np.ndarray  # [target, LEAST_DETERMINED, image, height, width, channel], the last
 
 
 class Clients(NamedTuple):
@@ -243,7 +231,7 @@ def run(
             plan = planner.smaller(plan, needed, 0.99 * needed)  # there was less than needed
     trace = jax.tree.map(lambda *parts: np.concatenate(parts), *traces)
     candidates = jax.tree.map(grid.gather, states.candidate)
-    pixels, found, scores, finite = _finish(truths, normalization, targets.labels, candidates)
+    pixels, found, scores, finite = finish(truths, normalization, targets.labels, candidates)
     objective, prior = trace.objective[-1], trace.prior[-1]
     finite = np.asarray(finite) & np.isfinite(objective)
     return Result(
@@ -280,7 +268,7 @@ def run_chunk(
 
         def trial(target, truth, own, state):
             numbers_here = own._replace(iterations=numbers.iterations)
-            loss = _simulate(module, variables, method)
+            loss = simulate(module, variables, method)
             params = variables["params"]
 
             def point(number, carry):
@@ -377,142 +365,13 @@ def _recover(closed_form, module, objective, variables, targets, truths, normali
     return lax.map(of_target, (targets, truths, keys))
 
 
-def polish(
-    result: Result, module: nn.Module, variables: PyTree, targets: Target, truths: Truth,
-    normalization: Normalization, method: attack.Method, client_lr: float, steps: int,
-    memory: float,
-) -> Result:  # fmt: skip
-    """Takes what an attack found towards the exact images, by Levenberg-Marquardt in float64.
-
-    Each trial alone, one on each device at a time. Labels found beside the images stand.
-
-    Args:
-      result: of `run`.
-      module, variables, targets, truths, normalization, method: as there, in float64.
-      client_lr: the rate that the attacker simulates.
-      steps: at the most.
-      memory: bytes of each device; where the normal matrix does not fit, conjugate gradients.
-    """
-    shape = result.objective.shape
-    trials = [_trial(result, targets, client_lr, *index) for index in np.ndindex(*shape)]
-    ends = _each_alone(
-        _polish, (module, method, steps), (*_columns(), 0), variables, trials, memory
-    )
-    ends = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), ends)
-    candidates = attack.Candidate(ends[0].x, None)
-    pixels, _, scores, finite = _finish(truths, normalization, targets.labels, candidates)
-    status = np.array(levenberg_marquardt.STATUS)[ends[0].status]
-    before = result.trace
-    trace = Trace(
-        np.append(before.step, before.step[-1] + steps),
-        *(np.concatenate([old, np.asarray(new)[None]]) for old, new in (
-            (before.psnr, scores.psnr), (before.objective, ends[1]),
-        )), None,
-    )  # fmt: skip
-    return result._replace(
-        pixels=np.asarray(pixels), scores=scores, objective=ends[1], finite=np.asarray(finite),
-        status=status, candidates=candidates, trace=trace,
-    )  # fmt: skip
-
-
-def _trial(result, targets, client_lr, target, seed):
-    """What a polish and a spectrum need of one trial: target, rate and images."""
-    own = jax.tree.map(lambda x: x[target], targets)
-    own = own._replace(labels=np.asarray(result.labels)[target, seed])
-    images = np.asarray(result.candidates.images[target, seed], np.float64)
-    return own, np.float64(client_lr), images
-
-
-def _columns() -> tuple[int, ...]:
-    """Columns of a normal matrix at once, to be tried in this order until they fit the memory."""
-    return (16, 4, 1) if jax.default_backend() == "cpu" else (256, 64, 16, 4, 1)
-
-
-def _each_alone(program, static, columns, variables, trials, memory):
-    """Runs a program on each trial by itself, one on each device at a time.
-
-    Args:
-      program: jitted, of `static` and one of `columns`, then of the variables and a trial.
-      columns: the first with which the compiled program fits the memory is taken; 0 always does.
-      trials: its further arguments, for each.
-
-    Returns:
-      What the program does, stacked; nothing where it does not fit.
-    """
-    devices, compiled, ends = jax.local_devices(), {}, []
-    for index, trial in enumerate(trials):
-        device = devices[index % len(devices)]
-        own = jax.device_put((variables, *trial), device)
-        while device not in compiled:
-            if not columns:
-                return None
-            there = program.lower(*static, columns[0], *own).compile()
-            if columns[0] == 0 or planner.program_bytes(there) < memory:
-                compiled[device] = there
-            else:
-                columns = columns[1:]
-        ends.append(compiled[device](*own))
-        if index >= len(devices):  # no more of them in the queue than the devices have memory for
-            jax.block_until_ready(ends[-len(devices)])
-    return jax.tree.map(lambda *x: np.stack(x), *ends)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _polish(module, method, steps, columns, variables, target, client_lr, start):
-    update = _update_of(module, method, client_lr, variables, target)
-    shared = flat(target.update)
-    end = levenberg_marquardt.polish(
-        lambda images: flat(update(images)) - shared, jnp.linalg.norm(shared), start, steps, columns
-    )
-    return end, OBJECTIVES[method.objective](compare(update(end.x), target.update))
-
-
-def flat(tree: PyTree) -> Float[Array, " entry"]:
-    """All leaves in a row."""
-    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
-
-
-def _update_of(module, method, client_lr, variables, target):
-    """The update that the attacker's images would cause, a function of them."""
-    loss, params = _simulate(module, variables, method), variables["params"]
-    return lambda images: client.update(
-        loss, params, images, target.labels, method.local, client_lr
-    )[0]
-
-
-def spectra(
-    result: Result, module: nn.Module, variables: PyTree, targets: Target, method: attack.Method,
-    client_lr: float, memory: float,
-) -> Spectra | None:  # fmt: skip
-    """Finds what of each target's images the update does not pin down, at the best start's end.
-
-    Args:
-      result: of `polish`; the rest as there.
-
-    Returns:
-      Nothing where a normal matrix does not fit the memory.
-    """
-    best = np.nanargmin(np.asarray(result.objective), axis=1)
-    trials = [_trial(result, targets, client_lr, *index) for index in enumerate(best)]
-    found = _each_alone(_spectrum, (module, method), _columns(), variables, trials, memory)
-    return Spectra(*found) if found else None
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _spectrum(module, method, columns, variables, target, client_lr, images):
-    update = _update_of(module, method, client_lr, variables, target)
-    return levenberg_marquardt.spectrum(
-        lambda x: flat(update(x)), images, LEAST_DETERMINED, columns
-    )
-
-
-def _simulate(module: nn.Module, variables: PyTree, method: attack.Method) -> client.LossFn:
+def simulate(module: nn.Module, variables: PyTree, method: attack.Method) -> client.LossFn:
     """The client's loss as the attacker simulates it."""
     return client.loss_fn(module, variables, method.batch_norm, "statistics" in method.priors)
 
 
 @jax.jit
-def _finish(truths, normalization, given_labels, candidates):
+def finish(truths, normalization, given_labels, candidates):
     """Matches, scores and checks the final candidates [target, seed, ...]."""
 
     def one(truth, given, candidate):
@@ -558,7 +417,7 @@ def step_flops(
     states = jax.eval_shape(jax.vmap(start), jax.random.split(jax.random.key(0), 1))
 
     def one(variables, target, state):
-        loss = _simulate(module, variables, method)
+        loss = simulate(module, variables, method)
         return attack.step(
             method, numbers, loss, variables["params"], target, normalization, jnp.int32(0), state
         )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import trials
+from jaxinv import polishing, trials
 from jaxinv.attacks import levenberg_marquardt as lm
 from jaxinv.attacks.gradient_matching import Candidate, Method
 
@@ -71,7 +71,7 @@ def test_spectrum_is_that_of_the_jacobian(smooth):
 
 
 def test_lenet_gives_the_exact_image_away(problem, result):
-    """LeNetZhu through `trials.polish`: to rounding, from an image 20 dB off."""
+    """LeNetZhu through `polishing.polish`: to rounding, from an image 20 dB off."""
     with jax.enable_x64(True):
         first = lambda tree: jax.tree.map(lambda x: np.asarray(x)[:1], tree)  # noqa: E731
         exact = lambda tree: jax.tree.map(  # noqa: E731
@@ -90,12 +90,12 @@ def test_lenet_gives_the_exact_image_away(problem, result):
             labels=np.asarray(result.labels)[:1, :1],
         )  # fmt: skip
         asked = module, variables, targets
-        end = trials.polish(
+        end = polishing.polish(
             one, *asked, truths, normalization, Method(), 1.0, steps=8, memory=np.inf
         )
         assert end.status.tolist() == [["converged"]]
         assert end.scores.psnr.item() > 200
-        found = trials.spectra(end, *asked, Method(), 1.0, memory=np.inf)
+        found = polishing.spectra(end, *asked, Method(), 1.0, memory=np.inf)
         assert found.values.shape == (1, np.prod(problem.shape))
         assert found.values[0, -1] > 0  # every direction is pinned down
 
@@ -105,7 +105,7 @@ def test_what_does_not_fit_the_memory_is_computed_by_fewer_columns():
     def program(columns, _, x):
         return jnp.full(1000 * columns + 1, x)
 
-    run = functools.partial(trials._each_alone, program, (), variables=0.0)
+    run = functools.partial(polishing._each_alone, program, (), variables=0.0)
     inputs = [(1.0,), (2.0,)]
     for memory, columns in ((np.inf, 4), (10_000, 2), (100, 0)):
         ends = run(columns=(4, 2, 0), trials=inputs, memory=memory)

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -362,3 +363,15 @@ def test_the_page_says_which_labels_were_found(tmp_path):
     assert [(float(r["accuracy"]), float(r["all_right"])) for r in rows] == [(0.75, 0), (1, 1)]
     assert "Which labels the update gives away" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "plots" / "label_accuracy.png").exists()
+
+
+def test_cells_on_other_images_stand_in_a_band_of_their_own():
+    make = lambda ids: SimpleNamespace(image_ids=ids, target_ids=[batch[0] for batch in ids])  # noqa: E731
+    single, pairs = [[0], [1], [2]], [[0, 1], [2, 3]]
+    cells = [make(single), make(pairs), make(single[:2]), make(pairs), make(pairs)]
+    first, second = plot_images._bands(cells, 2)
+    assert first.cells == [cells[0], cells[2]]
+    assert first.targets == [0, 1, 2]
+    assert first.first_with(2) is cells[0]
+    assert second.cells == [cells[1], cells[4]]
+    assert second.targets == [0, 2]

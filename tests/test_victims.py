@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import checkpoints, client, config, data, sweep, victims
+from jaxinv import cells, checkpoints, client, data, options, victims
 from jaxinv.errors import UserError
 from jaxinv.priors import statistics_distance
 
@@ -29,21 +29,21 @@ def checkpoint(tmp_path_factory):
 
 def test_a_victim_names_the_network(checkpoint):
     folder, victim = checkpoint
-    study = config.load_study(None, {"victim": [str(folder)], "tv": ["0.1"]})
+    study = options.load_study(None, {"victim": [str(folder)], "tv": ["0.1"]})
     (cell,) = study.cells
     assert (cell.model, cell.width, cell.network_seed) == ("lenet_zhu", None, 5)
-    material = sweep.Loader(study.plan)(cell)
+    material = cells.Loader(study.plan)(cell)
     assert material.victim.digest == victim.digest
     with pytest.raises(UserError, match="--victim names the network; leave --model out"):
-        config.load_study(None, {"victim": [str(folder)], "model": ["mlp"]})
+        options.load_study(None, {"victim": [str(folder)], "model": ["mlp"]})
     with pytest.raises(UserError, match="--victim nobody: no such checkpoint"):
-        config.load_study(None, {"victim": ["nobody"]})
+        options.load_study(None, {"victim": ["nobody"]})
 
 
 def test_batch_norm_protocols_need_batch_norm():
-    study = config.load_study(None, {"batch_norm": ["train"]})
+    study = options.load_study(None, {"batch_norm": ["train"]})
     with pytest.raises(UserError, match="--batch-norm train: lenet_zhu has no BatchNorm; use eval"):
-        sweep.Loader(study.plan)(study.cells[0])
+        cells.Loader(study.plan)(study.cells[0])
 
 
 def test_presets_replace_what_the_file_says(tmp_path):
@@ -52,11 +52,11 @@ def test_presets_replace_what_the_file_says(tmp_path):
         '[grid]\nmodel = "resnet18"\nwidth = 4\ntv = 0.1\n[preset.full.grid]\nwidth = "published"\n'
         "[preset.full.run]\nseeds = 7\n"
     )
-    small, full = (config.load_study(file, {}, preset) for preset in (None, "full"))
+    small, full = (options.load_study(file, {}, preset) for preset in (None, "full"))
     assert (small.cells[0].width, full.cells[0].width) == (4, None)
     assert (full.cells[0].tv, full.plan.seeds) == (0.1, 7)
     with pytest.raises(UserError, match="known: full"):
-        config.load_study(file, {}, "huge")
+        options.load_study(file, {}, "huge")
 
 
 def test_training_mode_normalises_with_the_batch_and_returns_its_statistics():
