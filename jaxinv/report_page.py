@@ -23,7 +23,7 @@ from jaxinv.summary import (
     number_text,
     setting_text,
 )
-from jaxinv.unknowns import SUFFICIENT
+from jaxinv.unknowns import SUFFICIENT, labels_found
 
 MOST_ROWS = 48  # of the per-target table on the page; the CSV has all
 _SVG_LIMIT = 400_000  # bytes; above it a PNG loads faster and looks the same
@@ -57,7 +57,7 @@ def _data_uri(content: bytes, kind: str) -> str:
 
 def findings(study: Study) -> list[str]:
     """States the headline results in sentences computed from the rows."""
-    sentences = [_spread_sentence(study), _choice_sentence(study)]
+    sentences = [_labels_sentence(study), _spread_sentence(study), _choice_sentence(study)]
     if study.failed_trials:
         failed = count_text(study.failed_trials, "trial")
         sentences.append(
@@ -93,6 +93,20 @@ def _spread_sentence(study: Study) -> str:
     if np.isfinite(between):
         sentence += f", the {len(low.target_ids)} targets by {number_text(between, 1)} dB"
     return f"{sentence} (standard deviation)."
+
+
+def _labels_sentence(study: Study) -> str:
+    """States how many labels were found where they are found best and worst."""
+    known = [row for row in labels_found(study) if np.isfinite(row["accuracy"])]
+    if not known:
+        return ""
+    worst, *_ = ranked = sorted(known, key=lambda row: row["accuracy"])
+    best = ranked[-1]
+    share = lambda row: f"{number_text(100 * row['accuracy'], 1)}%"  # noqa: E731
+    sentence = f"The attacker has {share(best)} of the labels right"
+    if len(known) > 1:
+        sentence += f" at {best['setting']}, {share(worst)} at {worst['setting']}"
+    return f"{sentence}."
 
 
 def _choice_sentence(study: Study) -> str:
@@ -139,12 +153,12 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
     if "figure_trade_off" in figures:
         defended += "<h2>DP-SGD: utility, leakage, privacy</h2>"
         defended += figures.pop("figure_trade_off") + _dp_sgd_table(tables["dp_sgd"])
-    unknown = ""
+    labels = unknown = ""
     if tables["labels"]:
-        unknown = "<h2>Which labels the update gives away</h2>"
-        unknown += figures.pop("figure_label_accuracy") + _labels_table(tables["labels"])
+        labels = "<h2>Which labels the update gives away</h2>"
+        labels += figures.pop("figure_label_accuracy") + _labels_table(tables["labels"])
     if tables["assumptions"]:
-        unknown += "<h2>What the attacker does not know, and would assume</h2>"
+        unknown = "<h2>What the attacker does not know, and would assume</h2>"
         unknown += _assumptions_table(tables["assumptions"])
         unknown += f'<p class="note">{ASSUMED.format(factor=SUFFICIENT)}</p>'
     return Template(PAGE).substitute(
@@ -156,6 +170,7 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
         paired=paired,
         defended=defended,
         spectrum=spectrum,
+        labels=labels,
         unknown=unknown,
         targets=_targets_table(tables["per_target"]),
         definitions=_definitions(study),

@@ -149,6 +149,8 @@ $summary
 <p class="note">Intervals are over targets. Every number is defined <a href="#definitions"
 style="color: inherit">below</a>; the same tables are in <code>tables/</code>.</p>
 
+$labels
+
 <h2>Every seed</h2>
 $figure_psnr_distribution
 $figure_psnr_by_step

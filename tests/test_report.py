@@ -361,7 +361,9 @@ def test_the_page_says_which_labels_were_found(tmp_path):
     rows = read_csv(tmp_path, "labels")
     assert [(r["rule"], r["images"]) for r in rows] == [("counts", "4"), ("joint", "4")]
     assert [(float(r["accuracy"]), float(r["all_right"])) for r in rows] == [(0.75, 0), (1, 1)]
-    assert "Which labels the update gives away" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "Which labels the update gives away" in page
+    assert "has 100.0% of the labels right at labels&nbsp;=&nbsp;joint, 75.0% at labels" in page
     assert (tmp_path / "plots" / "label_accuracy.png").exists()
 
 
