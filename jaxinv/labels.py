@@ -258,33 +258,35 @@ def _fit(
 ) -> tuple[Float[Array, "class class"], Float[Array, " class"]]:
     """The least squares of the counts n: n^T normal n / images - 2 slope n is to be least.
 
-    An image with features h adds (softmax - onehot) [1, h] / images to the bias and weight
-    gradients. With E the expectations of these products by class, and C their covariance by the
-    scatter of the dummies plus `NOISE` in every entry, normal = E C^-1 E^T and slope = E C^-1
-    gradient. C has the rank of the scatter but for the noise: it is inverted in that basis.
+    An image with features h adds e x^T / images to the bias and weight gradients, e = softmax -
+    onehot and x = [1, h]. With E the expectations of these products by class, and C their
+    covariance by the scatter of the dummies plus `NOISE` in every entry, normal = E C^-1 E^T and
+    slope = E C^-1 gradient. C has the rank of the scatter but for the noise, and is inverted there;
+    of e x^T and e' x'^T all that is needed is their inner product (e . e') (x . x').
     """
     classes, dummies = len(layer.bias), len(layer.dummies)
     # Bias and weights in one unit.
     unit = jnp.sqrt(jnp.sum(means.mean(axis=0) ** 2) + jnp.sum(layer.dummies**2) / dummies)
-
-    def products(label, mean):
-        features = mean + layer.dummies
-        errors = jax.nn.softmax(features @ layer.kernel + layer.bias).at[:, label].add(-1)
-        inputs = jnp.concatenate([jnp.ones((dummies, 1)), features / unit], axis=1)
-        every = (errors[:, :, None] * inputs[:, None]).reshape(dummies, -1)
-        return every.mean(axis=0), every - every.mean(axis=0)
-
-    expected, scatter = jax.vmap(products)(jnp.arange(classes), means)
-    scatter = scatter.reshape(classes * dummies, -1) / (classes * dummies) ** 0.5
-    shared = jnp.concatenate(
-        [layer.bias_gradient[:, None], layer.kernel_gradient / unit], axis=1
-    ).ravel()
-    known = jnp.concatenate([expected, shared[None]])
-    small, across = scatter @ scatter.T, scatter @ known.T
-    noise = NOISE * small.diagonal().mean() + 1e-12
-    system = cho_factor(small + noise * jnp.eye(len(small)))
-    fitted = (known @ known.T - across.T @ cho_solve(system, across)) / noise
-    return fitted[:classes, :classes], fitted[:classes, classes]
+    features = (means[:, None] + layer.dummies[None]).reshape(classes * dummies, -1)
+    onehots = jnp.repeat(jnp.eye(classes), dummies, axis=0)
+    errors = jax.nn.softmax(features @ layer.kernel + layer.bias) - onehots
+    inputs = jnp.concatenate([jnp.ones((len(features), 1)), features / unit], axis=1)
+    shared = jnp.concatenate([layer.bias_gradient[:, None], layer.kernel_gradient / unit], axis=1)
+    products = (errors @ errors.T) * (inputs @ inputs.T)
+    products = products.reshape(classes, dummies, classes, dummies)
+    with_shared = ((errors @ shared) * inputs).sum(axis=1).reshape(classes, dummies, 1)
+    # Of each dummy with the expectations and the gradient.
+    known = jnp.concatenate([products.mean(axis=3), with_shared], axis=2)
+    expected = known.mean(axis=1)
+    count = classes * dummies
+    across = (known - expected[:, None]).reshape(count, -1) / count**0.5
+    scatter = products - products.mean(axis=1, keepdims=True)
+    scatter -= scatter.mean(axis=3, keepdims=True)
+    scatter = scatter.reshape(count, count) / count
+    noise = NOISE * scatter.diagonal().mean() + 1e-12
+    system = cho_factor(scatter + noise * jnp.eye(count))
+    fitted = (expected - across[:, :classes].T @ cho_solve(system, across)) / noise
+    return fitted[:, :classes], fitted[:, classes]
 
 
 def _solve(

@@ -77,3 +77,29 @@ def test_noise_looks_like_photographs():
     assert np.corrcoef(left, right)[0, 1] > 0.7
     power = np.abs(np.fft.fft(images, axis=2)).mean(axis=(0, 1, 3))
     assert power[1] > 2 * power[4] > 4 * power[15]
+
+
+def test_the_fit_is_generalised_least_squares():
+    """Against the covariance of the gradient's entries written out, and inverted as it is."""
+    with jax.enable_x64(True):
+        layer = jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.float64), last_layer(np.array([0, 2, 2, 4]), spread=0.3)
+        )
+        means = 1 + 0.2 * np.random.default_rng(1).normal(size=(CLASSES, FEATURES))
+        normal, slope = labels._fit(layer, jnp.asarray(means))
+        unit = np.sqrt(np.sum(means.mean(0) ** 2) + np.mean(np.sum(layer.dummies**2, axis=1)))
+        expected, scatter = [], []
+        for label, mean in enumerate(means):
+            features = mean + np.asarray(layer.dummies)
+            errors = np.asarray(jax.nn.softmax(features @ layer.kernel)) - np.eye(CLASSES)[label]
+            inputs = np.c_[np.ones(len(features)), features / unit]
+            entries = np.einsum("dc,df->dcf", errors, inputs).reshape(len(features), -1)
+            expected.append(entries.mean(0))
+            scatter.append(entries - entries.mean(0))
+        expected, scatter = np.stack(expected), np.concatenate(scatter)
+        covariance = scatter.T @ scatter / len(scatter)
+        noise = labels.NOISE * np.trace(covariance) / len(scatter)
+        inverse = np.linalg.inv(covariance + noise * np.eye(len(covariance)))
+        shared = np.c_[layer.bias_gradient, layer.kernel_gradient / unit].ravel()
+        np.testing.assert_allclose(normal, expected @ inverse @ expected.T, rtol=1e-6)
+        np.testing.assert_allclose(slope, expected @ inverse @ shared, rtol=1e-6)
