@@ -80,11 +80,14 @@ def _draw(study: Study, folder: Path) -> dict[str, report_page.Picture]:
         "psnr_by_step": lambda width: plots.psnr_by_step(study, width),
         "psnr_distribution": lambda width: plots.psnr_distribution(study, width),
         "reconstructions": lambda width: plot_images.reconstructions(study, album, width),
-        "pixel_statistics": lambda width: plot_images.pixel_statistics(study, album, width),
-        "best_of_k": lambda width: plots.best_of_k(study, width),
-        "variance_components": lambda width: plot_intervals.variance_components(study, width),
         "success_rate": lambda width: plot_intervals.success_rate(study, width),
     }
+    if study.has_spread:
+        figures |= {
+            "pixel_statistics": lambda width: plot_images.pixel_statistics(study, album, width),
+            "best_of_k": lambda width: plots.best_of_k(study, width),
+            "variance_components": lambda width: plot_intervals.variance_components(study, width),
+        }
     if study.pairs:
         figures["paired_differences"] = lambda width: plot_intervals.paired_differences(
             study, width

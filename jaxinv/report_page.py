@@ -138,6 +138,13 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
         f"figure_{name}": _figure(picture, alts[name], CAPTIONS[name].format(**_facts(study)))
         for name, picture in pictures.items()
     }
+    spread = ""
+    if study.has_spread:
+        spread = figures.pop("figure_pixel_statistics")
+        spread += "<h2>More seeds, and who chooses</h2>" + figures.pop("figure_best_of_k")
+        spread += "<h2>Where the variance comes from</h2>"
+        spread += figures.pop("figure_variance_components")
+        spread += _components_table(tables["variance_components"])
     paired = ""
     if tables["paired_differences"]:
         paired = f"<h2>Setting against setting</h2>{figures.pop('figure_paired_differences')}"
@@ -166,7 +173,7 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
         question=escape(asked.get("question") or "What does the attack recover?"),
         findings="".join(f"<li>{_unbroken(s)}</li>" for s in findings(study)),
         summary=_summary_table(study, tables["summary"]),
-        components=_components_table(tables["variance_components"]),
+        spread=spread,
         paired=paired,
         defended=defended,
         spectrum=spectrum,

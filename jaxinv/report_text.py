@@ -157,14 +157,7 @@ $figure_psnr_by_step
 
 <h2>What was recovered</h2>
 $figure_reconstructions
-$figure_pixel_statistics
-
-<h2>More seeds, and who chooses</h2>
-$figure_best_of_k
-
-<h2>Where the variance comes from</h2>
-$figure_variance_components
-$components
+$spread
 
 <h2>Success</h2>
 $figure_success_rate

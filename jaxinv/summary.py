@@ -133,6 +133,11 @@ class Study:
         """Trials that turned non-finite."""
         return int(sum(cell.failed.sum() for cell in self.cells))
 
+    @property
+    def has_spread(self) -> bool:
+        """Whether some target was attacked more than once, and so tells luck from the image."""
+        return any(cell.psnr.shape[1] > 1 for cell in self.cells)
+
     @cached_property
     def pairs(self) -> list[Pair]:
         """Every later cell against the first, where both have the same targets and seeds."""

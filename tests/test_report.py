@@ -150,7 +150,8 @@ def test_variants_build(tmp_path, name, monkeypatch):
     build(tmp_path)
     page = (tmp_path / "report.html").read_text()
     alone = not summarize(read_run(tmp_path), 19.0).pairs
-    assert page.count("<figure>") == len(FIGURES) - alone
+    lucky = 3 * (name == "one_trial")  # nothing to say of seeds where there is one
+    assert page.count("<figure>") == len(FIGURES) - alone - lucky
     assert "<euclidean>" not in page
     assert ("not finished: 16 of 24" in page) == (name == "unfinished")
     if name == "around":
