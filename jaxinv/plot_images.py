@@ -1,5 +1,6 @@
 """Figures of pictures: truth beside reconstructions, pixelwise mean and spread over seeds."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -87,21 +88,15 @@ def reconstructions(study: Study, album: Album, width: float = ps.WIDE) -> Figur
         _tallest(album),
         caption=0.2,
     )
-    for number, band in enumerate(bands):
-        for row, target in enumerate(band.targets):
-            place = number, row
-            _draw_truth(grid, place, band, album, shows_baseline=True)
-            for group, cell in enumerate(band.cells):
-                if (cell.number, target) not in album:
-                    continue
-                pictures, at = album[cell.number, target], cell.target_ids.index(target)
-                for view, seed in enumerate(_seeds_of(cell, at, views)):
-                    if seed < 0 or pictures.failed[seed]:
-                        grid.blank(place, group, view, "failed")
-                        continue
-                    caption = number_text(cell.psnr[at, seed], 1)
-                    mosaic = tile(pictures.reconstructions[seed])
-                    grid.image(place, group, view, mosaic, caption, bold=views[view] == "pick")
+    for place, group, cell, target, pictures in _places(grid, bands, album, baselines=True):
+        at = cell.target_ids.index(target)
+        for view, seed in enumerate(_seeds_of(cell, at, views)):
+            if seed < 0 or pictures.failed[seed]:
+                grid.blank(place, group, view, "failed")
+                continue
+            caption = number_text(cell.psnr[at, seed], 1)
+            mosaic = tile(pictures.reconstructions[seed])
+            grid.image(place, group, view, mosaic, caption, bold=views[view] == "pick")
     return grid.sheet.figure
 
 
@@ -141,25 +136,18 @@ def pixel_statistics(study: Study, album: Album, width: float = ps.WIDE) -> Figu
         caption=0.06,
         foot=0.62,
     )  # fmt: skip
-    for number, band in enumerate(bands):
-        for row, target in enumerate(band.targets):
-            place = number, row
-            _draw_truth(grid, place, band, album, shows_baseline=False)
-            for group, cell in enumerate(band.cells):
-                if (cell.number, target) not in album:
-                    continue
-                pictures = album[cell.number, target]
-                if pictures.failed.any():
-                    words = f"{pictures.failed.sum()} of {len(pictures.failed)}\nfailed"
-                    grid.blank(place, group, 0, words)
-                    grid.blank(place, group, 1, words)
-                    continue
-                grid.image(place, group, 0, tile(pictures.reconstructions.mean(axis=0)))
-                if (cell.number, target) in maps:
-                    heat = tile(maps[cell.number, target][..., None], gap=top)[..., 0]
-                    grid.image(place, group, 1, heat, limits=(0, top))
-                else:
-                    grid.blank(place, group, 1, "one seed")
+    for place, group, cell, target, pictures in _places(grid, bands, album, baselines=False):
+        if pictures.failed.any():
+            words = f"{pictures.failed.sum()} of {len(pictures.failed)}\nfailed"
+            grid.blank(place, group, 0, words)
+            grid.blank(place, group, 1, words)
+            continue
+        grid.image(place, group, 0, tile(pictures.reconstructions.mean(axis=0)))
+        if (cell.number, target) in maps:
+            heat = tile(maps[cell.number, target][..., None], gap=top)[..., 0]
+            grid.image(place, group, 1, heat, limits=(0, top))
+        else:
+            grid.blank(place, group, 1, "one seed")
     if maps:
         grid.color_bar(top, "standard deviation over seeds (pixel range = 1)")
     return grid.sheet.figure
@@ -310,15 +298,22 @@ def _tallest(album: Album) -> float:
     return max(tall / wide for tall, wide, _ in shapes)
 
 
-def _draw_truth(
-    grid: _Grid, place: tuple[int, int], band: _Band, album: Album, shows_baseline: bool
-) -> None:
-    """Draws a target's truth, and the mean colour's PSNR under it."""
-    target = band.targets[place[1]]
-    cell = band.first_with(target)
-    baseline = cell.baselines["baseline_psnr"][cell.target_ids.index(target)]
-    caption = number_text(float(baseline), 1) if shows_baseline else ""
-    grid.image(place, None, 0, tile(album[cell.number, target].truth), caption)
+def _places(
+    grid: _Grid, bands: list[_Band], album: Album, baselines: bool
+) -> Iterator[tuple[tuple[int, int], int, Cell, int, Pictures]]:
+    """Draws the truths, if asked with the mean colour's PSNR, and walks over what is to be drawn.
+
+    Yields place, group of columns, cell, target and its pictures.
+    """
+    for number, band in enumerate(bands):
+        for row, target in enumerate(band.targets):
+            first = band.first_with(target)
+            baseline = first.baselines["baseline_psnr"][first.target_ids.index(target)]
+            caption = number_text(float(baseline), 1) if baselines else ""
+            grid.image((number, row), None, 0, tile(album[first.number, target].truth), caption)
+            for group, cell in enumerate(band.cells):
+                if (cell.number, target) in album:
+                    yield (number, row), group, cell, target, album[cell.number, target]
 
 
 def _left_out(study: Study, bands: list[_Band]) -> str:
