@@ -63,7 +63,8 @@ def _bands(cells: list[Cell], most: int) -> list[_Band]:
         groups.setdefault(tuple(cell.image_ids[0]), []).append(cell)
     rows = max(1, ps.MOST_TARGETS // len(groups))
     targets = lambda own: list(dict.fromkeys(t for c in own for t in c.target_ids))[:rows]  # noqa: E731
-    return [_Band(choose_evenly(own, most), targets(own)) for own in groups.values()]
+    shown = [choose_evenly(own, most) for own in groups.values()]
+    return [_Band(own, targets(own)) for own in shown]
 
 
 @ps.styled
