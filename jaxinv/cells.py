@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxinv import (
@@ -18,17 +19,19 @@ from jaxinv import (
     metrics,
     models,
     planner,
-    polishing,
     runtime,
     trials,
     victims,
 )
 from jaxinv.attacks import CLOSED_FORM
-from jaxinv.attacks import gradient_matching as attack
+from jaxinv.attacks.base import Attack, Candidate
+from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
+from jaxinv.attacks.uncertainty import Posterior, Spectrum
 from jaxinv.errors import UserError
+from jaxinv.image_prior import Facts, ImagePrior, Source, load_prior
 from jaxinv.labels import classifier_path
 from jaxinv.priors import READ_UPDATE
-from jaxinv.types import Normalization, Truth
+from jaxinv.types import Normalization, PyTree, Target, Truth
 
 NUMBERS = (*config.SEARCHABLE, "iterations")  # what of a cell is traced
 
@@ -43,6 +46,12 @@ class Material(NamedTuple):
     labels: np.ndarray
     ids: np.ndarray
     draws: np.ndarray  # [target], noise seeds of the client's defense
+    image_prior: ImagePrior | None = None  # where the attack has one
+    prior_source: Source | None = None
+
+    def truths(self) -> Truth:
+        """The private batches, pixels in [0, 1]."""
+        return Truth(self.images / np.float32(255), self.labels)
 
     def of_targets(self, here: slice, draws: int) -> "Material":
         """The same for some of the targets, each as often as its defense is drawn."""
@@ -59,7 +68,7 @@ class Attacked(NamedTuple):
     baseline: metrics.Scores  # of the mean colour, per target
     label_accuracy: jax.Array  # [target, seed]
     shared: trials.Shared
-    spectra: polishing.Spectra | None = None  # after a polish
+    extras: dict[str, np.ndarray] | None = None  # [target, ...]: spectra, std of pixels
 
 
 class Loader:
@@ -69,6 +78,7 @@ class Loader:
         self._plan, self._split = plan, split
         self._datasets: dict[tuple, data.Dataset] = {}
         self._victims: dict[tuple, victims.Victim] = {}
+        self._priors: dict[tuple, tuple] = {}
 
     def __call__(self, cell: config.Cell) -> Material:
         """Loads a cell's victim and private batches.
@@ -88,10 +98,22 @@ class Loader:
             if cell.statistics > 0:
                 raise UserError(f"--statistics: {cell.model} has no BatchNorm; give 0")
         images, labels, ids = self._targets(cell, dataset)
+        prior, source = self._prior(cell, dataset) if cell.has_image_prior() else (None, None)
         return Material(
             victim, Normalization.of(dataset.mean, dataset.std), len(dataset.classes),
-            images, labels, ids, np.zeros(len(ids), int),
+            images, labels, ids, np.zeros(len(ids), int), prior, source,
         )  # fmt: skip
+
+    def _prior(self, cell: config.Cell, dataset: data.Dataset) -> tuple[ImagePrior, Source]:
+        """What the attacker of a cell believes of images."""
+        shape = dataset.images.shape[1:]
+        facts = Facts(
+            cell.dataset, self._plan.data_dir, shape, tuple(dataset.mean), tuple(dataset.std)
+        )
+        key = cell.image_prior, facts
+        if key not in self._priors:
+            self._priors[key] = load_prior(*key)
+        return self._priors[key]
 
     def _targets(self, cell: config.Cell, dataset: data.Dataset) -> tuple[np.ndarray, ...]:
         """The images, labels and ids of a cell's targets, [target, image, ...]."""
@@ -143,84 +165,173 @@ def attack_cell(
     memory: float | None, progress: Callable[[int, float], None] = lambda steps, psnr: None,
     announce: Callable[[str], None] = lambda plan: None,
 ) -> Attacked:  # fmt: skip
-    """Lets clients share their updates and attacks each from many starts, as a cell says.
+    """Lets clients share their updates and attacks each from many seeds, as a cell says.
 
     Args:
       cell: the settings; those in `NUMBERS` are taken from `numbers`.
       material: the victim and the private batches.
-      keys: [target, start].
-      numbers: each one for all starts, or [start].
+      keys: [target, seed].
+      numbers: each one for all seeds, or [seed].
       memory: GiB to take; None takes nearly all there is.
-      progress, announce: see `trials.run`.
+      progress, announce: see `trials.Resources`.
     """
+    if cell.assumed_lr is not None:
+        numbers = {**numbers, "client_lr": cell.assumed_lr}
     with runtime.arithmetic(cell.precision) as cast:
-        truths = cast(Truth(material.images / np.float32(255), material.labels))
-        normalization, variables = cast((material.normalization, material.victim.variables))
-        module, method = material.victim.module, method_of(cell, material)
-        clients = trials.Clients(
-            cell.labels, cell.batch_norm, cell.local(), cell.shuffled, cell.assumed_images,
-            method.local, observe=cell.batch_norm == "eval" and cell.statistics > 0,
-            defense=defenses.names(cell.chain()), told=method.defense,
-            classifier=method.classifier,
-        )  # fmt: skip
-        strengths = defenses.strengths(cell.chain())
-        noise = trials.noise_keys(material.ids[:, 0], material.draws)
-        orders = trials.order_keys(material.ids[:, 0])
-        # What is polished to the last digit is an update that has them.
+        attack = attack_of(cell, material)
+        # An update that is polished to its last digit must have that digit.
         with runtime.arithmetic("float64" if cell.polish else cell.precision) as exact:
-            asked = exact((variables, truths, normalization))
-            shared = trials.make_targets(
-                module, *asked, clients, cell.client_lr, orders, strengths, noise
-            )
-        sent = shared.targets
-        targets = cast(sent)
+            shared = share(cell, material, attack, exact)
+        problem = problem_of(material, shared.targets, cast)
         if cell.attack in CLOSED_FORM:
-            result = trials.recover(
-                CLOSED_FORM[cell.attack], module, variables, targets, truths, normalization,
-                method.objective, keys,
-            )  # fmt: skip
-            return Attacked(
-                result, *_per_target(truths, result.labels, normalization, material.classes), shared
-            )
-        if cell.assumed_lr is not None:
-            numbers = {**numbers, "client_lr": cell.assumed_lr}
+            result = trials.recover(problem, CLOSED_FORM[cell.attack], cell.objective, keys)
+            return Attacked(result, *_per_target(problem, result.labels, material.classes), shared)
         plan = planner.first_plan(
-            variables["params"], *keys.shape, targets.labels.shape[1], "group" in method.priors
-        )
-        result = trials.run(
-            module, variables, targets, truths, normalization, method,
-            cast(attack.Numbers.of(keys.shape[1], **numbers)), material.images.shape[2:], keys,
-            plan, planner.memory_limit(memory), progress, announce,
+            problem.variables["params"], *keys.shape, problem.targets.labels.shape[1],
+            "group" in attack.priors,
         )  # fmt: skip
-        measured = _per_target(truths, result.labels, normalization, material.classes)
-        spectra = None
-        if cell.polish:
-            rate = cell.client_lr if cell.assumed_lr is None else cell.assumed_lr
-            limit = planner.memory_limit(memory)
-            with runtime.arithmetic("float64") as exact:
-                variables, truths, normalization = exact((variables, truths, normalization))
-                result = polishing.polish(
-                    result, module, variables, sent, truths, normalization, method, rate,
-                    cell.polish, limit,
-                )  # fmt: skip
-                spectra = polishing.spectra(result, module, variables, sent, method, rate, limit)
-        return Attacked(result, *measured, shared, spectra)
+        limit = planner.memory_limit(memory)
+        resources = trials.Resources(plan, limit, progress, announce)
+        own = cast(attack.numbers(keys.shape[1], numbers))
+        result = trials.run(problem, attack, own, keys, resources)
+        measured = _per_target(problem, result.labels, material.classes)
+        extras = None
+        if cell.posterior:
+            found = around_best(
+                result, problem, Posterior(attack), {**numbers, "posterior": cell.posterior}, keys,
+                limit, cast,
+            )  # fmt: skip
+            extras = found and {"std": found["std"] * np.asarray(problem.normalization.std)}
+    if cell.polish:
+        with runtime.arithmetic("float64") as cast:
+            problem = problem_of(material, shared.targets, cast)
+            result, extras = polish(cell, result, problem, attack, numbers, keys, limit, cast)
+    return Attacked(result, *measured, shared, extras)
 
 
-def method_of(cell: config.Cell, material: Material) -> attack.Method:
-    """What a cell compiles to, for a network and its data."""
-    classifier = ()
+def share(
+    cell: config.Cell, material: Material, attack: Attack, cast: Callable[[PyTree], PyTree]
+) -> trials.Shared:
+    """Lets the clients of a cell share their updates."""
+    clients = trials.Clients(
+        cell.labels, cell.batch_norm, cell.local(), cell.shuffled, cell.assumed_images,
+        attack.local, observe=cell.batch_norm == "eval" and cell.statistics > 0,
+        defense=defenses.names(cell.chain()), told=cell.told_names(),
+        classifier=classifier_of(cell, material),
+    )  # fmt: skip
+    truths, normalization, variables = cast(
+        (material.truths(), material.normalization, material.victim.variables)
+    )
+    return trials.make_targets(
+        material.victim.module, variables, truths, normalization, clients, cell.client_lr,
+        trials.order_keys(material.ids[:, 0]), defenses.strengths(cell.chain()),
+        trials.noise_keys(material.ids[:, 0], material.draws),
+    )  # fmt: skip
+
+
+def problem_of(
+    material: Material, targets: Target, cast: Callable[[PyTree], PyTree]
+) -> trials.Problem:
+    """What the trials of a cell share, in one precision."""
+    victim = material.victim
+    return trials.Problem(
+        victim.module, material.images.shape[2:],
+        *cast((victim.variables, targets, material.truths(), material.normalization,
+               material.image_prior)),
+    )  # fmt: skip
+
+
+def polish(
+    cell: config.Cell, result: trials.Result, problem: trials.Problem, attack: Attack,
+    numbers: Mapping[str, Any], keys: jax.Array, limit: float, cast: Callable[[PyTree], PyTree],
+) -> tuple[trials.Result, dict[str, np.ndarray]]:  # fmt: skip
+    """Takes what an attack found towards the exact images; labels found beside them stand.
+
+    Returns:
+      The result, its trace the attack's with the polish's behind it, and the spectra.
+    """
+    finishing = LevenbergMarquardt(cell.objective, cell.batch_norm, attack.local)
+    own = finishing.numbers(keys.shape[1], {**numbers, "iterations": cell.polish})
+    plan = planner.Plan(1, 1, jax.local_device_count())
+    start = Candidate(result.candidates.images, _one_hot_logits(result, problem, cell))
+    polished = trials.run(problem, finishing, cast(own), keys, trials.Resources(plan, limit), start)
+    before, after = result.trace, polished.trace
+    steps = np.append(before.step, before.step[-1] + after.step[1:])
+    columns = (
+        np.concatenate([old, np.asarray(new)[1:]]) for old, new in zip(before[1:], after[1:])
+    )
+    polished = polished._replace(trace=trials.Trace(steps, *columns), labels=result.labels)
+    spectrum = Spectrum(cell.batch_norm, attack.local)
+    return polished, around_best(polished, problem, spectrum, numbers, keys, limit, cast)
+
+
+def _one_hot_logits(result, problem, cell):
+    """Labels that were found beside the images, as logits so sure that they stand."""
+    if cell.labels != "joint":
+        return None
+    classes = result.candidates.logits.shape[-1]
+    return np.asarray(100.0 * jax.nn.one_hot(result.labels, classes))
+
+
+def around_best(
+    result: trials.Result, problem: trials.Problem, attack: Attack, numbers: Mapping[str, Any],
+    keys: jax.Array, limit: float, cast: Callable[[PyTree], PyTree],
+) -> dict[str, np.ndarray] | None:  # fmt: skip
+    """Finds what the update leaves open at the end of each target's best seed.
+
+    Returns:
+      Arrays [target, ...]; nothing where one trial does not fit the memory.
+    """
+    objective = np.where(result.finite, np.asarray(result.objective), np.inf)
+    best = objective.argmin(axis=1)
+    rows = np.arange(len(best))
+    pick = lambda x: np.asarray(x)[rows, best][:, None]  # noqa: E731
+    start = jax.tree.map(pick, result.candidates)
+    own = {k: np.mean(v) if np.ndim(v) else v for k, v in numbers.items()}
+    plan = planner.Plan(1, 1, jax.local_device_count())
+    try:
+        found = trials.run(
+            problem, attack, cast(attack.numbers(1, own)), keys[rows, best][:, None],
+            trials.Resources(plan, limit), start,
+        )  # fmt: skip
+    except UserError:
+        return None
+    return {name: x[:, 0] for name, x in found.outcome.items()}
+
+
+def attack_of(cell: config.Cell, material: Material) -> Attack:
+    """The iterative attack of a cell, for a network and its data."""
+    return cell.make_attack(material.classes, classifier_of(cell, material))
+
+
+def shapes_of(material: Material, attack: Attack, images: int) -> trials.Problem:
+    """One target of so many images, without numbers: what a step's work is counted on."""
+    victim = material.victim
+    observed = "statistics" in attack.priors
+    sent = {"batch_stats": victim.variables["batch_stats"]} if observed else ()
+    target = Target(victim.variables["params"], jnp.zeros(images, jnp.int32), sent)
+    problem = trials.Problem(
+        victim.module, material.images.shape[2:], victim.variables,
+        jax.tree.map(lambda x: x[None], target), None, material.normalization,
+        material.image_prior,
+    )  # fmt: skip
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.result_type(x)), problem)
+
+
+def classifier_of(cell: config.Cell, material: Material) -> tuple[str, ...]:
+    """The path of the network's last dense layer, where the attacker asks for it; else ()."""
     if READ_UPDATE & set(cell.priors()) or "soteria" in cell.told_names():
         victim = material.victim
-        classifier = classifier_path(victim.module, victim.variables, material.images[0])
-    return cell.method(material.classes, classifier)
+        return classifier_path(victim.module, victim.variables, material.images[0])
+    return ()
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@functools.partial(jax.jit, static_argnums=2)
 def _per_target(
-    truths: Truth, labels: jax.Array, normalization: Normalization, classes: int
+    problem: trials.Problem, labels: jax.Array, classes: int
 ) -> tuple[metrics.Scores, jax.Array]:
     """The mean-colour baseline of each target, and the label accuracy of each [target, seed]."""
+    truths, normalization = problem.truths, problem.normalization
     accuracy = lambda t, found: metrics.label_accuracy(t, found, classes)  # noqa: E731
     of_target = jax.vmap(jax.vmap(accuracy, in_axes=(None, 0)))
     return (

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from jaxinv import data, models, results
+from jaxinv import data, files, models
 from jaxinv.errors import UserError
 from jaxinv.types import PyTree
 from jaxinv.victims import Victim, digest
@@ -179,7 +179,7 @@ def write(
             writer.writeheader()
             writer.writerows(log)
         text = json.dumps({**fields, "digest": digest(tree)}, indent=2) + "\n"
-        results.write_file(temporary / "info.json", lambda f: f.write(text.encode()))
+        files.write_file(temporary / "info.json", lambda f: f.write(text.encode()))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     except OSError as error:

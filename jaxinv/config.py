@@ -13,12 +13,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from jaxinv import defenses, models, runtime
-from jaxinv.attacks import ATTACKS
+from jaxinv.attacks import ATTACKS, SECOND_ORDER
+from jaxinv.attacks.base import Attack
+from jaxinv.attacks.gauss_newton import STARTS, GaussNewton
 from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, RATES, SCHEDULES, SIGNS, Method
 from jaxinv.client import BATCH_NORM, Local
 from jaxinv.data import GROUPINGS
 from jaxinv.executors import EXECUTORS
 from jaxinv.gram import GRAM, choose_rule
+from jaxinv.image_prior import IMAGE_PRIORS
 from jaxinv.labels import LABELS
 from jaxinv.objectives import OBJECTIVES
 from jaxinv.priors import PRIORS, READ_UPDATE
@@ -27,7 +30,8 @@ from jaxinv.training import PRECISIONS
 from jaxinv.training import SCHEDULES as TRAINING_SCHEDULES
 
 OF_VICTIM = ("model", "width", "network_seed")  # what a checkpoint says of its network
-SEARCHABLE = ("lr", "client_lr", *PRIORS)  # what may differ from start to start in one program
+# What may differ from seed to seed in one program.
+SEARCHABLE = ("lr", "client_lr", *PRIORS, "anneal_from", "anneal_to", "damping", "tolerance")
 VICTIMS_OWN = "victim"  # the defense that a victim was trained with
 
 
@@ -133,9 +137,33 @@ class Cell(_Strict):
         RATES["adam"], gt=0, description="learning rate; of lbfgs 1, a factor on its own step"
     )
     schedule: Annotated[str, _known(SCHEDULES)] = Field("step", description="rate's course")
-    init: Annotated[str, _known(INITS)] = Field("normal", description="distribution of the start")
+    init: Annotated[str, _known((*INITS, *STARTS))] = Field(
+        "normal", description=f"distribution of the start: {', '.join(INITS)}; of bayes "
+        f"{' or '.join(STARTS)}, the image prior's mean or a draw from it"
+    )  # fmt: skip
     box: bool = Field(True, description="project onto pixels in [0, 1] after each step")
     iterations: int = Field(500, ge=1, description="steps of the attack")
+    image_prior: Annotated[str, _known(IMAGE_PRIORS)] = Field(
+        "spectrum", description="what bayes knows of images: mean and power spectrum, or full "
+        "covariance, of the data set's training split, or the spectrum of shipped photographs",
+    )  # fmt: skip
+    anneal_from: float = Field(
+        100.0, gt=0, description="variance of the model error of bayes at its first step, relative "
+        "to each layer's mean square",
+    )  # fmt: skip
+    anneal_to: float = Field(1e-6, gt=0, description="the same at its last step")
+    cg_iterations: int = Field(
+        80, ge=1, description="conjugate-gradient iterations of one step of bayes"
+    )
+    damping: float = Field(
+        0.0, ge=0, description="of a step of bayes, relative to the mean diagonal of its system"
+    )
+    tolerance: float = Field(
+        1e-3, ge=0, description="relative gain below which bayes stops, where the noise is reached"
+    )
+    posterior: int = Field(
+        0, ge=0, description="draws that give each pixel of bayes' best image a standard deviation"
+    )
     polish: int = Field(
         0, ge=0, description="steps of Levenberg-Marquardt afterwards, in float64 (client too)"
     )
@@ -166,24 +194,35 @@ class Cell(_Strict):
         """The priors that have a weight."""
         return tuple(name for name in PRIORS if getattr(self, name) > 0)
 
-    def method(self, classes: int, classifier: tuple[str, ...]) -> Method:
-        """The part that shapes the compiled program.
+    def has_image_prior(self) -> bool:
+        """Whether the attack asks what images look like."""
+        return self.attack in SECOND_ORDER
+
+    def make_attack(self, classes: int, classifier: tuple[str, ...]) -> Attack:
+        """The iterative attack: the part of the settings that shapes the compiled program.
 
         Args:
           classes: of the data.
           classifier: path of the network's last dense layer; () where nothing asks for it.
         """
         local = Local(self.client_epochs, self.assumed_batch or self.client_batch)
-        images = self.assumed_images or self.images
         told = self.told_names()
+        of_labels = classes if self.labels == "joint" else 0
+        if self.attack in SECOND_ORDER:
+            return GaussNewton(
+                self.objective, self.init, self.cg_iterations, self.batch_norm, local, of_labels,
+                told,
+            )  # fmt: skip
+        images = self.assumed_images or self.images
         whole = local.steps(images) > 1 or READ_UPDATE & set(self.priors()) or told
-        fields = ("objective", "optimizer", "sign", "schedule", "init", "box", "batch_norm")
+        fields = ("objective", "optimizer", "sign", "schedule", "box", "batch_norm")
         return Method(
             **{name: getattr(self, name) for name in fields},
+            init_from=self.init,
             priors=self.priors(),
             local=local,
             by_epoch=self.order > 0,
-            classes=classes if self.labels == "joint" else 0,
+            classes=of_labels,
             classifier=classifier,
             defense=told,
             gram=None if whole else choose_rule(self.gram, self.objective),
@@ -392,4 +431,5 @@ class Inverting(_Strict):
     )
     seeds: int = Field(32, ge=1, description="random starts")
     memory: float | None = Field(None, gt=0, description="GiB to take, of each accelerator")
+    data_dir: str | None = Field(None, description="tensorflow-datasets folder (or TFDS_DATA_DIR)")
     out: str = Field("runs/inversion", description="folder of the pictures and arrays")

@@ -6,8 +6,8 @@ it, what an attacker who was told of it makes of that. A chain of them is writte
 whole range of them shares one compilation.
 
 An attacker who is told knows the chain and its strengths, not the random draws. It puts its
-candidate's update through what the defense does on average (`expect`), and trusts each entry of
-what was shared by a weight in [0, 1] (`weigh`).
+candidate's update through what the defense does on average (`expect`), and knows the variance of
+what the defense added to each layer (`variance`), infinite where nothing of it can be trusted.
 """
 
 import math
@@ -49,7 +49,8 @@ class Told(NamedTuple):
     """What an attacker who was told of the defense works with."""
 
     strengths: tuple[tuple[Array, ...], ...]  # of the chain
-    weights: PyTree  # of the shared update's entries, shaped like it
+    variances: PyTree  # of the noise on each leaf's entries, a scalar a leaf; inf: not to be used
+    weights: PyTree  # of each leaf in an inner product, in [0, 1], by its variance
 
 
 class Defense(NamedTuple):
@@ -60,8 +61,8 @@ class Defense(NamedTuple):
     parameters: tuple[tuple[str, float, float], ...]  # of each strength: name, least, most
     # (update, strengths, shared) -> what the defense makes of the update on average
     expect: Callable[[PyTree, tuple, PyTree], PyTree] = lambda update, strengths, shared: update
-    # (shared, strengths, facts) -> weights of its entries
-    weigh: Callable[[PyTree, tuple, Facts], PyTree] | None = None
+    # (shared, strengths, facts) -> variance of what it adds to each leaf's entries, scalars
+    variance: Callable[[PyTree, tuple, Facts], PyTree] | None = None
     random: bool = False
     first: bool = False  # replaces the update by one of its own
     inverse: bool = False  # whether more of the last strength protects less
@@ -142,6 +143,8 @@ def defend(
 def tell(chain: tuple[str, ...], strengths: tuple, shared: PyTree, facts: Facts) -> Told:
     """Works out how far an attacker who knows the chain can trust what was shared.
 
+    The weights are positive-part James-Stein estimates, the share of a leaf's power that is no
+    noise: a leaf that is mostly noise tells little of the image and drowns the others in a cosine.
     Where nothing at all can be trusted, all weights are 1 again.
 
     Args:
@@ -149,13 +152,22 @@ def tell(chain: tuple[str, ...], strengths: tuple, shared: PyTree, facts: Facts)
       shared: the defended update.
       facts: on the rest.
     """
-    weights = jax.tree.map(jnp.ones_like, shared)
+    variances = jax.tree.map(lambda x: jnp.zeros((), x.dtype), shared)
     for name, own in zip(chain, strengths):
-        if DEFENSES[name].weigh is not None:
-            found = DEFENSES[name].weigh(shared, own, facts)
-            weights = jax.tree.map(jnp.multiply, weights, found)
-    left = sum(jnp.sum(w * jnp.abs(s)) for w, s in zip(*map(jax.tree.leaves, (weights, shared))))
-    return Told(strengths, jax.tree.map(lambda w: jnp.where(left > 0, w, 1.0), weights))
+        if DEFENSES[name].variance is not None:
+            found = DEFENSES[name].variance(shared, own, facts)
+            variances = jax.tree.map(jnp.add, variances, found)
+
+    def weight(x, variance):
+        power = jnp.sum(jnp.square(x))
+        # A leaf of nothing but zeros, without noise, is known as well as any other.
+        noise = jnp.where(variance > 0, x.size * variance / jnp.maximum(power, 1e-30), 0)
+        return jnp.maximum(0, 1 - noise)
+
+    weights = jax.tree.map(weight, shared, variances)
+    left = sum(w * jnp.sum(jnp.abs(x)) for w, x in zip(*map(jax.tree.leaves, (weights, shared))))
+    weights = jax.tree.map(lambda w: jnp.where(left > 0, w, 1.0), weights)
+    return Told(strengths, variances, weights)
 
 
 def expect(chain: tuple[str, ...], told: Told, update: PyTree, shared: PyTree) -> PyTree:
@@ -172,17 +184,13 @@ def _noise(draw: Callable | None = None) -> Defense:
         del scene
         return add_noise(update, jnp.sqrt(strengths[0]), key, draw)
 
-    weigh = lambda shared, strengths, facts: _wiener(shared, strengths[0])  # noqa: E731
-    return Defense(apply, (("variance", 0, math.inf),), weigh=weigh, random=True)
+    variance = lambda shared, strengths, facts: _alike(shared, strengths[0])  # noqa: E731
+    return Defense(apply, (("variance", 0, math.inf),), variance=variance, random=True)
 
 
-def _wiener(shared: PyTree, variance: Array) -> PyTree:
-    """Weights 1 - noise / power of each leaf, 0 at the least: a positive-part James-Stein estimate.
-
-    A leaf that is mostly noise tells little of the image, and drowns the others in a cosine.
-    """
-    weight = lambda x: jnp.maximum(0, 1 - x.size * variance / jnp.sum(jnp.square(x)))  # noqa: E731
-    return jax.tree.map(lambda x: jnp.full_like(x, weight(x)), shared)
+def _alike(shared: PyTree, variance: Array) -> PyTree:
+    """The same variance for every leaf."""
+    return jax.tree.map(lambda x: jnp.asarray(variance, x.dtype), shared)
 
 
 def _relative_noise(update, strengths, key, scene):
@@ -191,11 +199,11 @@ def _relative_noise(update, strengths, key, scene):
     return add_noise(update, strengths[0] * _norm(update) / math.sqrt(tree_size(update)), key)
 
 
-def _weigh_relative(shared, strengths, facts):
+def _relative_variance(shared, strengths, facts):
     """The noise has the share s^2 / (1 + s^2) of the power that was shared."""
     del facts
     share = jnp.square(strengths[0]) / (1 + jnp.square(strengths[0]))
-    return _wiener(shared, share * jnp.square(_norm(shared)) / tree_size(shared))
+    return _alike(shared, share * jnp.square(_norm(shared)) / tree_size(shared))
 
 
 def _norm(tree: PyTree) -> Float[Array, ""]:
@@ -289,6 +297,13 @@ def _quantize(update, strengths, key, scene):
     return structure.unflatten([quantized(x, k) for x, k in zip(leaves, keys)])
 
 
+def _quantization_variance(shared, strengths, facts):
+    """Rounding at random to levels a step apart: step^2 / 6, on average over a cell."""
+    del facts
+    steps = jnp.exp2(jnp.round(strengths[0])) - 1
+    return jax.tree.map(lambda x: jnp.square(2 * jnp.abs(x).max() / steps) / 6, shared)
+
+
 def _soteria(update, strengths, key, scene):
     """Perturbs the representation that the last dense layer's gradient gives away.
 
@@ -324,14 +339,14 @@ def _on_kernel(path: tuple[str, ...], change: Callable, tree: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(visit, tree)
 
 
-def _without_classifier(shared, strengths, facts):
+def _all_of_classifier(shared, strengths, facts):
     """An attacker who knows of it leaves the defended layer out.
 
     References: Balunović et al. 2022, arXiv 2111.04706, section 5.
     """
     del strengths
-    ones = jax.tree.map(jnp.ones_like, shared)
-    return _on_kernel(facts.classifier, jnp.zeros_like, ones)
+    zero = _alike(shared, 0.0)
+    return _on_kernel(facts.classifier, lambda x: jnp.full_like(x, jnp.inf), zero)
 
 
 def _dp_sgd(update, strengths, key, scene):
@@ -360,21 +375,21 @@ def clipped_mean(
     return jax.tree.map(lambda x: x / len(images), total)
 
 
-def _weigh_dp_sgd(shared, strengths, facts):
+def _dp_sgd_variance(shared, strengths, facts):
     """The noise of the sum, divided as the sum is."""
-    return _wiener(shared, jnp.square(strengths[0] * strengths[1] / facts.images))
+    return _alike(shared, jnp.square(strengths[0] * strengths[1] / facts.images))
 
 
 _ANY = math.inf
 DEFENSES: dict[str, Defense] = {
     "dpsgd": Defense(
         _dp_sgd, (("clipping norm", 1e-30, _ANY), ("noise multiplier", 0, _ANY)),
-        weigh=_weigh_dp_sgd, random=True, first=True,
+        variance=_dp_sgd_variance, random=True, first=True,
     ),
     "noise": _noise(),
     "laplace": _noise(lambda key, shape, dtype: jax.random.laplace(key, shape, dtype) / 2**0.5),
     "relative": Defense(
-        _relative_noise, (("ratio", 0, _ANY),), weigh=_weigh_relative, random=True
+        _relative_noise, (("ratio", 0, _ANY),), variance=_relative_variance, random=True
     ),
     "prune": Defense(_prune, (("fraction", 0, 1),), _only_sent),
     "prune-layer": Defense(_prune_layer, (("fraction", 0, 1),), _only_sent),
@@ -383,6 +398,8 @@ DEFENSES: dict[str, Defense] = {
         _clip, (("norm", 1e-30, _ANY),), lambda update, own, shared: _clip(update, own, None, None)
     ),
     "sign": Defense(_sign, (), _soft_sign),
-    "quantize": Defense(_quantize, (("bits", 1, 24),), random=True, inverse=True),
-    "soteria": Defense(_soteria, (("fraction", 0, 1),), weigh=_without_classifier),
+    "quantize": Defense(
+        _quantize, (("bits", 1, 24),), variance=_quantization_variance, random=True, inverse=True
+    ),
+    "soteria": Defense(_soteria, (("fraction", 0, 1),), variance=_all_of_classifier),
 }  # fmt: skip

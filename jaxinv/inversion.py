@@ -11,12 +11,19 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinv import planner, runtime, trials
-from jaxinv.attacks import gradient_matching as attack
+from jaxinv.attacks.gauss_newton import GaussNewton
+from jaxinv.attacks.gradient_matching import RATES, Method
 from jaxinv.errors import UserError
 from jaxinv.gram import choose_rule
+from jaxinv.image_prior import Facts, ImagePrior, load_prior
 from jaxinv.labels import LABELS, classifier_path, infer
 from jaxinv.priors import PRIORS, READ_UPDATE
 from jaxinv.types import Normalization, PyTree, Target
+
+# The numbers of a second-order attack where none are given.
+ANNEALING = MappingProxyType(
+    {"anneal_from": 100.0, "anneal_to": 1e-6, "damping": 0.0, "tolerance": 1e-3}
+)
 
 
 class Inversion(NamedTuple):
@@ -54,7 +61,9 @@ def invert(
     iterations: int = 1000,
     lr: float | None = None,
     priors: Mapping[str, float] = MappingProxyType({"tv": 0.01}),
-    method: attack.Method = attack.Method(),  # noqa: B008
+    method: Method | GaussNewton = Method(),  # noqa: B008
+    image_prior: ImagePrior | None = None,
+    annealing: Mapping[str, float] = ANNEALING,
     client_lr: float = 1e-4,
     precision: str = "float32",
     memory: float | None = None,
@@ -77,8 +86,11 @@ def invert(
       seeds: number of random starts.
       iterations, lr: steps, learning rate; None is the optimiser's (`gradient_matching.RATES`).
       priors: weights of priors by name (`jaxinv.priors.PRIORS`).
-      method: objective, optimizer, sign, schedule, init, box and the client's local steps; the
-        default is Geiping's on a single gradient.
+      method: `jaxinv.Method`, objective, optimizer, sign, schedule, init, box and the client's
+        local steps, of which the default is Geiping's on a single gradient; or
+        `jaxinv.GaussNewton`, the second-order attack, which takes no `lr` and no `priors`.
+      image_prior: of a second-order attack (`jaxinv.image_prior`); None: natural photographs.
+      annealing: numbers of a second-order attack (`gauss_newton.Numbers`).
       client_lr: the rate of the client's local steps, where there are several.
       precision: of the arithmetic, one of `runtime.PRECISIONS`.
       memory: GiB that may be taken, of an accelerator on each; None takes nearly all there is.
@@ -100,7 +112,11 @@ def invert(
         variables, update, priors, seeds=seeds, iterations=iterations, lr=lr, memory=memory,
         client_lr=client_lr,
     )  # fmt: skip
-    lr = attack.RATES[method.optimizer] if lr is None else lr
+    second_order = isinstance(method, GaussNewton)
+    if second_order:
+        lr, priors = 1.0, {}
+        image_prior = image_prior or _photographs(image_shape, mean, std)
+    lr = RATES[method.optimizer] if lr is None else lr
     weights = {name: weight for name, weight in priors.items() if weight > 0}
     classifier = ()
     if READ_UPDATE & set(weights):
@@ -115,27 +131,26 @@ def invert(
     labels = jnp.atleast_1d(jnp.asarray(labels, jnp.int32))
     if len(labels) % (method.local.batch or 1):
         raise UserError(f"method.local.batch={method.local.batch}: does not divide the images")
-    method = method._replace(priors=tuple(weights), classifier=classifier)
-    if method.local.steps(len(labels)) == 1 and not READ_UPDATE & set(weights):
-        method = method._replace(gram=choose_rule("auto", method.objective))
+    if not second_order:
+        method = method._replace(priors=tuple(weights), classifier=classifier)
+        if method.local.steps(len(labels)) == 1 and not READ_UPDATE & set(weights):
+            method = method._replace(gram=choose_rule("auto", method.objective))
+    settings = {"lr": lr, "iterations": iterations, "client_lr": client_lr}
     with runtime.arithmetic(precision) as cast:
         of_channels = lambda x: np.broadcast_to(np.asarray(x, np.float64), image_shape[-1:])  # noqa: E731
-        variables, one_target, normalization, numbers = cast(
-            (
-                variables,
-                jax.tree.map(lambda x: np.asarray(x)[None], Target(update, labels)),
-                Normalization(of_channels(mean), of_channels(std)),
-                attack.Numbers.of(
-                    seeds, lr=lr, iterations=iterations, client_lr=client_lr, **weights
-                ),
-            )
-        )
+        normalization = Normalization(of_channels(mean), of_channels(std))
+        target = jax.tree.map(lambda x: np.asarray(x)[None], Target(update, labels))
+        problem = trials.Problem(
+            model, tuple(image_shape), *cast((variables, target)), None,
+            *cast((normalization, image_prior)),
+        )  # fmt: skip
         plan = planner.first_plan(
             variables["params"], 1, seeds, len(labels), whole="group" in weights
         )
+        numbers = cast(method.numbers(seeds, {**ANNEALING, **annealing, **weights, **settings}))
         result = trials.run(
-            model, variables, one_target, None, normalization, method, numbers, image_shape,
-            trials.start_keys([0], range(seeds)), plan, planner.memory_limit(memory), progress,
+            problem, method, numbers, trials.start_keys([0], range(seeds)),
+            trials.Resources(plan, planner.memory_limit(memory), progress),
         )  # fmt: skip
     return Inversion(
         result.pixels[0],
@@ -144,6 +159,15 @@ def invert(
         result.trace.step,
         result.trace.objective[:, 0],
     )
+
+
+def _photographs(
+    shape: tuple[int, int, int], mean: float | Sequence[float], std: float | Sequence[float]
+) -> ImagePrior:
+    """What photographs look like to a network with this normalization."""
+    spread = lambda x: tuple(np.broadcast_to(np.asarray(x, float), shape[-1:]).tolist())  # noqa: E731
+    facts = Facts("photographs", None, tuple(shape), spread(mean), spread(std))
+    return load_prior("photographs", facts)[0]
 
 
 def _check(

@@ -14,9 +14,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from jaxinv import checkpoints, config, options, plot_style, results, runtime, updates
+from jaxinv import checkpoints, config, files, options, plot_style, runtime, updates
 from jaxinv.errors import OneLineParser, UserError, run_command
-from jaxinv.inversion import Inversion, invert
+from jaxinv.image_prior import Facts, load_prior
+from jaxinv.inversion import ANNEALING, Inversion, invert
 from jaxinv.plot_images import tile
 
 SHOWN = 8  # starts in the picture
@@ -44,7 +45,14 @@ def run(asked: config.Inverting, cell: config.Cell) -> None:
     update = updates.load(asked.update, victim.variables["params"])
     runtime.use_compilation_cache()
     runtime.use_all_cores()
-    method = cell.method(len(victim.info.classes), ())
+    method = cell.make_attack(len(victim.info.classes), ())
+    prior = None
+    if cell.has_image_prior():
+        info = victim.info
+        facts = Facts(
+            info.dataset, asked.data_dir, info.image_shape, tuple(info.mean), tuple(info.std)
+        )
+        prior, _ = load_prior(cell.image_prior, facts)
     with runtime.progress_bar(console) as bar:
         task = bar.add_task(f"{asked.seeds} starts", total=cell.iterations)
         found = invert(
@@ -53,6 +61,7 @@ def run(asked: config.Inverting, cell: config.Cell) -> None:
             labels=cell.labels if asked.classes is None else asked.classes, images=cell.images,
             seeds=asked.seeds, iterations=cell.iterations, lr=cell.lr, client_lr=cell.client_lr,
             priors={name: getattr(cell, name) for name in method.priors}, method=method,
+            image_prior=prior, annealing={name: getattr(cell, name) for name in ANNEALING},
             precision=cell.precision, memory=asked.memory,
             progress=lambda steps, psnr: bar.update(task, completed=steps),
         )  # fmt: skip
@@ -62,7 +71,7 @@ def run(asked: config.Inverting, cell: config.Cell) -> None:
     names = [victim.info.classes[label] for label in found.labels]
     arrays = {"reconstructions": found.reconstructions, "objectives": found.objectives,
               "labels": found.labels}  # fmt: skip
-    results.write_file(folder / "reconstructions.npz", lambda f: np.savez_compressed(f, **arrays))
+    files.write_file(folder / "reconstructions.npz", lambda f: np.savez_compressed(f, **arrays))
     plot_style.save(draw(found, order[:SHOWN]), folder / "reconstructions", ("png",))
     console.print(f"labels: {', '.join(names)}")
     console.print(f"objective: best {found.objectives[order[0]]:.3g}", end=", ")

@@ -15,7 +15,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from jaxinv import checkpoints, defenses, models
-from jaxinv.attacks import ATTACKS, CLOSED_FORM
+from jaxinv.attacks import ATTACKS, CLOSED_FORM, SECOND_ORDER, unused_settings
+from jaxinv.attacks.gauss_newton import STARTS
 from jaxinv.attacks.gradient_matching import RATES
 from jaxinv.config import (
     OF_VICTIM,
@@ -40,7 +41,8 @@ OF_PRIVACY = ("noise_multiplier", "target_epsilon", "clip", "delta", "accountant
 # What of a cell does not concern an update that is there already.
 _NOT_INVERTED = {
     "dataset", "model", "width", "network_seed", "batch_norm", "grouping", "shuffled", "order",
-    "statistics", "assumed_images", "assumed_batch", "assumed_lr", "polish", "defense", "told",
+    "statistics", "assumed_images", "assumed_batch", "assumed_lr", "polish", "posterior",
+    "defense", "told",
 }  # fmt: skip
 
 
@@ -130,7 +132,14 @@ def _product(grid: Mapping[str, Any]) -> list[Cell]:
         given = dict(zip(lists, values))
         asked = ATTACKS.get(given.get("attack"), {}) | given
         rate = RATES.get(asked.get("optimizer"), RATES["adam"])
-        cells.append(_with_victim(_validate(Cell, {"lr": rate} | asked)))
+        if "posterior" not in given and asked.get("polish", "0") not in (0, "0"):
+            asked["posterior"] = 0  # a polished image has no error bar worth its time
+        cell = _with_victim(_validate(Cell, {"lr": rate} | asked))
+        if unused := [name for name in given if name in unused_settings(cell.attack)]:
+            raise UserError(
+                f"{_flag(unused[0])}: --attack {cell.attack} does not use it; leave it out"
+            )
+        cells.append(cell)
         _check_cell(cells[-1])
     if len(set(cells)) < len(cells):
         raise UserError("the grid holds a cell twice; give each value of an axis once")
@@ -186,6 +195,17 @@ def _check_cell(cell: Cell) -> None:
         "--polish: not with --told": cell.polish > 0 and cell.told,
         "--polish: of one set of images; leave --order out": cell.polish > 0 and cell.order > 0,
         "--order: not with --labels joint": cell.order > 0 and cell.labels == "joint",
+        f"--init {cell.init}: of --attack bayes; other attacks start from noise": (
+            cell.init in STARTS and cell.attack not in SECOND_ORDER
+        ),
+        f"--init {cell.init}: --attack bayes starts from its prior; use {' or '.join(STARTS)}": (
+            cell.init not in STARTS and cell.attack in SECOND_ORDER
+        ),
+        f"--anneal-to {cell.anneal_to:g}: above --anneal-from {cell.anneal_from:g}; the error of "
+        "the model must fall": cell.anneal_to > cell.anneal_from,
+        "--posterior: of an image that is not polished; leave --polish or it out": (
+            cell.posterior > 0 and cell.polish > 0
+        ),
     }
     for message, holds in refused.items():
         if holds:
@@ -228,6 +248,9 @@ def load_search(flags: Mapping[str, Any]) -> SearchStudy:
     for name, values in grid.items():
         if len(values) > 1 or name in search.space:
             raise UserError(f"{_flag(name)}: a search goes around one cell; search it with --space")
+    for name in search.space:
+        if name in unused_settings(grid.get("attack", ["geiping"])[0]):
+            raise UserError(f"--space {name}: --attack does not use it; search another setting")
     # A prior is part of the program where its weight is not 0.
     searched = {name: low for name, (low, _) in search.space.items()}
     cell = _product(grid)[0].model_copy(update=searched)

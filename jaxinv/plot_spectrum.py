@@ -12,13 +12,14 @@ SHOWN = 4  # directions of each
 
 def has_spectra(study: Study) -> bool:
     """Whether any cell was polished."""
-    return any(study.run.spectra(cell.number) for cell in study.cells)
+    return any("values" in study.run.extras(cell.number) for cell in study.cells)
 
 
 @ps.styled
 def spectrum(study: Study, width: float = ps.WIDE) -> Figure:
     """Draws the singular values of each target, and its least determined directions."""
-    cells = [(c, s) for c in study.cells if (s := study.run.spectra(c.number))][: ps.MOST_CELLS]
+    found = [(cell, study.run.extras(cell.number)) for cell in study.cells]
+    cells = [(cell, extras) for cell, extras in found if "values" in extras][: ps.MOST_CELLS]
     colors = ps.cell_colors(len(cells))
     first = cells[0][1]["directions"][:MOST_TARGETS, :SHOWN]
     rows, columns = len(first), first.shape[1]

@@ -27,7 +27,8 @@ from jaxinv import (
 )
 from jaxinv import plot_style as ps
 from jaxinv.errors import OneLineParser, UserError, run_command
-from jaxinv.results import Run, read_run, write_file
+from jaxinv.files import write_file
+from jaxinv.results import Run, read_run
 from jaxinv.summary import Study, interval_text, number_text, setting_text, summarize
 
 # Dimitrov et al. 2022 (Data Leakage in Federated Averaging) count a CIFAR-100 image as recovered

@@ -5,15 +5,15 @@
       trials/BLOCK.parquet   one row per trial; written last: its presence commits the block
       traces/BLOCK.parquet   PSNR and objective by step
       images/BLOCK.npz       reconstructions and truths, uint8
-      spectra/BLOCK.npz      after a polish: `polishing.Spectra`
+      extras/BLOCK.npz       of each target's best seed: singular values and least determined
+                             directions after a polish, standard deviation of pixels of bayes
 
 A *block* is one cell on a group of targets, named `c0003-t0008` (cell 3, targets from position 8).
 Every file is written under a temporary name, flushed to disk and renamed.
 """
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxinv.errors import UserError
+from jaxinv.files import write_file
 from jaxinv.priors import PRIORS
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 # What identifies a trial and what was measured of it. Images of one target are matched one to one
 # before measuring; `psnr`, `ssim`, `mse` are means over the target's images, `psnr_best` the best.
@@ -56,6 +57,8 @@ _MEASURED = [
     ("victim_accuracy", pa.float64()),  # on the test split; null where it was not trained
     ("victim_epsilon", pa.float64()),  # of its training with DP-SGD, else null; by PLD
     ("victim_delta", pa.float64()),
+    ("prior_source", pa.string()),  # of what images the attack's prior was made; null without
+    ("prior_images", pa.int32()),  # and of how many
     ("targets_at_once", pa.int32()),  # of the plan by which the trial was computed
     ("seeds_at_once", pa.int32()),
     ("devices", pa.int32()),
@@ -92,6 +95,13 @@ SETTINGS = [
     ("init", pa.string()),
     ("box", pa.bool_()),
     ("iterations", pa.int32()),
+    ("image_prior", pa.string()),
+    ("anneal_from", pa.float64()),
+    ("anneal_to", pa.float64()),
+    ("cg_iterations", pa.int32()),
+    ("damping", pa.float64()),
+    ("tolerance", pa.float64()),
+    ("posterior", pa.int32()),
     ("polish", pa.int32()),
     ("gram", pa.string()),  # "auto" | "on" | "off"
     ("precision", pa.string()),
@@ -129,9 +139,9 @@ class Run:
     trials: dict[str, np.ndarray]
     traces: dict[str, np.ndarray]
 
-    def spectra(self, cell: int) -> dict[str, np.ndarray]:
-        """Reads the spectra of one cell, in its targets' order; empty where there are none."""
-        paths = sorted((self.folder / "spectra").glob(f"c{cell:04d}-*.npz"))
+    def extras(self, cell: int) -> dict[str, np.ndarray]:
+        """Reads what is there beside a cell's trials, in its targets' order; {} without."""
+        paths = sorted((self.folder / "extras").glob(f"c{cell:04d}-*.npz"))
         blocks = [np.load(path) for path in paths]
         return (
             {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
@@ -170,12 +180,12 @@ def write_block(
     trials: Mapping[str, Sequence],
     traces: Mapping[str, Sequence],
     images: BlockImages,
-    spectra: Any = None,
+    extras: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Commits one finished block: pictures and traces first, the trials last as commit mark."""
-    if spectra is not None:
-        arrays = {name: x.astype(np.float32) for name, x in spectra._asdict().items()}
-        write_file(folder / "spectra" / f"{block}.npz", lambda f: np.savez_compressed(f, **arrays))
+    if extras:
+        arrays = {name: x.astype(np.float32) for name, x in extras.items()}
+        write_file(folder / "extras" / f"{block}.npz", lambda f: np.savez_compressed(f, **arrays))
     write_file(
         folder / "images" / f"{block}.npz", lambda f: np.savez_compressed(f, **images._asdict())
     )
@@ -249,14 +259,3 @@ def _object_array(values: list) -> np.ndarray:
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
-
-
-def write_file(path: Path, write: Callable) -> None:
-    """Writes through a temporary name, `write(file)`: the file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import qmc
 
-from jaxinv import cells, config, options, results, runtime, trials
+from jaxinv import cells, config, files, options, runtime, trials
 from jaxinv.errors import OneLineParser, UserError, run_command
 
 ETA = 4  # candidates fall, and iterations rise, by this factor from rung to rung
@@ -92,7 +92,7 @@ def run(study: config.SearchStudy, command: str) -> None:
             numbers = {name: values[name][alive] for name in values}
             measured = measure(study, material, numbers, iterations, console)
             text = json.dumps({"asked": asked, "measured": measured})
-            results.write_file(path, lambda f, text=text: f.write(text.encode()))
+            files.write_file(path, lambda f, text=text: f.write(text.encode()))
         score = np.asarray(measured[search.criterion], np.float64)
         score = np.where(np.isnan(score), np.inf, -score if search.criterion == "psnr" else score)
         order = np.argsort(score, kind="stable")
@@ -190,7 +190,7 @@ def _write(study: config.SearchStudy, rows: list[dict[str, Any]], command: str) 
         f"targets = {study.plan.targets}", f"seeds = {study.plan.seeds}", "", "[grid]",
         *(f"{name} = {json.dumps(value)}" for name, value in settings.items()),
     ]  # fmt: skip
-    results.write_file(
+    files.write_file(
         study.folder / "best.toml", lambda f: f.write(("\n".join(lines) + "\n").encode())
     )
 

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from jaxinv import config, defenses, executors, options, report, results, runtime, summary, trials
-from jaxinv.cells import NUMBERS, Attacked, Loader, Material, attack_cell, method_of
+from jaxinv.cells import NUMBERS, Attacked, Loader, Material, attack_cell, attack_of, shapes_of
 from jaxinv.errors import OneLineParser, UserError, run_command
 
 PLAN = ("targets_at_once", "seeds_at_once", "devices")  # what of a plan the rows keep
@@ -267,7 +267,7 @@ def run_block(
         trial_rows(block, material, attacked, ids, seeds),
         trace_rows(block, result, material, seeds),
         results.BlockImages(ids[:, 0], np.asarray(seeds), quantised, material.images),
-        attacked.spectra,
+        attacked.extras,
     )
 
 
@@ -309,6 +309,8 @@ def trial_rows(
         "victim_accuracy": [victim.accuracy] * rows,
         "victim_epsilon": [victim.epsilon] * rows,
         "victim_delta": [victim.delta] * rows,
+        "prior_source": [material.prior_source and material.prior_source.name] * rows,
+        "prior_images": [material.prior_source and material.prior_source.images] * rows,
         **{name: [value] * rows for name, value in plan.items()},
         "program_bytes": [result.bytes] * rows,
     }  # fmt: skip
@@ -371,13 +373,10 @@ def print_plan(
     for index, (cell, material) in enumerate(zip(study.cells, materials)):
         count = len(material.ids) * draws_of(cell, study.plan) * study.plan.seeds
         images = cell.assumed_images or cell.images
-        shape = (images, *material.images.shape[2:])
-        program = (material.victim.module, method_of(cell, material), shape)
+        attack = attack_of(cell, material)
+        program = (material.victim.module, attack, images, material.images.shape[2:])
         if program not in counted:
-            module, method, shape = program
-            counted[program] = trials.step_flops(
-                module, material.victim.variables, method, material.normalization, shape
-            )
+            counted[program] = trials.step_flops(shapes_of(material, attack, images), attack)
         flops = counted[program]
         work = flops * count * cell.iterations
         total += work

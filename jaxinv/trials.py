@@ -5,12 +5,14 @@ take `every` steps. The host calls it until the last step is done. Compiled once
 network's parameters, the targets and all numbers are arguments.
 """
 
+import collections
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,13 +21,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinv import client, defenses, labels, metrics, planner, rng
-from jaxinv.attacks import gradient_matching as attack
+from jaxinv.attacks.base import Attack, Candidate, Known, Losses
+from jaxinv.image_prior import ImagePrior
 from jaxinv.objectives import OBJECTIVES, compare
 from jaxinv.priors import SEEDS
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
 TRACE_POINTS = 100  # per trial, at the most, beside the end
-CHUNK_STEPS = 50  # between two looks of the progress bar
 SHARED, DEALT = PartitionSpec(), PartitionSpec("trial")  # to every device; groups among them
 
 
@@ -48,10 +50,11 @@ class Result(NamedTuple):
     prior: Float[Array, "target seed"]  # all priors, each times its weight
     finite: Bool[Array, "target seed"]
     status: np.ndarray  # [target, seed], of the trials that are finite: `results.TRIALS`
-    candidates: attack.Candidate  # as the attack left them: not matched, not clipped
+    candidates: Candidate  # as the attack left them: not matched, not clipped
     trace: Trace
     plan: planner.Plan  # by which they were computed
     bytes: int  # that its program takes of each device
+    outcome: dict[str, np.ndarray] | None = None  # what else the attack found: `Attack.outcome`
 
 
 class Clients(NamedTuple):
@@ -153,64 +156,74 @@ def _make_targets(
     return lax.map(one, (truths, order_keys, draw_keys))
 
 
+class Problem(flax.struct.PyTreeNode):
+    """What all trials of a cell share: the network, the updates, and what is known of images."""
+
+    module: nn.Module = flax.struct.field(pytree_node=False)
+    image_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)
+    variables: PyTree
+    targets: Target  # with a leading target axis
+    truths: Truth | None  # likewise; read by the measurements alone, which are NaN without
+    normalization: Normalization
+    image_prior: ImagePrior | None = None
+
+
+class Resources(NamedTuple):
+    """By what a program runs, and who is told of it."""
+
+    plan: planner.Plan  # how the trials are grouped
+    memory: float = math.inf  # bytes that may be taken on each device
+    progress: Callable[[int, float], None] = lambda steps, psnr: None  # steps, mean PSNR
+    announce: Callable[[str], None] = lambda line: None  # the plan in a line, found or changed
+
+
 def run(
-    module: nn.Module,
-    variables: PyTree,
-    targets: Target,
-    truths: Truth | None,
-    normalization: Normalization,
-    method: attack.Method,
-    numbers: attack.Numbers,
-    image_shape: tuple[int, int, int],
-    keys: jax.Array,
-    plan: planner.Plan,
-    memory: float = math.inf,
-    progress: Callable[[int, float], None] = lambda steps, psnr: None,
-    report: Callable[[str], None] = lambda line: None,
-) -> Result:
-    """Attacks every target from every start and measures every trial.
+    problem: Problem, attack: Attack, numbers: Any, keys: jax.Array, resources: Resources,
+    start: Candidate | None = None,
+) -> Result:  # fmt: skip
+    """Attacks every target from every seed and measures every trial.
+
+    Groups of trials that do not fit the memory are halved: before the start by the program's own
+    analysis, and where a device runs out nevertheless, from the start. Where one trial alone does
+    not fit, the attack is asked for a smaller form of itself.
 
     Guarantees:
-      * trials are independent: what one does changes no other, and the truth changes no trial;
-      * `numbers` and `variables` do not recompile.
+      * no trial changes another, but where a prior couples the seeds; the truth changes none;
+      * numbers and arrays do not recompile.
 
     Args:
-      module, variables: the victim's network.
-      targets: with a leading target axis.
-      truths: likewise; read by the measurements alone, which are NaN without (None).
-      normalization: between pixels and the network's input.
-      method, numbers: the attack's settings; numbers have the axis of starts.
-      image_shape: height, width, channel.
-      keys: [target, seed], one start each.
-      plan: how the trials are grouped. Groups that do not fit the memory are halved: before the
-        start by the program's own analysis, and where a device runs out nevertheless, from the
-        start.
-      memory: bytes that may be taken on each device.
-      progress: called after each chunk with the steps done and the current mean PSNR.
-      report: called with the plan in a line, once it is found or changed.
+      problem: what all trials share.
+      attack: static.
+      numbers: its own, with an axis of seeds.
+      keys: [target, seed].
+      resources: devices, memory, and who is told.
+      start: what another attack found, [target, seed, ...]; None to start from the keys.
 
     Raises:
       UserError: not even one trial at once fits the memory.
     """
     total = int(numbers.iterations)
     every = max(1, -(-total // TRACE_POINTS))
-    points = max(1, CHUNK_STEPS // every)
-    batch_shape = (targets.labels.shape[1], *image_shape)
-    shared = (variables, targets, truths, normalization, numbers, jnp.int32(every))
+    points = max(1, attack.steps_per_call // every)
+    plan, memory = resources.plan, resources.memory
     while True:
         grid = planner.make_grid(plan, *keys.shape)
-        states = init_states(method, batch_shape, normalization, grid.deal(keys))
+        dealt = jax.tree.map(grid.deal, (keys, start))
+        states = init_states(attack, problem, numbers, grid.seed, *dealt)
         states = jax.device_put(states, NamedSharding(_mesh(plan.devices), DEALT))
-        chunk = (module, method, points, plan.devices, *shared)
-        # Compiled for good: the calls below find this program.
+        chunk = (attack, points, plan.devices, problem, numbers, jnp.int32(every))
+        # Compiled ahead, to ask for its memory; the calls below find this very program.
         program = run_chunk.lower(
             *chunk, jnp.int32(0), jnp.int32(1), grid.target, grid.seed, states
         ).compile()
         needed = planner.program_bytes(program)
         if needed > memory:
-            plan = planner.smaller(plan, needed, memory)
+            if plan.halved() is None and (smaller := attack.smaller()) is not None:
+                attack = smaller
+            else:
+                plan = planner.smaller(plan, needed, memory)
             continue
-        report(planner.describe(plan, needed))
+        resources.announce(planner.describe(plan, needed))
         traces, step = [], 0
         try:
             while step <= total:
@@ -223,34 +236,56 @@ def run(
                 seen = (np.moveaxis(grid.gather(leaf), 2, 0)[:count] for leaf in trace)
                 traces.append(Trace(taken, *seen))
                 step += points * every
-                progress(min(step, total), float(np.mean(traces[-1].psnr[-1])))
+                resources.progress(min(step, total), float(np.mean(traces[-1].psnr[-1])))
             break
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             plan = planner.smaller(plan, needed, 0.99 * needed)  # there was less than needed
     trace = jax.tree.map(lambda *parts: np.concatenate(parts), *traces)
-    candidates = jax.tree.map(grid.gather, states.candidate)
-    pixels, found, scores, finite = finish(truths, normalization, targets.labels, candidates)
+    candidates, outcome = jax.tree.map(grid.gather, (states.candidate, attack.outcome(states)))
+    return collect(problem, attack, candidates, outcome, trace, plan, needed)
+
+
+def collect(
+    problem: Problem, attack: Attack, candidates: Candidate, outcome: dict[str, np.ndarray],
+    trace: Trace, plan: planner.Plan, needed: int,
+) -> Result:  # fmt: skip
+    """Matches, scores and checks the end of all trials."""
+    pixels, found, scores, finite = finish(attack, problem, candidates)
     objective, prior = trace.objective[-1], trace.prior[-1]
     finite = np.asarray(finite) & np.isfinite(objective)
+    status = outcome.pop("status", np.full(objective.shape, "ok"))
     return Result(
-        np.asarray(pixels), found, scores, objective, prior, finite, np.full(keys.shape, "ok"),
-        candidates, trace, plan, needed,
+        np.asarray(pixels), found, scores, objective, prior, finite, status, candidates, trace,
+        plan, needed, outcome,
     )  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def init_states(method, shape, normalization, keys):
-    """Draws every start: keys [group, target, seed] to states with those axes in front."""
-    one = lambda key: attack.init(method, key, shape, normalization)  # noqa: E731
-    return jax.vmap(jax.vmap(jax.vmap(one)))(keys)
+@functools.partial(jax.jit, static_argnums=0)
+def init_states(attack, problem, numbers, group_seeds, keys, start):
+    """Makes every first state: keys [group, target, seed] to states with those axes in front."""
+    known = Known(None, None, None, problem.normalization, problem.image_prior)
+    shape = (problem.targets.labels.shape[1], *problem.image_shape)
+
+    def of_group(seeds, keys, start):
+        own = _of_seeds(numbers, seeds)
+        one = lambda own, key, start: attack.init(own, key, shape, known, start)  # noqa: E731
+        return jax.vmap(jax.vmap(one), in_axes=(None, 0, 0))(own, keys, start)
+
+    return jax.vmap(of_group)(group_seeds, keys, start)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(14,))
+def _of_seeds(numbers, seeds):
+    """The numbers of some seeds; the iterations are one number for all."""
+    own = jax.tree.map(lambda leaf: leaf[seeds], numbers._replace(iterations=None))
+    return own._replace(iterations=jnp.broadcast_to(numbers.iterations, seeds.shape))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(10,))
 def run_chunk(
-    module, method, points, devices, variables, targets, truths, normalization,
-    numbers, every, start, count, group_targets, group_starts, states,
+    attack, points, devices, problem, numbers, every, start, count, group_targets, group_seeds,
+    states,
 ):  # fmt: skip
     """`count` times: measure, then take `every` steps. States are [group, target, seed, ...].
 
@@ -258,39 +293,40 @@ def run_chunk(
     `points`.
     """
 
-    def of_device(variables, targets, truths, normalization, numbers, every, start, count, groups):
+    def of_device(problem, numbers, every, start, count, groups):
+        iterations = numbers.iterations  # one number for all trials: it is not batched
+
         def of_group(arguments):
             rows, columns, states = arguments
-            here = jax.tree.map(lambda leaf: leaf[rows], (targets, truths))
+            here = jax.tree.map(lambda leaf: leaf[rows], (problem.targets, problem.truths))
             own = jax.tree.map(lambda leaf: leaf[columns], numbers._replace(iterations=None))
             of_target = jax.vmap(trial, in_axes=(None, None, 0, 0), axis_name=SEEDS)
             return jax.vmap(of_target, in_axes=(0, 0, None, 0))(*here, own, states)
 
         def trial(target, truth, own, state):
-            numbers_here = own._replace(iterations=numbers.iterations)
-            loss = simulate(module, variables, method)
-            params = variables["params"]
+            known = Known(
+                simulate(problem.module, problem.variables, attack), problem.variables["params"],
+                target, problem.normalization, problem.image_prior,
+            )  # fmt: skip
+            own = own._replace(iterations=iterations)
 
             def point(number, carry):
                 state, index, trace = carry
                 psnr = jnp.full((), jnp.nan)
                 if truth is not None:
-                    found = attack.reconstruction(state.candidate)
-                    psnr = metrics.trace_psnr(truth, normalization, found)
+                    found = attack.reconstruct(state.candidate)
+                    psnr = metrics.trace_psnr(truth, problem.normalization, found)
 
                 def take(i, inner):
                     state, losses = inner
-                    state, now = attack.step(
-                        method, numbers_here, loss, params, target, normalization, index + i,
-                        state,
-                    )  # fmt: skip
+                    state, now = attack.step(own, known, index + i, state)
                     # The losses of the first step belong to the candidate just measured.
                     return state, jax.tree.map(lambda a, b: jnp.where(i == 0, a, b), now, losses)
 
-                none = attack.Losses(jnp.zeros(()), jnp.zeros(()))
-                steps = jnp.clip(numbers.iterations - index, 1, every)
+                none = Losses(jnp.zeros(()), jnp.zeros(()))
+                steps = jnp.clip(iterations - index, 1, every)
                 state, losses = lax.fori_loop(0, steps, take, (state, none))
-                index = jnp.minimum(index + steps, numbers.iterations)
+                index = jnp.minimum(index + steps, iterations)
                 measured = (psnr, losses.objective, losses.prior)
                 trace = tuple(column.at[number].set(x) for column, x in zip(trace, measured))
                 return state, index, trace
@@ -305,13 +341,10 @@ def run_chunk(
     # Each device loops over its own groups and talks to no other. Without vma tracking, a gradient
     # with respect to the replicated parameters stays this device's own (no implicit psum).
     on_devices = jax.shard_map(
-        of_device, mesh=_mesh(devices), in_specs=(*[SHARED] * 8, DEALT), out_specs=DEALT,
+        of_device, mesh=_mesh(devices), in_specs=(*[SHARED] * 5, DEALT), out_specs=DEALT,
         check_vma=False,
     )  # fmt: skip
-    return on_devices(
-        variables, targets, truths, normalization, numbers, every, start, count,
-        (group_targets, group_starts, states),
-    )  # fmt: skip
+    return on_devices(problem, numbers, every, start, count, (group_targets, group_seeds, states))
 
 
 def _mesh(devices: int) -> jax.sharding.Mesh:
@@ -320,36 +353,35 @@ def _mesh(devices: int) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(local, ("trial",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def recover(
-    closed_form: Callable, module: nn.Module, variables: PyTree, targets: Target, truths: Truth,
-    normalization: Normalization, objective: str, keys: jax.Array,
-) -> Result:  # fmt: skip
+def recover(problem: Problem, closed_form: Callable, objective: str, keys: jax.Array) -> Result:
     """Runs an attack in closed form on every target, from every key.
 
     Args:
+      problem, keys: as in `run`.
       closed_form: one of `attacks.CLOSED_FORM`.
-      module, variables, targets, truths, normalization, keys: as in `run`.
       objective: by which the update of what was found is compared with the target's.
     """
     images, pixels, scores, distance, finite, exact = _recover(
-        closed_form, module, objective, variables, targets, truths, normalization, keys
+        closed_form, objective, problem, keys
     )
-    labels = jnp.broadcast_to(targets.labels[:, None], (*keys.shape, targets.labels.shape[1]))
+    given = problem.targets.labels
+    labels = jnp.broadcast_to(given[:, None], (*keys.shape, given.shape[1]))
     trace = Trace(np.zeros(1, int), *(np.asarray(x)[None] for x in (scores.psnr, distance)), None)
     status = np.where(np.asarray(exact), "exact", "mixture")
     return Result(
         np.asarray(pixels), labels, scores, distance, jnp.zeros_like(distance), finite, status,
-        attack.Candidate(images, None), trace, planner.Plan(1, 1), 0,
+        Candidate(images, None), trace, planner.Plan(1, 1), 0,
     )  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _recover(closed_form, module, objective, variables, targets, truths, normalization, keys):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _recover(closed_form, objective, problem, keys):
+    module, variables, normalization = problem.module, problem.variables, problem.normalization
     loss = client.loss_fn(module, variables)
 
     def one(target, truth, key):
         count = len(target.labels)
-        found = closed_form(module, variables, target, count, truth.images.shape[1:], key)
+        found = closed_form(module, variables, target, count, problem.image_shape, key)
         update, _ = client.gradient(loss, variables["params"], found.images, target.labels)
         pixels = normalization.pixels(found.images)
         pixels = metrics.match(pixels, truth.images, normalization.mean)
@@ -362,20 +394,21 @@ def _recover(closed_form, module, objective, variables, targets, truths, normali
         target, truth, own = arguments
         return lax.map(functools.partial(one, target, truth), own)
 
-    return lax.map(of_target, (targets, truths, keys))
+    return lax.map(of_target, (problem.targets, problem.truths, keys))
 
 
-def simulate(module: nn.Module, variables: PyTree, method: attack.Method) -> client.LossFn:
+def simulate(module: nn.Module, variables: PyTree, attack: Attack) -> client.LossFn:
     """The client's loss as the attacker simulates it."""
-    return client.loss_fn(module, variables, method.batch_norm, "statistics" in method.priors)
+    return client.loss_fn(module, variables, attack.batch_norm, "statistics" in attack.priors)
 
 
-@jax.jit
-def finish(truths, normalization, given_labels, candidates):
+@functools.partial(jax.jit, static_argnums=0)
+def finish(attack, problem, candidates):
     """Matches, scores and checks the final candidates [target, seed, ...]."""
+    normalization = problem.normalization
 
     def one(truth, given, candidate):
-        pixels, scores = normalization.pixels(attack.reconstruction(candidate)), None
+        pixels, scores = normalization.pixels(attack.reconstruct(candidate)), None
         if truth is not None:
             pixels = metrics.match(pixels, truth.images, normalization.mean)
             scores = metrics.score(truth, pixels)
@@ -387,43 +420,42 @@ def finish(truths, normalization, given_labels, candidates):
         truth, given, own = arguments
         return lax.map(functools.partial(one, truth, given), own)
 
-    return lax.map(of_target, (truths, given_labels, candidates))
+    return lax.map(of_target, (problem.truths, problem.targets.labels, candidates))
 
 
-def step_flops(
-    module: nn.Module,
-    variables: PyTree,
-    method: attack.Method,
-    normalization: Normalization,
-    batch_shape: tuple[int, ...],
-) -> float:
+def step_flops(problem: Problem, attack: Attack) -> float:
     """Counts the floating-point operations of one step of one trial, by XLA's own analysis.
 
     Without those of a defense that the attacker simulates, and of what is computed twice to save
-    memory. Of several local steps it is their number times one: XLA counts a loop's body once.
+    memory. XLA counts a loop's body once: local steps are counted as their number times one, the
+    conjugate gradients of a second-order step as all of its products.
+
+    Args:
+      problem: of one target, whose arrays may be shapes.
+      attack: of which a step is counted.
     """
-    method = method._replace(defense=())
-    steps = method.local.steps(batch_shape[0])
+    attack = attack._replace(defense=())
+    batch = problem.targets.labels.shape[1]
+    steps = attack.local.steps(batch)
     if steps > 1:
-        shape = (method.local.batch or batch_shape[0], *batch_shape[1:])
-        once = method._replace(local=client.Local(), by_epoch=False)
-        once = once._replace(priors=tuple(set(method.priors) - {"order"}))
-        return steps * step_flops(module, variables, once, normalization, shape)
-    sent = {"batch_stats": variables["batch_stats"]} if "statistics" in method.priors else ()
-    target = Target(variables["params"], jnp.zeros(batch_shape[0], jnp.int32), sent)
-    weights = {name: jnp.float32(1) for name in method.priors}
-    numbers = attack.Numbers(jnp.float32(1), jnp.float32(1), weights, jnp.int32(1))
-    start = functools.partial(attack.init, method, shape=batch_shape, normalization=normalization)
-    states = jax.eval_shape(jax.vmap(start), jax.random.split(jax.random.key(0), 1))
-
-    def one(variables, target, state):
-        loss = simulate(module, variables, method)
-        return attack.step(
-            method, numbers, loss, variables["params"], target, normalization, jnp.int32(0), state
-        )
-
-    of_seeds = jax.vmap(one, in_axes=(None, None, 0), axis_name=SEEDS)
-    return float(jax.jit(of_seeds).lower(variables, target, states).cost_analysis()["flops"])
+        once = attack._replace(local=client.Local())
+        if "order" in once.priors:
+            rest = tuple(name for name in once.priors if name != "order")
+            once = once._replace(priors=rest, by_epoch=False)
+        labels = jax.ShapeDtypeStruct((1, attack.local.batch or batch), jnp.int32)
+        targets = problem.targets._replace(labels=labels)
+        return steps * step_flops(problem.replace(targets=targets), once)
+    numbers = attack.numbers(1, collections.defaultdict(lambda: 1.0, iterations=1))
+    key = jax.random.key(0)[None, None]
+    states = jax.eval_shape(
+        functools.partial(init_states, attack), problem, numbers, np.zeros((1, 1), int),
+        jax.eval_shape(lambda: key[None]), None,
+    )  # fmt: skip
+    lowered = run_chunk.lower(
+        attack, 1, 1, problem, numbers, jnp.int32(1), jnp.int32(0), jnp.int32(1),
+        np.zeros((1, 1), int), np.zeros((1, 1), int), states,
+    )  # fmt: skip
+    return float(lowered.cost_analysis()["flops"]) * attack.products
 
 
 @jax.jit

@@ -1,13 +1,33 @@
-"""Attacks: an `init` and a `step`, or a closed form, pure functions of one trial.
+"""Attacks: an `init` and a `step` (`base.Attack`), or a closed form, pure functions of one trial.
 
-A published attack is a name for settings of `gradient_matching`, each of which can be given anew,
-or a closed form, which has none. Only `trials.py` loops.
+A named attack is a name for settings, each of which can be given anew, of one of three families:
+gradient matching, second order (annealed Gauss-Newton), or a closed form, which has next to none.
+Only `trials.py` loops.
 """
 
 from jaxinv.attacks import analytic, spear
 
 # (module, variables, target, images, image_shape, key) -> analytic.Recovered
 CLOSED_FORM = {"analytic": analytic.attack, "spear": spear.attack}
+
+SECOND_ORDER = ("bayes",)
+
+# The settings that each family has no use for: to give one is an error.
+_OF_MATCHING = {
+    "tv", "tv_isotropic", "tv_color", "norm", "statistics", "group", "features", "order",
+    "optimizer", "sign", "lr", "schedule", "box", "gram",
+}  # fmt: skip
+_OF_SECOND_ORDER = {
+    "image_prior", "anneal_from", "anneal_to", "cg_iterations", "damping", "tolerance", "posterior",
+}  # fmt: skip
+
+
+def unused_settings(attack: str) -> set[str]:
+    """The settings that an attack does not read."""
+    if attack in CLOSED_FORM:
+        return _OF_MATCHING | _OF_SECOND_ORDER | {"init", "iterations", "polish", "told"}
+    return _OF_MATCHING if attack in SECOND_ORDER else _OF_SECOND_ORDER
+
 
 _EUCLIDEAN = {
     "objective": "l2", "optimizer": "lbfgs", "sign": "none", "schedule": "constant", "box": False,
@@ -30,6 +50,10 @@ ATTACKS = {
     "modern": {
         "sign": "soft", "schedule": "cosine", "init": "patterned", "tv": 0.0, "tv_color": 0.1,
         "features": 0.1,
+    },
+    # Annealed Gauss-Newton to the most probable image under a Gaussian image prior.
+    "bayes": {
+        "objective": "l2", "tv": 0.0, "init": "mean", "iterations": 28, "posterior": 32,
     },
     **{name: {"tv": 0.0} for name in CLOSED_FORM},
 }  # fmt: skip

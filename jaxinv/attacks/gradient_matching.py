@@ -7,7 +7,7 @@ of the gradient, a step schedule, and after every step a projection onto the ima
 in [0, 1].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +16,18 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxinv import client, defenses, gram, metrics
+from jaxinv import client, gram
+from jaxinv.attacks.base import (
+    Candidate,
+    Known,
+    Losses,
+    Simulation,
+    average_epochs,
+    simulate_update,
+)
 from jaxinv.objectives import OBJECTIVES, Comparison, compare
 from jaxinv.priors import View, weighted_sum
-from jaxinv.types import Normalization, PyTree, Target
+from jaxinv.types import PyTree
 
 # Each maps the gradient and the progress in [0, 1) to the direction the optimiser sees. The soft
 # sign tanh(s g) / s with s = 1 - progress is breaching's; it hardens into the plain gradient.
@@ -90,53 +98,13 @@ SCHEDULES: dict[str, Callable[..., Array]] = {
 }
 
 
-class Method(NamedTuple):
-    """What shapes the compiled program: a change recompiles."""
-
-    objective: str = "cosine"
-    priors: tuple[str, ...] = ("tv",)  # those with a weight
-    optimizer: str = "adam"
-    sign: str = "hard"
-    schedule: str = "step"
-    init: str = "normal"
-    box: bool = True
-    batch_norm: str = "eval"  # what the client does, and the attacker simulates: client.BATCH_NORM
-    local: client.Local = client.Local()  # the client's local steps, as the attacker simulates them
-    by_epoch: bool = False  # images of their own for each epoch, whose order is not known
-    classes: int = 0  # where the labels are optimised beside the images, else 0
-    classifier: tuple[str, ...] = ()  # path of the last dense layer, for the priors that ask for it
-    defense: tuple[str, ...] = ()  # the client's, as far as the attacker was told
-    gram: str | None = None  # the rule (`jaxinv.gram`) by which layers keep no weight gradient
-
-
 class Numbers(NamedTuple):
-    """What is traced: cells that differ in these alone share one compilation.
+    """What is traced: a change does not recompile. Each may differ from seed to seed."""
 
-    The loop takes them with an axis of starts, so that settings can be compared in one batch.
-    """
-
-    lr: Float[Array, "*start"]
-    client_lr: Float[Array, "*start"]  # that the attacker simulates
-    weights: dict[str, Float[Array, "*start"]]  # of the priors
+    lr: Float[Array, "*seed"]
+    client_lr: Float[Array, "*seed"]  # that the attacker simulates
+    weights: dict[str, Float[Array, "*seed"]]  # of the priors
     iterations: Int[Array, ""]
-
-    @classmethod
-    def of(cls, starts: int, *, lr, iterations: int, client_lr=1.0, **weights) -> "Numbers":
-        """Makes them of settings, each one number for all starts or one for each."""
-        spread = lambda x: np.broadcast_to(np.asarray(x, np.float64), (starts,))  # noqa: E731
-        spreads = {name: spread(weight) for name, weight in weights.items()}
-        return cls(spread(lr), spread(client_lr), spreads, np.int32(iterations))
-
-
-class Candidate(NamedTuple):
-    """What the attack moves."""
-
-    images: Float[Array, "*epoch image height width channel"]  # normalised
-    logits: Float[Array, "image class"] | None  # of the labels; None where they are given
-
-    def labels(self, given: Int[Array, " image"]) -> Array:
-        """What a client would have for labels: those given, or the distribution of the logits."""
-        return given if self.logits is None else jax.nn.softmax(self.logits)
 
 
 class AttackState(NamedTuple):
@@ -146,123 +114,132 @@ class AttackState(NamedTuple):
     optimizer: Any
 
 
-class Losses(NamedTuple):
-    """The two parts of the attack's loss at one candidate."""
+class Method(NamedTuple):
+    """What shapes the compiled program: a change recompiles."""
 
-    objective: Float[Array, ""]
-    prior: Float[Array, ""]  # all priors, each times its weight
+    objective: str = "cosine"
+    priors: tuple[str, ...] = ("tv",)  # those with a weight
+    optimizer: str = "adam"
+    sign: str = "hard"
+    schedule: str = "step"
+    init_from: str = "normal"  # a name of `INITS`
+    box: bool = True
+    batch_norm: str = "eval"  # what the client does, and the attacker simulates: client.BATCH_NORM
+    local: client.Local = client.Local()  # the client's local steps, as the attacker simulates them
+    by_epoch: bool = False  # images of their own for each epoch, whose order is not known
+    classes: int = 0  # where the labels are optimised beside the images, else 0
+    classifier: tuple[str, ...] = ()  # path of the last dense layer, for the priors that ask for it
+    defense: tuple[str, ...] = ()  # the client's, as far as the attacker was told
+    gram: str | None = None  # the rule (`jaxinv.gram`) by which layers keep no weight gradient
 
+    @property
+    def steps_per_call(self) -> int:
+        """Between two looks of the progress bar."""
+        return 50
 
-def init(
-    method: Method, key: jax.Array, shape: tuple[int, ...], normalization: Normalization
-) -> AttackState:
-    """Draws the random start of one trial.
+    @property
+    def products(self) -> int:
+        """Passes through the network in one step, beside what is done once."""
+        return 1
 
-    The start is not projected: the first projection comes after the first step, as published. In
-    float64 it is the same start.
-    """
-    kind = normalization.mean.dtype
-    front = (method.local.epochs,) if method.by_epoch else ()
-    images = INITS[method.init](key, (*front, *shape)).astype(kind)
-    logits = None
-    if method.classes:
-        of_labels = jax.random.fold_in(key, 1)
-        logits = jax.random.normal(of_labels, (shape[0], method.classes), jnp.float32).astype(kind)
-    candidate = Candidate(images, logits)
-    return AttackState(candidate, OPTIMIZERS[method.optimizer]().init(candidate))
+    def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Numbers:
+        """Makes the traced part of settings, each one number for all seeds or one for each."""
+        spread = lambda x: np.broadcast_to(np.asarray(x, np.float64), (seeds,))  # noqa: E731
+        weights = {name: spread(settings[name]) for name in self.priors}
+        rates = (spread(settings[name]) for name in ("lr", "client_lr"))
+        return Numbers(*rates, weights, np.int32(settings["iterations"]))
 
+    def init(
+        self, numbers: Numbers, key: Array, shape: tuple[int, ...], known: Known,
+        start: Candidate | None = None,
+    ) -> AttackState:  # fmt: skip
+        """Draws the random start of one trial.
 
-def reconstruction(candidate: Candidate) -> Float[Array, "image height width channel"]:
-    """The attacker's images, normalised: those of the epochs matched to the first's, and averaged.
+        The start is not projected: the first projection comes after the first step, as published.
+        In float64 it is the same start.
+        """
+        kind = known.normalization.mean.dtype
+        if start is None:
+            front = (self.local.epochs,) if self.by_epoch else ()
+            images = INITS[self.init_from](key, (*front, *shape)).astype(kind)
+            logits = None
+            if self.classes:
+                of_labels = jax.random.fold_in(key, 1)
+                logits = jax.random.normal(of_labels, (shape[0], self.classes), jnp.float32)
+                logits = logits.astype(kind)
+            start = Candidate(images, logits)
+        return AttackState(start, OPTIMIZERS[self.optimizer]().init(start))
 
-    References: Dimitrov et al. 2022, arXiv 2206.12395, section 5.4.
-    """
-    if candidate.images.ndim == 4:
-        return candidate.images
-    first, *rest = candidate.images
-    return jnp.stack([first, *(metrics.match(other, first) for other in rest)]).mean(axis=0)
+    def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
+        """The attacker's images; of several epochs, their mean."""
+        return average_epochs(candidate)
 
+    def outcome(self, state: AttackState) -> dict[str, Array]:
+        """Nothing but the candidate."""
+        del state
+        return {}
 
-def compare_candidate(
-    method: Method, client_lr: Array, loss: client.LossFn, params: PyTree, target: Target,
-    candidate: Candidate,
-) -> tuple[Comparison, PyTree, PyTree]:  # fmt: skip
-    """Compares the update that a candidate would cause with the target's.
+    def smaller(self) -> None:
+        """There is none: one trial needs what it needs."""
 
-    Returns:
-      The comparison, the candidate's update (() where no weight gradients are kept), and the
-      statistics of its batch.
-    """
-    images, labels = candidate.images, candidate.labels(target.labels)
-    if method.gram:
-        between, statistics = gram.compare_updates(
-            loss, params, images, labels, target.update, method.gram
-        )
-        return between, (), statistics
-    if "dpsgd" in method.defense:
-        clip = target.told.strengths[0][0]
-        update, statistics = defenses.clipped_mean(loss, params, images, labels, clip), ()
-        return _compare_defended(method, update, target), update, statistics
-    if method.by_epoch:
-        labels = jnp.broadcast_to(labels, (len(images), *labels.shape))
-    update, statistics = client.update(loss, params, images, labels, method.local, client_lr)
-    return _compare_defended(method, update, target), update, statistics
+    def compare(
+        self, numbers: Numbers, known: Known, candidate: Candidate
+    ) -> tuple[Comparison, PyTree, PyTree]:
+        """Compares the update that a candidate would cause with the target's.
 
+        Returns:
+          The comparison, the candidate's update (() where no weight gradients are kept), and the
+          statistics of its batch.
+        """
+        target = known.target
+        if self.gram:
+            between, statistics = gram.compare_updates(
+                known.loss, known.params, candidate.images, candidate.labels(target.labels),
+                target.update, self.gram,
+            )  # fmt: skip
+            return between, (), statistics
+        simulation = Simulation(self.local, self.by_epoch, self.defense)
+        update, statistics = simulate_update(simulation, known, numbers.client_lr, candidate)
+        weights = target.told.weights if self.defense else None
+        return compare(update, target.update, weights), update, statistics
 
-def _compare_defended(method: Method, update: PyTree, target: Target) -> Comparison:
-    """Compares what the client's defense would make of an update with what was shared."""
-    if not method.defense:
-        return compare(update, target.update)
-    update = defenses.expect(method.defense, target.told, update, target.update)
-    return compare(update, target.update, target.told.weights)
+    def step(
+        self, numbers: Numbers, known: Known, index: Int[Array, ""], state: AttackState
+    ) -> tuple[AttackState, Losses]:
+        """Takes one step of one trial.
 
+        Args:
+          numbers: of this seed.
+          known: all that the attacker has.
+          index: steps taken so far. From `numbers.iterations` on the state is returned as it came,
+            so that the last call only evaluates.
+          state: of this trial.
 
-def step(
-    method: Method,
-    numbers: Numbers,
-    client_loss: client.LossFn,
-    params: PyTree,
-    target: Target,
-    normalization: Normalization,
-    index: Int[Array, ""],
-    state: AttackState,
-) -> tuple[AttackState, Losses]:
-    """Takes one step of one trial.
+        Returns:
+          The next state, and the losses at the candidate the step started from.
+        """
 
-    Args:
-      method, numbers: the settings.
-      client_loss, params: of the network the update was computed on.
-      target: the shared update and the labels the attacker uses.
-      normalization: between pixels and the network's input.
-      index: steps taken so far. From `numbers.iterations` on the state is returned as it came, so
-        that the last call only evaluates.
-      state: of this trial.
+        def loss(candidate):
+            between, update, statistics = self.compare(numbers, known, candidate)
+            view = View(
+                candidate.images, update, statistics, known.target, known.params, self.classifier
+            )
+            weights = {name: numbers.weights[name] for name in self.priors}
+            losses = Losses(OBJECTIVES[self.objective](between), weighted_sum(weights, view))
+            return losses.objective + losses.prior, losses
 
-    Returns:
-      The next state, and the losses at the candidate the step started from.
-    """
-
-    def loss(candidate):
-        between, update, statistics = compare_candidate(
-            method, numbers.client_lr, client_loss, params, target, candidate
-        )
-        view = View(candidate.images, update, statistics, target, params, method.classifier)
-        weights = {name: numbers.weights[name] for name in method.priors}
-        losses = Losses(OBJECTIVES[method.objective](between), weighted_sum(weights, view))
-        return losses.objective + losses.prior, losses
-
-    (value, losses), gradient = jax.value_and_grad(loss, has_aux=True)(state.candidate)
-    progress = jnp.minimum(index, numbers.iterations - 1) / numbers.iterations
-    direction = gradient._replace(images=SIGNS[method.sign](gradient.images, progress))
-    optimizer = optax.with_extra_args_support(OPTIMIZERS[method.optimizer]())
-    descent, optimizer_state = optimizer.update(
-        direction, state.optimizer, state.candidate,
-        value=value, grad=gradient, value_fn=lambda candidate: loss(candidate)[0],
-    )  # fmt: skip
-    rate = numbers.lr * SCHEDULES[method.schedule](index, numbers.iterations)
-    candidate = jax.tree.map(lambda x, d: x - rate * d, state.candidate, descent)
-    if method.box:
-        candidate = candidate._replace(images=normalization.box(candidate.images))
-    moved = AttackState(candidate, optimizer_state)
-    go = index < numbers.iterations
-    return jax.tree.map(lambda new, old: jnp.where(go, new, old), moved, state), losses
+        (value, losses), gradient = jax.value_and_grad(loss, has_aux=True)(state.candidate)
+        progress = jnp.minimum(index, numbers.iterations - 1) / numbers.iterations
+        direction = gradient._replace(images=SIGNS[self.sign](gradient.images, progress))
+        optimizer = optax.with_extra_args_support(OPTIMIZERS[self.optimizer]())
+        descent, optimizer_state = optimizer.update(
+            direction, state.optimizer, state.candidate,
+            value=value, grad=gradient, value_fn=lambda candidate: loss(candidate)[0],
+        )  # fmt: skip
+        rate = numbers.lr * SCHEDULES[self.schedule](index, numbers.iterations)
+        candidate = jax.tree.map(lambda x, d: x - rate * d, state.candidate, descent)
+        if self.box:
+            candidate = candidate._replace(images=known.normalization.box(candidate.images))
+        moved = AttackState(candidate, optimizer_state)
+        go = index < numbers.iterations
+        return jax.tree.map(lambda new, old: jnp.where(go, new, old), moved, state), losses

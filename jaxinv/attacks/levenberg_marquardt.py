@@ -2,198 +2,254 @@
 
 Minimises |r(x)|^2, r(x) = update(x) - shared update, over the images x, with the steps
 
-    (J^T J + damping) s = -J^T r,      J the Jacobian of r at x.
+    (J^T J + damping D) s = J^T r,      J the Jacobian of r at x, D the diagonal of J^T J.
 
 Where there are more parameters than pixels and the network is smooth, the residual vanishes at the
 true image alone, and near it each step squares the error. Far from it, and across the kinks of a
-ReLU, it stalls: this polishes what another attack has found. The images are not kept in their box:
-the solution lies inside it, and the way there may lead along its outside.
+ReLU, it stalls: this polishes what another attack has found. There is no prior, and the images are
+not kept in their box: the solution lies inside it, and the way there may lead along its outside.
 
-References: Levenberg 1944; Marquardt 1963; Nocedal & Wright 2006, section 10.3.
+The system is solved in float64 by conjugate gradients. Their preconditioner is J^T J itself at the
+first of some points, computed and factorised in float32: a matrix that is right to seven digits
+leaves of ten or fourteen orders of magnitude between the singular values three at the most.
+
+References: Levenberg 1944; Marquardt 1963; Nocedal & Wright 2006, section 10.3; Carson & Higham
+  2018 (factorisations in a lower precision as preconditioners).
 """
 
-import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Float, Int
+
+from jaxinv import client
+from jaxinv.attacks.base import Candidate, Known, Losses, Simulation, simulate_update
+from jaxinv.objectives import OBJECTIVES, compare
+from jaxinv.types import PyTree
 
 Residuals = Callable[[Array], Float[Array, " residual"]]
 
 STATUS = ("steps", "converged", "stalled")  # how a trial ended: its steps were spent, or by itself
 TOLERANCE = 1e-13  # of the residual, relative to the shared update: converged
-FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-4, 1e-18, 1e4  # relative to the largest diagonal
+FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-6, 1e-18, 1e2  # relative to the diagonal
+REUSES = 12  # Newton steps under one factorisation, at the most
 CG_ITERATIONS = 300
-CHORDS = 12  # further steps with one factorisation, at the most
+CG_TOLERANCE = 1e-10
+SHIFT = 1e-4  # of the preconditioner, with a unit diagonal: float32 is not positive definite below
+COLUMNS = 16  # of J^T J at once
 
 
-class Polished(NamedTuple):
-    """The end of one trial."""
+class Numbers(NamedTuple):
+    """What is traced."""
 
-    x: Float[Array, "..."]
-    residual: Float[Array, ""]  # |r| / |shared update|
+    client_lr: Float[Array, "*seed"]  # that the attacker simulates
+    iterations: Int[Array, ""]
+
+
+class State(NamedTuple):
+    """What the next step of one trial needs."""
+
+    candidate: Candidate
+    damping: Float[Array, ""]
     status: Int[Array, ""]  # position in `STATUS`
-    trace: Float[Array, " step"]  # the residual after each step; NaN after the last
 
 
-class _State(NamedTuple):
-    """What the next step needs."""
+class Point(NamedTuple):
+    """An image on the way, and how the last step to it went."""
 
-    x: Array
-    r: Array
-    damping: Array  # relative
-    system: "System"
-    step: Array
-    status: Array
-    trace: Array
+    x: Float[Array, " pixel"]
+    r: Float[Array, " residual"]
+    damping: Float[Array, ""]
+    taken: Int[Array, ""]
+    halved: Array  # whether the residual fell by half
 
 
-class System(NamedTuple):
-    """The linear system at one image."""
+class LevenbergMarquardt(NamedTuple):
+    """What shapes the compiled program."""
 
-    normal: Float[Array, "pixel pixel"] | None  # J^T J; None where it is not stored
-    slope: Float[Array, " pixel"]  # J^T r
-    scale: Float[Array, ""]  # the largest diagonal element of J^T J
+    objective: str = "l2"
+    batch_norm: str = "eval"
+    local: client.Local = client.Local()
+    columns: int = COLUMNS  # of J^T J that are computed at once; 0: no preconditioner
+
+    priors: tuple[str, ...] = ()
+
+    @property
+    def steps_per_call(self) -> int:
+        """Between two looks of the progress bar."""
+        return 1
+
+    @property
+    def products(self) -> int:
+        """Passes through the network in one step; a system of some thousand unknowns."""
+        return 3000
+
+    def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Numbers:
+        """Makes the traced part of settings."""
+        rate = np.broadcast_to(np.asarray(settings["client_lr"], np.float64), (seeds,))
+        return Numbers(rate, np.int32(settings["iterations"]))
+
+    def init(
+        self, numbers: Numbers, key: Array, shape: tuple[int, ...], known: Known,
+        start: Candidate | None,
+    ) -> State:  # fmt: skip
+        """Starts where another attack ended; labels found beside the images stand."""
+        del numbers, key, shape
+        if start is None:
+            raise ValueError("Levenberg-Marquardt polishes what another attack has found")
+        kind = known.normalization.mean.dtype
+        start = jax.tree.map(lambda x: x.astype(kind), start)
+        return State(start, jnp.asarray(FIRST_DAMPING, kind), jnp.int32(0))
+
+    def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
+        """The attacker's normalised images."""
+        return candidate.images
+
+    def outcome(self, state: State) -> dict[str, Array]:
+        """How each trial ended."""
+        return {"status": np.array(STATUS)[np.asarray(state.status)]}
+
+    def smaller(self) -> "LevenbergMarquardt | None":
+        """Fewer columns at once, at last none."""
+        return self._replace(columns=self.columns // 4) if self.columns else None
+
+    def step(
+        self, numbers: Numbers, known: Known, index: Int[Array, ""], state: State
+    ) -> tuple[State, Losses]:
+        """Takes the steps of one factorisation; see `base.Attack`."""
+        update = update_function(self.local, numbers.client_lr, known, state.candidate)
+        shared = known.target.update
+        objective = OBJECTIVES[self.objective](compare(update(state.candidate.images), shared))
+
+        def move(state):
+            images = state.candidate.images
+            flat_shared = flat(shared)
+            residuals = lambda x: flat(update(x.reshape(images.shape))) - flat_shared  # noqa: E731
+            x, damping, status = descend(
+                residuals, jnp.linalg.norm(flat_shared), images.ravel(), state.damping,
+                self.columns,
+            )  # fmt: skip
+            candidate = state.candidate._replace(images=x.reshape(images.shape))
+            moved = State(candidate, damping, status)
+            return jax.tree.map(lambda a, b: jnp.where(state.status == 0, a, b), moved, state)
+
+        go = index < numbers.iterations
+        losses = Losses(objective, jnp.zeros_like(objective))
+        return lax.cond(go, move, lambda state: state, state), losses
 
 
-def polish(
-    residuals: Residuals, shared_norm: Array, x: Float[Array, "..."], steps: int, columns: int
-) -> Polished:
-    """Takes an image to where its residual vanishes, as far as steps and network allow.
+def descend(
+    residuals: Residuals, shared_norm: Array, x: Float[Array, " pixel"], damping: Array,
+    columns: int,
+) -> tuple[Float[Array, " pixel"], Array, Int[Array, ""]]:  # fmt: skip
+    """Takes Newton steps under one preconditioner, as long as they halve the residual.
 
-    The damping falls by ten with every step that lowers the residual and rises by ten with one that
-    does not, which is then not taken. The normal matrix is nearly all the work: where it is stored,
-    its factorisation is used again as long as that halves the residual (the chord method; Kelley
-    1995, Iterative Methods for Linear and Nonlinear Equations, section 5.4).
+    The damping falls by a hundred with every step that lowers the residual and rises by a hundred
+    with one that does not, which is then not taken.
 
     Args:
-      residuals: of the images, in any shape, to [residual]; once differentiable both ways.
+      residuals: of the images in a row; once differentiable both ways.
       shared_norm: |shared update|, which residuals are relative to.
-      x: the start, in float64.
-      steps: at the most.
-      columns: of J^T J that are computed at once; 0: it is not stored, conjugate gradients do.
+      x: the start.
+      damping: relative to the diagonal of J^T J.
+      columns: of J^T J that are computed at once; 0: no preconditioner.
+
+    Returns:
+      The end, the damping, and the status, a position in `STATUS`.
     """
-    shape = x.shape
-    of = lambda flat: residuals(flat.reshape(shape))  # noqa: E731
-    build = functools.partial(_dense_system, columns) if columns else _free_system
+    factor, diagonal = preconditioner(residuals, x, columns)
+    precondition = lambda r: r  # noqa: E731
+    if columns:
+        root = lax.rsqrt(diagonal)
+        # The factor is kept in float32, half the memory; its product with its transpose is positive
+        # definite whatever is rounded.
+        low = lambda v: (factor @ v.astype(factor.dtype)).astype(x.dtype)  # noqa: E731
+        high = lambda v: (v.astype(factor.dtype) @ factor).astype(x.dtype)  # noqa: E731
+        precondition = lambda r: root * high(low(root * r))  # noqa: E731
 
-    def more(state):
-        return (state.step < steps) & (state.status == 0)
+    def step(point):
+        _, jvp = jax.linearize(residuals, point.x)
+        transpose = jax.linear_transpose(jvp, point.x)
+        slope = transpose(point.r)[0]
+        ridge = point.damping * diagonal
+        product = lambda s: transpose(jvp(s))[0] + ridge * s  # noqa: E731
+        s, _ = jax.scipy.sparse.linalg.cg(
+            product, slope, tol=CG_TOLERANCE, maxiter=CG_ITERATIONS, M=precondition
+        )
+        there = point.x - s
+        r = residuals(there)
+        ratio = jnp.vdot(r, r) / jnp.vdot(point.r, point.r)
+        better = ratio < 1  # not so where it is NaN
+        x, r = (jnp.where(better, a, b) for a, b in ((there, point.x), (r, point.r)))
+        damping = jnp.where(better, jnp.maximum(point.damping / 100, LEAST_DAMPING),
+                            point.damping * 100)  # fmt: skip
+        return Point(x, r, damping, point.taken + 1, ~better | (ratio < 0.25))
 
-    def step(state):
-        damping = state.damping * state.system.scale
-        if columns:
-            size = len(state.x)
-            factor = cho_factor(state.system.normal + damping * jnp.eye(size, dtype=x.dtype))
-            there = state.x - cho_solve(factor, state.system.slope)
-            there, r = _chords(of, factor, there)
-        else:
-            there = state.x - _conjugate_gradient(of, state.x, state.system.slope, damping)
-            r = of(there)
-        # A system that is no longer positive definite gives NaN, which is no success either.
-        better = jnp.vdot(r, r) < jnp.vdot(state.r, state.r)
-        x_next, r_next = (jnp.where(better, a, b) for a, b in ((there, state.x), (r, state.r)))
-        residual = jnp.linalg.norm(r_next) / shared_norm
-        converged = residual < TOLERANCE
-        # Of a point that is the last no system is needed: it is nearly all the work.
-        again = better & ~converged & (state.step + 1 < steps)
-        system = lax.cond(again, lambda: build(of, there, r), lambda: state.system)
-        damping = jnp.where(better, state.damping / 10, state.damping * 10)
-        ends = jnp.array([converged, damping > MOST_DAMPING])
-        status = jnp.where(ends.any(), 1 + ends.argmax(), 0).astype(jnp.int32)
-        trace = state.trace.at[state.step].set(residual)
-        damping = jnp.maximum(damping, LEAST_DAMPING)
-        return _State(x_next, r_next, damping, system, state.step + 1, status, trace)
+    def more(point):
+        left = jnp.linalg.norm(point.r) >= TOLERANCE * shared_norm
+        return left & point.halved & (point.taken < REUSES) & (point.damping <= MOST_DAMPING)
 
-    flat = x.ravel()
-    r = of(flat)
-    start = _State(
-        flat, r, jnp.asarray(FIRST_DAMPING, x.dtype), build(of, flat, r), jnp.int32(0),
-        jnp.int32(0), jnp.full(steps, jnp.nan, x.dtype),
-    )  # fmt: skip
-    end = lax.while_loop(more, step, start)
-    residual = jnp.linalg.norm(end.r) / shared_norm
-    return Polished(end.x.reshape(shape), residual, end.status, end.trace)
+    r = residuals(x)
+    end = lax.while_loop(more, step, Point(x, r, damping, jnp.int32(0), jnp.bool_(True)))
+    converged = jnp.linalg.norm(end.r) < TOLERANCE * shared_norm
+    status = jnp.where(converged, 1, jnp.where(end.damping > MOST_DAMPING, 2, 0))
+    return end.x, end.damping, status.astype(jnp.int32)
+
+
+def preconditioner(
+    residuals: Residuals, x: Float[Array, " pixel"], columns: int
+) -> tuple[Float[Array, "pixel pixel"] | None, Float[Array, " pixel"]]:
+    """L^-1 of the normal matrix L L^T with a unit diagonal, in float32; and that diagonal.
+
+    Without columns the diagonal is the mean one, by one random direction, and there is no factor.
+    """
+    if not columns:
+        signs = jax.random.rademacher(jax.random.key(0), x.shape, jnp.int32).astype(x.dtype)
+        seen = jax.jvp(residuals, (x,), (signs,))[1]
+        return None, jnp.full_like(x, jnp.vdot(seen, seen) / x.size)
+    single = x.astype(jnp.float32)
+    normal = normal_matrix(lambda y: residuals(y).astype(jnp.float32), single, columns)
+    diagonal = jnp.maximum(normal.diagonal(), 1e-12 * normal.diagonal().max())
+    root = lax.rsqrt(diagonal)
+    unit = jnp.eye(x.size, dtype=jnp.float32)
+    scaled = root[:, None] * normal * root
+    factor = jax.scipy.linalg.solve_triangular(
+        jnp.linalg.cholesky(scaled + SHIFT * unit), unit, lower=True
+    )
+    return factor, diagonal.astype(x.dtype)
 
 
 def normal_matrix(
-    of: Residuals, x: Float[Array, " pixel"], columns: int
+    residuals: Residuals, x: Float[Array, " pixel"], columns: int
 ) -> Float[Array, "pixel pixel"]:
     """Computes J^T J, some columns at once: each J^T (J e), a forward and a backward derivative.
 
     J is not stored: for a network with many parameters it would be all of the memory. For LeNetZhu
     this takes no longer than the product of a stored J with itself, by float64 convolutions.
     """
-    _, linear = jax.linearize(of, x)
+    _, linear = jax.linearize(residuals, x)
     transpose = jax.linear_transpose(linear, x)
     unit = lambda i: jax.nn.one_hot(i, len(x), dtype=x.dtype)  # noqa: E731
     column = lambda i: transpose(linear(unit(i)))[0]  # noqa: E731
     return lax.map(column, jnp.arange(len(x)), batch_size=columns)
 
 
-def spectrum(
-    residuals: Residuals, x: Float[Array, "..."], least: int, columns: int
-) -> tuple[Float[Array, " pixel"], Float[Array, "least ..."]]:
-    """How well each direction of the image is determined by the update.
+def update_function(
+    local: client.Local, client_lr: Array, known: Known, candidate: Candidate
+) -> Callable[[Array], PyTree]:
+    """The update that images would cause, a function of them; labels are the candidate's."""
+    labels = None if candidate.logits is None else candidate.logits
 
-    By the eigenvalues of J^T J: singular values below about 1e-8 of the largest are rounding.
+    def update(images):
+        return simulate_update(Simulation(local), known, client_lr, Candidate(images, labels))[0]
 
-    Args:
-      residuals, x: as in `polish`; x at a solution.
-      least: how many directions to return.
-      columns: as in `polish`.
-
-    Returns:
-      The singular values of J, descending, and the unit images of the smallest, those first.
-    """
-    of = lambda flat: residuals(flat.reshape(x.shape))  # noqa: E731
-    values, vectors = jnp.linalg.eigh(normal_matrix(of, x.ravel(), columns))
-    singular = jnp.sqrt(jnp.maximum(values, 0))[::-1]
-    return singular, vectors[:, :least].T.reshape(least, *x.shape)
+    return update
 
 
-def _chords(of: Residuals, factor: tuple, x: Array) -> tuple[Array, Array]:
-    """Steps on with the normal matrix of a point nearby, while that halves the residual."""
-
-    def more(carry):
-        _, _, taken, halved = carry
-        return halved & (taken < CHORDS)
-
-    def chord(carry):
-        x, r, taken, _ = carry
-        there = x - cho_solve(factor, jax.vjp(of, x)[1](r)[0])
-        r_there = of(there)
-        halved = 4 * jnp.vdot(r_there, r_there) < jnp.vdot(r, r)
-        x, r = (jnp.where(halved, a, b) for a, b in ((there, x), (r_there, r)))
-        return x, r, taken + 1, halved
-
-    return lax.while_loop(more, chord, (x, of(x), 0, jnp.bool_(True)))[:2]
-
-
-def _dense_system(columns: int, of: Residuals, x: Array, r: Array) -> System:
-    normal = normal_matrix(of, x, columns)
-    return System(normal, jax.vjp(of, x)[1](r)[0], normal.diagonal().max())
-
-
-def _free_system(of: Residuals, x: Array, r: Array) -> System:
-    slope = jax.vjp(of, x)[1](r)[0]
-    # Without the diagonal: the largest eigenvalue, by a few power iterations from the slope.
-    _, linear = jax.linearize(of, x)
-    transpose = jax.linear_transpose(linear, x)
-
-    def power(_, direction):
-        return transpose(linear(direction / jnp.linalg.norm(direction)))[0]
-
-    return System(None, slope, jnp.linalg.norm(lax.fori_loop(0, 5, power, slope)))
-
-
-def _conjugate_gradient(of: Residuals, x: Array, slope: Array, damping: Array) -> Array:
-    """Solves (J^T J + damping) s = slope from products with J alone."""
-    _, linear = jax.linearize(of, x)
-    transpose = jax.linear_transpose(linear, x)
-    product = lambda s: transpose(linear(s))[0] + damping * s  # noqa: E731
-    return jax.scipy.sparse.linalg.cg(product, slope, tol=1e-12, maxiter=CG_ITERATIONS)[0]
+def flat(tree: PyTree) -> Float[Array, " entry"]:
+    """All leaves in a row."""
+    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])

@@ -1,0 +1,125 @@
+"""What an iterative attack is to the loop: `init`, `step` and `reconstruct` of one trial.
+
+An attack is a static object, hashable: it shapes the compiled program. What may differ from seed to
+seed are its *numbers*, a NamedTuple of arrays that the attack itself makes of the settings. All
+that it may look at is `Known`; the truth is not in it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxinv import client, defenses, metrics
+from jaxinv.image_prior import ImagePrior
+from jaxinv.types import Normalization, PyTree, Target
+
+
+class Known(NamedTuple):
+    """All that the attacker of one trial has."""
+
+    loss: client.LossFn  # of the client, as the attacker simulates it
+    params: PyTree  # of the network the update was computed on
+    target: Target
+    normalization: Normalization
+    image_prior: ImagePrior | None
+
+
+class Candidate(NamedTuple):
+    """What an attack moves."""
+
+    images: Float[Array, "*epoch image height width channel"]  # normalised
+    logits: Float[Array, "image class"] | None  # of the labels; None where they are given
+
+    def labels(self, given: Int[Array, " image"]) -> Array:
+        """What a client would have for labels: those given, or the distribution of the logits."""
+        return given if self.logits is None else jax.nn.softmax(self.logits)
+
+
+class Losses(NamedTuple):
+    """The two parts of an attack's loss at one candidate."""
+
+    objective: Float[Array, ""]  # distance of the updates
+    prior: Float[Array, ""]  # all priors, each times its weight
+
+
+class Attack(Protocol):
+    """One trial of an iterative attack. Its state has the current `candidate` as a field."""
+
+    batch_norm: str  # what the client does, and the attacker simulates: `client.BATCH_NORM`
+    priors: tuple[str, ...]
+    steps_per_call: int  # between two looks of the progress bar
+    products: int  # passes through the network in one step, beside what is done once
+
+    def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Any:
+        """Makes its numbers of settings, each one for all seeds or [seed]; with `iterations`."""
+
+    def init(
+        self, numbers: Any, key: Array, shape: tuple[int, ...], known: Known,
+        start: Candidate | None,
+    ) -> Any:  # fmt: skip
+        """Makes the first state: from what another attack found, or else drawn from the key."""
+
+    def step(
+        self, numbers: Any, known: Known, index: Int[Array, ""], state: Any
+    ) -> tuple[Any, Losses]:
+        """Takes a step, and says what the losses were at the candidate it started from.
+
+        From index `numbers.iterations` on the state is returned as it came: the last call only
+        evaluates.
+        """
+
+    def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
+        """The attacker's normalised images."""
+
+    def outcome(self, state: Any) -> dict[str, Array]:
+        """What of the last state is kept beside the candidate."""
+
+    def smaller(self) -> "Attack | None":
+        """The same attack in less memory, for a trial that does not fit alone."""
+
+
+class Simulation(NamedTuple):
+    """What the attacker takes the client to do: static."""
+
+    local: client.Local = client.Local()  # its local steps
+    by_epoch: bool = False  # images of their own for each epoch, whose order is not known
+    defense: tuple[str, ...] = ()  # as far as the attacker knows it
+
+
+def simulate_update(
+    simulation: Simulation, known: Known, client_lr: Array, candidate: Candidate
+) -> tuple[PyTree, PyTree]:
+    """Computes the update that a candidate would cause, as its defense would send it on average.
+
+    Returns:
+      The update, and the statistics of the candidate's batch.
+    """
+    images, labels = candidate.images, candidate.labels(known.target.labels)
+    if "dpsgd" in simulation.defense:
+        clip = known.target.told.strengths[0][0]
+        update = defenses.clipped_mean(known.loss, known.params, images, labels, clip)
+        statistics = ()
+    else:
+        if simulation.by_epoch:
+            labels = jnp.broadcast_to(labels, (len(images), *labels.shape))
+        update, statistics = client.update(
+            known.loss, known.params, images, labels, simulation.local, client_lr
+        )
+    if simulation.defense:
+        told, shared = known.target.told, known.target.update
+        update = defenses.expect(simulation.defense, told, update, shared)
+    return update, statistics
+
+
+def average_epochs(candidate: Candidate) -> Float[Array, "image height width channel"]:
+    """The attacker's images, normalised: those of the epochs matched to the first's, and averaged.
+
+    References: Dimitrov et al. 2022, arXiv 2206.12395, section 5.4.
+    """
+    if candidate.images.ndim == 4:
+        return candidate.images
+    first, *rest = candidate.images
+    return jnp.stack([first, *(metrics.match(other, first) for other in rest)]).mean(axis=0)

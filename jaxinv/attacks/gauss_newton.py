@@ -1,0 +1,318 @@
+"""Annealed Gauss-Newton: the most probable image, given the update and a Gaussian image prior.
+
+Minimises, over the normalised images x of a client and where asked over the logits of their labels,
+
+    sum over layers of |update(x) - shared|^2 / (2 v)  +  (x - mean)^T S^-1 (x - mean) / 2
+
+with the noise variance v of each layer: what a defense that the attacker knows has added, and an
+error of the model that falls geometrically from step to step. While it is large the prior decides,
+the problem is nearly linear and has one solution; as it falls, the solution is followed
+(graduated optimisation). So no random start is needed, and the loss of digits in float32 is all
+that ends it. An attacker who does not know of noise finds it: no variance is taken below the mean
+square of what is left of its layer's residual.
+
+Each step linearises the update, J = d update / d x, solves
+
+    (J^T J / v + S^-1) d = gradient
+
+by preconditioned conjugate gradients from products with J and its transpose alone, and halves d
+until the loss falls. All of it is in the prior's coefficients, where S is diagonal. The
+preconditioner is diagonal there too, 1 / (1 / S + m) with m a part of the mean diagonal of
+J^T J / v: the prior alone, S, is a bad one as soon as the update says more than it.
+
+References: Nocedal & Wright 2006, chapters 7 and 10; Blake & Zisserman 1987 (graduated
+  optimisation); Balunović et al. 2022, arXiv 2111.04706 (the Bayes attacker).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxinv import client
+from jaxinv.attacks.base import Candidate, Known, Losses, Simulation, simulate_update
+from jaxinv.image_prior import coefficients, synthesize
+from jaxinv.objectives import OBJECTIVES, compare
+from jaxinv.types import PyTree
+
+SHIFT = 1e-3  # of the preconditioner, in units of the mean diagonal of J^T J / v
+LEAST_POWER = 1e-6  # of a layer's mean square, in units of that of all: none is without scale
+LOGITS_VARIANCE = 4.0  # of the labels' logits, where they are not known
+CG_TOLERANCE = 1e-4  # of the residual, relative to the gradient
+HALVINGS = 8
+PROBE = 7  # names the random direction by which a mean diagonal is estimated
+SYMMETRY_BREAKING = 1e-3  # of the prior's standard deviation
+
+add, dot, multiply, size = optax.tree.add, optax.tree.vdot, optax.tree.mul, optax.tree.size
+
+# The first coefficients, in units of the prior's standard deviations. From the mean itself images
+# of one label would never part.
+STARTS: dict[str, float] = {"mean": SYMMETRY_BREAKING, "prior": 1.0}
+
+# Coefficients of the images and, where they are not known, logits of the labels.
+Unknowns = tuple[Array, Array | None]
+
+
+class Numbers(NamedTuple):
+    """What is traced. Each may differ from seed to seed."""
+
+    anneal_from: Float[Array, "*seed"]  # model error's variance, in units of a layer's mean square
+    anneal_to: Float[Array, "*seed"]
+    damping: Float[Array, "*seed"]
+    tolerance: Float[Array, "*seed"]
+    client_lr: Float[Array, "*seed"]  # that the attacker simulates
+    iterations: Int[Array, ""]
+
+
+class State(NamedTuple):
+    """What the next step of one trial needs."""
+
+    candidate: Candidate
+    active: Bool[Array, ""]  # whether the last step was worth another
+
+
+class Linearized(NamedTuple):
+    """The residuals around one candidate, and the products of their derivative."""
+
+    residuals: PyTree
+    jvp: Callable[[Unknowns], PyTree]
+    vjp: Callable[[PyTree], Unknowns]
+
+
+class System(NamedTuple):
+    """The linear system of one step, J^T J / v + S^-1, as products."""
+
+    linear: Linearized
+    weights: PyTree  # 1 / v, a scalar a leaf
+    ridge: Unknowns  # S^-1, and the damping
+    scale: Unknowns  # of the preconditioner
+
+    def product(self, direction: Unknowns) -> Unknowns:
+        """Of the system with a direction."""
+        curved = self.linear.vjp(multiply(self.weights, self.linear.jvp(direction)))
+        return add(curved, multiply(self.ridge, direction))
+
+    def solve(self, right: Unknowns, iterations: Array | int) -> Unknowns:
+        """By preconditioned conjugate gradients."""
+        return jax.scipy.sparse.linalg.cg(
+            self.product, right, tol=CG_TOLERANCE, maxiter=iterations,
+            M=lambda r: multiply(self.scale, r),
+        )[0]  # fmt: skip
+
+
+class GaussNewton(NamedTuple):
+    """What shapes the compiled program: a change recompiles."""
+
+    objective: str = "l2"  # that is reported, and chooses among seeds
+    init_from: str = "mean"  # a name of `STARTS`
+    cg_iterations: int = 80
+    batch_norm: str = "eval"
+    local: client.Local = client.Local()
+    classes: int = 0  # where the labels are optimised beside the images, else 0
+    defense: tuple[str, ...] = ()  # the client's, as far as the attacker was told
+
+    priors: tuple[str, ...] = ()  # none of `priors.PRIORS`
+
+    @property
+    def steps_per_call(self) -> int:
+        """Between two looks of the progress bar."""
+        return 4
+
+    @property
+    def products(self) -> int:
+        """Passes through the network in one step, beside what is done once."""
+        return self.cg_iterations
+
+    def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Numbers:
+        """Makes the traced part of settings, each one number for all seeds or one for each."""
+        spread = lambda x: np.broadcast_to(np.asarray(x, np.float64), (seeds,))  # noqa: E731
+        fields = (name for name in Numbers._fields if name != "iterations")
+        return Numbers(*(spread(settings[f]) for f in fields), np.int32(settings["iterations"]))
+
+    def init(
+        self, numbers: Numbers, key: Array, shape: tuple[int, ...], known: Known,
+        start: Candidate | None = None,
+    ) -> State:  # fmt: skip
+        """Starts at the prior's mean, or at a draw from the prior."""
+        del numbers
+        prior = known.image_prior
+        kind = prior.mean.dtype
+        if start is None:
+            scale = STARTS[self.init_from]
+            draw = scale * jax.random.normal(key, shape, jnp.float32).astype(kind)
+            images = prior.mean + synthesize(prior, jnp.sqrt(prior.variances) * draw)
+            logits = jnp.zeros((shape[0], self.classes), kind) if self.classes else None
+            start = Candidate(images, logits)
+        return State(start, jnp.bool_(True))
+
+    def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
+        """The attacker's normalised images."""
+        return candidate.images
+
+    def outcome(self, state: State) -> dict[str, Array]:
+        """Nothing but the candidate."""
+        del state
+        return {}
+
+    def smaller(self) -> None:
+        """There is none: one trial needs what it needs."""
+
+    def model_error(self, numbers: Numbers, index: Int[Array, ""]) -> Float[Array, ""]:
+        """The model error's variance at a step: geometric, from the first number to the last."""
+        share = jnp.minimum(index / jnp.maximum(numbers.iterations - 1, 1), 1)
+        return numbers.anneal_from ** (1 - share) * numbers.anneal_to**share
+
+    def step(
+        self, numbers: Numbers, known: Known, index: Int[Array, ""], state: State
+    ) -> tuple[State, Losses]:
+        """Takes one step of one trial; see `base.Attack`."""
+        residuals_of = self.residual_function(numbers, known)
+        unknowns = to_unknowns(known, state.candidate)
+        objective = OBJECTIVES[self.objective](compare(*residuals_of(unknowns)[1]))
+        losses = Losses(objective, prior_energy(known, unknowns))
+
+        def move(state):
+            moved, active = self._step(numbers, known, index, residuals_of, unknowns, state.active)
+            active &= state.active
+            candidate = to_candidate(known, moved)
+            keep = lambda new, old: jnp.where(state.active, new, old)  # noqa: E731
+            return State(jax.tree.map(keep, candidate, state.candidate), active)
+
+        # A real branch, also under vmap: all trials are at the same step.
+        return lax.cond(index < numbers.iterations, move, lambda state: state, state), losses
+
+    def _step(self, numbers, known, index, residuals_of, unknowns, active):
+        """Moves to the next solution; says whether anything is left to gain at the last level."""
+        residuals = lambda u: residuals_of(u)[0]  # noqa: E731
+        system = self.system(numbers, known, residuals, unknowns, self.model_error(numbers, index))
+        pull = prior_precisions(known, unknowns)
+        fit = system.linear.vjp(multiply(system.weights, system.linear.residuals))
+        slope = add(fit, multiply(pull, unknowns))
+        descent = system.solve(slope, jnp.where(active, self.cg_iterations, 0))
+
+        def loss(u):
+            r = residuals(u)
+            energy = dot(r, multiply(system.weights, r)) + dot(u, multiply(pull, u))
+            return energy / 2
+
+        here = loss(unknowns)
+        there = lambda length: jax.tree.map(lambda u, d: u - length * d, unknowns, descent)  # noqa: E731
+
+        def halve(carry):
+            length, halvings, _ = carry
+            return length / 2, halvings + 1, loss(there(length / 2))
+
+        length, _, after = lax.while_loop(
+            lambda carry: active & ~(carry[2] < here) & (carry[1] < HALVINGS),
+            halve,
+            (jnp.ones_like(here), 0, loss(there(1.0))),
+        )
+        better = after < here
+        moved = jax.tree.map(lambda new, old: jnp.where(better, new, old), there(length), unknowns)
+        # Where the level stands still, as it does where the noise is, little is left to gain; while
+        # it falls there always is.
+        next_error = self.model_error(numbers, index + 1)
+        later = self.precisions(known, system.linear.residuals, next_error)
+        ratio = lambda new, old: jnp.where(old > 0, new / old, 1)  # noqa: E731
+        ratios = jax.tree.leaves(jax.tree.map(ratio, later, system.weights))
+        falls = jnp.stack(ratios).max() > 1 + numbers.tolerance
+        gains = better & (here - after > numbers.tolerance * here)
+        return moved, falls | gains
+
+    def system(
+        self, numbers: Numbers, known: Known, residuals: Callable[[Unknowns], PyTree],
+        unknowns: Unknowns, error: Float[Array, ""],
+    ) -> System:  # fmt: skip
+        """Linearises the residuals, with the noise of each layer for a model error's variance."""
+        linear = linearize(residuals, unknowns)
+        weights = self.precisions(known, linear.residuals, error)
+        # The mean diagonal of J^T J / v, by one random direction (Hutchinson 1989).
+        seen = linear.jvp(random_signs(unknowns))
+        level = dot(seen, multiply(weights, seen)) / size(unknowns)
+        pull = prior_precisions(known, unknowns)
+        ridge = jax.tree.map(lambda r: r + numbers.damping * level, pull)
+        scale = jax.tree.map(lambda r: 1 / (r + SHIFT * level), ridge)
+        return System(linear, weights, ridge, scale)
+
+    def precisions(self, known: Known, residuals: PyTree, error: Float[Array, ""]) -> PyTree:
+        """1 / v of each layer, a scalar a leaf: of known noise and of the model's error.
+
+        At least the mean square of the residual where no noise is known: a residual that does not
+        fall is noise, or an error of the model, whatever the schedule says.
+        """
+        shared = observed(known)
+        powers = jax.tree.map(lambda x: jnp.mean(jnp.square(x)), shared)
+        total = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(shared)) / size(shared)
+        known_noise = jax.tree.map(jnp.zeros_like, powers)
+        if self.defense:
+            known_noise = (known.target.told.variances, known_noise[1])
+
+        def precision(power, noise, r):
+            modeled = noise + error * jnp.maximum(power, LEAST_POWER * total)
+            return 1 / jnp.maximum(modeled, jnp.mean(jnp.square(r)))
+
+        return jax.tree.map(precision, powers, known_noise, residuals)
+
+    def residual_function(
+        self, numbers: Numbers, known: Known
+    ) -> Callable[[Unknowns], tuple[PyTree, tuple[PyTree, PyTree]]]:
+        """The residuals as a function of the unknowns, and the update with the shared one."""
+        simulation = Simulation(self.local, False, self.defense)
+        shared = observed(known)
+
+        def residuals(unknowns):
+            candidate = to_candidate(known, unknowns)
+            update, statistics = simulate_update(simulation, known, numbers.client_lr, candidate)
+            sent = (update, statistics if jax.tree.leaves(known.target.statistics) else ())
+            return jax.tree.map(jnp.subtract, sent, shared), (update, known.target.update)
+
+        return residuals
+
+
+def observed(known: Known) -> tuple[PyTree, PyTree]:
+    """All that the client sent: its update, and the statistics of its batch where they are."""
+    return known.target.update, known.target.statistics
+
+
+def to_unknowns(known: Known, candidate: Candidate) -> Unknowns:
+    """A candidate in the prior's coefficients."""
+    prior = known.image_prior
+    return coefficients(prior, candidate.images - prior.mean), candidate.logits
+
+
+def to_candidate(known: Known, unknowns: Unknowns) -> Candidate:
+    """The candidate of coefficients."""
+    prior = known.image_prior
+    return Candidate(prior.mean + synthesize(prior, unknowns[0]), unknowns[1])
+
+
+def prior_precisions(known: Known, unknowns: Unknowns) -> Unknowns:
+    """S^-1, which is diagonal, for each of the unknowns."""
+    of_images = jnp.broadcast_to(1 / known.image_prior.variances, unknowns[0].shape)
+    logits = unknowns[1]
+    return of_images, None if logits is None else jnp.full_like(logits, 1 / LOGITS_VARIANCE)
+
+
+def prior_energy(known: Known, unknowns: Unknowns) -> Float[Array, ""]:
+    """(x - mean)^T S^-1 (x - mean) / 2 per unknown: about 1/2 for a draw from the prior."""
+    return dot(unknowns, multiply(prior_precisions(known, unknowns), unknowns)) / 2 / size(unknowns)
+
+
+def linearize(residuals: Callable[[Unknowns], PyTree], unknowns: Unknowns) -> Linearized:
+    """Residuals, and J and its transpose as functions: J is not stored."""
+    value, jvp = jax.linearize(residuals, unknowns)
+    transpose = jax.linear_transpose(jvp, unknowns)
+    return Linearized(value, jvp, lambda r: transpose(r)[0])
+
+
+def random_signs(like: PyTree) -> PyTree:
+    """A direction of signs, always the same."""
+    leaves, structure = jax.tree.flatten(like)
+    keys = jax.random.split(jax.random.key(PROBE), len(leaves))
+    signs = (jax.random.rademacher(k, x.shape, jnp.int32) for k, x in zip(keys, leaves))
+    return structure.unflatten([s.astype(x.dtype) for s, x in zip(signs, leaves)])

@@ -1,0 +1,212 @@
+"""What an update leaves open, around an image that an attack has found.
+
+Two answers, both from the update's Jacobian J at that image and both run as attacks that do not
+move: the spectrum of J, which says how well each direction is determined, and draws from the
+posterior of `gauss_newton`, which say how far each pixel may be off.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxinv import client
+from jaxinv.attacks import gauss_newton as gn
+from jaxinv.attacks.base import Candidate, Known, Losses
+from jaxinv.attacks.levenberg_marquardt import COLUMNS, flat, normal_matrix, update_function
+
+LEAST_DETERMINED = 6  # directions of a spectrum that are kept
+DRAWS_AT_ONCE = 8
+CG_FACTOR = 4  # times the products of a step: nothing else repairs what a draw lacks
+
+
+class SpectrumState(NamedTuple):
+    """What was found of one trial."""
+
+    candidate: Candidate
+    values: Float[Array, " pixel"]  # singular values of J, descending
+    directions: Float[Array, "least image height width channel"]  # of the last, the last first
+
+
+class SpectrumNumbers(NamedTuple):
+    """What is traced."""
+
+    client_lr: Float[Array, "*seed"]
+    iterations: Int[Array, ""]
+
+
+class Spectrum(NamedTuple):
+    """The singular values of J in one step, by the eigenvalues of J^T J.
+
+    Values below about 1e-8 of the largest are rounding, in float64.
+    """
+
+    batch_norm: str = "eval"
+    local: client.Local = client.Local()
+    columns: int = COLUMNS  # of J^T J that are computed at once
+
+    priors: tuple[str, ...] = ()
+
+    @property
+    def steps_per_call(self) -> int:
+        """Between two looks of the progress bar."""
+        return 1
+
+    @property
+    def products(self) -> int:
+        """Passes through the network; a system of some thousand unknowns."""
+        return 3000
+
+    def numbers(self, seeds: int, settings: Mapping[str, Any]) -> SpectrumNumbers:
+        """Makes the traced part of settings."""
+        rate = np.broadcast_to(np.asarray(settings["client_lr"], np.float64), (seeds,))
+        return SpectrumNumbers(rate, np.int32(1))
+
+    def init(self, numbers, key, shape, known, start) -> SpectrumState:
+        """Room for what will be found, at the image another attack has found."""
+        del numbers, key
+        kind = known.normalization.mean.dtype
+        start = jax.tree.map(lambda x: x.astype(kind), start)
+        pixels = start.images.size
+        least = min(LEAST_DETERMINED, pixels)
+        return SpectrumState(start, jnp.zeros(pixels, kind), jnp.zeros((least, *shape), kind))
+
+    def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
+        """The images as they came."""
+        return candidate.images
+
+    def outcome(self, state: SpectrumState) -> dict[str, Array]:
+        """The singular values and the least determined directions."""
+        return {"values": state.values, "directions": state.directions}
+
+    def smaller(self) -> None:
+        """There is none: the matrix is what does not fit."""
+
+    def step(self, numbers, known: Known, index, state):
+        """Finds the spectrum; see `base.Attack`."""
+
+        def find(state):
+            images = state.candidate.images
+            update = update_function(self.local, numbers.client_lr, known, state.candidate)
+            residuals = lambda x: flat(update(x.reshape(images.shape)))  # noqa: E731
+            normal = normal_matrix(residuals, images.ravel(), self.columns)
+            values, vectors = jnp.linalg.eigh(normal)
+            least = vectors[:, : len(state.directions)].T.reshape(state.directions.shape)
+            return state._replace(values=jnp.sqrt(jnp.maximum(values, 0))[::-1], directions=least)
+
+        zero = jnp.zeros((), state.values.dtype)
+        found = lax.cond(index < numbers.iterations, find, lambda state: state, state)
+        return found, Losses(zero, zero)
+
+
+class PosteriorState(NamedTuple):
+    """Sums over the draws so far."""
+
+    candidate: Candidate
+    key: Array
+    squares: Float[Array, "image height width channel"]  # of the draws' distances to the image
+    draws: Int[Array, ""]
+
+
+class Posterior(NamedTuple):
+    """The standard deviation of each pixel in the Gaussian approximation of the posterior.
+
+    Of draws d that solve the system of a Gauss-Newton step for noise in place of the gradient,
+
+        (J^T J / v + S^-1) d = J^T e / sqrt(v) + S^(-1/2) n,     e, n standard normal,
+
+    whose covariance is that of the posterior around the image (Papandreou & Yuille 2010: perturb
+    and solve). v is what it is at the attack's last step: known noise, or else the mean square of
+    the residual that was left.
+    """
+
+    attack: gn.GaussNewton
+
+    priors: tuple[str, ...] = ()
+
+    @property
+    def batch_norm(self) -> str:
+        """What the client does."""
+        return self.attack.batch_norm
+
+    @property
+    def steps_per_call(self) -> int:
+        """Between two looks of the progress bar."""
+        return 1
+
+    @property
+    def products(self) -> int:
+        """Passes through the network in one step."""
+        return CG_FACTOR * self.attack.cg_iterations * DRAWS_AT_ONCE
+
+    def numbers(self, seeds: int, settings: Mapping[str, Any]) -> gn.Numbers:
+        """Those of the attack, with as many steps as the draws take."""
+        steps = -(-int(settings["posterior"]) // DRAWS_AT_ONCE)
+        own = self.attack.numbers(seeds, settings)
+        return own._replace(iterations=np.int32(steps), anneal_from=own.anneal_to)
+
+    def init(self, numbers, key, shape, known, start) -> PosteriorState:
+        """No draws, at the image that the attack has found."""
+        del numbers, shape
+        kind = known.normalization.mean.dtype
+        start = jax.tree.map(lambda x: x.astype(kind), start)
+        return PosteriorState(start, key, jnp.zeros_like(start.images), jnp.int32(0))
+
+    def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
+        """The images as they came."""
+        return candidate.images
+
+    def outcome(self, state: PosteriorState) -> dict[str, Array]:
+        """The standard deviation of each pixel, normalised."""
+        count = np.maximum(np.asarray(state.draws), 1)
+        squares = np.asarray(state.squares)
+        return {"std": np.sqrt(squares / count.reshape(*count.shape, *[1] * 4))}
+
+    def smaller(self) -> None:
+        """There is none: fewer draws at once are no smaller program than one step's."""
+
+    def step(self, numbers, known: Known, index, state):
+        """Takes some draws; see `base.Attack`."""
+
+        def draw(state):
+            residuals_of = self.attack.residual_function(numbers, known)
+            unknowns = gn.to_unknowns(known, state.candidate)
+            system = self.attack.system(
+                numbers, known, lambda u: residuals_of(u)[0], unknowns, numbers.anneal_to
+            )
+
+            def one(key):
+                of_update, of_prior = jax.random.split(key)
+                noise = jax.tree.map(
+                    lambda w, e: jnp.sqrt(w) * e, system.weights,
+                    normal_like(of_update, system.linear.residuals),
+                )  # fmt: skip
+                pull = jax.tree.map(
+                    lambda r, n: jnp.sqrt(r) * n, system.ridge, normal_like(of_prior, unknowns)
+                )
+                right = gn.add(system.linear.vjp(noise), pull)
+                found = system.solve(right, CG_FACTOR * self.attack.cg_iterations)
+                moved = gn.to_candidate(known, gn.add(unknowns, found))
+                return jnp.square(moved.images - state.candidate.images)
+
+            key, own = jax.random.split(state.key)
+            squares = jax.vmap(one)(jax.random.split(own, DRAWS_AT_ONCE)).sum(axis=0)
+            return PosteriorState(
+                state.candidate, key, state.squares + squares, state.draws + DRAWS_AT_ONCE
+            )
+
+        zero = jnp.zeros((), state.squares.dtype)
+        found = lax.cond(index < numbers.iterations, draw, lambda state: state, state)
+        return found, Losses(zero, zero)
+
+
+def normal_like(key: Array, tree: Any) -> Any:
+    """Standard normal numbers in a tree's shapes."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    drawn = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves)]
+    return structure.unflatten(drawn)
