@@ -145,26 +145,29 @@ def _consensus_sentence(study: Study) -> str:
         return ""
     best = max(known, key=lambda c: c.mean.mean)
     most = max(known, key=lambda c: c.gain(_average(c)).value)
-    count = quarter(len(best.seeds))
-    which = f"the {count} of" if count > 1 else "all"
-    by = " with the lowest objectives" if count > 1 else ""
-    where = f" at {best.label}" if len(study.cells) > 1 else ""
+    count, where = quarter(len(best.seeds)), f" at {best.label}" if len(study.cells) > 1 else ""
+    seeds = f"{len(best.seeds)} seeds"
+    averaged = f"the {count} of {seeds} with the lowest objectives" if count > 1 else f"all {seeds}"
     gain = best.gain(_average(best))
-    sentence = f"Averaging {which} {len(best.seeds)} seeds{by} instead of picking one "
-    if gain.low <= 0 <= gain.high:
-        sentence += f"changes nothing that these targets can show{where} ({_signed(gain)})"
-    else:
-        sentence += f"changes PSNR by {_signed(gain)}{where}"
-        sentence += " (one target, thus without an interval)" if math.isnan(gain.low) else ""
+    unseen = gain.low <= 0 <= gain.high
+    verdict = "changes nothing that these targets can show" if unseen else "changes PSNR"
+    sentence = f"Averaging {averaged} instead of picking one {verdict}{where}: {_gains(best)}"
     if most is not best:
-        most_gain = most.gain(_average(most))
-        sentence += f"; at {most.label} PSNR changes by {_signed(most_gain)}"
-    return f"{sentence}."
+        sentence += f"; at {most.label}: {_gains(most)}"
+    return f"{sentence}{'; one target, no interval' if math.isnan(gain.low) else ''}."
 
 
 def _average(cell: Cell) -> BestOfK:
     """The mean of the best quarter; of all seeds where the quarter is the pick."""
     return cell.consensus.quarter if quarter(len(cell.seeds)) > 1 else cell.consensus.all
+
+
+def _gains(cell: Cell) -> str:
+    """What averaging changes, and where that was of the best quarter what averaging all does."""
+    words = _signed(cell.gain(_average(cell)))
+    if quarter(len(cell.seeds)) > 1:
+        words += f" (all {len(cell.seeds)}: {_signed(cell.gain(cell.consensus.all))})"
+    return words
 
 
 def _signed(gain: Interval) -> str:

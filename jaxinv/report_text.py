@@ -28,8 +28,8 @@ CAPTIONS = {
 }
 # What captions add where the best quarter of the seeds is more than one of them.
 AVERAGED = {
-    "triangle": " A triangle, which an attacker can have too, is the mean image of the {quarter} seeds "
-    "with the lowest objectives.",
+    "triangle": " A triangle, which an attacker can have too, is the mean image of the {quarter} "
+    "seeds with the lowest objectives.",
     "blurred": " A mean image is blurred where its seeds disagree, which squared error, and so "
     "PSNR, favours.",
     "sampled": " The consensus of up to four seeds is the attacker’s pick, and grows by a seed "

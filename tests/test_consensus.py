@@ -105,18 +105,25 @@ def test_images_in_any_order_are_aligned_to_the_pick_and_the_mean_to_the_truth()
 
 
 def test_the_order_is_not_taken_from_the_truth():
-    """A pick that shows two images half each cannot tell which is which: the truth must not help.
+    """Pick and seed each match the truth as they stand, but match each other the other way round.
 
-    Seed 1 stands in the truth's order, but is nearer to the pick in the other one.
+    Images of two pixels: what tells the two apart points 60 degrees to either side of the truth's.
     """
-    dark, light = np.full((1, 2, 2, 1), 100), np.full((1, 2, 2, 1), 140)
-    truth = np.concatenate([dark, light])
-    pick = np.concatenate([dark + 21, light - 21])  # 121 and 119
-    whole = cs.expected_psnr(trials([pick, truth], truth))[1]
-    aligned = np.concatenate([(pick[:1] + light) / 2, (pick[1:] + dark) / 2])
-    assert whole[1] == pytest.approx(psnr_of(aligned, truth.astype(float)))
-    helped = psnr_of((pick + truth) / 2, truth.astype(float))
-    assert abs(whole[1] - helped) > 0.5
+    shape = 2, 1, 2, 1
+    truth, pick, seed = (
+        np.reshape([120 + x, 120 + y, 120 - x, 120 - y], shape)
+        for x, y in ((20, 0), (10, 18), (10, -18))
+    )
+    whole = cs.expected_psnr(trials([pick, seed], truth))[1]
+    assert whole[1] == pytest.approx(-10 * np.log10((20**2 + 18**2) / 2 / 255**2))
+    helped = psnr_of((pick + seed) / 2, truth)
+    assert helped == pytest.approx(-10 * np.log10(10**2 / 2 / 255**2))
+
+
+def test_matching_is_of_least_total_cost():
+    costs = np.random.default_rng(0).random((40, 4, 4))
+    least = [min(sum(c[range(4), order]) for order in permutations(range(4))) for c in costs]
+    np.testing.assert_allclose(cs._matched(costs).sum(axis=1), least)
 
 
 def test_failed_seeds_enter_no_mean():
