@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from jaxinv import consensus
 from jaxinv import plot_style as ps
 from jaxinv.plots import left_out, shown_cells
 from jaxinv.summary import Cell, Study, choose_evenly, count_text, number_text
@@ -24,6 +25,7 @@ class Pictures(NamedTuple):
     truth: Float[np.ndarray, "batch height width channel"]
     reconstructions: Float[np.ndarray, "seed batch height width channel"]
     failed: np.ndarray  # [seed]
+    consensus: Float[np.ndarray, "batch height width channel"]  # NaN where all failed
 
 
 Album = dict[tuple[int, int], Pictures]  # by cell number and target id
@@ -44,14 +46,14 @@ def read_album(study: Study) -> Album:
     """Reads the pictures that the figures show: some cells, the first targets, a few images."""
     album: Album = {}
     for cell in shown_cells(study):
-        images = study.images(cell)
+        images = cell.pictures()
         for target in cell.target_ids[: ps.MOST_TARGETS]:
-            at = np.flatnonzero(images.target_ids == target)
-            if at.size:
+            for first in cell.trials(images, target)[:1]:  # draw of noise
                 album[cell.number, target] = Pictures(
-                    images.truths[at[0], :MOST_IMAGES] / 255,
-                    images.reconstructions[at[0], :, :MOST_IMAGES] / 255,  # of the first draw
+                    first.truth[:MOST_IMAGES] / 255,
+                    first.pictures[:, :MOST_IMAGES] / 255,
                     cell.failed[cell.target_ids.index(target), : len(cell.seeds)],
+                    consensus.mean_image(first)[:MOST_IMAGES],
                 )
     return album
 
@@ -69,14 +71,19 @@ def _bands(cells: list[Cell], most: int) -> list[_Band]:
 
 @ps.styled
 def reconstructions(study: Study, album: Album, width: float = ps.WIDE) -> Figure:
-    """Draws truth, the attacker's pick, and where there is room the median and the worst seed."""
+    """Draws truth and the attacker's pick; where there is room the consensus and the worst seed."""
     cells = shown_cells(study)
     full = len(cells) <= 3 and width > 6 and len(study.cells[0].seeds) > 2
-    views = ["pick", "median", "worst"] if full else ["pick"]
-    bands = _bands(cells, 6 if width > 6 else 3)
     seeds = max(len(c.seeds) for c in cells)
+    averaged = consensus.quarter(seeds)
+    # The best quarter of up to four seeds is the pick, which is there already.
+    views = ["pick", "consensus" if averaged > 1 else "median", "worst"] if full else ["pick"]
+    bands = _bands(cells, 6 if width > 6 else 3)
     explain = f"pick: the attacker's choice, the lowest objective of {count_text(seeds, 'seed')}. "
-    if full:
+    if "consensus" in views:
+        explain += f"consensus: the mean image of the {averaged} with the lowest objectives. "
+        explain += "worst: the seed of lowest PSNR, for comparison. "
+    elif full:
         explain += "median, worst: seeds ranked by PSNR, for comparison. "
     grid = _Grid(
         width,
@@ -91,26 +98,37 @@ def reconstructions(study: Study, album: Album, width: float = ps.WIDE) -> Figur
     )
     for place, group, cell, target, pictures in _places(grid, bands, album, baselines=True):
         at = cell.target_ids.index(target)
-        for view, seed in enumerate(_seeds_of(cell, at, views)):
-            if seed < 0 or pictures.failed[seed]:
-                grid.blank(place, group, view, "failed")
+        for column, view in enumerate(views):
+            pixels, psnr = _shown(cell, at, pictures, view)
+            if pixels is None:
+                grid.blank(place, group, column, "failed")
                 continue
-            caption = number_text(cell.psnr[at, seed], 1)
-            mosaic = tile(pictures.reconstructions[seed])
-            grid.image(place, group, view, mosaic, caption, bold=views[view] == "pick")
+            bold = view in ("pick", "consensus")
+            grid.image(place, group, column, tile(pixels), number_text(psnr, 1), bold)
     return grid.sheet.figure
 
 
-def _seeds_of(cell: Cell, target: int, views: list[str]) -> list[int]:
-    """Seed positions of the views; failed seeds rank worst, the median is the lower one."""
+def _shown(
+    cell: Cell, target: int, pictures: Pictures, view: str
+) -> tuple[np.ndarray | None, float]:
+    """Images and PSNR of a view; none where all, or the seed to be shown, failed.
+
+    Failed seeds rank worst, the median is the lower one.
+    """
+    if view == "consensus" and not pictures.failed.all():
+        return pictures.consensus, cell.consensus.first_draw[target]
     of_draw = cell.psnr[target, : len(cell.seeds)]
     ranked = np.argsort(np.nan_to_num(of_draw, nan=-np.inf), kind="stable")
     found = {
         "pick": int(cell.attacker_pick[target]),
+        "consensus": -1,
         "median": int(ranked[(len(ranked) - 1) // 2]),
         "worst": int(ranked[0]),
     }
-    return [found[view] for view in views]
+    seed = found[view]
+    if seed < 0 or pictures.failed[seed]:
+        return None, np.nan
+    return pictures.reconstructions[seed], cell.psnr[target, seed]
 
 
 @ps.styled

@@ -103,7 +103,8 @@ def cell_colors(count: int) -> list:
 class Key(NamedTuple):
     """An entry of the legend: a drawing of one kind beside its words."""
 
-    kind: str  # "line" | "thin" | "dash" | "dot" | "bar" | "diamond" | "ring" | "cross" | "band"
+    kind: str  # "line" | "thin" | "dash" | "dot" | "bar" | "diamond" | "ring" | "cross" | "band" |
+    # "triangle" | "marked"
     color: object
     text: str
 
@@ -203,6 +204,7 @@ class Sheet:
             else:
                 ends = [mark / self.width, (mark + 0.24) / self.width]
                 xs = ends if key.kind in ("line", "thin", "dash") else [sum(ends) / 2]
+                xs = [ends[0], *xs, ends[1]] if key.kind == "marked" else xs
                 self.figure.add_artist(
                     Line2D(xs, [height] * len(xs), **_key_style(key.kind, key.color))
                 )
@@ -220,6 +222,9 @@ def _key_style(kind: str, color: object) -> dict:
         "diamond": MARKS["diamond"] | {"color": color},
         "ring": MARKS["ring"] | {"markeredgecolor": color},
         "cross": MARKS["cross"] | {"markeredgecolor": color},
+        "triangle": MARKS["triangle"] | {"color": color},
+        "marked": MARKS["triangle"]
+        | {"color": color, "linewidth": 1.3, "linestyle": "-", "markevery": [1]},
     }[kind]
 
 
@@ -239,6 +244,13 @@ MARKS = {
         "linestyle": "",
     },
     "cross": {"marker": "x", "markersize": 4.5, "markeredgewidth": 1.2, "linestyle": ""},
+    "triangle": {
+        "marker": "^",
+        "markersize": 6.4,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.9,
+        "linestyle": "",
+    },
 }
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jaxinv import plot_style as ps
+from jaxinv.consensus import quarter
 from jaxinv.statistics import BestOfK, ranked_quantile
 from jaxinv.summary import (
     Cell,
@@ -84,17 +85,21 @@ def _draw_bands(
 
 @ps.styled
 def psnr_distribution(study: Study, width: float = ps.WIDE) -> Figure:
-    """Draws the final PSNR of every seed, by target and cell, with both ways of choosing one."""
+    """Draws the final PSNR of every seed, by target and cell, with the picks and the consensus."""
     cells, targets = shown_cells(study), study.target_ids[: ps.MOST_TARGETS]
     colors = ps.cell_colors(len(cells))
-    values = [cell.psnr[np.isfinite(cell.psnr)] for cell in cells]
-    limits = _limits(np.concatenate([*values, [study.baseline_of(t) for t in targets]]))
+    averaged = averages(cells)
+    values = [cell.psnr for cell in cells]
+    values += [cell.consensus.first_draw for cell in cells] if averaged else []
+    finite = [v[np.isfinite(v)] for v in values]
+    limits = _limits(np.concatenate([*finite, [study.baseline_of(t) for t in targets]]))
     bad = any(cell.failed.any() for cell in cells)
     keys = [
         ps.Key("dot", ps.FAINT, "one seed"),
         ps.Key("bar", ps.INK, "median"),
         ps.Key("diamond", ps.INK, "attacker's pick: lowest objective"),
         ps.Key("ring", ps.INK, "oracle's pick: highest PSNR"),
+        *([ps.Key("triangle", ps.INK, "consensus: mean of the best quarter")] if averaged else []),
         ps.Key("dash", ps.BASELINE, "mean colour"),
     ] + ([ps.Key("cross", ps.INK, "failed")] if bad else [])
     # One row of names under the axis, unless the cells are not named by the same settings.
@@ -158,6 +163,10 @@ def _draw_seeds(sheet: ps.Sheet, ax: Axes, at: int, cell: Cell, target: int, col
         if pick >= 0:
             look = {"markeredgecolor": ps.INK} if mark == "ring" else {"color": ps.INK}
             ax.plot(x[pick], drawn[pick], **(ps.MARKS[mark] | look), zorder=4, clip_on=False)
+    if averages([cell]) and not np.isnan(mean := cell.consensus.first_draw[target]):
+        height = high - 0.05 / inch_y if np.isinf(mean) else mean
+        beside = at + 0.4  # the swarm, which has no room for one more mark
+        ax.plot(beside, height, **ps.MARKS["triangle"], color=ps.INK, zorder=5, clip_on=False)
 
 
 def swarm(
@@ -201,13 +210,14 @@ def _pack(heights: np.ndarray, diameter: float) -> np.ndarray:
 
 @ps.styled
 def best_of_k(study: Study, width: float = ps.WIDE) -> Figure:
-    """Draws the expected PSNR of the best of k seeds, chosen by the attacker and by the oracle."""
+    """Draws the expected PSNR of what k seeds give: attacker's pick, consensus, oracle's pick."""
     cells = shown_cells(study)
     colors = ps.cell_colors(len(cells))
+    averaged = averages(cells)
     finite = [
         curve[np.isfinite(curve)]
         for cell in cells
-        for best in (cell.attacker, cell.oracle)
+        for best in (cell.attacker, cell.oracle, *([cell.consensus.quarter] if averaged else []))
         for curve in (best.mean, best.low, best.high)
     ]
     limits = _limits(np.concatenate([*finite, [cell.baseline("psnr") for cell in cells]]))
@@ -217,6 +227,7 @@ def best_of_k(study: Study, width: float = ps.WIDE) -> Figure:
         "What more seeds buy",
         "Expected PSNR of the best of k seeds, mean over targets. The attacker chooses by lowest "
         "objective, the oracle by the truth."
+        + (" Consensus: the mean image of the quarter with the lowest." if averaged else "")
         + (" Shaded: 95% t interval over targets." if several else " One target: no interval.")
         + left_out(study, cells),
         panels=len(cells),
@@ -225,6 +236,7 @@ def best_of_k(study: Study, width: float = ps.WIDE) -> Figure:
         above=0.44,
         keys=[
             ps.Key("line", colors[0], "attacker"),
+            *([ps.Key("marked", colors[0], "consensus")] if averaged else []),
             ps.Key("thin", ps.INK, "oracle"),
             ps.Key("dash", ps.BASELINE, "mean colour"),
         ],
@@ -232,6 +244,8 @@ def best_of_k(study: Study, width: float = ps.WIDE) -> Figure:
     for index, (ax, cell, color) in enumerate(zip(sheet.axes, cells, colors)):
         _draw_choice(ax, cell.oracle, ps.INK, thin=True)
         _draw_choice(ax, cell.attacker, color, thin=False)
+        if averages([cell]):
+            _draw_consensus(ax, cell.consensus.quarter, color)
         _psnr_panel(sheet, index, ax, limits, cell.baseline("psnr"))
         _title_with_gains(ax, cell, color, sheet.panel_width)
         ticks = [2**i for i in range(12) if 2**i <= len(cell.seeds)]
@@ -253,14 +267,37 @@ def _draw_choice(ax: Axes, best: BestOfK, color: object, thin: bool) -> None:
     ax.plot(k, _finite(best.mean), color=color, linewidth=1.1 if thin else 2.2, **marker)
 
 
+def _draw_consensus(ax: Axes, best: BestOfK, color: object) -> None:
+    """Draws the consensus from where it parts with the pick, marked at each doubling and the end.
+
+    Without its interval, which would cover the others'; the table has it.
+    """
+    mean = _finite(best.mean)
+    k = np.arange(4, mean.size + 1)
+    ax.plot(k, mean[3:], color=color, linewidth=1.3, zorder=3)
+    at = np.array(sorted({2**i for i in range(3, 12) if 2**i <= mean.size} | {mean.size}))
+    ax.plot(at, mean[at - 1], **ps.MARKS["triangle"], color=color, zorder=4, clip_on=False)
+
+
+def averages(cells: Sequence[Cell]) -> bool:
+    """Whether some cell's best quarter is more than one seed, and so other than the pick."""
+    return any(quarter(len(cell.seeds)) > 1 for cell in cells)
+
+
 def _title_with_gains(ax: Axes, cell: Cell, color: object, width: float) -> None:
     """Names a panel, and under its name what choosing among all seeds adds to the mean seed."""
     size = min(9.4, 9.4 * width / ps.text_width(cell.label, 9.4, "bold"))
     ax.set_title(cell.label, color=color, weight="bold", pad=18, size=size)
     with np.errstate(invalid="ignore"):
-        gains = [best.mean[-1] - cell.mean.mean for best in (cell.attacker, cell.oracle)]
-    if len(cell.seeds) > 1 and np.isfinite(gains).all():
-        words = f"best of {len(cell.seeds)}: {gains[0]:+.1f} dB, oracle {gains[1]:+.1f} dB"
+        gains = {"pick": cell.attacker.mean[-1] - cell.mean.mean}
+        if averages([cell]):
+            gains["consensus"] = cell.consensus.quarter.mean[-1] - cell.mean.mean
+        gains["oracle"] = cell.oracle.mean[-1] - cell.mean.mean
+    if len(cell.seeds) > 1 and np.isfinite(list(gains.values())).all():
+        parts = [f"{name} {gain:+.1f}" for name, gain in gains.items()]
+        words = ", ".join(parts) + " dB"
+        if ps.text_width(words, 7.4) > width:  # the oracle, whom nobody can be, is left to its line
+            words = ", ".join(parts[:-1]) + " dB"
     elif cell.failed.any():
         words = f"{cell.failed.sum()} of {cell.failed.size} trials failed"
     else:
@@ -340,7 +377,8 @@ def alt_text(study: Study) -> dict[str, str]:
     return {
         "psnr_by_step": "PSNR by iteration for each target, bands over seeds.",
         "psnr_distribution": f"Final PSNR of every seed by target and cell. {spread}.",
-        "best_of_k": "Expected PSNR of the best of k seeds, attacker's and oracle's choice.",
+        "best_of_k": "Expected PSNR of the best of k seeds, attacker's and oracle's choice, and of "
+        "the mean image of the best quarter.",
         "variance_components": "Standard deviations between targets and between seeds per cell.",
         "paired_differences": "Each setting's PSNR minus the first one's, with intervals.",
         "success_rate": "Share of trials above the threshold per cell, with intervals.",

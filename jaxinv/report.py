@@ -115,11 +115,13 @@ def _draw(study: Study, folder: Path) -> dict[str, report_page.Picture]:
 def _print(study: Study, console: Console) -> None:
     """Prints the summary table and where the rest is."""
     threshold = setting_text(float(study.cells[0].success_psnr))
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("\nPSNR in dB", overflow="fold")
+    averaged = ["consensus\nbest ¼"] if study.has_starts else []
     for name in ("targets\n× seeds", "failed", "mean\n[95%]", "seed\nstd", "attacker\nbest",
-                 "oracle\nbest", f"above {threshold}\n[95%]"):  # fmt: skip
+                 *averaged, "oracle\nbest", f"above {threshold}\n[95%]"):  # fmt: skip
         table.add_column(name, justify="right", no_wrap=True)
+    best = ["attacker_best", *(["consensus_quarter"] if averaged else []), "oracle_best"]
     for row in report_tables.summary(study):
         is_cell = row["cell"] != ""
         size = report_tables.size_text(row)
@@ -132,8 +134,7 @@ def _print(study: Study, console: Console) -> None:
             str(row["failed"]) if is_cell else "",
             mean.rstrip(),
             number_text(row["psnr_seed_std"]) if is_cell else "",
-            number_text(row["psnr_attacker_best"]) if is_cell else "",
-            number_text(row["psnr_oracle_best"]) if is_cell else "",
+            *(number_text(row[f"psnr_{name}"]) if is_cell else "" for name in best),
             f"{100 * row['success_rate']:.0f}%\n{limits}".rstrip(),
         )
     console.print(table)

@@ -12,11 +12,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxinv import plot_style as ps
-from jaxinv.plots import alt_text
+from jaxinv.consensus import quarter
+from jaxinv.plots import alt_text, averages
 from jaxinv.report_tables import Row, size_text
-from jaxinv.report_text import ASSUMED, CAPTIONS, DEFINITIONS, NOT_TRIED, PAGE
+from jaxinv.report_text import ASSUMED, AVERAGED, CAPTIONS, DEFINITIONS, NOT_TRIED, PAGE
 from jaxinv.results import SETTINGS
+from jaxinv.statistics import BestOfK, Interval
 from jaxinv.summary import (
+    Cell,
     Study,
     count_text,
     interval_text,
@@ -57,7 +60,12 @@ def _data_uri(content: bytes, kind: str) -> str:
 
 def findings(study: Study) -> list[str]:
     """States the headline results in sentences computed from the rows."""
-    sentences = [_labels_sentence(study), _spread_sentence(study), _choice_sentence(study)]
+    sentences = [
+        _labels_sentence(study),
+        _spread_sentence(study),
+        _choice_sentence(study),
+        _consensus_sentence(study),
+    ]
     if study.failed_trials:
         failed = count_text(study.failed_trials, "trial")
         sentences.append(
@@ -129,6 +137,45 @@ def _choice_sentence(study: Study) -> str:
     return f"{sentence}."
 
 
+def _consensus_sentence(study: Study) -> str:
+    """States what averaging seeds changes against picking one: in the best cell, and at most."""
+    known = [c for c in study.cells if len(c.seeds) > 1 and np.isfinite(c.mean.mean)]
+    known = [c for c in known if np.isfinite(c.gain(_average(c)).value)]
+    if not known:
+        return ""
+    best = max(known, key=lambda c: c.mean.mean)
+    most = max(known, key=lambda c: c.gain(_average(c)).value)
+    count, where = quarter(len(best.seeds)), f" at {best.label}" if len(study.cells) > 1 else ""
+    seeds = f"{len(best.seeds)} seeds"
+    averaged = f"the {count} of {seeds} with the lowest objectives" if count > 1 else f"all {seeds}"
+    gain = best.gain(_average(best))
+    unseen = gain.low <= 0 <= gain.high
+    verdict = "changes nothing that these targets can show" if unseen else "changes PSNR"
+    sentence = f"Averaging {averaged} instead of picking one {verdict}{where}: {_gains(best)}"
+    if most is not best:
+        sentence += f"; at {most.label}: {_gains(most)}"
+    return f"{sentence}{'; one target, no interval' if math.isnan(gain.low) else ''}."
+
+
+def _average(cell: Cell) -> BestOfK:
+    """The mean of the best quarter; of all seeds where the quarter is the pick."""
+    return cell.consensus.quarter if quarter(len(cell.seeds)) > 1 else cell.consensus.all
+
+
+def _gains(cell: Cell) -> str:
+    """What averaging changes, and where that was of the best quarter what averaging all does."""
+    words = _signed(cell.gain(_average(cell)))
+    if quarter(len(cell.seeds)) > 1:
+        words += f" (all {len(cell.seeds)}: {_signed(cell.gain(cell.consensus.all))})"
+    return words
+
+
+def _signed(gain: Interval) -> str:
+    """A difference in dB with its sign and its interval over targets."""
+    limits = interval_text(gain.low, gain.high, 1)
+    return f"{gain.value:+.1f} dB{' ' + limits if limits else ''}".replace("-", "−")
+
+
 def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Picture]) -> str:
     """Renders the page; every text from the run is escaped."""
     config = study.run.config
@@ -179,7 +226,7 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
         spectrum=spectrum,
         labels=labels,
         unknown=unknown,
-        targets=_targets_table(tables["per_target"]),
+        targets=_targets_table(study, tables["per_target"]),
         definitions=_definitions(study),
         run=_run_section(study, asked),
         **figures,
@@ -187,8 +234,13 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
 
 
 def _facts(study: Study) -> dict[str, str]:
+    seeds = max(len(c.seeds) for c in study.cells)
+    best = str(quarter(seeds))
+    averaged = averages(study.cells)
     return {
-        "seeds": count_text(max(len(c.seeds) for c in study.cells), "seed"),
+        **{name: text.format(quarter=best) * averaged for name, text in AVERAGED.items()},
+        "seeds": count_text(seeds, "seed"),
+        "quarter": best,
         "threshold": setting_text(float(study.cells[0].success_psnr)),
     }
 
@@ -242,19 +294,27 @@ def _counted(value: float, row: Row, digits: int = 2) -> str:
     )
 
 
+def _best(study: Study) -> dict[str, str]:
+    """Columns of what is made of all seeds, by name and heading; one seed has no consensus."""
+    averaged = {"consensus_quarter": "consensus, best quarter", "consensus_all": "consensus, all"}
+    return {
+        "attacker_best": "attacker’s best",
+        **(averaged if study.has_starts else {}),
+        "oracle_best": "oracle’s best",
+    }
+
+
 def _summary_table(study: Study, rows: list[Row]) -> str:
     threshold = setting_text(float(study.cells[0].success_psnr))
-    head = ["PSNR in dB", "targets × seeds", "failed", "mean [95%]", "seed std", "attacker’s best",
-            "oracle’s best", "mean colour", f"above {threshold} dB [95%]", "median", "exact",
+    best = _best(study)
+    head = ["PSNR in dB", "targets × seeds", "failed", "mean [95%]", "seed std", *best.values(),
+            "mean colour", f"above {threshold} dB [95%]", "median", "exact",
             "SSIM", "MSE", "labels right"]  # fmt: skip
     body = []
     for row in rows:
         is_cell = row["cell"] != ""
-        own = [
-            _counted(row["psnr_attacker_best"], row),
-            _counted(row["psnr_oracle_best"], row),
-            number_text(row["baseline_psnr"]),
-        ]
+        own = [_counted(row[f"psnr_{name}"], row) for name in best]
+        own.append(number_text(row["baseline_psnr"]))
         mean = _with_interval(row["psnr_mean"], row["psnr_low"], row["psnr_high"])
         labels = 100 * row["label_accuracy"]
         rate = [100 * row[name] for name in ("success_rate", "success_low", "success_high")]
@@ -265,7 +325,7 @@ def _summary_table(study: Study, rows: list[Row]) -> str:
                 str(row["failed"]) if is_cell else "",
                 mean if np.isfinite(row["psnr_mean"]) else _counted(row["psnr_mean"], row),
                 number_text(row["psnr_seed_std"]) if is_cell else "",
-                *(own if is_cell else ["", "", ""]),
+                *(own if is_cell else [""] * len(own)),
                 _with_interval(*rate, 0, "%"),
                 number_text(row["psnr_median"]),
                 str(row["exact"]) if is_cell else "",
@@ -383,11 +443,12 @@ def _percent(share: float) -> str:
     return "—" if math.isnan(share) else f"{100 * share:.1f}%"
 
 
-def _targets_table(rows: list[Row]) -> str:
+def _targets_table(study: Study, rows: list[Row]) -> str:
+    best = _best(study)
     head = ["setting", "target", "failed", "exact", "mean", "seed std", "median", "worst",
-            "attacker’s best", "oracle’s best", "mean colour"]  # fmt: skip
-    names = ("psnr_mean", "psnr_seed_std", "psnr_median", "psnr_worst", "psnr_attacker_best",
-             "psnr_oracle_best", "baseline_psnr")  # fmt: skip
+            *best.values(), "mean colour"]  # fmt: skip
+    names = ["psnr_mean", "psnr_seed_std", "psnr_median", "psnr_worst",
+             *(f"psnr_{name}" for name in best), "baseline_psnr"]  # fmt: skip
     body = [
         [_name(row), str(row["target"]), str(row["failed"]), str(row["exact"])]
         + [number_text(row[name]) for name in names]
@@ -402,6 +463,7 @@ def _definitions(study: Study) -> str:
     return "".join(
         f"<dt>{name.format(**facts)}</dt><dd>{text.format(**facts)}</dd>"
         for name, text in DEFINITIONS
+        if name != "Consensus" or study.has_starts
     )
 
 

@@ -41,6 +41,8 @@ def _summary_row(cell: Cell) -> Row:
         "psnr_seed_std": mean.seed_std,
         "psnr_median": float(ranked_quantile(cell.psnr.ravel(), 0.5)),
         "psnr_attacker_best": float(cell.attacker.mean[-1]),
+        "psnr_consensus_quarter": float(cell.consensus.quarter.mean[-1]),
+        "psnr_consensus_all": float(cell.consensus.all.mean[-1]),
         "psnr_oracle_best": float(cell.oracle.mean[-1]),
         "baseline_psnr": cell.baseline("psnr"),
         "ssim_mean": ssim,
@@ -107,6 +109,8 @@ def per_target(study: Study) -> list[Row]:
                     "psnr_median": float(ranked_quantile(psnr[0], 0.5)),
                     "psnr_worst": float(ranked_quantile(psnr[0], 0.0)),
                     "psnr_attacker_best": float(cell.attacker.per_target[at, -1]),
+                    "psnr_consensus_quarter": float(cell.consensus.quarter.per_target[at, -1]),
+                    "psnr_consensus_all": float(cell.consensus.all.per_target[at, -1]),
                     "psnr_oracle_best": float(cell.oracle.per_target[at, -1]),
                     "baseline_psnr": float(cell.baselines["baseline_psnr"][at]),
                 }
@@ -115,13 +119,19 @@ def per_target(study: Study) -> list[Row]:
 
 
 def best_of_k(study: Study) -> list[Row]:
-    """One row per cell and k: both ways of choosing, mean over targets with its interval."""
+    """One row per cell and k: choosing and averaging, mean over targets with its interval."""
     rows = []
     for cell in study.cells:
         for index in range(len(cell.seeds)):
             row = {"cell": cell.number, "setting": cell.label, "targets": len(cell.target_ids)}
             row |= {"failed": int(cell.failed.sum()), "k": index + 1}
-            for name, best in (("attacker", cell.attacker), ("oracle", cell.oracle)):
+            makers = {
+                "attacker": cell.attacker,
+                "consensus_quarter": cell.consensus.quarter,
+                "consensus_all": cell.consensus.all,
+                "oracle": cell.oracle,
+            }
+            for name, best in makers.items():
                 row[f"{name}_psnr"] = float(best.mean[index])
                 row[f"{name}_low"] = float(best.low[index])
                 row[f"{name}_high"] = float(best.high[index])

@@ -4,12 +4,12 @@ CAPTIONS = {
     "psnr_by_step": "Quantiles are over the {seeds} of one target at each step, failed seeds "
     "ranked worst. A band shows how much depends on the random start alone.",
     "psnr_distribution": "Each dot is one trial. The diamond is what an attacker would hand in; "
-    "the ring is known only to somebody who has the truth.",
-    "reconstructions": "Pictures are enlarged without smoothing, from 8-bit pixels.",
+    "the ring is known only to somebody who has the truth.{triangle}",
+    "reconstructions": "Pictures are enlarged without smoothing, from 8-bit pixels.{blurred}",
     "pixel_statistics": "A place with a failed seed is left empty rather than averaged over the "
     "others. One colour scale for all.",
     "best_of_k": "Exact expectation over all choices of k of the {seeds}. A curve starts where k "
-    "exceeds the number of failed seeds; before that, all k might fail.",
+    "exceeds the number of failed seeds; before that, all k might fail.{sampled}",
     "variance_components": "Balanced one-way random effects on PSNR in dB. Intervals that reach 0 "
     "cannot exclude that all targets are equally hard.",
     "paired_differences": "Each setting minus the first one. What makes a target hard in both "
@@ -25,6 +25,15 @@ CAPTIONS = {
     "random batches have in common.",
     "success_rate": "The threshold of {threshold} dB is a convention: Dimitrov et al. 2022 call a "
     "CIFAR-100 image recovered above 19 dB.",
+}
+# What captions add where the best quarter of the seeds is more than one of them.
+AVERAGED = {
+    "triangle": " A triangle, which an attacker can have too, is the mean image of the {quarter} "
+    "seeds with the lowest objectives.",
+    "blurred": " A mean image is blurred where its seeds disagree, which squared error, and so "
+    "PSNR, favours.",
+    "sampled": " The consensus of up to four seeds is the attacker’s pick, and grows by a seed "
+    "with every four; where there are many choices of k, a random sample of them stands for all.",
 }
 NOT_TRIED = (
     "A defense stops an attack here when no trial is above the threshold and the upper limit of "
@@ -78,6 +87,13 @@ DEFINITIONS = [
      "the lowest objective, the distance between the updates, and never sees the truth. The "
      "oracle chooses by the highest PSNR; nobody can do that without the truth. “Best” in the "
      "tables is the best of all {seeds}."),
+    ("Consensus", "The mean image of the best quarter of a target’s seeds by the objective, "
+     "rounded up ({quarter} of {seeds}), or of all of them; on one draw of noise, if there are "
+     "several. It needs no truth, and where starts err independently their mean errs less than "
+     "any of them. The images of a batch are first set in the order of the pick’s by least squared "
+     "error and averaged; the means are matched to the truths. Failed seeds are left out. From the "
+     "stored 8-bit pictures; where the seeds’ errors are too small for these (above 50 dB), the "
+     "mean of their recorded errors stands in, which the mean image’s does not exceed."),
     ("Above {threshold} dB", "Share of trials with PSNR above the threshold. 95% Wilson interval "
      "at Kish’s effective number of trials n / (1 + (seeds − 1) ICC), with the intraclass "
      "correlation of the successes; where that is undefined, at the number of targets."),

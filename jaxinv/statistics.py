@@ -48,7 +48,7 @@ class VarianceComponents(NamedTuple):
 
 
 class BestOfK(NamedTuple):
-    """Expected value of the chosen trial for k = 1 ... seeds."""
+    """Expected value of what k = 1 ... seeds are made into: the chosen trial, or their mean."""
 
     per_target: Float[np.ndarray, "target k"]
     mean: Float[np.ndarray, " k"]  # over targets

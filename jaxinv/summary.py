@@ -1,7 +1,7 @@
 """Rows to numbers: one `Cell` per setting of a sweep, with every statistic of the report."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jaxinv import consensus as cs
 from jaxinv import defenses
 from jaxinv import statistics as st
 from jaxinv.errors import UserError
@@ -17,6 +18,7 @@ from jaxinv.results import BlockImages, Run
 _METRICS = ("psnr", "ssim", "mse", "objective", "label_accuracy", "update_cosine", "update_error")
 _FACTS = ("defense", "victim", "victim_accuracy", "victim_epsilon", "victim_delta")
 _BASELINES = ("baseline_psnr", "baseline_ssim", "baseline_mse")
+_AVERAGED = ("objective", "psnr", "mse")  # what `consensus.Trials` has of each seed
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Cell:
     baselines: dict[str, Float[np.ndarray, " target"]]  # of an image of the data set's mean colour
     failed: Bool[np.ndarray, "target seed"]
     success_psnr: float  # dB
+    pictures: Callable[[], BlockImages]  # reads them from disk
 
     @property
     def psnr(self) -> Float[np.ndarray, "target seed"]:
@@ -73,6 +76,32 @@ class Cell:
     def oracle(self) -> st.BestOfK:
         """Best of k by PSNR, which only somebody with the truth can choose."""
         return st.best_of_k(self.psnr, -self.psnr, draws=len(self.draws))
+
+    @cached_property
+    def consensus(self) -> cs.Consensus:
+        """Mean images of k seeds. Reads the cell's pictures, unless there is nothing to average."""
+        if len(self.seeds) == 1:
+            return cs.Consensus(self.attacker, self.attacker, self.psnr[:, 0])
+        images = self.pictures()
+        return cs.curves(self.trials(images, target) for target in self.target_ids)
+
+    def trials(self, images: BlockImages, target_id: int) -> list[cs.Trials]:
+        """One target's trials with their pictures, of each draw of noise."""
+        at, starts = self.target_ids.index(target_id), len(self.seeds)
+        places = np.flatnonzero(images.target_ids == target_id)
+        return [
+            cs.Trials(
+                images.reconstructions[place],
+                images.truths[place],
+                *(self.metrics[name][at, draw * starts :][:starts] for name in _AVERAGED),
+            )
+            for draw, place in enumerate(places)
+        ]
+
+    def gain(self, best: st.BestOfK) -> st.Interval:
+        """PSNR in dB of a consensus of all seeds minus the pick's, paired over targets."""
+        pick = self.attacker.per_target[:, -1:]
+        return st.paired_difference(best.per_target[:, -1:], pick)
 
     @cached_property
     def success(self) -> st.SuccessRate:
@@ -138,6 +167,11 @@ class Study:
         """Whether some target was attacked more than once, and so tells luck from the image."""
         return any(cell.psnr.shape[1] > 1 for cell in self.cells)
 
+    @property
+    def has_starts(self) -> bool:
+        """Whether some update was attacked from several starts, among which one can choose."""
+        return any(len(cell.seeds) > 1 for cell in self.cells)
+
     @cached_property
     def pairs(self) -> list[Pair]:
         """Every later cell against the first, where both have the same targets and seeds."""
@@ -157,16 +191,6 @@ class Study:
                 return float(cell.baselines["baseline_psnr"][position])
         raise KeyError(target_id)
 
-    def images(self, cell: Cell) -> BlockImages:
-        """Reads a cell's pictures."""
-        try:
-            return self.run.images(cell.number)
-        except (OSError, ValueError, KeyError, IndexError) as error:
-            raise UserError(
-                f"{self.run.folder}/images: pictures of cell {cell.number} cannot be read "
-                f"({error}); delete the cell's files and run the sweep's command again"
-            ) from None
-
 
 def summarize(run: Run, success_psnr: float) -> Study:
     """Arranges a run's rows as cells.
@@ -177,6 +201,20 @@ def summarize(run: Run, success_psnr: float) -> Study:
     return Study(
         run, [_cell(run, int(number), success_psnr) for number in np.unique(run.trials["cell"])]
     )
+
+
+def _read_pictures(run: Run, number: int, target_ids: list[int]) -> BlockImages:
+    """Reads a cell's pictures, which must have all its targets."""
+    try:
+        images = run.images(number)
+        if lacking := set(target_ids) - set(images.target_ids.tolist()):
+            raise ValueError(f"there is no target {min(lacking)}")
+        return images
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise UserError(
+            f"{run.folder}/images: pictures of cell {number} cannot be read "
+            f"({error}); delete the cell's files and run the sweep's command again"
+        ) from None
 
 
 def traces(
@@ -243,6 +281,7 @@ def _cell(run: Run, number: int, success_psnr: float) -> Cell:
         baselines={name: columns[name][:, 0] for name in _BASELINES},
         failed=failed,
         success_psnr=success_psnr,
+        pictures=lambda: _read_pictures(run, number, ids),
     )
 
 

@@ -104,6 +104,53 @@ def test_summary_equals_what_is_computed_anew(study):
     assert float(row["psnr_high"]) == pytest.approx(psnr.mean() + half, rel=1e-6)
 
 
+def test_the_consensus_is_that_of_the_pictures(study):
+    folder, printed = study
+    run = read_run(folder)
+    pictures, objective = run.images(0), column(folder, 0, "objective")
+    best = np.argsort(objective, axis=1)[:, :2]  # the quarter of five
+    expected = {"quarter": best, "all": np.tile(np.arange(5), (3, 1))}
+    for name, seeds in expected.items():
+        mean = np.stack([r[s].mean(axis=0) for r, s in zip(pictures.reconstructions, seeds)])
+        errors = ((mean - pictures.truths) ** 2).mean(axis=(1, 2, 3, 4)) / 255**2
+        found = read_csv(folder, "per_target")[:3]
+        values = [float(row[f"psnr_consensus_{name}"]) for row in found]
+        assert values == pytest.approx(-10 * np.log10(errors), rel=1e-6)
+        mean = pytest.approx(np.mean(values), rel=1e-6)
+        assert float(read_csv(folder, "summary")[0][f"psnr_consensus_{name}"]) == mean
+        curve = [row for row in read_csv(folder, "best_of_k") if row["cell"] == "0"]
+        assert float(curve[-1][f"consensus_{name}_psnr"]) == mean
+        assert float(curve[0][f"consensus_{name}_psnr"]) == float(curve[0]["attacker_psnr"])
+        assert float(curve[-1][f"consensus_{name}_low"]) < np.mean(values)
+    assert "consensus" in printed
+    page = (folder / "report.html").read_text()
+    shown = summarize(run, 19.0)
+    cell = shown.cells[0]
+    gain = cell.consensus.quarter.per_target[:, -1] - cell.attacker.per_target[:, -1]
+    half = 4.302653 * gain.std(ddof=1) / np.sqrt(3)
+    assert (
+        "Averaging the 2 of 5 seeds with the lowest objectives instead of picking one changes PSNR "
+        f"at tv&nbsp;=&nbsp;0.01: {gain.mean():+.1f} dB [{gain.mean() - half:.1f}, " in page
+    )
+    words = {text.get_text() for text in plot_images.reconstructions(
+        shown, plot_images.read_album(shown)).texts}  # fmt: skip
+    assert {"pick", "consensus", "worst"} <= words
+    assert number_text(shown.cells[0].consensus.first_draw[0], 1) in words
+
+
+def test_one_start_has_no_consensus(tmp_path):
+    """Nothing is read for it, and nothing said; the columns repeat the only trial there is."""
+    study = summarize(read_run(write_run(tmp_path, targets=2, seeds=1)), 19.0)
+    next((tmp_path / "images").glob("*.npz")).rename(tmp_path / "away.npz")
+    row = report_tables.summary(study)[0]
+    assert row["psnr_consensus_quarter"] == row["psnr_consensus_all"] == row["psnr_mean"]
+    (tmp_path / "away.npz").rename(tmp_path / "images" / "c0000-t0000.npz")
+    assert "consensus" not in build(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "Averaging" not in page
+    assert "consensus, best quarter" not in page
+
+
 def test_paired_differences_are_of_the_same_targets(study, tmp_path):
     folder, _ = study
     assert [r["psnr_difference"] for r in read_csv(folder, "paired_differences")] == ["nan", "inf"]
@@ -195,12 +242,15 @@ def test_bad_input_is_one_line_and_code_2(tmp_path, capsys):
     next((broken / "trials").glob("*.parquet")).write_bytes(b"no parquet")
     lacking = write_run(tmp_path / "lacking")
     next((lacking / "images").glob("*.npz")).unlink()
+    partly = write_run(tmp_path / "partly", block_targets=1)
+    next((partly / "images").glob("*.npz")).unlink()
     cases = [
         [],
         [str(tmp_path / "nowhere")],
         [str(tmp_path / "empty")],
         [str(broken)],
         [str(lacking)],
+        [str(partly)],
         [str(tmp_path), "--success-psnr", "high"],
         [str(write_run(tmp_path / "good")), "--success-psnr", "nan"],
     ]
