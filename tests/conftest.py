@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from jaxinv import planner, rng, trials, victims
-from jaxinv.attacks.gradient_matching import Method, Numbers
+from jaxinv.attacks.gradient_matching import Method
 from jaxinv.types import Normalization, Truth
 
 
@@ -44,24 +44,20 @@ class Problem:
         memory=math.inf,
     ):  # fmt: skip
         """Attacks; every call with the default shapes shares one compilation."""
+        keys = self.keys if keys is None else keys
+        settings = {"lr": lr, "client_lr": 1.0, "tv": 0.01, "iterations": iterations}
         return trials.run(
-            self.victim.module,
-            self.victim.variables,
+            self.problem(targets, truths), Method(), Method().numbers(keys.shape[1], settings),
+            keys, trials.Resources(planner.Plan(1, group, devices), memory),
+        )  # fmt: skip
+
+    def problem(self, targets=None, truths=None, image_prior=None):
+        """What the loop is given."""
+        return trials.Problem(
+            self.victim.module, self.shape, self.victim.variables,
             self.targets if targets is None else targets,
-            self.truths if truths is None else truths,
-            self.normalization,
-            Method(),
-            Numbers.of(
-                (self.keys if keys is None else keys).shape[1],
-                lr=lr,
-                tv=0.01,
-                iterations=iterations,
-            ),
-            self.shape,
-            self.keys if keys is None else keys,
-            planner.Plan(1, group, devices),
-            memory,
-        )
+            self.truths if truths is None else truths, self.normalization, image_prior,
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxinv import client, labels, trials
+from jaxinv.attacks import base
 from jaxinv.attacks import gradient_matching as attack
 from jaxinv.objectives import compare, cosine, l2
 from jaxinv.priors import total_variation
@@ -53,11 +54,10 @@ def test_signed_adam_takes_steps_of_the_learning_rate_inside_the_box():
     target = Target({"w": jnp.array([1.0, 1.0, 1.0, -1.0])}, jnp.array([1]))
     method = attack.Method(schedule="constant", priors=())
     numbers = attack.Numbers(jnp.float32(0.25), jnp.float32(1), {}, jnp.int32(3))
-    start = attack.Candidate(jnp.array([0.2, 0.3, 0.4, 0.9]).reshape(1, 2, 2, 1), None)
+    known = base.Known(loss, params, target, normalization, None)
+    start = base.Candidate(jnp.array([0.2, 0.3, 0.4, 0.9]).reshape(1, 2, 2, 1), None)
     state = attack.AttackState(start, attack.OPTIMIZERS["adam"]().init(start))
-    step = jax.jit(
-        lambda i, s: attack.step(method, numbers, loss, params, target, normalization, i, s)
-    )
+    step = jax.jit(lambda i, s: method.step(numbers, known, i, s))
     seen = []
     for i in range(5):
         state, _ = step(jnp.int32(i), state)
@@ -141,11 +141,12 @@ def test_a_group_beyond_the_memory_is_halved_and_changes_nothing(problem, result
         lower = chunk.lower
 
         def __call__(self, *args):
-            if args[-1].candidate.images.shape[2] == 2 and args[-4] > 0:
+            states, start = args[-1], args[-5]
+            if states.candidate.images.shape[2] == 2 and start > 0:
                 raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
             return chunk(*args)
 
-    monkeypatch.setattr(trials, "CHUNK_STEPS", 5)
+    monkeypatch.setattr(attack.Method, "steps_per_call", 5)
     expected = problem.run(group=1)
     monkeypatch.setattr(trials, "run_chunk", RunsOut())
     found = problem.run(group=2)

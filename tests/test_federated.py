@@ -7,9 +7,10 @@ import pytest
 
 from jaxinv import client, metrics, planner, trials
 from jaxinv.attacks import gradient_matching as attack
+from jaxinv.attacks.base import Candidate
 from jaxinv.client import Local
 from jaxinv.objectives import compare, cosine
-from jaxinv.types import Normalization, Truth
+from jaxinv.types import Normalization, Target, Truth
 
 SHAPE = (4, 4, 1)
 
@@ -110,12 +111,13 @@ class Problem:
             module, variables, self.truths, self.normalization, clients, 0.1,
             trials.order_keys([0]),
         ).targets  # fmt: skip
-        numbers = attack.Numbers.of(
-            seeds, **{"lr": 0.1, "iterations": iterations, "client_lr": 0.1, **numbers}
+        settings = {"lr": 0.1, "iterations": iterations, "client_lr": 0.1, **numbers}
+        problem = trials.Problem(
+            module, self.shape, variables, targets, self.truths, self.normalization
         )
         return trials.run(
-            module, variables, targets, self.truths, self.normalization, method, numbers,
-            self.shape, trials.start_keys([0], range(seeds)), plan or planner.Plan(1, seeds),
+            problem, method, method.numbers(seeds, settings), trials.start_keys([0], range(seeds)),
+            trials.Resources(plan or planner.Plan(1, seeds)),
         )  # fmt: skip
 
 
@@ -140,7 +142,7 @@ def test_epochs_of_unknown_order_have_images_of_their_own_that_become_one(proble
     assert result.finite.all()
     assert (result.objective < result.trace.objective[0]).all()
     candidate = jnp.stack([jnp.arange(3.0), jnp.arange(3.0)[::-1] + 0.5]).reshape(2, 3, 1, 1, 1)
-    merged = attack.reconstruction(attack.Candidate(candidate, None))
+    merged = method.reconstruct(Candidate(candidate, None))
     np.testing.assert_allclose(merged.ravel(), [0.25, 1.25, 2.25])
 
 
@@ -165,13 +167,12 @@ def test_an_attacker_that_takes_too_few_images_is_measured_on_all():
 
 
 def test_the_work_of_local_steps_is_counted_for_each(problem):
-    count = lambda local: trials.step_flops(  # noqa: E731
-        problem.victim.module, problem.victim.variables, attack.Method(local=local),
-        problem.normalization, (4, *problem.shape),
-    )  # fmt: skip
-    once = trials.step_flops(
-        problem.victim.module, problem.victim.variables, attack.Method(), problem.normalization,
-        (2, *problem.shape),
-    )  # fmt: skip
+    def of_images(count):
+        update = jax.tree.map(lambda x: x[None], problem.victim.variables["params"])
+        target = Target(update, jnp.zeros((1, count), jnp.int32))
+        return problem.problem(targets=target).replace(truths=None)
+
+    count = lambda local: trials.step_flops(of_images(4), attack.Method(local=local))  # noqa: E731
+    once = trials.step_flops(of_images(2), attack.Method())
     assert count(client.Local(3, 2)) == pytest.approx(6 * once)
     assert count(client.Local(1, 4)) > once
