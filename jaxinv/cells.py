@@ -34,6 +34,7 @@ from jaxinv.priors import READ_UPDATE
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
 NUMBERS = (*config.SEARCHABLE, "iterations")  # what of a cell is traced
+WITH_SPECTRUM = 8  # targets of a study: the eigenvalues of one take longer than all before them
 
 
 class Material(NamedTuple):
@@ -48,6 +49,7 @@ class Material(NamedTuple):
     draws: np.ndarray  # [target], noise seeds of the client's defense
     image_prior: ImagePrior | None = None  # where the attack has one
     prior_source: Source | None = None
+    position: int = 0  # of the first target in the study's list
 
     def truths(self) -> Truth:
         """The private batches, pixels in [0, 1]."""
@@ -58,7 +60,7 @@ class Material(NamedTuple):
         fields = ("images", "labels", "ids", "draws")
         own = {name: np.repeat(getattr(self, name)[here], draws, axis=0) for name in fields}
         own["draws"] = own["draws"] + np.arange(len(own["draws"])) % draws
-        return self._replace(**own)
+        return self._replace(**own, position=here.start)
 
 
 class Attacked(NamedTuple):
@@ -205,7 +207,10 @@ def attack_cell(
     if cell.polish:
         with runtime.arithmetic("float64") as cast:
             problem = problem_of(material, shared.targets, cast)
-            result, extras = polish(cell, result, problem, attack, numbers, keys, limit, cast)
+            few = max(0, WITH_SPECTRUM - material.position)
+            result, extras = polish(
+                cell, result, problem, attack, numbers, keys, limit, cast, few
+            )  # fmt: skip
     return Attacked(result, *measured, shared, extras)
 
 
@@ -244,11 +249,13 @@ def problem_of(
 def polish(
     cell: config.Cell, result: trials.Result, problem: trials.Problem, attack: Attack,
     numbers: Mapping[str, Any], keys: jax.Array, limit: float, cast: Callable[[PyTree], PyTree],
-) -> tuple[trials.Result, dict[str, np.ndarray]]:  # fmt: skip
+    few: int,
+) -> tuple[trials.Result, dict[str, np.ndarray] | None]:  # fmt: skip
     """Takes what an attack found towards the exact images; labels found beside them stand.
 
     Returns:
-      The result, its trace the attack's with the polish's behind it, and the spectra.
+      The result, its trace the attack's with the polish's behind it; and the spectra of the first
+      `few` targets.
     """
     finishing = LevenbergMarquardt(cell.objective, cell.batch_norm, attack.local)
     own = finishing.numbers(keys.shape[1], {**numbers, "iterations": cell.polish})
@@ -261,8 +268,10 @@ def polish(
         np.concatenate([old, np.asarray(new)[1:]]) for old, new in zip(before[1:], after[1:])
     )
     polished = polished._replace(trace=trials.Trace(steps, *columns), labels=result.labels)
+    if not few:
+        return polished, None
     spectrum = Spectrum(cell.batch_norm, attack.local)
-    return polished, around_best(polished, problem, spectrum, numbers, keys, limit, cast)
+    return polished, around_best(polished, problem, spectrum, numbers, keys, limit, cast, few)
 
 
 def _one_hot_logits(result, problem, cell):
@@ -275,14 +284,17 @@ def _one_hot_logits(result, problem, cell):
 
 def around_best(
     result: trials.Result, problem: trials.Problem, attack: Attack, numbers: Mapping[str, Any],
-    keys: jax.Array, limit: float, cast: Callable[[PyTree], PyTree],
+    keys: jax.Array, limit: float, cast: Callable[[PyTree], PyTree], few: int | None = None,
 ) -> dict[str, np.ndarray] | None:  # fmt: skip
     """Finds what the update leaves open at the end of each target's best seed.
 
     Returns:
-      Arrays [target, ...]; nothing where one trial does not fit the memory.
+      Arrays [target, ...] of the first `few` targets; nothing where one trial does not fit the
+      memory.
     """
-    objective = np.where(result.finite, np.asarray(result.objective), np.inf)
+    first = lambda tree: jax.tree.map(lambda x: x[:few], tree)  # noqa: E731
+    problem = problem.replace(targets=first(problem.targets), truths=first(problem.truths))
+    objective = np.where(result.finite, np.asarray(result.objective), np.inf)[:few]
     best = objective.argmin(axis=1)
     rows = np.arange(len(best))
     pick = lambda x: np.asarray(x)[rows, best][:, None]  # noqa: E731
