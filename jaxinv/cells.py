@@ -203,7 +203,7 @@ def attack_cell(
                 result, problem, Posterior(attack), {**numbers, "posterior": cell.posterior}, keys,
                 limit, cast,
             )  # fmt: skip
-            extras = found and {"std": found["std"] * np.asarray(problem.normalization.std)}
+            extras = found and in_pixels(found, problem.normalization)
     if cell.polish:
         with runtime.arithmetic("float64") as cast:
             problem = problem_of(material, shared.targets, cast)
@@ -309,6 +309,12 @@ def around_best(
     except UserError:
         return None
     return {name: x[:, 0] for name, x in found.outcome.items()}
+
+
+def in_pixels(found: dict[str, np.ndarray], normalization: Normalization) -> dict[str, np.ndarray]:
+    """The image around which a posterior was found and its standard deviation, not clipped."""
+    mean, std = np.asarray(normalization.mean), np.asarray(normalization.std)
+    return {"best": found["images"] * std + mean, "std": found["std"] * std}
 
 
 def attack_of(cell: config.Cell, material: Material) -> Attack:

@@ -385,6 +385,8 @@ def alt_text(study: Study) -> dict[str, str]:
         "label_accuracy": "Share of labels that the attacker has right per cell, with intervals.",
         "reconstructions": "Truth beside reconstructions, a row per target.",
         "defense_curves": "PSNR, SSIM and success rate against the strength of each defense.",
+        "posterior": "The attack's own standard deviation of each pixel beside its error, and how "
+        "many pixels lie within intervals of a nominal coverage.",
         "spectrum": "Singular values of the update's derivative by the image, and pictures of the "
         "directions it pins down least.",
         "trade_off": "Test accuracy, PSNR of the attack and its success against epsilon.",

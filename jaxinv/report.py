@@ -19,6 +19,7 @@ from jaxinv import (
     plot_defenses,
     plot_images,
     plot_intervals,
+    plot_posterior,
     plot_spectrum,
     plots,
     report_page,
@@ -99,6 +100,8 @@ def _draw(study: Study, folder: Path) -> dict[str, report_page.Picture]:
         figures["trade_off"] = lambda width: plot_defenses.trade_off(study, width)
     if unknowns.labels_found(study):
         figures["label_accuracy"] = lambda width: plot_intervals.label_accuracy(study, width)
+    if posteriors := plot_posterior.read_posteriors(study):
+        figures["posterior"] = lambda width: plot_posterior.posterior(study, posteriors, width)
     if plot_spectrum.has_spectra(study):
         figures["spectrum"] = lambda width: plot_spectrum.spectrum(study, width)
     pictures = {}

@@ -197,8 +197,10 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
         paired = f"<h2>Setting against setting</h2>{figures.pop('figure_paired_differences')}"
         paired += _paired_table(tables["paired_differences"])
     spectrum = ""
+    if "figure_posterior" in figures:
+        spectrum = "<h2>How sure the attack is</h2>" + figures.pop("figure_posterior")
     if "figure_spectrum" in figures:
-        spectrum = "<h2>What the update pins down</h2>" + figures.pop("figure_spectrum")
+        spectrum += "<h2>What the update pins down</h2>" + figures.pop("figure_spectrum")
     defended = ""
     if "figure_defense_curves" in figures or tables["defenses"]:
         defended = "<h2>Which defense stops the attack, at what cost</h2>"

@@ -16,6 +16,8 @@ CAPTIONS = {
     "cancels, so that these intervals are narrower than those of the means.",
     "defense_curves": "A strength that leaves the attack with the mean colour stops this attack, "
     "and says nothing of a better one. A cross: every trial failed, as no update was left.",
+    "posterior": "From draws of the Gaussian approximation of the posterior at the attack’s last "
+    "step. It knows nothing of an image that the attack took for another one.",
     "spectrum": "Singular values below about 10<sup>−8</sup> of the largest are rounding: they are "
     "square roots of the eigenvalues of JᵀJ. Pictures: grey is no change.",
     "trade_off": "The bound counts what any attack could do with the one update, whatever it calls "

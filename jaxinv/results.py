@@ -6,7 +6,7 @@
       traces/BLOCK.parquet   PSNR and objective by step
       images/BLOCK.npz       reconstructions and truths, uint8
       extras/BLOCK.npz       of each target's best seed: singular values and least determined
-                             directions after a polish, standard deviation of pixels of bayes
+                             directions after a polish; image and standard deviation of bayes
 
 A *block* is one cell on a group of targets, named `c0003-t0008` (cell 3, targets from position 8).
 Every file is written under a temporary name, flushed to disk and renamed.

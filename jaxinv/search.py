@@ -27,6 +27,7 @@ from rich.table import Table
 from scipy.stats import qmc
 
 from jaxinv import cells, config, files, options, runtime, trials
+from jaxinv.attacks import unused_settings
 from jaxinv.errors import OneLineParser, UserError, run_command
 
 ETA = 4  # candidates fall, and iterations rise, by this factor from rung to rung
@@ -177,6 +178,8 @@ def _write(study: config.SearchStudy, rows: list[dict[str, Any]], command: str) 
     last = max(row["rung"] for row in rows)
     best = next(row for row in rows if row["rung"] == last)
     settings = study.cell.model_dump(exclude_none=True)
+    unused = unused_settings(study.cell.attack)
+    settings = {name: value for name, value in settings.items() if name not in unused}
     if study.cell.victim is not None:
         settings = {k: v for k, v in settings.items() if k not in config.OF_VICTIM}
     settings |= {name: best[name] for name in study.search.space}

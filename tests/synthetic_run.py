@@ -152,6 +152,8 @@ class _Block:
             "victim_accuracy": None,
             "victim_epsilon": None,
             "victim_delta": None,
+            "prior_source": None,
+            "prior_images": None,
             "targets_at_once": 1,
             "seeds_at_once": 8,
             "devices": 2,

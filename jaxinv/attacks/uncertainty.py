@@ -161,10 +161,11 @@ class Posterior(NamedTuple):
         return candidate.images
 
     def outcome(self, state: PosteriorState) -> dict[str, Array]:
-        """The standard deviation of each pixel, normalised."""
+        """The image, and the standard deviation of each pixel; normalised."""
         count = np.maximum(np.asarray(state.draws), 1)
         squares = np.asarray(state.squares)
-        return {"std": np.sqrt(squares / count.reshape(*count.shape, *[1] * 4))}
+        std = np.sqrt(squares / count.reshape(*count.shape, *[1] * 4))
+        return {"images": state.candidate.images, "std": std}
 
     def smaller(self) -> None:
         """There is none: fewer draws at once are no smaller program than one step's."""
