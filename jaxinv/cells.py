@@ -34,7 +34,7 @@ from jaxinv.priors import READ_UPDATE
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
 NUMBERS = (*config.SEARCHABLE, "iterations")  # what of a cell is traced
-WITH_SPECTRUM = 8  # targets of a study: the eigenvalues of one take longer than all before them
+WITH_SPECTRUM = 4  # targets of a study: the eigenvalues of one take longer than all before them
 
 
 class Material(NamedTuple):
