@@ -57,8 +57,9 @@ def untrained(name: str, width: int | None) -> victims.Victim:
 
 
 def assemble(
-    cell: config.Cell, material: cells.Material, seeds: int, cast: Callable[[PyTree], PyTree]
-) -> Assembled:
+    cell: config.Cell, material: cells.Material, seeds: int, cast: Callable[[PyTree], PyTree],
+    shared: trials.Shared | None = None,
+) -> Assembled:  # fmt: skip
     """Lets the clients share their updates and makes what the loop takes.
 
     Args:
@@ -66,9 +67,11 @@ def assemble(
       material: what is attacked.
       seeds: of each target.
       cast: of `runtime.arithmetic`.
+      shared: by the clients, where they have done so.
     """
     attack = cells.attack_of(cell, material)
-    shared = cells.share(cell, material, attack, cast)
+    if shared is None:
+        shared = cells.share(cell, material, attack, cast)
     problem = cells.problem_of(material, shared.targets, cast)
     keys = trials.start_keys(material.ids[:, 0], range(seeds))
     plan = planner.first_plan(

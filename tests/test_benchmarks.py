@@ -1,0 +1,102 @@
+"""Every benchmark runs: what each prints at a toy size, never how long anything took."""
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1]))  # they are not installed
+
+from benchmarks import attack, attacks, memory, precision, scaling, time_to_quality, training
+
+QUICK = ["--seconds", "0.01"]
+
+
+def test_attack(capsys):
+    attack.main(["--networks", "lenet_zhu", "--sizes", "1x2", *QUICK])
+    printed = capsys.readouterr().out
+    assert "jaxinv" in printed
+    assert "nn.Conv under vmap" in printed
+
+
+def test_attacks(capsys, monkeypatch):
+    monkeypatch.setattr(attacks, "SIZE", (1, 2))
+    monkeypatch.setitem(attacks.WHOLE, "bayes", {"iterations": 1, "cg_iterations": 2})
+    names = ["geiping", "geiping, 8 images in 4 local steps", "bayes", "analytic"]
+    attacks.main(["--attacks", *names, *QUICK])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
+
+
+def test_memory(capsys):
+    memory.main(["--networks", "lenet_zhu", "--trials", "2"])
+    assert "arithmetic" in capsys.readouterr().out
+
+
+def test_scaling(capsys, monkeypatch):
+    monkeypatch.setattr(scaling, "FACTORS", (1, 2))
+    monkeypatch.setattr(scaling, "SEEDS", (1, 4))
+    scaling.main(["--networks", "lenet_zhu", *QUICK])
+    assert "batch" in capsys.readouterr().out
+
+
+def test_precision(capsys):
+    precision.main(["--networks", "lenet_zhu"])
+    assert "truth + 0.05" in capsys.readouterr().out
+
+
+def test_training(capsys, monkeypatch):
+    monkeypatch.setattr(training, "BATCH", 8)
+    monkeypatch.setattr(training, "MICROBATCHES", (4,))
+    training.main(["--networks", "lenet_zhu", *QUICK])
+    assert "images / s" in capsys.readouterr().out
+
+
+def test_time_to_quality(capsys, monkeypatch, tmp_path):
+    toy = {name: (steps,) for name, steps in (("geiping", 3), ("euclidean", 2), ("bayes", 2))}
+    for name, steps in toy.items():
+        line = time_to_quality.LINES[name]._replace(steps=steps)
+        monkeypatch.setitem(time_to_quality.LINES, name, line)
+    path = tmp_path / "figure.png"
+    time_to_quality.main(["--targets", "2", "--attacks", *toy, "--out", str(path)])
+    assert "mean colour" in capsys.readouterr().out
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with open(path.with_suffix(".csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["attack"] for row in rows] == list(toy)
+    assert all(float(row["seconds_per_target"]) > 0 for row in rows)
+
+
+def test_polished_points_follow_the_attack(monkeypatch):
+    cell = time_to_quality.cell_of("bayes", polish=1)
+    material = time_to_quality.cells.Loader(time_to_quality.config.Plan(targets=1))(cell)
+    line = time_to_quality.Line("", "bayes", (14,), polish=1)
+    end, polished = time_to_quality.points(line, cell, material, limit=0.0)
+    assert (end.steps, polished.steps) == (14, 15)
+    assert polished.seconds > end.seconds
+    assert polished.psnr[0] > end.psnr[0]
+
+
+def test_runs_stop_where_the_next_would_take_too_long():
+    before = [time_to_quality.Point(100, 0.5, np.zeros(4))]  # 2 seconds in all
+    assert time_to_quality.is_affordable(100, [], 0.0)
+    assert time_to_quality.is_affordable(300, before, 6.0)
+    assert not time_to_quality.is_affordable(301, before, 6.0)
+
+
+def test_names_beside_the_panel_keep_their_distance():
+    places = time_to_quality.spread([3.0, 1.0, 1.2, 9.0], 1.0)
+    np.testing.assert_allclose(places, [3.0, 1.0, 2.0, 9.0])
+
+
+def test_pytorch_takes_the_same_steps():
+    pytest.importorskip("torch")
+    cell = time_to_quality.cell_of("geiping")
+    material = time_to_quality.cells.Loader(time_to_quality.config.Plan(targets=1))(cell)
+    line = time_to_quality.Line("", steps=(8,))
+    ours = time_to_quality.points(line, cell, material, limit=0.0)
+    theirs = time_to_quality.pytorch_points(line, cell, material, limit=0.0)
+    # Rounding turns a few signs over.
+    np.testing.assert_allclose(ours[0].psnr, theirs[0].psnr, atol=0.02)
