@@ -279,8 +279,8 @@ def subtitle(network: str, dataset: str, targets: int) -> str:
     return (
         f"Mean PSNR over {targets} targets, one test image of {dataset} each; {network}. A point "
         "is the end of a run of its own, of the polish a step. Time: of all targets together by "
-        f"their number, without compilation; {os.cpu_count()} CPU cores. Triangles: above {EXACT:g} "
-        "dB."
+        f"their number, without compilation; {os.cpu_count()} CPU cores. Triangles: above "
+        f"{EXACT:g} dB."
     )
 
 
