@@ -31,13 +31,11 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Column, Table
 
+from benchmarks.assembly import assemble, cell_of, tiles
 from benchmarks.peak import matmul_peak
 from benchmarks.race import Form, race
-from jaxinv import client, config, defenses, planner, runtime, trials, victims
-from jaxinv.attacks import gradient_matching as attack
-from jaxinv.labels import classifier_path
-from jaxinv.priors import READ_UPDATE
-from jaxinv.types import Normalization, Truth
+from jaxinv import client, config, planner, runtime, trials
+from jaxinv.cells import attack_of, shapes_of
 
 
 class Case(NamedTuple):
@@ -59,16 +57,16 @@ CASES = {
 }
 NAIVE_SIZE = (1, 4)
 STEPS = 500  # of a trial, as `jaxinv.sweep` takes by default
-SHAPE = (32, 32, 3)
+STEPS_IN_ALL = 1_000_000  # of the attack whose first ones are timed: none is its last
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--sizes", nargs="+", type=read_size, help="targets x seeds, such as 8x32")
     parser.add_argument("--seconds", type=float, default=10, help="time per figure, about")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     runtime.use_all_cores()
     console = Console(width=155)
     peak = matmul_peak(arguments.seconds)
@@ -93,18 +91,20 @@ def read_size(text: str) -> tuple[int, int]:
 
 def table(name: str, sizes: Sequence[tuple[int, int]], seconds: float, peak: float) -> Table:
     """Times every form of one network."""
-    network = name, CASES[name].width
-    one_at_a_time, vmapped = pytorch_forms(network, CASES[name].chunks)
-    forms = [*one_at_a_time, *vmapped, *(jax_form("jaxinv", network, size) for size in sizes)]
-    if CASES[name].naive:
+    case = CASES[name]
+    cell = cell_of("geiping", model=name, width=case.width)
+    one_at_a_time, vmapped = pytorch_forms((name, case.width), case.chunks)
+    forms = [*one_at_a_time, *vmapped, *(jax_form("jaxinv", cell, size) for size in sizes)]
+    if case.naive:
         with naive():
-            forms.append(jax_form("nn.Conv under vmap", network, NAIVE_SIZE, gram="off"))
+            plain = cell.model_copy(update={"gram": "off"})
+            forms.append(jax_form("nn.Conv under vmap", plain, NAIVE_SIZE))
     times = {form: step / form.trials for form, step in zip(forms, race(forms, seconds))}
     best, best_vmapped = (
         min((times[form] for form in some), default=float("nan"))
         for some in (one_at_a_time, vmapped)
     )
-    flops = step_flops(network)
+    flops = step_flops(cell)
     out = Table(
         Column(name, no_wrap=True), "targets x seeds", "ms / trial-iteration",
         f"trials of {STEPS} steps / s", "x PyTorch", "x vmap", "GFLOP/s", "of peak",
@@ -123,7 +123,7 @@ def table(name: str, sizes: Sequence[tuple[int, int]], seconds: float, peak: flo
 @contextlib.contextmanager
 def naive():
     """The same loop without the trilinear convolution, all seeds vmapped."""
-    plan = lambda params, targets, seeds, batch: planner.Plan(targets, seeds)  # noqa: E731
+    plan = lambda params, targets, seeds, *_: planner.Plan(targets, seeds)  # noqa: E731
     with (
         mock.patch.object(client, "fast_convolutions", contextlib.nullcontext),
         mock.patch.object(planner, "first_plan", plan),
@@ -134,85 +134,45 @@ def naive():
 
 
 @functools.cache
-def victim_of(network: tuple[str, int | None]) -> victims.Victim:
-    """The untrained network, of that name and width."""
-    name, width = network
-    return victims.untrained(name, classes=10, width=width, seed=0, image_shape=SHAPE)
+def step_flops(cell: config.Cell) -> float:
+    """Floating-point operations of one trial-iteration in its plain form, by XLA's count."""
+    material = tiles(cell, targets=1)
+    attack = attack_of(cell.model_copy(update={"gram": "off"}), material)
+    return trials.step_flops(shapes_of(material, attack, cell.images), attack)
 
 
-@functools.cache
-def normalization() -> Normalization:
-    """Of the random images; any would do."""
-    return Normalization.of([0.5] * 3, [0.25] * 3)
-
-
-@functools.cache
-def step_flops(network: tuple[str, int | None], batch: int = 1) -> float:
-    """Floating-point operations of one trial-iteration, by XLA's count."""
-    victim = victim_of(network)
-    return trials.step_flops(
-        victim.module, victim.variables, attack.Method(), normalization(), (batch, *SHAPE)
-    )
-
-
-@runtime.arithmetic("float32")  # as an attack is computed by default
-def jax_form(
-    label: str,
-    network: tuple[str, int | None],
-    size: tuple[int, int],
-    batch: int = 1,
-    gram: str = "auto",
-    cell: config.Cell | None = None,
-) -> Form:
+def jax_form(label: str, cell: config.Cell, size: tuple[int, int]) -> Form:
     """Compiles the attack's loop.
 
     Args:
       label: what the form is called.
-      network: its name and width.
+      cell: the settings.
       size: targets, seeds.
-      batch: images behind each target's update.
-      gram: one of `jaxinv.gram.GRAM`.
-      cell: the attack's and the client's settings; cosine and total variation if not given.
     """
-    cell = config.Cell(gram=gram) if cell is None else cell
     targets, seeds = size
-    victim = victim_of(network)
-    images = jax.random.uniform(jax.random.key(1), (targets, batch, *SHAPE))
-    truths = Truth(images, jnp.zeros((targets, batch), jnp.int32))
-    module, variables = victim.module, victim.variables
-    asked = READ_UPDATE & set(cell.priors())
-    method = cell.method(10, classifier_path(module, variables, images[0]) if asked else ())
-    chain = cell.chain()
-    clients = trials.Clients(
-        cell.labels, cell.batch_norm, cell.local(), observe="statistics" in method.priors,
-        defense=defenses.names(chain), told=method.defense,
-    )  # fmt: skip
-    shared = trials.make_targets(
-        module, variables, truths, normalization(), clients,
-        strengths=defenses.strengths(chain),
-    ).targets  # fmt: skip
-    weights = {name: getattr(cell, name) for name in method.priors}
-    numbers = attack.Numbers.of(seeds, lr=cell.lr, iterations=1_000_000, **weights)
-    plan = planner.first_plan(variables["params"], targets, seeds, batch, "group" in method.priors)
-    grid = planner.make_grid(plan, targets, seeds)
-    keys = grid.deal(trials.start_keys(range(targets), range(seeds)))
-    states = trials.init_states(method, (batch, *SHAPE), normalization(), keys)
-    constant = (variables, shared, truths, normalization(), numbers)
-    started = time.perf_counter()
-    program = trials.run_chunk.lower(
-        module, method, 1, plan.devices, *constant, jnp.int32(1), jnp.int32(0), jnp.int32(1),
-        grid.target, grid.seed, states,
-    ).compile()  # fmt: skip
-    compile_seconds = time.perf_counter() - started
+    with runtime.arithmetic(cell.precision) as cast:
+        made = assemble(cell, tiles(cell, targets), seeds, cast)
+        grid = planner.make_grid(made.plan, targets, seeds)
+        numbers = made.numbers._replace(iterations=jnp.int32(STEPS_IN_ALL))
+        states = trials.init_states(
+            made.attack, made.problem, numbers, grid.seed, grid.deal(made.keys), None
+        )
+        one, none = jnp.int32(1), jnp.int32(0)
+        started = time.perf_counter()
+        program = trials.run_chunk.lower(
+            made.attack, 1, made.plan.devices, made.problem, numbers, one, none, one,
+            grid.target, grid.seed, states,
+        ).compile()  # fmt: skip
+        compile_seconds = time.perf_counter() - started
 
     def run(steps):
         nonlocal states
         states, _ = program(
-            *constant, jnp.int32(steps), jnp.int32(0), jnp.int32(1), grid.target, grid.seed, states
+            made.problem, numbers, jnp.int32(steps), none, one, grid.target, grid.seed, states
         )
         jax.block_until_ready(states)
 
-    memory = program.memory_analysis().temp_size_in_bytes * plan.devices / 2**20
+    memory = program.memory_analysis().temp_size_in_bytes * made.plan.devices / 2**20
     return Form(label, size, run, compile_seconds, memory)
 
 

@@ -10,7 +10,9 @@ candidates) and the results. Compiled for this machine's device, or for a TPU th
 
 import argparse
 import contextlib
+import functools
 import time
+from collections.abc import Sequence
 from unittest import mock
 
 import jax
@@ -21,24 +23,23 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.assembly import cell_of, settings, tiles
 from benchmarks.race import read_network
-from jaxinv import planner, trials, victims
-from jaxinv.attacks import gradient_matching as attack
+from jaxinv import planner, trials
+from jaxinv.cells import attack_of, shapes_of
 from jaxinv.gram import RULES
-from jaxinv.types import Normalization, Target
 
-SHAPE = (1, 32, 32, 3)
 # Memory is assigned before code is generated: no reason to wait for good code.
 UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=["resnet18:64"], help="NAME:WIDTH")
     parser.add_argument("--trials", type=int, default=4, help="seeds of one target, at once")
     parser.add_argument("--topology", help="of a TPU to compile for, such as v5e:2x2")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     console = Console(width=120)
     device = jax.local_devices()[0]
     if arguments.topology:
@@ -61,15 +62,15 @@ def temporary_bytes(
     device: jax.Device, name: str, width: int | None, seeds: int, gram: str | None
 ) -> int:
     """Compiles one attack's chunk for the seeds of a target and asks what it takes of a device."""
-    victim = victims.untrained(name, classes=10, width=width, seed=0, image_shape=SHAPE[1:])
-    normalization = Normalization.of([0.5] * 3, [0.25] * 3)
-    method = attack.Method(gram=gram)
-    numbers = attack.Numbers.of(seeds, lr=0.1, tv=0.01, iterations=1_000_000)
-    params = victim.variables["params"]
-    target = jax.tree.map(lambda x: x[None], Target(params, jnp.zeros(1, jnp.int32)))
+    cell = cell_of("geiping", model=name, width=width)
+    material = tiles(cell, targets=1)
+    attack = attack_of(cell, material)._replace(gram=gram)
+    problem = shapes_of(material, attack, cell.images)
+    numbers = attack.numbers(seeds, settings(cell))
     grid = planner.make_grid(planner.Plan(1, seeds), 1, seeds)
     keys = grid.deal(trials.start_keys([0], range(seeds)))
-    states = trials.init_states(method, SHAPE, normalization, keys)
+    init = functools.partial(trials.init_states, attack)
+    states = jax.eval_shape(init, problem, numbers, grid.seed, keys, None)
     mesh = Mesh(np.array([device]), ("trial",), axis_types=(AxisType.Auto,))
 
     def there(tree, spec):
@@ -80,15 +81,14 @@ def temporary_bytes(
         return jax.tree.map(shape, tree)
 
     counts = (np.int32(50), np.int32(0), np.int32(1))
-    shared = (victim.variables, target, None, normalization, numbers, *counts)
-    dealt = (grid.target, grid.seed, states)
+    shared, dealt = (problem, numbers, *counts), (grid.target, grid.seed, states)
     on_cpu = device.platform == "cpu"
     with (
         mock.patch.object(trials, "_mesh", return_value=mesh),
         contextlib.nullcontext() if on_cpu else jax.default_matmul_precision("highest"),
     ):
         program = trials.run_chunk.lower(
-            victim.module, method, 1, 1, *there(shared, trials.SHARED), *there(dealt, trials.DEALT)
+            attack, 1, 1, *there(shared, trials.SHARED), *there(dealt, trials.DEALT)
         ).compile(UNOPTIMISED if on_cpu else None)
     return program.memory_analysis().temp_size_in_bytes
 

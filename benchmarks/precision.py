@@ -32,12 +32,12 @@ NOISES = {"start": None, "truth + 0.3": 0.3, "truth + 0.05": 0.05}
 PRODUCTS = {p.name for p in (conv_p, dgrad_p, wgrad_p)} | {"dot_general"}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="*", default=NETWORKS, metavar="NAME:WIDTH")
     parser.add_argument("--victims", nargs="*", default=(), help="trained networks beside them")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     console = Console(width=120)
     console.print(f"jax {jax.__version__}, {runtime.hardware()}")
     table = Table("network", "candidate", *ROUNDINGS)

@@ -3,8 +3,12 @@
 On the GPU where PyTorch sees one.
 """
 
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,15 +16,16 @@ from jaxinv.models.mobilenet import HEAD, STAGES, scale_channels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMAGE = (1, 3, 32, 32)
+TV = 0.01  # weight of the total variation
 
 
-def lenet_zhu() -> nn.Module:
-    """LeNetZhu, as in jaxinv.models.lenet_zhu."""
+def lenet_zhu(side: int = 8, classes: int = 10) -> nn.Module:
+    """LeNetZhu, as in jaxinv.models.lenet_zhu; `side` is that of its last feature map."""
     layers, channels = [], 3
     for stride in (2, 2, 1):
         layers += [nn.Conv2d(channels, 12, 5, stride, 2), nn.Sigmoid()]
         channels = 12
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(768, 10))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(12 * side**2, classes))
 
 
 def convnet(width: int) -> nn.Module:
@@ -127,10 +132,7 @@ def make_step(
     torch.manual_seed(0)
     model = NETWORKS[name](width).to(DEVICE).eval()
     label = torch.tensor([3], device=DEVICE)
-    loss = nn.functional.cross_entropy(model(torch.rand(IMAGE, device=DEVICE)), label)
-    update = torch.autograd.grad(loss, list(model.parameters()))
-    norm = torch.sqrt(sum((t * t).sum() for t in update))
-    target = [t / norm for t in update]
+    target = share(model, torch.rand(IMAGE, device=DEVICE), label)
     make_gradient = double_backward if chunk is None else functional
     gradient = make_gradient(model, label, target)
     x = torch.randn(IMAGE if chunk is None else (chunk, *IMAGE), device=DEVICE)
@@ -145,6 +147,68 @@ def make_step(
         wait()
 
     return run
+
+
+class Case(NamedTuple):
+    """One target on one LeNetZhu, as arrays of the other engine: what an attack starts from."""
+
+    params: Mapping[str, Mapping[str, np.ndarray]]  # of Flax
+    image: np.ndarray  # normalised; height, width, channel
+    label: int
+    start: np.ndarray  # likewise
+    box: tuple[np.ndarray, np.ndarray]  # of the normalised pixels, per channel
+
+
+def attack(case: Case, steps: int, threads: int) -> tuple[np.ndarray, float]:
+    """Runs a whole attack by double backward: cosine + TV, signed Adam, step schedule, box.
+
+    Returns:
+      The normalised image, and the seconds that the steps took.
+    """
+    torch.set_num_threads(threads)
+    model = carry_over(case.params).to(DEVICE).eval()
+    as_tensor = lambda x: torch.tensor(np.array(x).transpose(2, 0, 1)[None], device=DEVICE)  # noqa: E731
+    low, high = (torch.tensor(np.array(x), device=DEVICE).view(1, -1, 1, 1) for x in case.box)
+    label = torch.tensor([case.label], device=DEVICE)
+    gradient = double_backward(model, label, share(model, as_tensor(case.image), label))
+    x = as_tensor(case.start)
+    optimizer = torch.optim.Adam([x], lr=0.1)
+    milestones = [math.floor(steps / part) for part in (2.667, 1.6, 1.142)]
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
+    gradient(x)  # the first call is slower
+    wait()
+    started = time.perf_counter()
+    for _ in range(steps):
+        x.grad = gradient(x).sign()
+        optimizer.step()
+        schedule.step()
+        x.copy_(x.clamp(low, high))
+    wait()
+    return x.cpu().numpy()[0].transpose(1, 2, 0), time.perf_counter() - started
+
+
+def carry_over(params: Mapping[str, Mapping[str, np.ndarray]]) -> nn.Module:
+    """The LeNetZhu with the parameters of another one, of Flax."""
+    rows, classes = params["Dense_0"]["kernel"].shape
+    side = math.isqrt(rows // 12)
+    model = lenet_zhu(side, classes)
+    layers = [layer for layer in model if isinstance(layer, nn.Conv2d | nn.Linear)]
+    for layer, name in zip(layers, ("Conv_0", "Conv_1", "Conv_2", "Dense_0")):
+        kernel, bias = (np.array(params[name][part]) for part in ("kernel", "bias"))
+        # What the dense layer reads is a feature map with its channels last there, first here.
+        kernel = kernel.reshape(side, side, 12, -1) if name == "Dense_0" else kernel
+        kernel = torch.tensor(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
+        layer.weight.data = kernel.reshape(layer.weight.shape)
+        layer.bias.data = torch.tensor(bias)
+    return model
+
+
+def share(model: nn.Module, image: torch.Tensor, label: torch.Tensor) -> list[torch.Tensor]:
+    """The update of an image, scaled to norm 1."""
+    loss = nn.functional.cross_entropy(model(image), label)
+    update = torch.autograd.grad(loss, list(model.parameters()))
+    norm = torch.sqrt(sum((t * t).sum() for t in update))
+    return [t / norm for t in update]
 
 
 def double_backward(
@@ -182,12 +246,12 @@ def functional(
 def attack_loss(
     update: Sequence[torch.Tensor], target: Sequence[torch.Tensor], x: torch.Tensor
 ) -> torch.Tensor:
-    """Cosine distance of an update to a target of norm 1, and 0.01 TV of the candidate."""
+    """Cosine distance of an update to a target of norm 1, and TV of the candidate."""
     inner = sum((u * t).sum() for u, t in zip(update, target))
     norm = torch.sqrt(sum((u * u).sum() for u in update))
     down = (x[:, :, 1:] - x[:, :, :-1]).abs().mean()
     right = (x[:, :, :, 1:] - x[:, :, :, :-1]).abs().mean()
-    return 1 - inner / norm + 0.01 * (down + right)
+    return 1 - inner / norm + TV * (down + right)
 
 
 def wait() -> None:

@@ -8,16 +8,17 @@ a network are timed in turn.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.assembly import cell_of
 from benchmarks.attack import header, jax_form, step_flops
 from benchmarks.peak import matmul_peak
 from benchmarks.race import race, read_network
-from jaxinv import runtime
+from jaxinv import config, runtime
 
 FACTORS = (1, 2, 4, 8)  # on targets, batch and width
 SEEDS = (1, 4, 16, 64)
@@ -32,7 +33,7 @@ class Point(NamedTuple):
     width: int | None  # None where the network has no such setting
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Prints a table for each network."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -40,7 +41,7 @@ def main() -> None:
         help="where the width starts; without one it stays as published",
     )  # fmt: skip
     parser.add_argument("--seconds", type=float, default=10, help="time per figure, about")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     runtime.use_all_cores()
     console = Console(width=120)
     peak = matmul_peak(arguments.seconds)
@@ -53,9 +54,7 @@ def table(name: str, width: int | None, seconds: float, peak: float) -> Table:
     """Times one network at every point."""
     lines = list(grow(Point(1, 4, 1, width)))
     forms = {
-        point: jax_form(
-            "jaxinv", (name, point.width), (point.targets, point.seeds), batch=point.batch
-        )
+        point: jax_form("jaxinv", cell_at(name, point), (point.targets, point.seeds))
         for point in dict.fromkeys(point for _, point in lines)  # the first is in every series
     }
     times = dict(zip(forms, race(list(forms.values()), seconds)))
@@ -66,7 +65,7 @@ def table(name: str, width: int | None, seconds: float, peak: float) -> Table:
     for index, (grown, point) in enumerate(lines):
         form = forms[point]
         once = times[point] / form.trials
-        rate = step_flops((name, point.width), point.batch) / once
+        rate = step_flops(cell_at(name, point)) / once
         out.add_row(
             grown, *("-" if value is None else str(value) for value in point),
             f"{once * 1e3:.3g}", f"{rate / 1e9:.3g}", f"{rate / peak:.1%}",
@@ -74,6 +73,11 @@ def table(name: str, width: int | None, seconds: float, peak: float) -> Table:
             end_section=index + 1 < len(lines) and lines[index + 1][0] != grown,
         )  # fmt: skip
     return out
+
+
+def cell_at(name: str, point: Point) -> config.Cell:
+    """The settings at a point."""
+    return cell_of("geiping", model=name, width=point.width, images=point.batch)
 
 
 def grow(first: Point) -> Iterator[tuple[str, Point]]:

@@ -8,6 +8,7 @@ without BatchNorm are trained with DP-SGD too: a gradient per image, clipped, in
 """
 
 import argparse
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +27,13 @@ NETWORKS = ("lenet_zhu", "convnet:16", "resnet18:16", "mobilenetv2:16", "resnet1
             "mobilenetv2:32", "resnet20_gn:8")  # fmt: skip
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="NAME:WIDTH")
     parser.add_argument("--seconds", type=float, default=10, help="time per figure, about")
     parser.add_argument("--precision", choices=training.PRECISIONS, default="float32")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     console = Console(width=120)
     console.print(f"jax {jax.__version__}, {runtime.hardware()}")
     names = ("images / s", "PyTorch", "x PyTorch", *(f"DP-SGD, {m} at once" for m in MICROBATCHES))

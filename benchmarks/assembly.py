@@ -1,0 +1,85 @@
+"""What the benchmarks attack, and the loop assembled on it as a sweep does."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxinv import cells, config, data, planner, trials, victims
+from jaxinv.attacks import ATTACKS
+from jaxinv.attacks.base import Attack
+from jaxinv.attacks.gradient_matching import RATES
+from jaxinv.image_prior import Facts, load_prior
+from jaxinv.types import Normalization, PyTree
+
+CLASSES = 10  # as the PyTorch references have; the tiles have fewer
+SHAPE = (32, 32, 3)
+
+
+class Assembled(NamedTuple):
+    """All that `trials.run` is given."""
+
+    attack: Attack
+    problem: trials.Problem
+    numbers: Any
+    keys: jax.Array  # [target, seed]
+    plan: planner.Plan
+
+
+def cell_of(attack: str, **settings) -> config.Cell:
+    """The cell of a named attack, with some of its settings given anew."""
+    given = ATTACKS[attack] | settings
+    rate = RATES[given.get("optimizer", "adam")]
+    return config.Cell(attack=attack, **{"lr": rate} | given)
+
+
+def tiles(cell: config.Cell, targets: int) -> cells.Material:
+    """The first tiles, again from the first where there are too few, on an untrained network."""
+    there = data.load("tiles")
+    chosen = np.arange(targets * cell.images).reshape(targets, -1) % len(there.ids)
+    prior = source = None
+    if cell.has_image_prior():
+        facts = Facts("tiles", None, SHAPE, tuple(there.mean), tuple(there.std))
+        prior, source = load_prior(cell.image_prior, facts)
+    return cells.Material(
+        untrained(cell.model, cell.width), Normalization.of(there.mean, there.std), CLASSES,
+        there.images[chosen], there.labels[chosen], there.ids[chosen], np.zeros(targets, int),
+        prior, source,
+    )  # fmt: skip
+
+
+@functools.cache
+def untrained(name: str, width: int | None) -> victims.Victim:
+    """The untrained network, of that name and width."""
+    return victims.untrained(name, classes=CLASSES, width=width, seed=0, image_shape=SHAPE)
+
+
+def assemble(
+    cell: config.Cell, material: cells.Material, seeds: int, cast: Callable[[PyTree], PyTree],
+    shared: trials.Shared | None = None,
+) -> Assembled:  # fmt: skip
+    """Lets the clients share their updates and makes what the loop takes.
+
+    Args:
+      cell: the settings.
+      material: what is attacked.
+      seeds: of each target.
+      cast: of `runtime.arithmetic`.
+      shared: by the clients, where they have done so.
+    """
+    attack = cells.attack_of(cell, material)
+    if shared is None:
+        shared = cells.share(cell, material, attack, cast)
+    problem = cells.problem_of(material, shared.targets, cast)
+    keys = trials.start_keys(material.ids[:, 0], range(seeds))
+    plan = planner.first_plan(
+        problem.variables["params"], *keys.shape, cell.images, "group" in attack.priors
+    )
+    return Assembled(attack, problem, cast(attack.numbers(seeds, settings(cell))), keys, plan)
+
+
+def settings(cell: config.Cell) -> dict[str, Any]:
+    """What of a cell is traced."""
+    return {name: getattr(cell, name) for name in cells.NUMBERS}
