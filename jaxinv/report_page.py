@@ -203,7 +203,7 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
         spectrum += "<h2>What the update pins down</h2>" + figures.pop("figure_spectrum")
     defended = ""
     if "figure_defense_curves" in figures or tables["defenses"]:
-        defended = "<h2>Which defense stops the attack, at what cost</h2>"
+        defended = "<h2>Which defense leaves this attack nothing, at what cost</h2>"
         defended += figures.pop("figure_defense_curves", "")
         defended += _defenses_table(tables["defenses"]) + f'<p class="note">{NOT_TRIED}</p>'
     if "figure_trade_off" in figures:
@@ -371,8 +371,8 @@ def _paired_table(rows: list[Row]) -> str:
 
 def _defenses_table(rows: list[Row]) -> str:
     """What the least sufficient strength of each defense leaves to the attack, and its price."""
-    head = ["defense", "stops this attack", "tried", "PSNR in dB there [95%]", "mean colour",
-            "undefended", "above threshold", "cosine to the true update",
+    head = ["defense", "leaves this attack nothing", "tried", "PSNR in dB there [95%]",
+            "mean colour", "undefended", "above threshold", "cosine to the true update",
             "test accuracy"]  # fmt: skip
     body = []
     for row in rows:

@@ -14,8 +14,9 @@ CAPTIONS = {
     "cannot exclude that all targets are equally hard.",
     "paired_differences": "Each setting minus the first one. What makes a target hard in both "
     "cancels, so that these intervals are narrower than those of the means.",
-    "defense_curves": "A strength that leaves the attack with the mean colour stops this attack, "
-    "and says nothing of a better one. A cross: every trial failed, as no update was left.",
+    "defense_curves": "A strength at which an attack scores what the mean colour does says "
+    "something of this attack, and nothing of a better one. A cross: every trial failed, as no "
+    "update was left.",
     "posterior": "From draws of the Gaussian approximation of the posterior at the attack’s last "
     "step. It knows nothing of an image that the attack took for another one.",
     "spectrum": "Singular values below about 10<sup>−8</sup> of the largest are rounding: they are "
@@ -38,11 +39,11 @@ AVERAGED = {
     "with every four; where there are many choices of k, a random sample of them stands for all.",
 }
 NOT_TRIED = (
-    "A defense stops an attack here when no trial is above the threshold and the upper limit of "
-    "the mean PSNR lies less than 1 dB above the mean colour, at the strength named and at all "
-    "above it. That is a statement about the attacks in this table and no others. Not tried: "
-    "attacks with a learned image prior, attacks that average several updates of one client, "
-    "attacks that choose the network’s parameters, and every combination of settings that was not "
+    "A defense leaves an attack nothing here when no trial is above the threshold and the upper "
+    "limit of the mean PSNR lies less than 1 dB above the mean colour, at the strength named and "
+    "at all above it. That is a statement about the attacks in this table and no others. Not "
+    "tried: attacks with a learned image prior, attacks that average several updates of one "
+    "client, attacks that choose the network’s parameters, and every combination of settings that was not "
     "swept."
 )
 ASSUMED = (

@@ -101,6 +101,17 @@ BAD = [
     ({"defense": ["dpsgd:1:1"], "client_epochs": ["2"]}, "--defense dpsgd:1:1: of one gradient"),
     ({"defense": ["victim"]}, "--defense victim: .*name one"),
     ({"told": ["true"]}, "--told: there is no --defense"),
+    ({"attack": ["bayes"], "tv": ["0.1"]}, "--tv: --attack bayes does not use it"),
+    ({"attack": ["bayes"], "lr": ["0.1"]}, "--lr: --attack bayes does not use it"),
+    ({"attack": ["geiping"], "damping": ["0.1"]}, "--damping: --attack geiping does not use it"),
+    ({"attack": ["analytic"], "polish": ["3"]}, "--polish: --attack analytic does not use it"),
+    ({"attack": ["bayes"], "init": ["normal"]}, "--init normal: .*use mean or prior"),
+    ({"init": ["mean"]}, "--init mean: of --attack bayes"),
+    ({"attack": ["bayes"], "anneal_to": ["200"]}, "--anneal-to 200: above --anneal-from 100"),
+    ({"attack": ["bayes"], "anneal_to": ["0"]}, "--anneal-to 0: .*greater than 0"),
+    ({"attack": ["bayes"], "anneal_from": ["-1"]}, "--anneal-from -1: .*greater than 0"),
+    ({"attack": ["bayes"], "image_prior": ["dct"]}, "--image-prior dct: unknown; known are spec"),
+    ({"attack": ["bayes"], "posterior": ["8"], "polish": ["2"]}, "--posterior: of an image that"),
     ({"images": ["1", "2"], "target_ids": "1,2"}, "--target-ids: .* differs by --images"),
 ]
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jaxinv
-from jaxinv import client, data, updates
+from jaxinv import client, data, image_prior, updates
 from jaxinv.errors import UserError
 from jaxinv.types import Normalization
 
@@ -24,6 +24,16 @@ class Theirs(nn.Module):
     def __call__(self, x):
         x = nn.sigmoid(nn.Conv(6, (3, 3), strides=2)(x))
         return nn.Dense(4)(x.reshape(x.shape[0], -1))
+
+
+def smooth_prior(size):
+    """Of images in two channels whose power falls with the frequency."""
+    u, v = np.mgrid[0:size, 0:size]
+    power = 4 / (1 + u + v) ** 2
+    covariance = power[..., None, None] * np.eye(2)
+    return jax.tree.map(
+        jnp.float32, image_prior.of_spectrum(np.full((size, size, 2), 0.5), covariance)
+    )
 
 
 def test_recovers_an_image_and_its_label_from_a_gradient():
@@ -56,6 +66,12 @@ def test_recovers_an_image_and_its_label_from_a_gradient():
     psnr = -10 * np.log10(np.mean(np.square(found.best - image)))
     assert psnr > 20
     np.testing.assert_array_equal(found.best, found.reconstructions[found.objectives.argmin()])
+    second = jaxinv.invert(
+        model, variables, update, image_shape=(8, 8, 2), seeds=1, iterations=16,
+        method=jaxinv.GaussNewton(), image_prior=smooth_prior(8),
+    )  # fmt: skip
+    assert second.labels.tolist() == [2]
+    assert -10 * np.log10(np.mean(np.square(second.best - image))) > psnr + 5
 
 
 def test_an_update_of_another_shape_is_refused():
