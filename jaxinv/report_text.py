@@ -43,8 +43,8 @@ NOT_TRIED = (
     "limit of the mean PSNR lies less than 1 dB above the mean colour, at the strength named and "
     "at all above it. That is a statement about the attacks in this table and no others. Not "
     "tried: attacks with a learned image prior, attacks that average several updates of one "
-    "client, attacks that choose the network’s parameters, and every combination of settings that was not "
-    "swept."
+    "client, attacks that choose the network’s parameters, and every combination of settings that "
+    "was not swept."
 )
 ASSUMED = (
     "Chosen without the truth: the fewest images whose objective is at most {factor:g} times the "
