@@ -8,7 +8,7 @@ study is all their cells, each once. Everything behind this file may trust what 
 import argparse
 import itertools
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None =
     cells = tuple(dict.fromkeys(cell for grid in grids for cell in _product(grid)))
     names = dict.fromkeys(name for grid in grids for name in grid)
     axes = {name: list(dict.fromkeys(getattr(c, name) for c in cells)) for name in names}
-    axes = {name: values for name, values in axes.items() if len(values) > 1}
+    axes = {name: values for name, values in axes.items() if _varies(name, cells)}
     plan = _validate(Plan, run)
     if plan.target_ids is not None and "images" in axes:
         raise UserError(
@@ -99,11 +99,24 @@ def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None =
     return Study(name, text, axes, cells, plan)
 
 
+def _varies(name: str, cells: Sequence[Cell]) -> bool:
+    """Whether a setting tells cells apart; one that follows from the attack alone does not."""
+    by_attack: dict[str, set] = {}
+    for cell in cells:
+        by_attack.setdefault(cell.attack, set()).add(getattr(cell, name))
+    if name == "attack":
+        return len(by_attack) > 1
+    return any(len(values) > 1 for values in by_attack.values())
+
+
 def _lay_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Replaces settings; a victim and an attack stand in place of all that they say themselves."""
     replaced = set(OF_VICTIM) if "victim" in over else set()
-    for name in _listed(over.get("attack", [])):
-        replaced |= set(ATTACKS.get(name, ()))
+    attacks = [name for name in _listed(over.get("attack", [])) if name in ATTACKS]
+    for name in attacks:
+        replaced |= set(ATTACKS[name])
+    if attacks:  # nor does what none of them reads stand any longer
+        replaced |= set.intersection(*map(unused_settings, attacks))
     if "optimizer" in replaced | set(over):  # the rate was another one's
         replaced.add("lr")
     return {**{name: value for name, value in under.items() if name not in replaced}, **over}

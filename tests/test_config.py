@@ -83,6 +83,14 @@ def test_shipped_sweeps_are_valid(pytestconfig):
                 options.load_study(file, {}, preset)  # others are to be trained first
 
 
+def test_what_follows_from_the_attack_names_no_cell(tmp_path):
+    file = tmp_path / "two.toml"
+    file.write_text('[grid]\ntv = 0.1\n[[vary]]\nimages = [1, 2]\n[[vary]]\nattack = "bayes"')
+    made = study(file)
+    assert made.axes == {"images": [1, 2], "attack": ["geiping", "bayes"]}
+    assert [(c.tv, c.iterations) for c in made.cells] == [(0.1, 500), (0.1, 500), (0, 28)]
+
+
 BAD = [
     ({"model": ["lenet"]}, "--model lenet: unknown; known are lenet_zhu, mlp, convnet, resnet20"),
     ({"objective": ["cos"]}, "--objective cos: unknown; known are cosine, l2"),
