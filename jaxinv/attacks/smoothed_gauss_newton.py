@@ -26,7 +26,7 @@ References: García-Fernández, Svensson, Morelande, Särkkä 2015 (posterior li
   the inflation and the slow narrowing are this package's own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -53,8 +53,7 @@ CG_TOLERANCE = 1e-3  # of the residual, relative to the right-hand side
 LEAST_VARIANCE = 1e-10  # of an entry, in units of its layer's mean square
 LEAST_KINK = 1e-6  # spread of a kink's input
 
-add, dot, multiply, size = optax.tree.add, optax.tree.vdot, optax.tree.mul, optax.tree.size
-subtract = optax.tree.sub
+dot, multiply, size, subtract = optax.tree.vdot, optax.tree.mul, optax.tree.size, optax.tree.sub
 
 Whitened = Float[Array, "image height width channel"]  # coefficients in units of the prior's spread
 
@@ -154,12 +153,12 @@ class SmoothedGaussNewton(NamedTuple):
         self, numbers: Numbers, known: Known, z: Whitened, spread: Whitened, key: Array
     ) -> tuple[Whitened, Whitened]:
         """Moves the centre of the belief; says what spread the update leaves."""
+        shared = observed(known)
         of_draws, of_probes = jax.random.split(key)
         offsets = spread * pairs(of_draws, self.draws, z.shape).astype(z.dtype)
         looked_at = recorded(known.loss)
-        seen, inputs = lax.map(
-            lambda offset: self.observe(numbers, known, looked_at, z + offset), offsets
-        )
+        look = lambda offset: self.observe(numbers, known, looked_at, z + offset)  # noqa: E731
+        seen, inputs = lax.map(look, offsets)
         if not inputs:
             raise UserError(
                 "--attack smoothed_bayes: of networks of jaxinv.models with ReLUs; use --attack "
@@ -168,40 +167,40 @@ class SmoothedGaussNewton(NamedTuple):
         mean = jax.tree.map(lambda x: x.mean(axis=0), seen)
         smooth = smoothed(known.loss, [kink_spread(x) for x in inputs])
         linear = linearize(lambda z: self.observe(numbers, known, smooth, z)[0], z)
-        weights = self.weights(numbers, known, seen, mean, lax.map(linear.jvp, offsets))
+        predicted = lax.map(linear.jvp, offsets)
+        weights = self.weights(numbers, known, seen, mean, predicted)
 
         def product(q):
             return spread * (linear.vjp(multiply(weights, linear.jvp(spread * q))) + spread * q)
 
-        residual = subtract(mean, observed(known))
-        slope = linear.vjp(multiply(weights, residual)) + z
-        solved, _ = jax.scipy.sparse.linalg.cg(
-            product, spread * slope, tol=CG_TOLERANCE, maxiter=self.cg_iterations
-        )
-        # Of every pair one half of the pairs, so that their mean is the centre.
+        def pulled_back(errors):
+            return linear.vjp(jax.tree.map(lambda w, e: jnp.sqrt(w) * e, weights, errors))
+
+        # diag J^T w J: the variance of J^T sqrt(w) s over signs s (Hutchinson 1989). The residual
+        # goes the same way, in one loop.
+        residual = jax.tree.map(lambda w, r: jnp.sqrt(w) * r, weights, subtract(mean, shared))
+        errors = jax.tree.map(
+            lambda r, s: jnp.concatenate([r[None], s]), residual,
+            signs_like(of_probes, residual, PROBES),
+        )  # fmt: skip
+        slope, *probes = lax.map(pulled_back, errors)
+        diagonal = over_neighbours(known.image_prior, jnp.square(jnp.stack(probes)).mean(axis=0))
+        solved = solve(product, spread * (slope + z), self.cg_iterations)
+        descent = spread * solved
+        # Some of the draws, both of a pair: their mean is the centre.
         half, quarter = self.draws // 2, max(1, self.draws // 4)
         some = jnp.concatenate([offsets[:quarter], offsets[half : half + quarter]])
 
         def loss(length):
-            there = z - length * spread * solved
+            there = z - length * descent
             plain = lambda offset: self.observe(numbers, known, known.loss, there + offset)[0]  # noqa: E731
-            r = jax.tree.map(
-                lambda x, shared: x.mean(axis=0) - shared, lax.map(plain, some), observed(known)
-            )
+            found = lax.map(plain, some)
+            r = jax.tree.map(lambda x, sent: x.mean(axis=0) - sent, found, shared)
             return dot(r, multiply(weights, r)) + jnp.vdot(there, there)
 
         lengths = jnp.asarray(STEP_LENGTHS, z.dtype)
         length = lengths[lax.map(loss, lengths).argmin()]
-
-        def probe(key):
-            signs = signs_like(key, weights)
-            noise = jax.tree.map(lambda w, s: jnp.sqrt(w) * s, weights, signs)
-            return jnp.square(linear.vjp(noise))
-
-        # diag J^T w J: the variance of J^T sqrt(w) s over signs s (Hutchinson 1989).
-        diagonal = lax.map(probe, jax.random.split(of_probes, PROBES)).mean(axis=0)
-        diagonal = over_neighbours(known.image_prior, diagonal)
-        return z - length * spread * solved, 1 / jnp.sqrt(1 + diagonal)
+        return z - length * descent, 1 / jnp.sqrt(1 + diagonal)
 
     def observe(
         self, numbers: Numbers, known: Known, loss: client.LossFn, z: Whitened
@@ -271,6 +270,28 @@ def smoothed(loss: client.LossFn, spreads: list[Array]) -> client.LossFn:
     return rounded_off
 
 
+def solve(product: Callable[[Whitened], Whitened], right: Whitened, iterations: int) -> Whitened:
+    """Conjugate gradients from zero.
+
+    JAX's own multiply that zero too: one more product to compute, and to compile.
+    """
+    least = CG_TOLERANCE**2 * jnp.vdot(right, right)
+
+    def running(carry):
+        return (carry[3] > least) & (carry[4] < iterations)
+
+    def iterate(carry):
+        solution, residual, direction, square, count = carry
+        image = product(direction)
+        length = square / jnp.vdot(direction, image)
+        solution, residual = solution + length * direction, residual - length * image
+        after = jnp.vdot(residual, residual)
+        return solution, residual, residual + after / square * direction, after, count + 1
+
+    start = (jnp.zeros_like(right), right, right, jnp.vdot(right, right), 0)
+    return lax.while_loop(running, iterate, start)[0]
+
+
 def kink_spread(inputs: Float[Array, "draw image *rest"]) -> Float[Array, "image *rest"]:
     """The standard deviation of a kink's input over draws, the channel's mean one draw more."""
     draws = len(inputs)
@@ -290,11 +311,11 @@ def pairs(key: Array, draws: int, shape: tuple[int, ...]) -> Float[Array, "draw 
     return jnp.concatenate([half, -half])
 
 
-def signs_like(key: Array, tree: PyTree) -> PyTree:
-    """Random signs in a tree's shapes."""
+def signs_like(key: Array, tree: PyTree, count: int) -> PyTree:
+    """Random signs in a tree's shapes, each [count, ...]."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, max(1, len(leaves)))
-    signs = (jax.random.rademacher(k, x.shape, jnp.int32) for k, x in zip(keys, leaves))
+    signs = (jax.random.rademacher(k, (count, *x.shape), jnp.int32) for k, x in zip(keys, leaves))
     return structure.unflatten([s.astype(x.dtype) for s, x in zip(signs, leaves)])
 
 
