@@ -12,6 +12,7 @@ from jaxinv import client, options, planner, trials
 from jaxinv.attacks import smoothed_gauss_newton as smoothed
 from jaxinv.attacks.base import Known
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
+from jaxinv.defenses import Told
 from jaxinv.errors import UserError
 from jaxinv.image_prior import of_spectrum
 from jaxinv.models import kinks, layers
@@ -192,19 +193,25 @@ def test_a_trial_does_not_depend_on_its_neighbours_and_repeats(scene, found):
     assert not np.array_equal(found.pixels[:, 0], found.pixels[:, 1])  # seeds draw their own
 
 
-def test_known_noise_bounds_the_weights(scene):
-    shared = jax.tree.map(lambda x: x[0], scene.targets.update)
-    told = type("Told", (), {"variances": jax.tree.map(lambda x: jnp.float32(0.25), shared)})
-    target = jax.tree.map(lambda x: x[0], scene.targets)._replace(told=told)
+def test_noise_bounds_the_weights(scene):
+    """Where it is known; and where a residual is there that the draws do not scatter by."""
+    target = jax.tree.map(lambda x: x[0], scene.targets)
+    variance = jax.tree.map(lambda x: jnp.float32(0.25), target.update)
+    target = target._replace(told=Told((), variance, ()))
     known = Known(None, None, target, NORMALIZATION, scene.prior)
-    seen = jax.tree.map(lambda x: jnp.zeros((8, *x.shape)), (shared, ()))
-    mean = jax.tree.map(lambda x: x[0], seen)
-    of = lambda attack: attack.weights(  # noqa: E731
-        smoothed.Numbers(jnp.float32(50), jnp.float32(1), 1), known, seen, mean, seen
-    )
-    noisy = of(ATTACK._replace(defense=("noise",)))
-    assert all((leaf <= 4).all() and (leaf > 3.9).all() for leaf in jax.tree.leaves(noisy))
-    assert all((leaf > 1e3).all() for leaf in jax.tree.leaves(of(ATTACK)))
+    numbers = smoothed.Numbers(jnp.float32(50), jnp.float32(1), 1)
+
+    def weights(defense, off):
+        """All of them, where the draws' updates are all alike, and off the shared one."""
+        mean = jax.tree.map(lambda x: x + off, (target.update, ()))
+        seen = jax.tree.map(lambda x: jnp.broadcast_to(x, (8, *x.shape)), mean)
+        attack, none = ATTACK._replace(defense=defense), jax.tree.map(jnp.zeros_like, seen)
+        found = attack.weights(numbers, known, seen, mean, none)
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found)])
+
+    np.testing.assert_allclose(weights(("noise",), 0.0), 4, rtol=1e-3)
+    np.testing.assert_allclose(weights((), 0.5), 4, rtol=1e-3)
+    assert weights((), 0.0).min() > 1e3
 
 
 def test_a_network_without_recorded_kinks_is_named():

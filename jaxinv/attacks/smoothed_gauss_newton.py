@@ -11,7 +11,8 @@ z = 0 and the prior's own spread, each step
    their mean g, and at every kink of the network (`models.kinks`) the spread of its input;
 2. rounds each kink off by its spread: J, the Jacobian of the smoothed network at the centre;
 3. measures for every entry of the update the variance v over the draws that J does not explain;
-   with known noise it makes the entry's own weight, w = 1 / (inflation v + noise);
+   with the noise it makes the entry's own weight, w = 1 / (inflation v + noise). The noise is
+   known, or what of a layer's residual is far above the scatter of the draws;
 4. solves (J^T w J + 1) d = J^T w (g - shared) + z by conjugate gradients, preconditioned by the
    spread, and moves z by the one of d, d / 2 and d / 4 that leaves the least loss over some draws;
 5. takes the spread that J leaves, 1 / sqrt(1 + diag J^T w J), but narrows it by no more than a
@@ -51,6 +52,7 @@ PROBES = 4  # random directions that estimate a diagonal
 NEIGHBOURS = 41  # coefficients of like prior variance over which it is averaged
 CG_TOLERANCE = 1e-3  # of the residual, relative to the right-hand side
 LEAST_VARIANCE = 1e-10  # of an entry, in units of its layer's mean square
+SURPRISE = 4.0  # mean square of a layer's residual, over that of its scatter, that noise explains
 LEAST_KINK = 1e-6  # spread of a kink's input
 
 dot, multiply, size, subtract = optax.tree.vdot, optax.tree.mul, optax.tree.size, optax.tree.sub
@@ -237,6 +239,10 @@ class SmoothedGaussNewton(NamedTuple):
             # Of so few draws a variance is uncertain: the layer's mean counts as one draw more.
             own = (self.draws * own + own.mean()) / (self.draws + 1)
             floor = LEAST_VARIANCE * jnp.maximum(jnp.mean(jnp.square(sent)), LEAST_POWER * total)
+            if not self.defense:
+                # A residual far above the scatter of the draws is not the belief's: it is noise.
+                scatter = jnp.square(x - center).mean()
+                noise = jnp.maximum(jnp.square(center - sent).mean() - SURPRISE * scatter, 0)
             return 1 / (numbers.inflation * own + noise + floor)
 
         return jax.tree.map(weight, seen, mean, predicted, shared, noise)
