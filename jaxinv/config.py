@@ -17,6 +17,7 @@ from jaxinv.attacks import ATTACKS, SECOND_ORDER
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gauss_newton import STARTS, GaussNewton
 from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, RATES, SCHEDULES, SIGNS, Method
+from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.client import BATCH_NORM, Local
 from jaxinv.data import GROUPINGS
 from jaxinv.executors import EXECUTORS
@@ -31,7 +32,9 @@ from jaxinv.training import SCHEDULES as TRAINING_SCHEDULES
 
 OF_VICTIM = ("model", "width", "network_seed")  # what a checkpoint says of its network
 # What may differ from seed to seed in one program.
-SEARCHABLE = ("lr", "client_lr", *PRIORS, "anneal_from", "anneal_to", "damping", "tolerance")
+SEARCHABLE = (
+    "lr", "client_lr", *PRIORS, "anneal_from", "anneal_to", "damping", "tolerance", "inflation",
+)  # fmt: skip
 VICTIMS_OWN = "victim"  # the defense that a victim was trained with
 
 
@@ -164,6 +167,13 @@ class Cell(_Strict):
     posterior: int = Field(
         0, ge=0, description="draws that give each pixel of bayes' best image a standard deviation"
     )
+    draws: int = Field(
+        16, ge=2, multiple_of=2, description="images of the belief that a step of smoothed_bayes "
+        "looks at, an even number",
+    )  # fmt: skip
+    inflation: float = Field(
+        50.0, gt=0, description="entries of the update whose errors smoothed_bayes counts as one"
+    )
     polish: int = Field(
         0, ge=0, description="steps of Levenberg-Marquardt afterwards, in float64 (client too)"
     )
@@ -208,6 +218,11 @@ class Cell(_Strict):
         local = Local(self.client_epochs, self.assumed_batch or self.client_batch)
         told = self.told_names()
         of_labels = classes if self.labels == "joint" else 0
+        if self.attack == "smoothed_bayes":
+            return SmoothedGaussNewton(
+                self.objective, self.init, self.cg_iterations, self.draws, self.batch_norm, local,
+                told,
+            )  # fmt: skip
         if self.attack in SECOND_ORDER:
             return GaussNewton(
                 self.objective, self.init, self.cg_iterations, self.batch_norm, local, of_labels,

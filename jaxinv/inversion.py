@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from jaxinv import planner, runtime, trials
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import RATES, Method
+from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.errors import UserError
 from jaxinv.gram import choose_rule
 from jaxinv.image_prior import Facts, ImagePrior, load_prior
@@ -22,7 +23,7 @@ from jaxinv.types import Normalization, PyTree, Target
 
 # The numbers of a second-order attack where none are given.
 ANNEALING = MappingProxyType(
-    {"anneal_from": 100.0, "anneal_to": 1e-6, "damping": 0.0, "tolerance": 1e-3}
+    {"anneal_from": 100.0, "anneal_to": 1e-6, "damping": 0.0, "tolerance": 1e-3, "inflation": 50.0}
 )
 
 
@@ -61,7 +62,7 @@ def invert(
     iterations: int = 1000,
     lr: float | None = None,
     priors: Mapping[str, float] = MappingProxyType({"tv": 0.01}),
-    method: Method | GaussNewton = Method(),  # noqa: B008
+    method: Method | GaussNewton | SmoothedGaussNewton = Method(),  # noqa: B008
     image_prior: ImagePrior | None = None,
     annealing: Mapping[str, float] = ANNEALING,
     client_lr: float = 1e-4,
@@ -112,7 +113,7 @@ def invert(
         variables, update, priors, seeds=seeds, iterations=iterations, lr=lr, memory=memory,
         client_lr=client_lr,
     )  # fmt: skip
-    second_order = isinstance(method, GaussNewton)
+    second_order = isinstance(method, GaussNewton | SmoothedGaussNewton)
     if second_order:
         lr, priors = 1.0, {}
         image_prior = image_prior or _photographs(image_shape, mean, std)

@@ -168,6 +168,7 @@ def _check_cell(cell: Cell) -> None:
     models.build(cell.model, classes=2, width=cell.width)  # refuses widths it cannot have
     images = cell.assumed_images or cell.images
     steps = cell.local().steps(cell.images)
+    smoothed = cell.attack == "smoothed_bayes"
     refused = {
         "--labels idlg reads one label; use --images 1 or --labels known": (
             cell.labels == "idlg" and images > 1
@@ -208,14 +209,23 @@ def _check_cell(cell: Cell) -> None:
         "--polish: not with --told": cell.polish > 0 and cell.told,
         "--polish: of one set of images; leave --order out": cell.polish > 0 and cell.order > 0,
         "--order: not with --labels joint": cell.order > 0 and cell.labels == "joint",
-        f"--init {cell.init}: of --attack bayes; other attacks start from noise": (
+        f"--init {cell.init}: of --attack {' and '.join(SECOND_ORDER)}; others start from noise": (
             cell.init in STARTS and cell.attack not in SECOND_ORDER
         ),
-        f"--init {cell.init}: --attack bayes starts from its prior; use {' or '.join(STARTS)}": (
-            cell.init not in STARTS and cell.attack in SECOND_ORDER
-        ),
+        f"--init {cell.init}: --attack {cell.attack} starts from its prior; use "
+        f"{' or '.join(STARTS)}": (cell.init not in STARTS and cell.attack in SECOND_ORDER),
         f"--anneal-to {cell.anneal_to:g}: above --anneal-from {cell.anneal_from:g}; the error of "
         "the model must fall": cell.anneal_to > cell.anneal_from,
+        f"--attack smoothed_bayes: of networks with ReLUs, not {cell.model}; use --attack bayes": (
+            smoothed and models.NETWORKS[cell.model].smooth
+        ),
+        "--attack smoothed_bayes: of one gradient; leave --client-epochs and --client-batch out": (
+            smoothed and steps > 1
+        ),
+        "--attack smoothed_bayes: not with --labels joint": smoothed and cell.labels == "joint",
+        "--attack smoothed_bayes: not with --told of DP-SGD": (
+            smoothed and cell.told and cell.dp_sgd()
+        ),
         "--posterior: of an image that is not polished; leave --polish or it out": (
             cell.posterior > 0 and cell.polish > 0
         ),

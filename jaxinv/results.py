@@ -102,6 +102,8 @@ SETTINGS = [
     ("damping", pa.float64()),
     ("tolerance", pa.float64()),
     ("posterior", pa.int32()),
+    ("draws", pa.int32()),
+    ("inflation", pa.float64()),
     ("polish", pa.int32()),
     ("gram", pa.string()),  # "auto" | "on" | "off"
     ("precision", pa.string()),

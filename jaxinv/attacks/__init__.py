@@ -1,7 +1,8 @@
 """Attacks: an `init` and a `step` (`base.Attack`), or a closed form, pure functions of one trial.
 
 A named attack is a name for settings, each of which can be given anew, of one of three families:
-gradient matching, second order (annealed Gauss-Newton), or a closed form, which has next to none.
+gradient matching, second order (Gauss-Newton, annealed or smoothed), or a closed form, which has
+next to none.
 Only `trials.py` loops.
 """
 
@@ -10,23 +11,25 @@ from jaxinv.attacks import analytic, spear
 # (module, variables, target, images, image_shape, key) -> analytic.Recovered
 CLOSED_FORM = {"analytic": analytic.attack, "spear": spear.attack}
 
-SECOND_ORDER = ("bayes",)
+SECOND_ORDER = ("bayes", "smoothed_bayes")
 
 # The settings that each family has no use for: to give one is an error.
 _OF_MATCHING = {
     "tv", "tv_isotropic", "tv_color", "norm", "statistics", "group", "features", "order",
     "optimizer", "sign", "lr", "schedule", "box", "gram",
 }  # fmt: skip
-_OF_SECOND_ORDER = {
-    "image_prior", "anneal_from", "anneal_to", "cg_iterations", "damping", "tolerance", "posterior",
-}  # fmt: skip
+_OF_ANNEALED = {"anneal_from", "anneal_to", "damping", "tolerance", "posterior"}
+_OF_SMOOTHED = {"draws", "inflation"}
+_OF_SECOND_ORDER = {"image_prior", "cg_iterations"} | _OF_ANNEALED | _OF_SMOOTHED
 
 
 def unused_settings(attack: str) -> set[str]:
     """The settings that an attack does not read."""
     if attack in CLOSED_FORM:
         return _OF_MATCHING | _OF_SECOND_ORDER | {"init", "iterations", "polish", "told"}
-    return _OF_MATCHING if attack in SECOND_ORDER else _OF_SECOND_ORDER
+    if attack in SECOND_ORDER:
+        return _OF_MATCHING | (_OF_SMOOTHED if attack == "bayes" else _OF_ANNEALED)
+    return _OF_SECOND_ORDER
 
 
 _EUCLIDEAN = {
@@ -54,6 +57,10 @@ ATTACKS = {
     # Annealed Gauss-Newton to the most probable image under a Gaussian image prior.
     "bayes": {
         "objective": "l2", "tv": 0.0, "init": "mean", "iterations": 28, "posterior": 32,
+    },
+    # Smoothed Gauss-Newton: the same for networks with ReLUs, whose kinks it rounds off.
+    "smoothed_bayes": {
+        "objective": "l2", "tv": 0.0, "init": "mean", "iterations": 24, "cg_iterations": 30,
     },
     **{name: {"tv": 0.0} for name in CLOSED_FORM},
 }  # fmt: skip

@@ -25,6 +25,7 @@ class Network(NamedTuple):
     width: int | None  # the published width; None where the network has no such setting
     smallest: int = 1  # least height and width of an image that survives the pooling
     width_step: int = 1  # widths are multiples of this
+    smooth: bool = False  # whether it has no kinks (`models.kinks`)
 
 
 def _resnet(width: int, *blocks: int, **fields) -> Network:
@@ -48,7 +49,7 @@ _BATCH_NORM = {
     "mobilenetv2": Network(MobileNetV2, width=32, width_step=8),
 }
 NETWORKS = {
-    "lenet_zhu": Network(LeNetZhu, width=None),
+    "lenet_zhu": Network(LeNetZhu, width=None, smooth=True),
     "mlp": Network(MLP, width=1024),
     **_BATCH_NORM,
     **{f"{name}_gn": _twin(network) for name, network in _BATCH_NORM.items()},

@@ -3,6 +3,7 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from jaxinv.models.kinks import relu
 from jaxinv.models.layers import conv, dense, flatten, max_pool, normalize
 
 
@@ -25,6 +26,6 @@ class ConvNet(nn.Module):
         for stage in ((1, 2, 2, 4, 4, 4), (4, 4)):
             for factor in stage:
                 x = conv(x, factor * self.width, kernel=3)
-                x = nn.relu(normalize(x, self.norm, train))
+                x = relu(normalize(x, self.norm, train))
             x = max_pool(x, 3)
         return dense(flatten(x), self.classes)

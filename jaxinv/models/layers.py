@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxinv.models.kinks import larger
+
 # He et al. 2015: normal, variance 2 / fan_out, the convolution init of the published ResNets.
 kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -135,6 +137,5 @@ def max_pool(
     tiles = x[:, : rows * size, : columns * size].reshape(
         batch, rows, size, columns, size, channels
     )
-    larger = lambda a, b: jnp.where(a >= b, a, b)  # noqa: E731
     tall = functools.reduce(larger, (tiles[:, :, i] for i in range(size)))
     return functools.reduce(larger, (tall[:, :, :, i] for i in range(size)))

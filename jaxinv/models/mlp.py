@@ -3,6 +3,7 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from jaxinv.models.kinks import relu
 from jaxinv.models.layers import dense, flatten
 
 
@@ -19,5 +20,5 @@ class MLP(nn.Module):
         """Computes logits from normalised images. There is nothing that `train` changes."""
         x = flatten(x)
         for _ in range(3):
-            x = nn.relu(dense(x, self.width))
+            x = relu(dense(x, self.width))
         return dense(x, self.classes)

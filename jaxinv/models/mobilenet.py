@@ -3,6 +3,7 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from jaxinv.models.kinks import relu6
 from jaxinv.models.layers import conv_kaiming, normalize
 
 # Of the inverted residuals: expansion, channels at multiplier 1, repetitions, stride of the first.
@@ -28,9 +29,9 @@ class InvertedResidual(nn.Module):
         hidden = self.expansion * x.shape[-1]
         y = x
         if self.expansion != 1:
-            y = nn.relu6(normalize(conv_kaiming(y, hidden, 1), self.norm, train))
+            y = relu6(normalize(conv_kaiming(y, hidden, 1), self.norm, train))
         y = conv_kaiming(y, hidden, 3, self.stride, groups=hidden)
-        y = nn.relu6(normalize(y, self.norm, train))
+        y = relu6(normalize(y, self.norm, train))
         y = normalize(conv_kaiming(y, self.features, 1), self.norm, train)
         return x + y if self.stride == 1 and self.features == x.shape[-1] else y
 
@@ -53,14 +54,14 @@ class MobileNetV2(nn.Module):
         self, x: Float[Array, "batch height width channel"], train: bool = False
     ) -> Float[Array, "batch class"]:
         """Computes logits from normalised images; `train` uses the batch's own statistics."""
-        x = nn.relu6(normalize(conv_kaiming(x, self.width, 3), self.norm, train))
+        x = relu6(normalize(conv_kaiming(x, self.width, 3), self.norm, train))
         for expansion, channels, blocks, first_stride in STAGES:
             features = scale_channels(channels, self.width / 32)
             for index in range(blocks):
                 stride = first_stride if index == 0 else 1
                 x = InvertedResidual(features, stride, expansion, self.norm)(x, train)
         x = conv_kaiming(x, scale_channels(HEAD, max(1.0, self.width / 32)), 1)
-        x = nn.relu6(normalize(x, self.norm, train))
+        x = relu6(normalize(x, self.norm, train))
         return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01))(x.mean(axis=(1, 2)))
 
 

@@ -7,6 +7,7 @@ The stem is a 3x3 convolution of stride 1 and no pooling. Three stages make the 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from jaxinv.models.kinks import relu
 from jaxinv.models.layers import conv_kaiming, dense, normalize
 
 
@@ -22,9 +23,9 @@ class BasicBlock(nn.Module):
         """Computes the block's output; ReLU comes after the addition."""
         shortcut = _shortcut(x, self.features, self.stride, self.norm, train)
         y = conv_kaiming(x, self.features, 3, self.stride)
-        y = nn.relu(normalize(y, self.norm, train))
+        y = relu(normalize(y, self.norm, train))
         y = normalize(conv_kaiming(y, self.features, 3), self.norm, train)
-        return nn.relu(shortcut + y)
+        return relu(shortcut + y)
 
 
 class Bottleneck(nn.Module):
@@ -38,11 +39,11 @@ class Bottleneck(nn.Module):
     def __call__(self, x: Float[Array, "batch height width channel"], train: bool) -> Array:
         """Computes the block's output; ReLU comes after the addition."""
         shortcut = _shortcut(x, 4 * self.features, self.stride, self.norm, train)
-        y = nn.relu(normalize(conv_kaiming(x, self.features, 1), self.norm, train))
+        y = relu(normalize(conv_kaiming(x, self.features, 1), self.norm, train))
         y = conv_kaiming(y, self.features, 3, self.stride)
-        y = nn.relu(normalize(y, self.norm, train))
+        y = relu(normalize(y, self.norm, train))
         y = normalize(conv_kaiming(y, 4 * self.features, 1), self.norm, train)
-        return nn.relu(shortcut + y)
+        return relu(shortcut + y)
 
 
 def _shortcut(x: Array, features: int, stride: int, norm: str, train: bool) -> Array:
@@ -71,7 +72,7 @@ class ResNet(nn.Module):
         self, x: Float[Array, "batch height width channel"], train: bool = False
     ) -> Float[Array, "batch class"]:
         """Computes logits from normalised images; `train` uses the batch's own statistics."""
-        x = nn.relu(normalize(conv_kaiming(x, self.width, 3), self.norm, train))
+        x = relu(normalize(conv_kaiming(x, self.width, 3), self.norm, train))
         for stage, blocks in enumerate(self.blocks):
             for index in range(blocks):
                 stride = 2 if stage > 0 and index == 0 else 1
