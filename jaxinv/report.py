@@ -101,7 +101,7 @@ def _draw(study: Study, folder: Path) -> dict[str, report_page.Picture]:
     if unknowns.labels_found(study):
         figures["label_accuracy"] = lambda width: plot_intervals.label_accuracy(study, width)
     if posteriors := plot_posterior.read_posteriors(study):
-        figures["posterior"] = lambda width: plot_posterior.posterior(study, posteriors, width)
+        figures["posterior"] = lambda width: plot_posterior.posterior(posteriors, width)
     if plot_spectrum.has_spectra(study):
         figures["spectrum"] = lambda width: plot_spectrum.spectrum(study, width)
     pictures = {}
