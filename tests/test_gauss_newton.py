@@ -74,7 +74,7 @@ class Linear:
         return mean + covariance @ self.matrix.T @ residual / variance, covariance
 
 
-ATTACK = gn.GaussNewton(defense=("noise",), cg_iterations=200)
+ATTACK = gn.GaussNewton(defense=("noise",), cg_iterations=200, any_scale=False)
 
 
 def run(linear, problem=None, attack=ATTACK, seeds=1, iterations=12, **numbers):
@@ -220,6 +220,15 @@ def test_lenet_gives_its_images_away(problem, of_lenet):
     other = given.replace(truths=given.truths._replace(images=1 - given.truths.images))
     again = trials.run(other, attack, own, problem.keys[:, :2], trials.Resources(Plan(1, 1)))
     np.testing.assert_array_equal(again.pixels, result.pixels)  # the truth is for metrics alone
+
+
+def test_the_scale_of_an_update_does_not_matter(problem, of_lenet):
+    """A learning rate, or a clip: both are multiples that nobody has to know."""
+    given, attack, own = of_lenet
+    scaled = jax.tree.map(lambda x: 0.01 * x, given.targets.update)
+    other = given.replace(targets=given.targets._replace(update=scaled))
+    result = trials.run(other, attack, own, problem.keys[:, :2], trials.Resources(Plan(1, 1)))
+    assert result.scores.psnr.min() > 30
 
 
 def test_a_wrong_update_gives_nothing_back(problem, of_lenet):

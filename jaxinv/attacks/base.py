@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int
 
 from jaxinv import client, defenses, metrics
@@ -112,6 +113,13 @@ def simulate_update(
         told, shared = known.target.told, known.target.update
         update = defenses.expect(simulation.defense, told, update, shared)
     return update, statistics
+
+
+def scale_towards(update: PyTree, shared: PyTree) -> PyTree:
+    """The multiple of an update that is nearest to the shared one in least squares."""
+    power = optax.tree.vdot(update, update)
+    factor = optax.tree.vdot(update, shared) / jnp.maximum(power, jnp.finfo(power.dtype).tiny)
+    return optax.tree.scale(factor, update)
 
 
 def average_epochs(candidate: Candidate) -> Float[Array, "image height width channel"]:

@@ -16,7 +16,11 @@ Each step linearises the update, J = d update / d x, solves
     (J^T J / v + S^-1) d = gradient
 
 by preconditioned conjugate gradients from products with J and its transpose alone, and halves d
-until the loss falls. All of it is in the prior's coefficients, where S is diagonal. The
+until the loss falls. A learning rate or a clip may have scaled the update: the candidate's is taken
+at the multiple that is nearest to the shared one, and differentiated so (variable projection; Golub
+& Pereyra 1973).
+
+All of it is in the prior's coefficients, where S is diagonal. The
 preconditioner is diagonal there too, 1 / (1 / S + m) with m a part of the mean diagonal of
 J^T J / v: the prior alone, S, is a bad one as soon as the update says more than it.
 
@@ -35,7 +39,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinv import client
-from jaxinv.attacks.base import Candidate, Known, Losses, Simulation, simulate_update
+from jaxinv.attacks.base import (
+    Candidate,
+    Known,
+    Losses,
+    Simulation,
+    scale_towards,
+    simulate_update,
+)
 from jaxinv.image_prior import coefficients, synthesize
 from jaxinv.objectives import OBJECTIVES, compare
 from jaxinv.types import PyTree
@@ -115,6 +126,7 @@ class GaussNewton(NamedTuple):
     local: client.Local = client.Local()
     classes: int = 0  # where the labels are optimised beside the images, else 0
     defense: tuple[str, ...] = ()  # the client's, as far as the attacker was told
+    any_scale: bool = True  # whether the update may be a multiple of what it is taken for
 
     priors: tuple[str, ...] = ()  # none of `priors.PRIORS`
 
@@ -268,6 +280,8 @@ class GaussNewton(NamedTuple):
         def residuals(unknowns):
             candidate = to_candidate(known, unknowns)
             update, statistics = simulate_update(simulation, known, numbers.client_lr, candidate)
+            if self.any_scale:
+                update = scale_towards(update, known.target.update)
             sent = (update, statistics if jax.tree.leaves(known.target.statistics) else ())
             return jax.tree.map(jnp.subtract, sent, shared), (update, known.target.update)
 

@@ -27,7 +27,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxinv import client
-from jaxinv.attacks.base import Candidate, Known, Losses, Simulation, simulate_update
+from jaxinv.attacks.base import Candidate, Known, Losses, Simulation, scale_towards, simulate_update
 from jaxinv.objectives import OBJECTIVES, compare
 from jaxinv.types import PyTree
 
@@ -123,12 +123,16 @@ class LevenbergMarquardt(NamedTuple):
         """Takes the steps of one factorisation; see `base.Attack`."""
         update = update_function(self.local, numbers.client_lr, known, state.candidate)
         shared = known.target.update
-        objective = OBJECTIVES[self.objective](compare(update(state.candidate.images), shared))
+        here = scale_towards(update(state.candidate.images), shared)
+        objective = OBJECTIVES[self.objective](compare(here, shared))
 
         def move(state):
             images = state.candidate.images
             flat_shared = flat(shared)
-            residuals = lambda x: flat(update(x.reshape(images.shape))) - flat_shared  # noqa: E731
+
+            def residuals(x):
+                return flat(scale_towards(update(x.reshape(images.shape)), shared)) - flat_shared
+
             x, damping, status = descend(
                 residuals, jnp.linalg.norm(flat_shared), images.ravel(), state.damping,
                 self.columns,
