@@ -1,5 +1,6 @@
 """The second-order attack: closed forms on a linear problem, its promises, and its settings."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ from jaxinv import client, defenses, image_prior, trials
 from jaxinv.attacks import gauss_newton as gn
 from jaxinv.attacks.base import Candidate, Known
 from jaxinv.attacks.uncertainty import Posterior
+from jaxinv.models.layers import BATCH_NORM_MOMENTUM
 from jaxinv.planner import Plan
 from jaxinv.types import Normalization, Target, Truth
 
@@ -229,6 +231,43 @@ def test_the_scale_of_an_update_does_not_matter(problem, of_lenet):
     other = given.replace(targets=given.targets._replace(update=scaled))
     result = trials.run(other, attack, own, problem.keys[:, :2], trials.Resources(Plan(1, 1)))
     assert result.scores.psnr.min() > 30
+
+
+class Normed(nn.Module):
+    """A smooth network with BatchNorm, as small as can be."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(6, (3, 3), strides=2)(x)
+        x = nn.BatchNorm(use_running_average=not train, momentum=BATCH_NORM_MOMENTUM)(x)
+        return nn.Dense(4)(nn.sigmoid(x).reshape(len(x), -1))
+
+
+@pytest.mark.parametrize("batch_norm", client.BATCH_NORM)
+def test_every_batch_norm_protocol_is_met(batch_norm, problem):
+    """A batch of two; its statistics, where they are sent, are observed as the update is."""
+    module = Normed()
+    images = jax.random.uniform(jax.random.key(3), (1, 2, 8, 8, 3))
+    variables = jax.jit(module.init)(jax.random.key(0), images[0])
+    truths = Truth(images, jnp.array([[0, 2]]))
+    clients = trials.Clients(batch_norm=batch_norm)
+    targets = trials.make_targets(module, variables, truths, problem.normalization, clients).targets
+    assert bool(jax.tree.leaves(targets.statistics)) == (batch_norm == "train-shared")
+    prior = jax.tree.map(
+        jnp.float32,
+        image_prior.of_spectrum(
+            np.zeros((8, 8, 3)), np.broadcast_to(np.eye(3) * 1.3, (8, 8, 3, 3))
+        ),
+    )
+    given = trials.Problem(
+        module, (8, 8, 3), variables, targets, truths, problem.normalization, prior
+    )
+    attack = gn.GaussNewton(cg_iterations=20, batch_norm=batch_norm)
+    own = attack.numbers(1, NUMBERS | {"iterations": 6})
+    keys = trials.start_keys([0], [0])
+    result = trials.run(given, attack, own, keys, trials.Resources(Plan(1, 1)))
+    assert result.finite.all()
+    assert (result.objective < 0.1 * result.trace.objective[0]).all()
 
 
 def test_a_wrong_update_gives_nothing_back(problem, of_lenet):

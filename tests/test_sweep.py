@@ -47,7 +47,6 @@ SECOND_ORDER = {
     "noise, told": ["--defense", "noise:1e-2", "--told", "true", "--damping", "0.01"],
     "pruned, told": ["--defense", "prune:0.9", "--told", "true", "--image-prior", "photographs"],
     "DP-SGD, told": ["--defense", "dpsgd:1:0.001", "--told", "true"],
-    "BatchNorm, shared": ["--model", "resnet20", "--width", "4", "--batch-norm", "train-shared"],
     "float64, polished": ["--polish", "1"],
 }  # fmt: skip
 
