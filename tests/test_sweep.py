@@ -1,12 +1,14 @@
 """The whole chain at toy size: rows, resume after a kill, refusal of other settings."""
 
 import csv
+import functools
 import json
 
 import numpy as np
 import pytest
 
 from jaxinv import cells, results, sweep
+from jaxinv.attacks import levenberg_marquardt as lm
 
 ARGUMENTS = ["--targets", "2", "--seeds", "2", "--iterations", "3", "--tv", "0.01", "0"]
 
@@ -54,7 +56,12 @@ SECOND_ORDER = {
 @pytest.mark.parametrize("name", SECOND_ORDER)
 def test_second_order_attacks_meet_every_client(name, tmp_path, monkeypatch):
     """The residual falls, and nothing leaves the finite numbers."""
-    monkeypatch.setattr(cells, "WITH_SPECTRUM", 0)  # 3,072 eigenvalues
+    # A normal matrix of 3,072 pixels and its eigenvalues are for no test.
+    monkeypatch.setattr(cells, "WITH_SPECTRUM", 0)
+    few_products = functools.partial(lm.LevenbergMarquardt, columns=0)
+    monkeypatch.setattr(cells, "LevenbergMarquardt", few_products)
+    monkeypatch.setattr(lm, "REUSES", 1)
+    monkeypatch.setattr(lm, "CG_ITERATIONS", 3)
     settings = ["--posterior", "0"] if name == "labels joint" else []
     few = ["--targets", "1", "--seeds", "1", "--iterations", "3", "--cg-iterations", "4"]
     arguments = ["--attack", "bayes", *few, "--anneal-to", "1", *SECOND_ORDER[name], *settings]
