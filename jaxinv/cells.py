@@ -260,7 +260,7 @@ def polish(
     finishing = LevenbergMarquardt(cell.objective, cell.batch_norm, attack.local)
     own = finishing.numbers(keys.shape[1], {**numbers, "iterations": cell.polish})
     plan = planner.Plan(1, 1, jax.local_device_count())
-    start = Candidate(result.candidates.images, _one_hot_logits(result, problem, cell))
+    start = Candidate(result.candidates.images, _one_hot_logits(result, cell))
     polished = trials.run(problem, finishing, cast(own), keys, trials.Resources(plan, limit), start)
     before, after = result.trace, polished.trace
     steps = np.append(before.step, before.step[-1] + after.step[1:])
@@ -274,7 +274,7 @@ def polish(
     return polished, around_best(polished, problem, spectrum, numbers, keys, limit, cast, few)
 
 
-def _one_hot_logits(result, problem, cell):
+def _one_hot_logits(result, cell):
     """Labels that were found beside the images, as logits so sure that they stand."""
     if cell.labels != "joint":
         return None

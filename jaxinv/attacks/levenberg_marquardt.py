@@ -246,12 +246,9 @@ def update_function(
     local: client.Local, client_lr: Array, known: Known, candidate: Candidate
 ) -> Callable[[Array], PyTree]:
     """The update that images would cause, a function of them; labels are the candidate's."""
-    labels = None if candidate.logits is None else candidate.logits
-
-    def update(images):
-        return simulate_update(Simulation(local), known, client_lr, Candidate(images, labels))[0]
-
-    return update
+    return lambda images: simulate_update(
+        Simulation(local), known, client_lr, candidate._replace(images=images)
+    )[0]
 
 
 def flat(tree: PyTree) -> Float[Array, " entry"]:
