@@ -28,8 +28,8 @@ from jax.extend.core import Literal
 from jaxtyping import Array, Float
 
 from jaxinv import client
-from jaxinv.convolution import Geometry, conv_p, patches
-from jaxinv.objectives import Comparison, compare
+from jaxinv.attacks.objectives import Comparison, compare
+from jaxinv.networks.convolution import Geometry, conv_p, patches
 from jaxinv.types import PyTree
 
 # Which layers, of T positions, K inputs and C features, do without their weight gradient.

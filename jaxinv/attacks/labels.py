@@ -17,7 +17,7 @@ from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Float, Int
 
-from jaxinv.errors import UserError
+from jaxinv.networks.inspect import classifier_input, classifier_path, subtree
 from jaxinv.types import PyTree
 
 DUMMIES = 1024  # images of noise, over all classes, by which outputs are known to scatter
@@ -38,45 +38,6 @@ class LastLayer(NamedTuple):
     dummies: Float[Array, "dummy feature"]  # features of noise, around their mean
 
 
-def classifier_path(module: nn.Module, variables: PyTree, images: jax.Array) -> tuple[str, ...]:
-    """Finds the last dense layer a network calls: the path of its parameters.
-
-    Raises:
-      UserError: the network calls no `flax.linen.Dense`.
-    """
-    paths: list[tuple[str, ...]] = []
-
-    def look(images):
-        with nn.intercept_methods(_on_dense(lambda module, inputs: paths.append(module.path))):
-            return module.apply(variables, images)
-
-    jax.eval_shape(look, images)
-    if not paths:
-        raise UserError("labels=idlg: the network has no dense layer to read a label from; give it")
-    return paths[-1]
-
-
-def _on_dense(see: Callable[[nn.Module, Array], None]) -> Callable:
-    """A Flax interceptor that shows every dense layer and its inputs."""
-
-    def interceptor(next_fun, args, kwargs, context):
-        if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
-            see(context.module, args[0])
-        return next_fun(*args, **kwargs)
-
-    return interceptor
-
-
-def classifier_input(
-    module: nn.Module, variables: PyTree, images: Float[Array, "batch height width channel"]
-) -> Float[Array, "batch feature"]:
-    """Computes what goes into the last dense layer a network calls."""
-    inputs: list[Array] = []
-    with nn.intercept_methods(_on_dense(lambda module, seen: inputs.append(seen))):
-        module.apply(variables, images)
-    return inputs[-1]
-
-
 def infer(
     rule: str, module: nn.Module, variables: PyTree, update: PyTree, image_shape: tuple[int, ...],
     images: int, steps: int = 1,
@@ -95,9 +56,7 @@ def infer(
       UserError: the network calls no `flax.linen.Dense`.
     """
     path = classifier_path(module, variables, jnp.zeros((1, *image_shape)))
-    own, sent = variables["params"], update
-    for name in path:
-        own, sent = own[name], sent[name]
+    own, sent = subtree(variables["params"], path), subtree(update, path)
     kernel = own["kernel"]
     dummies = max(8, DUMMIES // kernel.shape[1])
     noise = natural_noise(jax.random.key(0), (dummies, *image_shape))

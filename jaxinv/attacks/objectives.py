@@ -2,7 +2,7 @@
 
 Each maps what two updates have to do with one another to a scalar, 0 when they agree. That this is
 four numbers, sums over all layers, is what lets a layer give its part without the update itself
-(`jaxinv.gram`).
+(`jaxinv.attacks.gram`).
 """
 
 from typing import NamedTuple

@@ -17,8 +17,8 @@ from flax.traverse_util import unflatten_dict
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxinv.convolution import fast_convolutions
-from jaxinv.models.layers import BATCH_NORM_MOMENTUM
+from jaxinv.networks.convolution import fast_convolutions
+from jaxinv.networks.layers import BATCH_NORM_MOMENTUM
 from jaxinv.types import PyTree
 
 # Parameters, normalised images -> logits, and the batch's own statistics (() where not computed).

@@ -11,36 +11,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinv import (
-    checkpoints,
-    config,
-    data,
-    defenses,
-    metrics,
-    models,
-    planner,
-    runtime,
-    trials,
-    victims,
-)
+from jaxinv import data, defenses, metrics, networks
 from jaxinv.attacks import CLOSED_FORM
 from jaxinv.attacks.base import Attack, Candidate
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
+from jaxinv.attacks.priors import READ_UPDATE
 from jaxinv.attacks.uncertainty import Posterior, Spectrum
+from jaxinv.data.image_prior import Facts, ImagePrior, Source, load_prior
+from jaxinv.engine import planner, trials
+from jaxinv.engine.closed_form import recover
+from jaxinv.engine.targets import Clients, Shared, make_targets, noise_keys, order_keys
 from jaxinv.errors import UserError
-from jaxinv.image_prior import Facts, ImagePrior, Source, load_prior
-from jaxinv.labels import classifier_path
-from jaxinv.priors import READ_UPDATE
+from jaxinv.machine import runtime
+from jaxinv.networks.inspect import classifier_path
+from jaxinv.settings import schema
 from jaxinv.types import Normalization, PyTree, Target, Truth
+from jaxinv.victim import checkpoints
+from jaxinv.victim.untrained import Victim, untrained
 
-NUMBERS = (*config.SEARCHABLE, "iterations")  # what of a cell is traced
+NUMBERS = (*schema.SEARCHABLE, "iterations")  # what of a cell is traced
 WITH_SPECTRUM = 4  # targets of a study: the eigenvalues of one take longer than all before them
 
 
 class Material(NamedTuple):
     """What a cell attacks: the victim and the private batches, [target, batch, ...]."""
 
-    victim: victims.Victim
+    victim: Victim
     normalization: Normalization
     classes: int
     images: np.ndarray  # uint8
@@ -69,20 +65,20 @@ class Attacked(NamedTuple):
     result: trials.Result
     baseline: metrics.Scores  # of the mean colour, per target
     label_accuracy: jax.Array  # [target, seed]
-    shared: trials.Shared
+    shared: Shared
     extras: dict[str, np.ndarray] | None = None  # [target, ...]: spectra, std of pixels
 
 
 class Loader:
     """Loads what cells attack, each data set and each victim once."""
 
-    def __init__(self, plan: config.Plan, split: str = "test"):
+    def __init__(self, plan: schema.Plan, split: str = "test"):
         self._plan, self._split = plan, split
         self._datasets: dict[tuple, data.Dataset] = {}
-        self._victims: dict[tuple, victims.Victim] = {}
+        self._victims: dict[tuple, Victim] = {}
         self._priors: dict[tuple, tuple] = {}
 
-    def __call__(self, cell: config.Cell) -> Material:
+    def __call__(self, cell: schema.Cell) -> Material:
         """Loads a cell's victim and private batches.
 
         Raises:
@@ -90,7 +86,7 @@ class Loader:
         """
         dataset = self._dataset(cell)
         shape = dataset.images.shape[1:]
-        models.check_image_size(cell.model, cell.dataset, shape)
+        networks.check_image_size(cell.model, cell.dataset, shape)
         victim = self._victim(cell, dataset)
         if "batch_stats" not in victim.variables:
             if cell.batch_norm != "eval":
@@ -106,7 +102,7 @@ class Loader:
             images, labels, ids, np.zeros(len(ids), int), prior, source,
         )  # fmt: skip
 
-    def _prior(self, cell: config.Cell, dataset: data.Dataset) -> tuple[ImagePrior, Source]:
+    def _prior(self, cell: schema.Cell, dataset: data.Dataset) -> tuple[ImagePrior, Source]:
         """What the attacker of a cell believes of images."""
         shape = dataset.images.shape[1:]
         facts = Facts(
@@ -117,7 +113,7 @@ class Loader:
             self._priors[key] = load_prior(*key)
         return self._priors[key]
 
-    def _targets(self, cell: config.Cell, dataset: data.Dataset) -> tuple[np.ndarray, ...]:
+    def _targets(self, cell: schema.Cell, dataset: data.Dataset) -> tuple[np.ndarray, ...]:
         """The images, labels and ids of a cell's targets, [target, image, ...]."""
         if self._plan.target_ids is None:
             chosen = data.group(
@@ -130,13 +126,13 @@ class Loader:
             raise UserError(f"--grouping {cell.grouping}: chooses the images; use --targets")
         return dataset.images[chosen], dataset.labels[chosen], dataset.ids[chosen]
 
-    def _victim(self, cell: config.Cell, dataset: data.Dataset) -> victims.Victim:
+    def _victim(self, cell: schema.Cell, dataset: data.Dataset) -> Victim:
         """The network of a cell: a checkpoint's, or freshly initialised."""
         shape, classes = dataset.images.shape[1:], len(dataset.classes)
         key = (cell.victim, cell.model, cell.width, cell.network_seed, classes, shape)
         if key not in self._victims:
             if cell.victim is None:
-                self._victims[key] = victims.untrained(
+                self._victims[key] = untrained(
                     cell.model, classes=classes, width=cell.width,
                     seed=cell.network_seed, image_shape=shape,
                 )  # fmt: skip
@@ -146,7 +142,7 @@ class Loader:
                 self._victims[key] = trained.as_victim()
         return self._victims[key]
 
-    def _dataset(self, cell: config.Cell) -> data.Dataset:
+    def _dataset(self, cell: schema.Cell) -> data.Dataset:
         """The images of a cell's targets: the first ones, or those asked for."""
         ids = self._plan.target_ids
         if ids is not None and len(ids) % cell.images:
@@ -163,7 +159,7 @@ class Loader:
 
 
 def attack_cell(
-    cell: config.Cell, material: Material, keys: jax.Array, numbers: Mapping[str, Any],
+    cell: schema.Cell, material: Material, keys: jax.Array, numbers: Mapping[str, Any],
     memory: float | None, progress: Callable[[int, float], None] = lambda steps, psnr: None,
     announce: Callable[[str], None] = lambda plan: None,
 ) -> Attacked:  # fmt: skip
@@ -186,7 +182,7 @@ def attack_cell(
             shared = share(cell, material, attack, exact)
         problem = problem_of(material, shared.targets, cast)
         if cell.attack in CLOSED_FORM:
-            result = trials.recover(problem, CLOSED_FORM[cell.attack], cell.objective, keys)
+            result = recover(problem, CLOSED_FORM[cell.attack], cell.objective, keys)
             return Attacked(result, *_per_target(problem, result.labels, material.classes), shared)
         plan = planner.first_plan(
             problem.variables["params"], *keys.shape, problem.targets.labels.shape[1],
@@ -215,10 +211,10 @@ def attack_cell(
 
 
 def share(
-    cell: config.Cell, material: Material, attack: Attack, cast: Callable[[PyTree], PyTree]
-) -> trials.Shared:
+    cell: schema.Cell, material: Material, attack: Attack, cast: Callable[[PyTree], PyTree]
+) -> Shared:
     """Lets the clients of a cell share their updates."""
-    clients = trials.Clients(
+    clients = Clients(
         cell.labels, cell.batch_norm, cell.local(), cell.shuffled, cell.assumed_images,
         attack.local, observe=cell.batch_norm == "eval" and cell.statistics > 0,
         defense=defenses.names(cell.chain()), told=cell.told_names(),
@@ -227,10 +223,10 @@ def share(
     truths, normalization, variables = cast(
         (material.truths(), material.normalization, material.victim.variables)
     )
-    return trials.make_targets(
+    return make_targets(
         material.victim.module, variables, truths, normalization, clients, cell.client_lr,
-        trials.order_keys(material.ids[:, 0]), defenses.strengths(cell.chain()),
-        trials.noise_keys(material.ids[:, 0], material.draws),
+        order_keys(material.ids[:, 0]), defenses.strengths(cell.chain()),
+        noise_keys(material.ids[:, 0], material.draws),
     )  # fmt: skip
 
 
@@ -247,7 +243,7 @@ def problem_of(
 
 
 def polish(
-    cell: config.Cell, result: trials.Result, problem: trials.Problem, attack: Attack,
+    cell: schema.Cell, result: trials.Result, problem: trials.Problem, attack: Attack,
     numbers: Mapping[str, Any], keys: jax.Array, limit: float, cast: Callable[[PyTree], PyTree],
     few: int,
 ) -> tuple[trials.Result, dict[str, np.ndarray] | None]:  # fmt: skip
@@ -317,7 +313,7 @@ def in_pixels(found: dict[str, np.ndarray], normalization: Normalization) -> dic
     return {"best": found["images"] * std + mean, "std": found["std"] * std}
 
 
-def attack_of(cell: config.Cell, material: Material) -> Attack:
+def attack_of(cell: schema.Cell, material: Material) -> Attack:
     """The iterative attack of a cell, for a network and its data."""
     return cell.make_attack(material.classes, classifier_of(cell, material))
 
@@ -336,7 +332,7 @@ def shapes_of(material: Material, attack: Attack, images: int) -> trials.Problem
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.result_type(x)), problem)
 
 
-def classifier_of(cell: config.Cell, material: Material) -> tuple[str, ...]:
+def classifier_of(cell: schema.Cell, material: Material) -> tuple[str, ...]:
     """The path of the network's last dense layer, where the attacker asks for it; else ()."""
     if READ_UPDATE & set(cell.priors()) or "soteria" in cell.told_names():
         victim = material.victim

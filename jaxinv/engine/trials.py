@@ -1,4 +1,4 @@
-"""Targets x seeds in one compiled loop: the only file that knows the whole chain.
+"""Targets x seeds of any iterative attack in one compiled loop.
 
 A program runs a *chunk* of the attack for every trial: `points` times, measure the candidate, then
 take `every` steps. The host calls it until the last step is done. Compiled once per shape; the
@@ -8,7 +8,7 @@ network's parameters, the targets and all numbers are arguments.
 import collections
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,11 +20,11 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxinv import client, defenses, labels, metrics, planner, rng
+from jaxinv import client, metrics
 from jaxinv.attacks.base import Attack, Candidate, Known, Losses
-from jaxinv.image_prior import ImagePrior
-from jaxinv.objectives import OBJECTIVES, compare
-from jaxinv.priors import SEEDS
+from jaxinv.attacks.priors import SEEDS
+from jaxinv.data.image_prior import ImagePrior
+from jaxinv.engine import planner
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
 TRACE_POINTS = 100  # per trial, at the most, beside the end
@@ -55,105 +55,6 @@ class Result(NamedTuple):
     plan: planner.Plan  # by which they were computed
     bytes: int  # that its program takes of each device
     outcome: dict[str, np.ndarray] | None = None  # what else the attack found: `Attack.outcome`
-
-
-class Clients(NamedTuple):
-    """What the clients do, and what of it the attacker gets: static."""
-
-    labels: str = "known"  # how the attacker comes by them: a name of `labels.LABELS`
-    batch_norm: str = "eval"
-    local: client.Local = client.Local()
-    shuffled: bool = False  # each epoch in an order of its own, which the attacker does not know
-    assumed_images: int | None = None  # images the attacker takes the update to be of; None: all
-    assumed: client.Local = client.Local()  # what the attacker takes for `local`
-    observe: bool = False  # whether the attacker compares statistics with the running ones
-    defense: tuple[str, ...] = ()  # what they do to their updates: names of `defenses.DEFENSES`
-    told: tuple[str, ...] = ()  # of these, what the attacker knows
-    classifier: tuple[str, ...] = ()  # path of the last dense layer, where an attacker is told
-
-
-class Shared(NamedTuple):
-    """What came of the clients' work. Axis: target."""
-
-    targets: Target
-    cosine: Float[Array, " target"]  # of what was shared with the update before the defense
-    error: Float[Array, " target"]  # |shared - update| / |update|
-
-
-def make_targets(
-    module: nn.Module,
-    variables: PyTree,
-    truths: Truth,
-    normalization: Normalization,
-    clients: Clients = Clients(),  # noqa: B008
-    client_lr: float = 1.0,
-    order_keys: jax.Array | None = None,
-    strengths: tuple = (),
-    draw_keys: jax.Array | None = None,
-) -> Shared:
-    """Computes what the attacker gets for each private batch.
-
-    Args:
-      truths: with a leading target axis.
-      clients: what they do.
-      client_lr: the learning rate of their local steps.
-      order_keys: [target], of the orders in which they take their images; None where not shuffled.
-      strengths: of the defenses.
-      draw_keys: [target], of the defenses' draws; by the target's position where not given.
-    """
-    count = len(truths.labels)
-    if order_keys is None:
-        order_keys = jnp.zeros(count)
-    if draw_keys is None:
-        draw_keys = noise_keys(range(count), [0] * count)
-    strengths = jax.tree.map(lambda x: jnp.asarray(x, truths.images.dtype), strengths)
-    return _make_targets(
-        module, clients, variables, truths, normalization, jnp.float32(client_lr), strengths,
-        order_keys, draw_keys,
-    )  # fmt: skip
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _make_targets(
-    module, clients, variables, truths, normalization, client_lr, strengths, order_keys, draw_keys
-):
-    loss = client.loss_fn(module, variables, clients.batch_norm)
-    params = variables["params"]
-
-    def one(arguments):
-        truth, key, draw_key = arguments
-        images, classes = normalization.normalize(truth.images), truth.labels
-        if clients.shuffled:
-            epochs = jax.random.split(key, clients.local.epochs)
-            orders = jax.vmap(lambda k: jax.random.permutation(k, len(classes)))(epochs)
-            images, classes = images[orders], classes[orders]
-        update, statistics = client.update(
-            loss, params, images, classes, clients.local, client_lr.astype(images.dtype)
-        )
-        bare = update
-        if clients.defense:
-            scene = defenses.Scene(module, variables, images, classes)
-            update = defenses.defend(clients.defense, update, strengths, draw_key, scene)
-        between = compare(update, bare)
-        kept = between.cross / jnp.sqrt(between.own * between.shared)
-        error = jnp.sqrt(between.distance / between.shared)
-        count = clients.assumed_images or len(truth.labels)
-        told = ()
-        if clients.told:
-            facts = defenses.Facts(clients.classifier, count)
-            told = defenses.tell(clients.told, strengths, update, facts)
-        sent = statistics if clients.batch_norm == "train-shared" else ()
-        if clients.observe:
-            sent = {"batch_stats": variables["batch_stats"]}
-        if clients.labels in ("known", "joint"):
-            return Shared(Target(update, truth.labels, sent, told), kept, error)
-        found = labels.infer(
-            clients.labels, module, variables, update, truth.images.shape[1:], count,
-            clients.assumed.steps(count),
-        )  # fmt: skip
-        return Shared(Target(update, found, sent, told), kept, error)
-
-    return lax.map(one, (truths, order_keys, draw_keys))
 
 
 class Problem(flax.struct.PyTreeNode):
@@ -353,50 +254,6 @@ def _mesh(devices: int) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(local, ("trial",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def recover(problem: Problem, closed_form: Callable, objective: str, keys: jax.Array) -> Result:
-    """Runs an attack in closed form on every target, from every key.
-
-    Args:
-      problem, keys: as in `run`.
-      closed_form: one of `attacks.CLOSED_FORM`.
-      objective: by which the update of what was found is compared with the target's.
-    """
-    images, pixels, scores, distance, finite, exact = _recover(
-        closed_form, objective, problem, keys
-    )
-    given = problem.targets.labels
-    labels = jnp.broadcast_to(given[:, None], (*keys.shape, given.shape[1]))
-    trace = Trace(np.zeros(1, int), *(np.asarray(x)[None] for x in (scores.psnr, distance)), None)
-    status = np.where(np.asarray(exact), "exact", "mixture")
-    return Result(
-        np.asarray(pixels), labels, scores, distance, jnp.zeros_like(distance), finite, status,
-        Candidate(images, None), trace, planner.Plan(1, 1), 0,
-    )  # fmt: skip
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _recover(closed_form, objective, problem, keys):
-    module, variables, normalization = problem.module, problem.variables, problem.normalization
-    loss = client.loss_fn(module, variables)
-
-    def one(target, truth, key):
-        count = len(target.labels)
-        found = closed_form(module, variables, target, count, problem.image_shape, key)
-        update, _ = client.gradient(loss, variables["params"], found.images, target.labels)
-        pixels = normalization.pixels(found.images)
-        pixels = metrics.match(pixels, truth.images, normalization.mean)
-        distance = OBJECTIVES[objective](compare(update, target.update))
-        finite = jnp.isfinite(found.images).all()
-        scores = metrics.score(truth, pixels)
-        return found.images, pixels, scores, distance, finite, found.exact.all()
-
-    def of_target(arguments):
-        target, truth, own = arguments
-        return lax.map(functools.partial(one, target, truth), own)
-
-    return lax.map(of_target, (problem.targets, problem.truths, keys))
-
-
 def simulate(module: nn.Module, variables: PyTree, attack: Attack) -> client.LossFn:
     """The client's loss as the attacker simulates it."""
     return client.loss_fn(module, variables, attack.batch_norm, "statistics" in attack.priors)
@@ -456,26 +313,3 @@ def step_flops(problem: Problem, attack: Attack) -> float:
         np.zeros((1, 1), int), np.zeros((1, 1), int), states,
     )  # fmt: skip
     return float(lowered.cost_analysis()["flops"]) * attack.products
-
-
-@jax.jit
-def _start_keys(target_ids, seeds):
-    one = lambda target, seed: rng.stream_key(rng.Stream.START, seed, target)  # noqa: E731
-    return jax.vmap(lambda t: jax.vmap(lambda s: one(t, s))(seeds))(target_ids)
-
-
-def start_keys(target_ids: Sequence[int], seeds: Sequence[int]) -> jax.Array:
-    """Derives the start of each trial from its target and seed: keys [target, seed]."""
-    return _start_keys(jnp.asarray(target_ids, jnp.uint32), jnp.asarray(seeds, jnp.uint32))
-
-
-def noise_keys(target_ids: Sequence[int], draws: Sequence[int]) -> jax.Array:
-    """Derives the defense's draw for each target from its id and its noise seed: keys [target]."""
-    one = lambda target, draw: rng.stream_key(rng.Stream.DEFENSE, draw, target)  # noqa: E731
-    return jax.vmap(one)(*(jnp.asarray(x, jnp.uint32) for x in (target_ids, draws)))
-
-
-def order_keys(target_ids: Sequence[int]) -> jax.Array:
-    """Derives the order in which each target's client takes its images: keys [target]."""
-    one = lambda target: rng.stream_key(rng.Stream.DATA, 0, target)  # noqa: E731
-    return jax.vmap(one)(jnp.asarray(target_ids, jnp.uint32))

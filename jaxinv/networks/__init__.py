@@ -11,11 +11,11 @@ from typing import NamedTuple
 import flax.linen as nn
 
 from jaxinv.errors import UserError
-from jaxinv.models.convnet import ConvNet
-from jaxinv.models.lenet_zhu import LeNetZhu
-from jaxinv.models.mlp import MLP
-from jaxinv.models.mobilenet import MobileNetV2
-from jaxinv.models.resnet import Bottleneck, ResNet
+from jaxinv.networks.convnet import ConvNet
+from jaxinv.networks.lenet_zhu import LeNetZhu
+from jaxinv.networks.mlp import MLP
+from jaxinv.networks.mobilenet import MobileNetV2
+from jaxinv.networks.resnet import Bottleneck, ResNet
 
 
 class Network(NamedTuple):
@@ -25,7 +25,7 @@ class Network(NamedTuple):
     width: int | None  # the published width; None where the network has no such setting
     smallest: int = 1  # least height and width of an image that survives the pooling
     width_step: int = 1  # widths are multiples of this
-    smooth: bool = False  # whether it has no kinks (`models.kinks`)
+    smooth: bool = False  # whether it has no kinks (`networks.kinks`)
 
 
 def _resnet(width: int, *blocks: int, **fields) -> Network:

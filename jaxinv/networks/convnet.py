@@ -3,8 +3,8 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from jaxinv.models.kinks import relu
-from jaxinv.models.layers import conv, dense, flatten, max_pool, normalize
+from jaxinv.networks.kinks import relu
+from jaxinv.networks.layers import conv, dense, flatten, max_pool, normalize
 
 
 class ConvNet(nn.Module):

@@ -34,7 +34,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
-from jaxinv.depthwise import depthwise_conv
+from jaxinv.networks.depthwise import depthwise_conv
 
 
 class Geometry(NamedTuple):

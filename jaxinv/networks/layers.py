@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxinv.models.kinks import larger
+from jaxinv.networks.kinks import larger
 
 # He et al. 2015: normal, variance 2 / fan_out, the convolution init of the published ResNets.
 kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

@@ -3,7 +3,7 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from jaxinv.models.layers import flatten, uniform
+from jaxinv.networks.layers import flatten, uniform
 
 
 class LeNetZhu(nn.Module):

@@ -3,8 +3,8 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from jaxinv.models.kinks import relu
-from jaxinv.models.layers import dense, flatten
+from jaxinv.networks.kinks import relu
+from jaxinv.networks.layers import dense, flatten
 
 
 class MLP(nn.Module):

@@ -3,8 +3,8 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from jaxinv.models.kinks import relu6
-from jaxinv.models.layers import conv_kaiming, normalize
+from jaxinv.networks.kinks import relu6
+from jaxinv.networks.layers import conv_kaiming, normalize
 
 # Of the inverted residuals: expansion, channels at multiplier 1, repetitions, stride of the first.
 # For images of 32x32, the stem and the second group keep the size (both halve it for ImageNet).

@@ -7,8 +7,8 @@ The stem is a 3x3 convolution of stride 1 and no pooling. Three stages make the 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from jaxinv.models.kinks import relu
-from jaxinv.models.layers import conv_kaiming, dense, normalize
+from jaxinv.networks.kinks import relu
+from jaxinv.networks.layers import conv_kaiming, dense, normalize
 
 
 class BasicBlock(nn.Module):

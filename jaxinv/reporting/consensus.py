@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from scipy.optimize import linear_sum_assignment
 
-from jaxinv import statistics as st
+from jaxinv.reporting import statistics as st
 
 _SUBSETS = 256  # of one size, at most; fewer where seeds or images are many, for time
 _WORK = 4096  # subsets of all sizes times images of one target

@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from jaxinv import defenses, privacy
-from jaxinv.summary import Cell, Study, label_text, setting_text
+from jaxinv import defenses
+from jaxinv.privacy import accounting
+from jaxinv.reporting.study import Cell, Study
+from jaxinv.settings.naming import label_text, setting_text
 
 NEAR_BASELINE = 1.0  # dB above the mean colour: an attack that gets no further is stopped
 PRIOR = 1e-4  # the images that could have been the one: CIFAR-10's test split, say
@@ -86,7 +88,7 @@ def private_cells(study: Study) -> list[Private]:
         clip, multiplier = (None, None) if strengths is None else strengths
         bound = 1.0
         if multiplier:
-            bound = privacy.reconstruction_bound(privacy.Spent(multiplier), PRIOR)
+            bound = accounting.reconstruction_bound(accounting.Spent(multiplier), PRIOR)
         rows.append(
             Private(
                 cell, math.inf if _is_nan(epsilon) else float(epsilon),

@@ -11,22 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxinv import plot_style as ps
-from jaxinv.consensus import quarter
-from jaxinv.plots import alt_text, averages
-from jaxinv.report_tables import Row, size_text
-from jaxinv.report_text import ASSUMED, AVERAGED, CAPTIONS, DEFINITIONS, NOT_TRIED, PAGE
-from jaxinv.results import SETTINGS
-from jaxinv.statistics import BestOfK, Interval
-from jaxinv.summary import (
-    Cell,
-    Study,
-    count_text,
-    interval_text,
-    number_text,
-    setting_text,
-)
-from jaxinv.unknowns import SUFFICIENT, labels_found
+from jaxinv.reporting.consensus import quarter
+from jaxinv.reporting.figures import style as ps
+from jaxinv.reporting.figures.seeds import alt_text, averages
+from jaxinv.reporting.statistics import BestOfK, Interval
+from jaxinv.reporting.study import Cell, Study, count_text, interval_text, number_text
+from jaxinv.reporting.tables import Row, size_text
+from jaxinv.reporting.text import ASSUMED, AVERAGED, CAPTIONS, DEFINITIONS, NOT_TRIED, PAGE
+from jaxinv.reporting.unknowns import SUFFICIENT, labels_found
+from jaxinv.runs.results import SETTINGS
+from jaxinv.settings.naming import setting_text
 
 MOST_ROWS = 48  # of the per-target table on the page; the CSV has all
 _SVG_LIMIT = 400_000  # bytes; above it a PNG loads faster and looks the same

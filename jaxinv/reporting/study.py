@@ -1,7 +1,7 @@
 """Rows to numbers: one `Cell` per setting of a sweep, with every statistic of the report."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxinv import consensus as cs
 from jaxinv import defenses
-from jaxinv import statistics as st
 from jaxinv.errors import UserError
-from jaxinv.results import BlockImages, Run
+from jaxinv.reporting import consensus as cs
+from jaxinv.reporting import statistics as st
+from jaxinv.runs.results import BlockImages, Run
+from jaxinv.settings.naming import label_text, naming_settings
 
 _METRICS = ("psnr", "ssim", "mse", "objective", "label_accuracy", "update_cosine", "update_error")
 _FACTS = ("defense", "victim", "victim_accuracy", "victim_epsilon", "victim_delta")
@@ -283,38 +284,6 @@ def _cell(run: Run, number: int, success_psnr: float) -> Cell:
         success_psnr=success_psnr,
         pictures=lambda: _read_pictures(run, number, ids),
     )
-
-
-def naming_settings(
-    axes: Mapping[str, Sequence], cells: Sequence[Mapping[str, Any]], number: int
-) -> dict[str, Any]:
-    """The settings that name a cell: those that vary.
-
-    In a study that varies one thing after another around its first cell, only what differs from
-    that cell; and of the first itself, all that is set.
-
-    Args:
-      axes: the settings that vary, with their values.
-      cells: every cell's settings.
-      number: of the cell.
-    """
-    mine = cells[number]
-    if len(cells) == math.prod(map(len, axes.values())):
-        return {name: mine[name] for name in axes}
-    usual = cells[0] if number else dict.fromkeys(axes)
-    return {name: mine[name] for name in axes if mine[name] != usual[name]}
-
-
-def label_text(settings: Mapping[str, Any]) -> str:
-    """Names a cell by its naming settings, "tv = 0.01, lr = 0.1"."""
-    return ", ".join(f"{name} = {setting_text(value)}" for name, value in settings.items())
-
-
-def setting_text(value: Any) -> str:
-    """Prints a setting's value briefly."""
-    if isinstance(value, float | np.floating):
-        return f"{value:g}"
-    return str(value)
 
 
 def number_text(value: float, digits: int = 2) -> str:

@@ -4,15 +4,17 @@ Undefined numbers are `nan`, exact reconstructions `inf`: both read back with `f
 """
 
 import csv
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxinv import defense_curves, unknowns
-from jaxinv.statistics import mean_interval, ranked_quantile, target_interval
-from jaxinv.summary import Cell, Study
+from jaxinv.files import write_file
+from jaxinv.reporting import defense_curves, unknowns
+from jaxinv.reporting.statistics import mean_interval, ranked_quantile, target_interval
+from jaxinv.reporting.study import Cell, Study
 
 Row = dict[str, Any]
 BASELINE_LABEL = "mean colour"
@@ -213,8 +215,9 @@ def write(path: Path, rows: list[Row]) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.8g}" if isinstance(v, float) else v for k, v in row.items()})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.8g}" if isinstance(v, float) else v for k, v in row.items()})
+    write_file(path, lambda file: file.write(text.getvalue().encode()))

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxinv.statistics import mean_interval
-from jaxinv.summary import Cell, Study, label_text
+from jaxinv.reporting.statistics import mean_interval
+from jaxinv.reporting.study import Cell, Study
+from jaxinv.settings.naming import label_text
 
 UNKNOWNS = {"assumed_images": "images", "assumed_batch": "client_batch", "assumed_lr": "client_lr"}
 # Too few images cannot explain an update, too many can: the objective stops falling at the number.

@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxinv.attacks.priors import PRIORS
 from jaxinv.errors import UserError
 from jaxinv.files import write_file
-from jaxinv.priors import PRIORS
 
 SCHEMA_VERSION = 6
 

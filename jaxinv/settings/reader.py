@@ -14,11 +14,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from jaxinv import checkpoints, defenses, models
+from jaxinv import defenses, networks
 from jaxinv.attacks import ATTACKS, CLOSED_FORM, SECOND_ORDER, unused_settings
 from jaxinv.attacks.gauss_newton import STARTS
 from jaxinv.attacks.gradient_matching import RATES
-from jaxinv.config import (
+from jaxinv.errors import UserError
+from jaxinv.settings.schema import (
     OF_VICTIM,
     VICTIMS_OWN,
     Cell,
@@ -33,7 +34,7 @@ from jaxinv.config import (
     Training,
     Workers,
 )
-from jaxinv.errors import UserError
+from jaxinv.victim import checkpoints
 
 DEFAULT_STUDY = Path(__file__).parent / "default_study.toml"
 # The settings of a training that mean nothing without --dp.
@@ -165,7 +166,7 @@ def _check_cell(cell: Cell) -> None:
     Raises:
       UserError: one line that names them.
     """
-    models.build(cell.model, classes=2, width=cell.width)  # refuses widths it cannot have
+    networks.build(cell.model, classes=2, width=cell.width)  # refuses widths it cannot have
     images = cell.assumed_images or cell.images
     steps = cell.local().steps(cell.images)
     smoothed = cell.attack == "smoothed_bayes"
@@ -200,7 +201,7 @@ def _check_cell(cell: Cell) -> None:
         "--told: there is no --defense to be told of": cell.told and not cell.chain(),
         f"--defense {cell.defense}: takes each image's own gradient, which BatchNorm does not "
         f"have; use --model {cell.model}_gn": (
-            cell.dp_sgd() and f"{cell.model}_gn" in models.NETWORKS
+            cell.dp_sgd() and f"{cell.model}_gn" in networks.NETWORKS
         ),
         f"--defense {cell.defense}: of one gradient; leave --client-epochs and -batch out": (
             cell.dp_sgd() and steps > 1
@@ -217,7 +218,7 @@ def _check_cell(cell: Cell) -> None:
         f"--anneal-to {cell.anneal_to:g}: above --anneal-from {cell.anneal_from:g}; the error of "
         "the model must fall": cell.anneal_to > cell.anneal_from,
         f"--attack smoothed_bayes: of networks with ReLUs, not {cell.model}; use --attack bayes": (
-            smoothed and models.NETWORKS[cell.model].smooth
+            smoothed and networks.NETWORKS[cell.model].smooth
         ),
         "--attack smoothed_bayes: of one gradient; leave --client-epochs and --client-batch out": (
             smoothed and steps > 1
@@ -296,7 +297,7 @@ def load_inverting(flags: Mapping[str, Any]) -> tuple[Inverting, Cell]:
     given = {name: value for name, value in flags.items() if value is not None}
     of = lambda model: {k: v for k, v in given.items() if k in model.model_fields}  # noqa: E731
     if "update" not in given:
-        raise UserError("--update: the file to attack; see jaxinv.updates.save")
+        raise UserError("--update: the file to attack; see jaxinv.client.updates.save")
     inverting = _validate(Inverting, of(Inverting))
     settings = of(Cell)
     if "victim" not in settings:
@@ -369,7 +370,7 @@ def _check_private(training: Training, given: Collection[str]) -> None:
             training.dp and training.delta is None
         ),
         f"--dp: no example has a gradient of its own under BatchNorm; use --model "
-        f"{training.model}_gn": training.dp and f"{training.model}_gn" in models.NETWORKS,
+        f"{training.model}_gn": training.dp and f"{training.model}_gn" in networks.NETWORKS,
     }
     for message, holds in refused.items():
         if holds:

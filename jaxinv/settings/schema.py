@@ -1,7 +1,7 @@
 """Settings: what may be asked for, and what each may be.
 
 A *cell* is one complete set of settings. Each field of a model below is a flag, and those of `Cell`
-and `Plan` are keys of a sweep file; `jaxinv.options` reads both.
+and `Plan` are keys of a sweep file; `jaxinv.settings.reader` reads both.
 """
 
 import contextlib
@@ -12,23 +12,24 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from jaxinv import defenses, models, runtime
+from jaxinv import defenses, networks
 from jaxinv.attacks import ATTACKS, SECOND_ORDER
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gauss_newton import STARTS, GaussNewton
 from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, RATES, SCHEDULES, SIGNS, Method
+from jaxinv.attacks.gram import GRAM, choose_rule
+from jaxinv.attacks.labels import LABELS
+from jaxinv.attacks.objectives import OBJECTIVES
+from jaxinv.attacks.priors import PRIORS, READ_UPDATE
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.client import BATCH_NORM, Local
 from jaxinv.data import GROUPINGS
-from jaxinv.executors import EXECUTORS
-from jaxinv.gram import GRAM, choose_rule
-from jaxinv.image_prior import IMAGE_PRIORS
-from jaxinv.labels import LABELS
-from jaxinv.objectives import OBJECTIVES
-from jaxinv.priors import PRIORS, READ_UPDATE
-from jaxinv.privacy import ACCOUNTANTS
-from jaxinv.training import PRECISIONS
-from jaxinv.training import SCHEDULES as TRAINING_SCHEDULES
+from jaxinv.data.image_prior import IMAGE_PRIORS
+from jaxinv.machine import runtime
+from jaxinv.machine.executors import EXECUTORS
+from jaxinv.privacy.accounting import ACCOUNTANTS
+from jaxinv.victim.training import PRECISIONS
+from jaxinv.victim.training import SCHEDULES as TRAINING_SCHEDULES
 
 OF_VICTIM = ("model", "width", "network_seed")  # what a checkpoint says of its network
 # What may differ from seed to seed in one program.
@@ -74,7 +75,7 @@ class Cell(_Strict):
     """One setting of everything. Each field is a flag, a key of a sweep file, a possible axis."""
 
     dataset: str = Field("tiles", description="'tiles' or a tensorflow-datasets name")
-    model: Annotated[str, _known(models.NETWORKS)] = Field(
+    model: Annotated[str, _known(networks.NETWORKS)] = Field(
         "lenet_zhu", description="network attacked"
     )
     width: Annotated[int | None, BeforeValidator(_published)] = Field(
@@ -291,7 +292,7 @@ def _stop(text: str) -> Stop:
 class Training(_Strict):
     """What `jaxinv.train` is asked for. Each field but `augment` is a flag."""
 
-    model: Annotated[str, _known(models.NETWORKS)] = Field("lenet_zhu", description="network")
+    model: Annotated[str, _known(networks.NETWORKS)] = Field("lenet_zhu", description="network")
     width: int | None = Field(None, ge=1, description="its width; the published one if not given")
     dataset: str = Field("tiles", description="'tiles' or a tensorflow-datasets name")
     epochs: int = Field(120, ge=1, description="passes over the training split")
@@ -440,7 +441,9 @@ class SearchStudy:
 class Inverting(_Strict):
     """What `jaxinv.invert` is asked for beside the settings of one cell. Each field is a flag."""
 
-    update: str = Field(description="the update: an .npz, or a folder of Orbax (jaxinv.updates)")
+    update: str = Field(
+        description="the update: an .npz, or a folder of Orbax (jaxinv.client.updates)"
+    )
     classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_split)] = (
         Field(None, description="the images' classes where they are known: 3,5; else --labels")
     )

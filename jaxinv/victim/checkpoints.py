@@ -23,13 +23,13 @@ import jax
 import jax.numpy as jnp
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from jaxinv import data, files, models
+from jaxinv import data, files, networks
 from jaxinv.errors import UserError
 from jaxinv.types import PyTree
-from jaxinv.victims import Victim, digest
+from jaxinv.victim.untrained import Victim, digest
 
 FOLDER = "checkpoints"
-SHIPPED = Path(__file__).parent.parent / FOLDER  # of the repository, beside the package
+SHIPPED = Path(__file__).parents[2] / FOLDER  # of the repository, beside the package
 
 
 class Privacy(BaseModel):
@@ -106,7 +106,7 @@ def load_victim(path_or_name: str | Path) -> TrainedVictim:
     """
     folder = find(path_or_name)
     info = read_info(folder)
-    module = models.build(info.model, classes=len(info.classes), width=info.width)
+    module = networks.build(info.model, classes=len(info.classes), width=info.width)
     template = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *info.image_shape)))
     name = info.model if info.width is None else f"{info.model} of width {info.width}"
     variables = read(folder, template, info.digest, f"a {name}")

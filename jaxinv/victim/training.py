@@ -17,8 +17,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from jaxinv import privacy, rng
-from jaxinv.convolution import fast_convolutions
+from jaxinv import rng
+from jaxinv.networks.convolution import fast_convolutions
+from jaxinv.privacy.gradient import add_noise, clipped_sum
 from jaxinv.types import Normalization, PyTree
 
 MOMENTUM = 0.9  # Nesterov's, as in the public code of Geiping et al. 2020
@@ -127,7 +128,7 @@ def run_steps(
       state: is donated: use the returned one.
       data: the training split.
       normalization: of its pixels.
-      order: the epoch's batches, as from `epoch_order`; or from `privacy.poisson_batches`.
+      order: the epoch's batches, as from `epoch_order`; or from `accounting.poisson_batches`.
       key: the epoch's key; step i of the epoch uses `fold_in(key, i)`.
       first: traced, like `last`: another run of steps needs no compilation.
       last: see `first`.
@@ -192,10 +193,10 @@ def _private_gradient(module, recipe, state, images, labels, present, key):
         gradient, _, seen = _mean_gradient(module, recipe, state, image[None], label[None])
         return gradient, seen
 
-    total, seen = privacy.clipped_sum(
+    total, seen = clipped_sum(
         of_example, (images, labels), present, private.clip, private.microbatch
     )
-    noisy = privacy.add_noise(total, private.noise_multiplier * private.clip, key)
+    noisy = add_noise(total, private.noise_multiplier * private.clip, key)
     rest = {name: tree for name, tree in state.variables.items() if name != "params"}
     return jax.tree.map(lambda x: x / private.batch, noisy), rest, seen
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinv import models, rng
+from jaxinv import networks, rng
 from jaxinv.types import PyTree
 
 
@@ -31,7 +31,7 @@ def untrained(
     Args:
       image_shape: height, width, channel.
     """
-    module = models.build(name, classes=classes, width=width)
+    module = networks.build(name, classes=classes, width=width)
     key = rng.stream_key(rng.Stream.NETWORK, seed)
     # It runs once, and optimising it for that takes a CPU longer than all else at a start.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}

@@ -8,10 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from jaxinv import plot_style as ps
-from jaxinv.defense_curves import PRIOR, Curve, Private, curves, private_cells
-from jaxinv.statistics import Interval, mean_interval
-from jaxinv.summary import Cell, Study, setting_text
+from jaxinv.reporting.defense_curves import PRIOR, Curve, Private, curves, private_cells
+from jaxinv.reporting.figures import style as ps
+from jaxinv.reporting.statistics import Interval, mean_interval
+from jaxinv.reporting.study import Cell, Study
+from jaxinv.settings.naming import setting_text
 
 MOST_DEFENSES = 4  # in one figure
 LOGARITHMIC = 30  # ratio of the strengths from which on they are drawn so

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from jaxinv import consensus
-from jaxinv import plot_style as ps
-from jaxinv.plots import left_out, shown_cells
-from jaxinv.summary import Cell, Study, choose_evenly, count_text, number_text
+from jaxinv.reporting import consensus
+from jaxinv.reporting.figures import style as ps
+from jaxinv.reporting.figures.seeds import left_out, shown_cells
+from jaxinv.reporting.study import Cell, Study, choose_evenly, count_text, number_text
 
 MOST_IMAGES = 4  # of one target, in a square
 

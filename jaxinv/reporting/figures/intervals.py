@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxinv import plot_style as ps
-from jaxinv.statistics import Interval
-from jaxinv.summary import Cell, Study, number_text, setting_text
-from jaxinv.unknowns import labels_found
+from jaxinv.reporting.figures import style as ps
+from jaxinv.reporting.statistics import Interval
+from jaxinv.reporting.study import Cell, Study, number_text
+from jaxinv.reporting.unknowns import labels_found
+from jaxinv.settings.naming import setting_text
 
 
 @ps.styled

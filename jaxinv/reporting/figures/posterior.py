@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 from scipy.special import ndtri
 
-from jaxinv import plot_style as ps
-from jaxinv.plot_images import tile
-from jaxinv.summary import Cell, Study, choose_evenly
+from jaxinv.reporting.figures import style as ps
+from jaxinv.reporting.figures.images import tile
+from jaxinv.reporting.study import Cell, Study, choose_evenly
 
 MOST_TARGETS = 4  # whose pictures are shown
 NOMINAL = np.linspace(0.02, 0.98, 49)  # coverages of which the observed ones are drawn

@@ -12,18 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from jaxinv import plot_style as ps
-from jaxinv.consensus import quarter
-from jaxinv.statistics import BestOfK, ranked_quantile
-from jaxinv.summary import (
-    Cell,
-    Study,
-    choose_evenly,
-    count_text,
-    number_text,
-    setting_text,
-    traces,
-)
+from jaxinv.reporting.consensus import quarter
+from jaxinv.reporting.figures import style as ps
+from jaxinv.reporting.statistics import BestOfK, ranked_quantile
+from jaxinv.reporting.study import Cell, Study, choose_evenly, count_text, number_text, traces
+from jaxinv.settings.naming import setting_text
 
 
 @ps.styled

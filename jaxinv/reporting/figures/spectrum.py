@@ -3,8 +3,8 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxinv import plot_style as ps
-from jaxinv.summary import Study
+from jaxinv.reporting.figures import style as ps
+from jaxinv.reporting.study import Study
 
 MOST_TARGETS = 4  # whose directions are shown
 SHOWN = 4  # directions of each
