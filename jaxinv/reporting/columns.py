@@ -226,7 +226,7 @@ def failure_columns(
     """Makes the columns that count the failed and the exact trials."""
     return (
         Column("failed", failed, "failed", baseline=lambda of: 0, terminal=True),
-        Column("exact", exact, "exact", baseline=lambda of: 0),
+        Column("exact", exact, "exact", baseline=lambda of: 0, when=lambda study: study.has_exact),
     )
 
 

@@ -183,6 +183,11 @@ class Study:
         return any(len(cell.seeds) > 1 for cell in self.cells)
 
     @property
+    def has_exact(self) -> bool:
+        """Whether some trial reconstructed every pixel exactly."""
+        return any(cell.exact.any() for cell in self.cells)
+
+    @property
     def has_draws(self) -> bool:
         """Whether some client's defense was drawn several times."""
         return any(len(cell.draws) > 1 for cell in self.cells)
