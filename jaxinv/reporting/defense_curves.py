@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from jaxinv import defenses
 from jaxinv.reporting.study import Cell, Study
+from jaxinv.reporting.wording import without_folders
 from jaxinv.settings.naming import label_text
 
 
@@ -48,6 +49,7 @@ def curves(study: Study) -> list[Curve]:
         points.sort(key=lambda p: p[0], reverse=entry.inverse)
         names = (*(n for n, _ in front), name)
         reference = references.get(without_told)
+        label = without_folders(label)
         result.append(Curve(names, title, label, parameter, entry.inverse, points, reference))
     return result
 

@@ -5,7 +5,6 @@ engine escapes all of it.
 """
 
 import base64
-import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.findings import findings
 from jaxinv.reporting.section import Section, facts, said
 from jaxinv.reporting.study import Study
+from jaxinv.reporting.wording import without_folders
 from jaxinv.runs.results import SETTINGS
 from jaxinv.settings.naming import setting_text
 
@@ -213,14 +213,9 @@ def _run_entries(study: Study, asked: Mapping[str, Any]) -> list[dict[str, str]]
         words = f"{session.get('device', '')}; {versions};"
         entries.append((f"Session {started}", words, session.get("command", "")))
     return [
-        {"term": term, "text": str(text), "command": without_folders(str(command))}
+        {"term": term, "text": without_folders(str(text)), "command": without_folders(str(command))}
         for term, text, command in entries
     ]
-
-
-def without_folders(command: str) -> str:
-    """Leaves of every absolute path its last name: the rest says whose machine it was."""
-    return re.sub(r"(?<![\w.:/-])(?:~|/)[^\s'\"]*/(?=[^\s'\"/])", "", command)
 
 
 def _fixed_settings(study: Study) -> str:

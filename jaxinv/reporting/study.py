@@ -13,6 +13,7 @@ from jaxinv import defenses
 from jaxinv.errors import UserError
 from jaxinv.reporting import consensus as cs
 from jaxinv.reporting import statistics as st
+from jaxinv.reporting.wording import without_folders
 from jaxinv.runs.results import BASELINES, METRICS, BlockImages, Run
 from jaxinv.settings.naming import label_text, naming_settings
 
@@ -283,6 +284,11 @@ def _position(draws: list[int], seeds: list[int], noise_seed: Any, seed: Any) ->
     return np.searchsorted(draws, noise_seed) * len(seeds) + np.searchsorted(seeds, seed)
 
 
+def _without_folders(values: dict[str, Any]) -> dict[str, Any]:
+    """Names checkpoints that were given by path without the path."""
+    return {k: without_folders(v) if isinstance(v, str) else v for k, v in values.items()}
+
+
 def _cell(run: Run, number: int, success_psnr: float) -> Cell:
     """Arranges one cell's rows as [target, seed] arrays."""
     rows = {name: column[run.trials["cell"] == number] for name, column in run.trials.items()}
@@ -305,17 +311,18 @@ def _cell(run: Run, number: int, success_psnr: float) -> Cell:
         columns[name] = np.empty(shape)
         columns[name][place] = rows[name]
     first = [int(np.flatnonzero(rows["target_id"] == t)[0]) for t in ids]
-    settings = naming_settings(run.config["axes"], run.config["cells"], number)
+    asked = run.config["cells"][number]
+    settings = _without_folders(naming_settings(run.config["axes"], run.config["cells"], number))
     return Cell(
         number=number,
         label=label_text(settings) or f"{rows['model'][0]} on {rows['dataset'][0]}",
         settings=settings,
-        asked=run.config["cells"][number],
+        asked=asked,
         target_ids=ids,
         image_ids=[[int(i) for i in rows["image_ids"][row]] for row in first],
         seeds=seeds,
         draws=draws,
-        facts={name: rows[name][0] for name in _FACTS},
+        facts=_without_folders({name: rows[name][0] for name in _FACTS}),
         metrics={name: np.where(failed, np.nan, columns[name]) for name in METRICS},
         baselines={name: columns[name][:, 0] for name in BASELINES},
         failed=failed,

@@ -1,6 +1,7 @@
 """Numbers and counts as people read them."""
 
 import math
+import re
 from typing import Any
 
 
@@ -33,3 +34,9 @@ def count_text(count: int, noun: str) -> str:
 def is_undefined(value: Any) -> bool:
     """Whether a fact is not there: null, or a column's NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def without_folders(text: str) -> str:
+    """Leaves of every absolute path its last name: the rest says whose machine it was."""
+    text = re.sub(r"(['\"])(?:~|/)[^'\"]*/(?=[^'\"/])", r"\1", text)
+    return re.sub(r"(?<![\w.:/-])(?:~|/)[^\s'\"]*/(?=[^\s'\"/])", "", text)
