@@ -22,11 +22,18 @@ def write_file(path: Path, write: Callable) -> None:
         temporary.unlink(missing_ok=True)  # left over where it could not take the path's place
 
 
-def csv_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Lays rows of the same columns out as CSV; floats have eight significant digits."""
+def csv_bytes(rows: Sequence[Mapping[str, Any]], digits: int | None = None) -> bytes:
+    """Lays rows of the same columns out as CSV.
+
+    Args:
+      rows: values by column.
+      digits: significant digits of floats; None: all that tell them from others.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({k: f"{v:.8g}" if isinstance(v, float) else v for k, v in row.items()})
+        if digits is not None:
+            row = {k: f"{v:.{digits}g}" if isinstance(v, float) else v for k, v in row.items()}
+        writer.writerow(row)
     return text.getvalue().encode()

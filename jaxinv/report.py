@@ -46,7 +46,11 @@ def build(folder: Path, success_psnr: float = SUCCESS_PSNR, console: Console | N
     tables = {s.name: s.table.rows(study) for s in SECTIONS if s.table is not None}
     pictures = {s.name: draw(study, s) for s in sections if s.draw is not None}
     contents = {
-        **{f"tables/{name}.csv": files.csv_bytes(rows) for name, rows in tables.items() if rows},
+        **{
+            f"tables/{name}.csv": files.csv_bytes(rows, digits=8)
+            for name, rows in tables.items()
+            if rows
+        },
         **{f"plots/{name}.png": picture.wide.png for name, picture in pictures.items()},
         **{f"plots/{name}.svg": picture.wide.svg for name, picture in pictures.items()},
         "report.html": page.render(study, sections, tables, pictures).encode(),

@@ -237,7 +237,7 @@ def baseline_column(
     return Column(
         "baseline_psnr",
         value or (lambda item: cell(item).baseline("psnr")),
-        "mean color",
+        "mean\ncolor",
         decimals("baseline_psnr"),
         baseline=lambda of: of.baseline("psnr"),
         definition=Definition(

@@ -24,7 +24,7 @@ def print_summary(study: Study, rows: list[Row], console: Console) -> None:
             Text(said(column.head, study)),
             justify="left" if is_name else "right",
             no_wrap=not is_name,
-            min_width=10 if is_name else None,
+            min_width=8 if is_name else None,
             overflow="fold",
             vertical="top",
         )

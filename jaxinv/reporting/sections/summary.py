@@ -15,6 +15,7 @@ from jaxinv.reporting.columns import (
     size_columns,
     with_interval,
 )
+from jaxinv.reporting.figures.panels import averages
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.statistics import Interval, ranked_quantile, target_interval
 from jaxinv.reporting.study import Cell
@@ -55,6 +56,7 @@ def metric_column(name: str, head: str, digits: int, definition: Definition) -> 
 def best_columns(value) -> tuple[Column, ...]:
     """Makes the columns of what is made of all seeds; `value` gives a choice's PSNR in dB."""
     several = lambda study: study.has_choice  # noqa: E731
+    beyond_pick = lambda study: averages(study.cells)  # noqa: E731
     attacker, oracle, quarter, everything = (
         (f"psnr_{name}", lambda item, name=name: value(item, name))
         for name in ("attacker_best", "oracle_best", "consensus_quarter", "consensus_all")
@@ -65,8 +67,8 @@ def best_columns(value) -> tuple[Column, ...]:
 
     return (
         column(attacker, "attacker\nbest", terminal=True, definition=BEST_OF_K),
-        column(quarter, "consensus\nbest ¼", when=several, terminal=True, definition=CONSENSUS),
-        column(everything, "consensus\nall", when=several),
+        column(quarter, "consensus\nbest ¼", when=beyond_pick, terminal=True, definition=CONSENSUS),
+        column(everything, "consensus\nall", when=several, definition=CONSENSUS),
         column(oracle, "oracle\nbest", terminal=True),
     )
 
