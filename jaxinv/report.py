@@ -18,7 +18,7 @@ from jaxinv.reporting import page, terminal
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.sections import SECTIONS
-from jaxinv.reporting.study import Study, summarize
+from jaxinv.reporting.study import StudySummary, summarize
 from jaxinv.runs.results import read_run
 
 # Dimitrov et al. 2022 (Data Leakage in Federated Averaging) count a CIFAR-100 image as recovered
@@ -62,7 +62,7 @@ def build(folder: Path, success_psnr: float = SUCCESS_PSNR, console: Console | N
     terminal.print_summary(study, tables["summary"], console or Console())
 
 
-def draw(study: Study, section: Section) -> page.Picture:
+def draw(study: StudySummary, section: Section) -> page.Picture:
     """Draws a section's figure for the page's width, and again for a phone's."""
     wide, narrow = (page.Drawing(section.draw(study, width)) for width in (ps.WIDE, ps.NARROW))
     return page.Picture(wide, narrow)

@@ -106,7 +106,7 @@ def write_extras(folder, cell=0):
 
 
 def _gradients(targets, images):
-    """Smooth colour ramps, one direction and tint per image."""
+    """Smooth color ramps, one direction and tint per image."""
     y, x = np.mgrid[0:16, 0:16] / 15
     angle = np.linspace(0, 5, targets * images)[:, None, None]
     ramp = (np.cos(angle) * x + np.sin(angle) * y + 1.5) / 3

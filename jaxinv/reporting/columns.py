@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jaxinv.reporting.statistics import Interval
-from jaxinv.reporting.study import Cell, Study
+from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import interval_text, is_undefined, number_text, percent_text
 from jaxinv.settings.naming import setting_text
 
@@ -53,9 +53,9 @@ class Column:
     value: Callable[[Any], Any]
     head: str = ""
     show: Callable[[Row], Shown] | None = None
-    baseline: Callable[[Cell], Any] | None = None
+    baseline: Callable[[CellSummary], Any] | None = None
     terminal: bool = False
-    when: Callable[[Study], bool] = lambda study: True
+    when: Callable[[StudySummary], bool] = lambda study: True
     definition: Definition | None = None
 
     def shown(self, row: Row) -> Shown:
@@ -76,12 +76,12 @@ class Table:
       in_files_only: the page has the table's figure instead.
     """
 
-    items: Callable[[Study], Iterable[Any]]
+    items: Callable[[StudySummary], Iterable[Any]]
     columns: tuple[Column, ...]
-    baselines: Callable[[Study], Iterable[Cell]] = lambda study: ()
+    baselines: Callable[[StudySummary], Iterable[CellSummary]] = lambda study: ()
     in_files_only: bool = False
 
-    def rows(self, study: Study) -> list[Row]:
+    def rows(self, study: StudySummary) -> list[Row]:
         """Computes every column of every row."""
         rows = [{c.name: c.value(item) for c in self.columns} for item in self.items(study)]
         return rows + [
@@ -89,7 +89,7 @@ class Table:
             for cell in self.baselines(study)
         ]
 
-    def on_page(self, study: Study) -> list[Column]:
+    def on_page(self, study: StudySummary) -> list[Column]:
         """The columns that the page shows."""
         if self.in_files_only:
             return []
@@ -174,7 +174,7 @@ def with_interval(
 
 
 def name_columns(
-    head: str = "", cell: Callable[[Any], Cell] = lambda item: item
+    head: str = "", cell: Callable[[Any], CellSummary] = lambda item: item
 ) -> tuple[Column, ...]:
     """Makes the columns that say which cell a row is of; `head` is over its setting."""
     return (
@@ -190,7 +190,7 @@ def name_columns(
 
 
 def size_columns(
-    cell: Callable[[Any], Cell] = lambda item: item,
+    cell: Callable[[Any], CellSummary] = lambda item: item,
     *,
     targets: Callable[[Any], int] | None = None,
     failed: Callable[[Any], int] | None = None,
@@ -231,7 +231,7 @@ def failure_columns(
 
 
 def baseline_column(
-    cell: Callable[[Any], Cell] = lambda item: item, value: Callable[[Any], float] | None = None
+    cell: Callable[[Any], CellSummary] = lambda item: item, value: Callable[[Any], float] | None = None
 ) -> Column:
     """Makes the column of the mean-color image's PSNR in dB, a cell's or another `value`."""
     return Column(

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from jaxinv import defenses
-from jaxinv.reporting.study import Cell, Study
+from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import without_folders
 from jaxinv.settings.naming import label_text
 
@@ -16,24 +16,24 @@ class Curve(NamedTuple):
 
     names: tuple[str, ...]  # of the chain
     title: str  # the chain, its last strength left open
-    label: str  # what else the study varies: "told = True"
+    label: str  # what else the study varies: "adaptive = True"
     parameter: str  # what the last strength is; nothing where there is none
     inverse: bool  # whether more of it protects less
     # The weakest protection first; NaN where nothing has a strength.
-    points: list[tuple[float, Cell]]
-    reference: Cell | None  # the same without a defense
+    points: list[tuple[float, CellSummary]]
+    reference: CellSummary | None  # the same without a defense
 
 
 @lru_cache(maxsize=1)  # a report is of one study
-def curves(study: Study) -> list[Curve]:
+def curves(study: StudySummary) -> list[Curve]:
     """Groups cells by chain and by all that varies beside its last strength."""
-    found: dict[tuple, list[tuple[float, Cell]]] = {}
-    references: dict[str, Cell] = {}
+    found: dict[tuple, list[tuple[float, CellSummary]]] = {}
+    references: dict[str, CellSummary] = {}
     for cell in study.cells:
         chain = defenses.parse(cell.facts["defense"])
-        # An attacker is told of a defense alone: without one, both compare with the same cell.
+        # An attacker can only adapt to a defense: without one, both compare with the same cell.
         if not chain:
-            references[_label(study, cell, ("defense", "told"))] = cell
+            references[_label(study, cell, ("defense", "adaptive"))] = cell
         else:
             *front, (name, strengths) = chain
             *fixed, last = strengths or (math.nan,)
@@ -43,18 +43,18 @@ def curves(study: Study) -> list[Curve]:
     for (front, name, fixed, label), points in found.items():
         title = defenses.spell(front) + "," if front else ""
         title += ":".join([name, *(f"{value:g}" for value in fixed)])
-        without_told = _label(study, points[0][1], ("defense", "told"))
+        without_adaptive = _label(study, points[0][1], ("defense", "adaptive"))
         entry = defenses.DEFENSES[name]
         parameter = entry.parameters[-1][0] if entry.parameters else ""
         points.sort(key=lambda p: p[0], reverse=entry.inverse)
         names = (*(n for n, _ in front), name)
-        reference = references.get(without_told)
+        reference = references.get(without_adaptive)
         label = without_folders(label)
         result.append(Curve(names, title, label, parameter, entry.inverse, points, reference))
     return result
 
 
-def _label(study: Study, cell: Cell, left_out: Iterable[str]) -> str:
+def _label(study: StudySummary, cell: CellSummary, left_out: Iterable[str]) -> str:
     """Names a cell by the settings that vary, some left out."""
     axes = study.run.config["axes"]
     return label_text({name: cell.asked[name] for name in axes if name not in left_out})

@@ -6,11 +6,11 @@ import numpy as np
 
 from jaxinv.reporting.consensus import quarter
 from jaxinv.reporting.statistics import BestOfK, Interval
-from jaxinv.reporting.study import Cell, Study
+from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import count_text, interval_text, number_text, percent_text
 
 
-def findings(study: Study) -> list[str]:
+def findings(study: StudySummary) -> list[str]:
     """States the headline results in sentences computed from the rows."""
     sentences = [
         _labels_sentence(study),
@@ -33,7 +33,7 @@ def findings(study: Study) -> list[str]:
     return [s for s in sentences if s]
 
 
-def _spread_sentence(study: Study) -> str:
+def _spread_sentence(study: StudySummary) -> str:
     """Compares the seeds' spread: between the extreme cells, or with the targets' in one cell."""
     known = [c for c in study.cells if np.isfinite(c.mean.seed_std)]
     if not known:
@@ -55,7 +55,7 @@ def _spread_sentence(study: Study) -> str:
     return f"{sentence} (standard deviation)."
 
 
-def _labels_sentence(study: Study) -> str:
+def _labels_sentence(study: StudySummary) -> str:
     """States how many labels were found where they are found best and worst."""
     known = [cell for cell in study.without_labels if np.isfinite(cell.labels_right.value)]
     if not known:
@@ -68,7 +68,7 @@ def _labels_sentence(study: Study) -> str:
     return f"{sentence}."
 
 
-def _choice_sentence(study: Study) -> str:
+def _choice_sentence(study: StudySummary) -> str:
     """States the best cell, and what choosing among seeds adds to it."""
     known = [c for c in study.cells if np.isfinite(c.mean.mean)]
     if not known:
@@ -88,7 +88,7 @@ def _choice_sentence(study: Study) -> str:
     return f"{sentence}."
 
 
-def _consensus_sentence(study: Study) -> str:
+def _consensus_sentence(study: StudySummary) -> str:
     """States what averaging seeds changes against picking one: in the best cell, and at most."""
     known = [c for c in study.cells if len(c.seeds) > 1 and np.isfinite(c.mean.mean)]
     known = [c for c in known if np.isfinite(c.gain(_average(c)).value)]
@@ -108,12 +108,12 @@ def _consensus_sentence(study: Study) -> str:
     return f"{sentence}{'; one target, no interval' if math.isnan(gain.low) else ''}."
 
 
-def _average(cell: Cell) -> BestOfK:
+def _average(cell: CellSummary) -> BestOfK:
     """The mean of the best quarter; of all seeds where the quarter is the pick."""
     return cell.consensus.quarter if quarter(len(cell.seeds)) > 1 else cell.consensus.all
 
 
-def _gains(cell: Cell) -> str:
+def _gains(cell: CellSummary) -> str:
     """What averaging changes, and where that was of the best quarter what averaging all does."""
     words = _signed(cell.gain(_average(cell)))
     if quarter(len(cell.seeds)) > 1:

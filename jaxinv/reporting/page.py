@@ -16,7 +16,7 @@ from jaxinv.reporting.columns import Definition, Row, Table, is_baseline
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.findings import findings
 from jaxinv.reporting.section import Section, facts, said
-from jaxinv.reporting.study import Study
+from jaxinv.reporting.study import StudySummary
 from jaxinv.reporting.wording import without_folders
 from jaxinv.runs.results import SETTINGS
 from jaxinv.settings.naming import setting_text
@@ -28,7 +28,7 @@ _SVG_LIMIT = 400_000  # bytes; above it a PNG loads faster and looks the same
 _FIRST = (
     Definition(
         "Target, seed, trial, cell",
-        "A target is one shared update, of one or several images. A seed names one random start of "
+        "A target is one shared update, of one or several images. A seed names one random initial image of "
         "the attack. A trial is one target attacked from one seed. A cell is one setting of the "
         "sweep and holds targets × seeds trials.",
     ),
@@ -90,7 +90,7 @@ def _data_uri(content: bytes, kind: str) -> str:
 
 
 def render(
-    study: Study,
+    study: StudySummary,
     sections: Iterable[Section],
     tables: Mapping[str, list[Row]],
     pictures: Mapping[str, Picture],
@@ -135,7 +135,7 @@ def _unbroken(text: str) -> str:
 
 
 def _part(
-    study: Study, section: Section, rows: list[Row] | None, picture: Picture | None
+    study: StudySummary, section: Section, rows: list[Row] | None, picture: Picture | None
 ) -> dict[str, Any]:
     """What the template shows of a section."""
     figure = picture and {
@@ -154,7 +154,7 @@ def _part(
     }
 
 
-def _table(study: Study, table: Table, rows: list[Row], folded: bool) -> dict[str, Any] | None:
+def _table(study: StudySummary, table: Table, rows: list[Row], folded: bool) -> dict[str, Any] | None:
     """What the template shows of a table; None where the page leaves it out."""
     columns = table.on_page(study)
     if not columns or not rows:
@@ -171,7 +171,7 @@ def _table(study: Study, table: Table, rows: list[Row], folded: bool) -> dict[st
     }
 
 
-def _definitions(study: Study, sections: Iterable[Section]) -> list[Definition]:
+def _definitions(study: StudySummary, sections: Iterable[Section]) -> list[Definition]:
     """Defines what the page shows, each word once."""
     columns = [c for s in sections if s.table for c in s.table.on_page(study)]
     used = [
@@ -184,7 +184,7 @@ def _definitions(study: Study, sections: Iterable[Section]) -> list[Definition]:
     return [Definition(d.term.format(**known), d.text.format(**known)) for d in dict.fromkeys(used)]
 
 
-def _run_entries(study: Study, asked: Mapping[str, Any]) -> list[dict[str, str]]:
+def _run_entries(study: StudySummary, asked: Mapping[str, Any]) -> list[dict[str, str]]:
     """What was run, with what, and how far it got."""
     config = study.run.config
     axes = config.get("axes") or {}
@@ -218,7 +218,7 @@ def _run_entries(study: Study, asked: Mapping[str, Any]) -> list[dict[str, str]]
     ]
 
 
-def _fixed_settings(study: Study) -> str:
+def _fixed_settings(study: StudySummary) -> str:
     """Settings with one value in all rows; those that say that something is off are left out."""
     parts = []
     for name, _ in SETTINGS:

@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 
 from jaxinv.reporting.columns import Table
 from jaxinv.reporting.consensus import quarter
-from jaxinv.reporting.study import Study
+from jaxinv.reporting.study import StudySummary
 from jaxinv.reporting.wording import count_text
 from jaxinv.settings.naming import setting_text
 
-Words = str | Callable[[Study], str]
+Words = str | Callable[[StudySummary], str]
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Section:
 
     name: str
     title: str
-    when: Callable[[Study], bool] = lambda study: True
-    draw: Callable[[Study, float], Figure] | None = None
+    when: Callable[[StudySummary], bool] = lambda study: True
+    draw: Callable[[StudySummary, float], Figure] | None = None
     alt: Words = ""
     caption: Words = ""
     table: Table | None = None
@@ -44,7 +44,7 @@ class Section:
     folded: str = ""
 
 
-def facts(study: Study) -> dict[str, str]:
+def facts(study: StudySummary) -> dict[str, str]:
     """What a study's words may name."""
     seeds = max(len(cell.seeds) for cell in study.cells)
     return {
@@ -54,6 +54,6 @@ def facts(study: Study) -> dict[str, str]:
     }
 
 
-def said(words: Words, study: Study) -> str:
+def said(words: Words, study: StudySummary) -> str:
     """Fills a study's facts into words, but not into a function's, which may hold a name."""
     return words.format(**facts(study)) if isinstance(words, str) else words(study)

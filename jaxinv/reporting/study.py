@@ -1,4 +1,4 @@
-"""Rows to numbers: one `Cell` per setting of a sweep, with every statistic of the report."""
+"""Rows to numbers: one `CellSummary` per setting of a sweep, with every statistic of the report."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _AVERAGED = ("objective", "psnr", "mse")  # what `consensus.Trials` has of each 
 
 
 @dataclass(frozen=True, eq=False)  # its arrays have no one truth value
-class Cell:
+class CellSummary:
     """Trials and statistics of one setting; a failed trial is NaN in every metric.
 
     Where the client's defense was drawn several times, "seed" runs over the seeds of the first
@@ -137,17 +137,17 @@ class Cell:
 class Pair(NamedTuple):
     """A cell against another on the same targets and seeds."""
 
-    cell: Cell
-    reference: Cell
+    cell: CellSummary
+    reference: CellSummary
     difference: st.Interval  # of PSNR in dB, over targets
 
 
 @dataclass(frozen=True, eq=False)  # itself, so that what is computed of it can be kept by it
-class Study:
+class StudySummary:
     """A run with its cells, as tables, plots and page read it."""
 
     run: Run
-    cells: list[Cell]
+    cells: list[CellSummary]
 
     @property
     def target_ids(self) -> list[int]:
@@ -194,14 +194,14 @@ class Study:
         return any(len(cell.draws) > 1 for cell in self.cells)
 
     @property
-    def without_labels(self) -> list[Cell]:
+    def without_labels(self) -> list[CellSummary]:
         """Cells whose labels the attacker was not told."""
         return [cell for cell in self.cells if cell.asked["labels"] != "known"]
 
     @property
-    def distinct_baselines(self) -> list[Cell]:
+    def distinct_baselines(self) -> list[CellSummary]:
         """First cell of each distinct set of baseline values."""
-        seen: dict[tuple, Cell] = {}
+        seen: dict[tuple, CellSummary] = {}
         for cell in self.cells:
             seen.setdefault(tuple(cell.baselines["baseline_psnr"]), cell)
         return list(seen.values())
@@ -226,13 +226,13 @@ class Study:
         raise KeyError(target_id)
 
 
-def summarize(run: Run, success_psnr: float) -> Study:
+def summarize(run: Run, success_psnr: float) -> StudySummary:
     """Arranges a run's rows as cells.
 
     Raises:
       UserError: a cell lacks some seed of a target, which no finished block does.
     """
-    return Study(
+    return StudySummary(
         run, [_cell(run, int(number), success_psnr) for number in np.unique(run.trials["cell"])]
     )
 
@@ -249,7 +249,7 @@ def _read_pictures(run: Run, number: int, target_ids: list[int]) -> BlockImages:
 
 
 def traces(
-    study: Study, cell: Cell, target_ids: list[int]
+    study: StudySummary, cell: CellSummary, target_ids: list[int]
 ) -> tuple[np.ndarray, dict[int, Float[np.ndarray, "seed step"]]]:
     """Collects PSNR by step for some targets of a cell.
 
@@ -289,7 +289,7 @@ def _without_folders(values: dict[str, Any]) -> dict[str, Any]:
     return {k: without_folders(v) if isinstance(v, str) else v for k, v in values.items()}
 
 
-def _cell(run: Run, number: int, success_psnr: float) -> Cell:
+def _cell(run: Run, number: int, success_psnr: float) -> CellSummary:
     """Arranges one cell's rows as [target, seed] arrays."""
     rows = {name: column[run.trials["cell"] == number] for name, column in run.trials.items()}
     order = {t: i for i, t in enumerate(run.config["target_ids"])}
@@ -313,7 +313,7 @@ def _cell(run: Run, number: int, success_psnr: float) -> Cell:
     first = [int(np.flatnonzero(rows["target_id"] == t)[0]) for t in ids]
     asked = run.config["cells"][number]
     settings = _without_folders(naming_settings(run.config["axes"], run.config["cells"], number))
-    return Cell(
+    return CellSummary(
         number=number,
         label=label_text(settings) or f"{rows['model'][0]} on {rows['dataset'][0]}",
         settings=settings,

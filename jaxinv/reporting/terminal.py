@@ -8,10 +8,10 @@ from jaxinv.reporting.columns import Row
 from jaxinv.reporting.findings import findings
 from jaxinv.reporting.section import said
 from jaxinv.reporting.sections.summary import SUMMARY
-from jaxinv.reporting.study import Study
+from jaxinv.reporting.study import StudySummary
 
 
-def print_summary(study: Study, rows: list[Row], console: Console) -> None:
+def print_summary(study: StudySummary, rows: list[Row], console: Console) -> None:
     """Prints the summary's rows, the findings, and where the rest is.
 
     Every text is printed as it is: a name with square brackets is no markup.

@@ -8,15 +8,15 @@ from matplotlib.ticker import MaxNLocator
 
 from jaxinv.reporting.consensus import quarter
 from jaxinv.reporting.figures import style as ps
-from jaxinv.reporting.study import Cell, Study, choose_evenly
+from jaxinv.reporting.study import CellSummary, StudySummary, choose_evenly
 
 
-def shown_cells(study: Study, most: int = ps.MOST_CELLS) -> list[Cell]:
+def shown_cells(study: StudySummary, most: int = ps.MOST_CELLS) -> list[CellSummary]:
     """Cells that a figure has room for, spread evenly over the sweep."""
     return choose_evenly(study.cells, most)
 
 
-def left_out(study: Study, cells: Sequence[Cell], targets: Sequence[int] | None = None) -> str:
+def left_out(study: StudySummary, cells: Sequence[CellSummary], targets: Sequence[int] | None = None) -> str:
     """Says what a figure does not show; nothing where it shows all."""
     parts = []
     if targets is not None and len(targets) < len(study.target_ids):
@@ -26,7 +26,7 @@ def left_out(study: Study, cells: Sequence[Cell], targets: Sequence[int] | None 
     return f" Shown: {' and '.join(parts)}." if parts else ""
 
 
-def averages(cells: Sequence[Cell]) -> bool:
+def averages(cells: Sequence[CellSummary]) -> bool:
     """Whether some cell's best quarter is more than one seed, and so other than the pick."""
     return any(quarter(len(cell.seeds)) > 1 for cell in cells)
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from jaxinv.reporting import consensus
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.panels import left_out, shown_cells
-from jaxinv.reporting.study import Cell, Study, choose_evenly
+from jaxinv.reporting.study import CellSummary, StudySummary, choose_evenly
 from jaxinv.reporting.wording import number_text
 
 MOST_IMAGES = 4  # of one target, in a square
@@ -39,16 +39,16 @@ Album = dict[tuple[int, int], Pictures]  # by cell number and target id
 class Band(NamedTuple):
     """Cells that attack the same images, and which of those are shown."""
 
-    cells: list[Cell]
+    cells: list[CellSummary]
     targets: list[int]
 
-    def first_with(self, target: int) -> Cell:
+    def first_with(self, target: int) -> CellSummary:
         """The first of the cells that has finished a target."""
         return next(cell for cell in self.cells if target in cell.target_ids)
 
 
 @lru_cache(maxsize=1)  # a report is of one study
-def read_album(study: Study) -> Album:
+def read_album(study: StudySummary) -> Album:
     """Reads the pictures that the figures show: some cells, the first targets, a few images."""
     album: Album = {}
     for cell in shown_cells(study):
@@ -64,9 +64,9 @@ def read_album(study: Study) -> Album:
     return album
 
 
-def bands_of(cells: list[Cell], most: int) -> list[Band]:
+def bands_of(cells: list[CellSummary], most: int) -> list[Band]:
     """Sets cells on the same images beside one another, at most so many, those on others below."""
-    groups: dict[tuple[int, ...], list[Cell]] = {}
+    groups: dict[tuple[int, ...], list[CellSummary]] = {}
     for cell in cells:
         groups.setdefault(tuple(cell.image_ids[0]), []).append(cell)
     rows = max(1, ps.MOST_TARGETS // len(groups))
@@ -140,7 +140,7 @@ class Grid:
 
     def __init__(
         self,
-        study: Study,
+        study: StudySummary,
         width: float,
         title: str,
         subtitle: str,
@@ -280,7 +280,7 @@ def _is_tiled(album: Album) -> bool:
 
 def places(
     grid: Grid, bands: list[Band], album: Album, baselines: bool
-) -> Iterator[tuple[tuple[int, int], int, Cell, int, Pictures]]:
+) -> Iterator[tuple[tuple[int, int], int, CellSummary, int, Pictures]]:
     """Draws the truths, if asked with the mean color's PSNR, and walks over what is to be drawn.
 
     Yields place, group of columns, cell, target and its pictures.
@@ -296,7 +296,7 @@ def places(
                     yield (number, row), group, cell, target, album[cell.number, target]
 
 
-def _left_out(study: Study, bands: list[Band]) -> str:
+def _left_out(study: StudySummary, bands: list[Band]) -> str:
     """Says what a figure does not show."""
     cells = [cell for band in bands for cell in band.cells]
     if len(bands) == 1:
@@ -304,7 +304,7 @@ def _left_out(study: Study, bands: list[Band]) -> str:
     return " Settings on the same images stand side by side." + left_out(study, cells)
 
 
-def _images_note(study: Study) -> str:
+def _images_note(study: StudySummary) -> str:
     """Says where only some images of a target are shown."""
     images = max(len(ids) for cell in study.cells for ids in cell.image_ids)
     return f" {MOST_IMAGES} of each target's {images} images." if images > MOST_IMAGES else ""

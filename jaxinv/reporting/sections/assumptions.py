@@ -26,7 +26,7 @@ from jaxinv.reporting.columns import (
 )
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.statistics import mean_interval
-from jaxinv.reporting.study import Cell, Study
+from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.settings.naming import label_text
 
 UNKNOWNS = {"assumed_images": "images", "assumed_batch": "client_batch", "assumed_lr": "client_lr"}
@@ -37,7 +37,7 @@ SUFFICIENT = 2.0  # times the least objective
 class Assumption(NamedTuple):
     """One assumed value, among others for the same unknown, on the targets that all have."""
 
-    cell: Cell
+    cell: CellSummary
     unknown: str  # what is assumed: "images"
     setting: str  # what else varies
     assumed: Any
@@ -48,16 +48,16 @@ class Assumption(NamedTuple):
 
 
 @lru_cache(maxsize=1)  # a report is of one study
-def assumptions(study: Study) -> list[Assumption]:
+def assumptions(study: StudySummary) -> list[Assumption]:
     """Says of every assumed value how well it explains the updates, and how often it is taken."""
     return [row for name in UNKNOWNS for group in _groups(study, name) for row in group]
 
 
-def _groups(study: Study, unknown: str) -> Iterator[list[Assumption]]:
+def _groups(study: StudySummary, unknown: str) -> Iterator[list[Assumption]]:
     """The cells that differ in one assumption alone, where at least two values were tried."""
     if unknown not in study.run.config["axes"]:
         return
-    groups: dict[frozenset, list[tuple[Any, int, Cell]]] = {}
+    groups: dict[frozenset, list[tuple[Any, int, CellSummary]]] = {}
     for cell in study.cells:
         others = frozenset((k, str(v)) for k, v in cell.asked.items() if k != unknown)
         value = cell.asked[unknown]
@@ -85,7 +85,7 @@ def choose(
     return np.where(np.isfinite(least), chosen, -1)
 
 
-def _compare(unknown: str, values: list, cells: list[Cell]) -> list[Assumption]:
+def _compare(unknown: str, values: list, cells: list[CellSummary]) -> list[Assumption]:
     """Compares the values by the objective, on the targets that all cells have."""
     shared = [t for t in cells[0].target_ids if all(t in cell.target_ids for cell in cells)]
     objective = np.stack([_least_objective(cell, shared) for cell in cells])
@@ -106,7 +106,7 @@ def _compare(unknown: str, values: list, cells: list[Cell]) -> list[Assumption]:
     ]
 
 
-def _least_objective(cell: Cell, targets: list[int]) -> Float[np.ndarray, " target"]:
+def _least_objective(cell: CellSummary, targets: list[int]) -> Float[np.ndarray, " target"]:
     rows = cell.metrics["objective"][[cell.target_ids.index(t) for t in targets]]
     return np.where(np.isnan(rows), np.inf, rows).min(axis=1)
 

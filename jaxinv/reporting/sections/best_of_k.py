@@ -24,12 +24,12 @@ from jaxinv.reporting.figures.panels import (
 )
 from jaxinv.reporting.section import Section, facts
 from jaxinv.reporting.statistics import BestOfK, Interval
-from jaxinv.reporting.study import Cell, Study
+from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import count_text
 
 
 @ps.styled
-def best_of_k(study: Study, width: float = ps.WIDE) -> Figure:
+def best_of_k(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws the expected PSNR of what k seeds give: attacker's pick, consensus, oracle's pick."""
     cells = shown_cells(study)
     colors = ps.cell_colors(len(cells))
@@ -99,7 +99,7 @@ def _draw_consensus(ax: Axes, best: BestOfK, color: object) -> None:
     ax.plot(at, mean[at - 1], **ps.MARKS["triangle"], color=color, zorder=4, clip_on=False)
 
 
-def _title_with_gains(ax: Axes, cell: Cell, color: object, width: float) -> None:
+def _title_with_gains(ax: Axes, cell: CellSummary, color: object, width: float) -> None:
     """Names a panel, and under its name what choosing among all seeds adds to the mean seed."""
     size = min(9.4, 9.4 * width / ps.text_width(cell.label, 9.4, "bold"))
     ax.set_title(cell.label, color=color, weight="bold", pad=18, size=size)
@@ -128,7 +128,7 @@ def _title_with_gains(ax: Axes, cell: Cell, color: object, width: float) -> None
     )
 
 
-def _caption(study: Study) -> str:
+def _caption(study: StudySummary) -> str:
     words = (
         f"Exact expectation over all choices of k of the {facts(study)['seeds']}. A curve starts "
         "where k exceeds the number of failed seeds; before that, all k might fail."

@@ -14,7 +14,7 @@ from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.section import Section, facts
 from jaxinv.reporting.sections.defenses import TITLE
 from jaxinv.reporting.statistics import Interval, mean_interval
-from jaxinv.reporting.study import Cell, Study
+from jaxinv.reporting.study import CellSummary, StudySummary
 
 MOST_DEFENSES = 4  # in one figure
 LOGARITHMIC = 30  # ratio of the strengths from which on they are drawn so
@@ -26,7 +26,7 @@ class Measure(NamedTuple):
     """What is drawn against the strength."""
 
     name: str
-    value: Callable[[Cell], Interval]
+    value: Callable[[CellSummary], Interval]
     baseline: str = ""  # the metric of the mean-color image; "": a share
 
 
@@ -37,13 +37,13 @@ MEASURES = (
 )
 
 
-def _drawn(study: Study) -> list[Curve]:
+def _drawn(study: StudySummary) -> list[Curve]:
     """The defenses that were tried at several strengths."""
     return [curve for curve in curves(study) if len(curve.points) > 1]
 
 
 @ps.styled
-def defense_curves(study: Study, width: float = ps.WIDE) -> Figure:
+def defense_curves(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws PSNR, SSIM and success rate against each defense's strength, a row per defense."""
     found = _drawn(study)
     titles = list(dict.fromkeys(c.title for c in found))
@@ -83,7 +83,7 @@ def defense_curves(study: Study, width: float = ps.WIDE) -> Figure:
 
 def _words(label: str) -> str:
     """A curve's label in the legend."""
-    words = {"told = True": "attacker told", "told = False": "attacker not told"}
+    words = {"adaptive = True": "adaptive attacker", "adaptive = False": "blind attacker"}
     for setting, said in words.items():
         label = label.replace(setting, said)
     return label or "mean, 95% interval"
@@ -108,7 +108,7 @@ def _draw_curves(ax: Axes, found: Sequence[Curve], measure: Measure, colors: dic
 def _draw_curve(
     ax: Axes,
     curve: Curve,
-    points: Sequence[tuple[float, Cell]],
+    points: Sequence[tuple[float, CellSummary]],
     at: Sequence[float],
     measure: Measure,
     color: object,

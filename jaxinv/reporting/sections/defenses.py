@@ -20,7 +20,7 @@ from jaxinv.reporting.columns import (
 from jaxinv.reporting.defense_curves import Curve, curves
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.statistics import Interval
-from jaxinv.reporting.study import Cell, Study
+from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import is_undefined
 from jaxinv.settings.naming import setting_text
 
@@ -37,10 +37,10 @@ class Verdict(NamedTuple):
     curve: Curve
     stops: bool
     strength: float
-    cell: Cell
+    cell: CellSummary
 
 
-def leaves_nothing(cell: Cell) -> bool:
+def leaves_nothing(cell: CellSummary) -> bool:
     """Whether the attack gets nowhere: no success, and a mean within `NEAR_BASELINE` of the color.
 
     The upper limit of the mean's interval is what must lie there. Failures are none of the
@@ -52,7 +52,7 @@ def leaves_nothing(cell: Cell) -> bool:
     return cell.success.rate == 0 and limit < cell.baseline("psnr") + NEAR_BASELINE
 
 
-def verdicts(study: Study) -> list[Verdict]:
+def verdicts(study: StudySummary) -> list[Verdict]:
     """One verdict per curve; networks with a training of their own stand in `dp_sgd`."""
     found = []
     for curve in curves(study):

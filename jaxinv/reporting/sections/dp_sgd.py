@@ -27,16 +27,16 @@ from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.section import Section, facts
 from jaxinv.reporting.sections.defenses import cosine_column
 from jaxinv.reporting.statistics import Interval
-from jaxinv.reporting.study import Cell, Study
+from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import is_undefined, number_text
 
 PRIOR = 1e-4  # the images that could have been the one: CIFAR-10's test split, say
 
 
-class Private(NamedTuple):
+class PrivateCell(NamedTuple):
     """A cell on a network that was trained with DP-SGD, attacked through the same."""
 
-    cell: Cell
+    cell: CellSummary
     epsilon: float  # of the training; inf without noise or without DP-SGD
     accuracy: float  # of the network, on the test split
     multiplier: float | None  # of the noise in the attacked update; None: no DP-SGD
@@ -48,7 +48,7 @@ class Panel(NamedTuple):
     """What is drawn against epsilon."""
 
     name: str
-    value: Callable[[Private], Interval]
+    value: Callable[[PrivateCell], Interval]
     is_share: bool = False
     bounded: bool = False  # whether the bound on any attack is beside it
 
@@ -66,7 +66,7 @@ PANELS = (
 
 
 @lru_cache(maxsize=1)  # a report is of one study
-def private_cells(study: Study) -> list[Private]:
+def private_cells(study: StudySummary) -> list[PrivateCell]:
     """Networks trained with DP-SGD, and those without it or any defense beside them; by epsilon."""
     trained = [c for c in study.cells if c.facts["victim"] is not None]
     is_private = [not is_undefined(c.facts["victim_delta"]) for c in trained]
@@ -80,14 +80,14 @@ def private_cells(study: Study) -> list[Private]:
     return sorted(rows, key=lambda row: row.epsilon)
 
 
-def _private(cell: Cell) -> Private:
+def _private(cell: CellSummary) -> Private:
     strengths = dict(defenses.parse(cell.facts["defense"])).get("dpsgd")
     clip, multiplier = (None, None) if strengths is None else strengths
     bound = 1.0
     if multiplier:
-        bound = accounting.reconstruction_bound(accounting.Spent(multiplier), PRIOR)
+        bound = accounting.reconstruction_bound(accounting.Mechanism(multiplier), PRIOR)
     epsilon = cell.facts["victim_epsilon"]
-    return Private(
+    return PrivateCell(
         cell,
         math.inf if is_undefined(epsilon) else float(epsilon),
         float(cell.facts["victim_accuracy"]),
@@ -98,7 +98,7 @@ def _private(cell: Cell) -> Private:
 
 
 @ps.styled
-def dp_sgd(study: Study, width: float = ps.WIDE) -> Figure:
+def dp_sgd(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws utility, leakage and the bound on any attack against epsilon, a point per network."""
     rows = private_cells(study)
     delta = next(r.cell.facts["victim_delta"] for r in rows if math.isfinite(r.epsilon))
@@ -135,7 +135,7 @@ def dp_sgd(study: Study, width: float = ps.WIDE) -> Figure:
     return sheet.figure
 
 
-def _draw_point(ax: Axes, x: float, row: Private, panel: Panel, color: object) -> None:
+def _draw_point(ax: Axes, x: float, row: PrivateCell, panel: Panel, color: object) -> None:
     """Draws one network's value, its interval, and the bound where there is one."""
     value, below, above = panel.value(row)
     ax.plot([x, x], [below, above], color=color, linewidth=2, alpha=0.45)
@@ -144,7 +144,7 @@ def _draw_point(ax: Axes, x: float, row: Private, panel: Panel, color: object) -
         ax.plot(x, row.release_bound, "_", color=ps.INK, markersize=13, markeredgewidth=1.6)
 
 
-def _epsilon_axis(ax: Axes, rows: Sequence[Private]) -> Callable[[float], float]:
+def _epsilon_axis(ax: Axes, rows: Sequence[PrivateCell]) -> Callable[[float], float]:
     """Sets up a logarithmic axis with a place for infinity; returns where each epsilon stands."""
     known = [r.epsilon for r in rows if math.isfinite(r.epsilon) and r.epsilon > 0]
     low, high = math.log10(min(known)), math.log10(max(known))
@@ -156,7 +156,7 @@ def _epsilon_axis(ax: Axes, rows: Sequence[Private]) -> Callable[[float], float]
     return lambda epsilon: end if math.isinf(epsilon) else math.log10(epsilon)
 
 
-def _group(row: Private) -> str:
+def _group(row: PrivateCell) -> str:
     """What tells the networks' colors apart."""
     return f"clip {row.clip:g}"
 

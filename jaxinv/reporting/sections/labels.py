@@ -16,12 +16,12 @@ from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.interval_rows import BLUE, IntervalRow, interval_rows
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.statistics import Interval
-from jaxinv.reporting.study import Study
+from jaxinv.reporting.study import StudySummary
 from jaxinv.reporting.wording import percent_text
 
 
 @ps.styled
-def labels(study: Study, width: float = ps.WIDE) -> Figure:
+def labels(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws the share of labels that an attacker who was not told them has right."""
     rows = []
     for cell in study.without_labels:

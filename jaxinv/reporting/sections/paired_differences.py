@@ -14,12 +14,12 @@ from jaxinv.reporting.columns import (
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.interval_rows import BLUE, IntervalRow, interval_rows
 from jaxinv.reporting.section import Section
-from jaxinv.reporting.study import Study
+from jaxinv.reporting.study import StudySummary
 from jaxinv.reporting.wording import number_text
 
 
 @ps.styled
-def paired_differences(study: Study, width: float = ps.WIDE) -> Figure:
+def paired_differences(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws each cell's PSNR minus the first cell's, with t intervals over targets."""
     pairs = study.pairs
     rows = [

@@ -11,10 +11,10 @@ from jaxinv.reporting.columns import (
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.sections.summary import best_columns, choice
 from jaxinv.reporting.statistics import mean_interval, ranked_quantile
-from jaxinv.reporting.study import Study
+from jaxinv.reporting.study import StudySummary
 
 
-def _targets(study: Study) -> list[tuple]:
+def _targets(study: StudySummary) -> list[tuple]:
     """Every cell with the place of each of its targets."""
     return [(cell, at) for cell in study.cells for at in range(len(cell.target_ids))]
 

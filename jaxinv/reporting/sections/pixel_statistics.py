@@ -8,11 +8,11 @@ from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.panels import shown_cells
 from jaxinv.reporting.figures.pictures import Grid, bands_of, places, read_album, tile
 from jaxinv.reporting.section import Section
-from jaxinv.reporting.study import Study
+from jaxinv.reporting.study import StudySummary
 
 
 @ps.styled
-def pixel_statistics(study: Study, width: float = ps.WIDE) -> Figure:
+def pixel_statistics(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws each pixel's mean and standard deviation over the seeds, one scale for all."""
     bands, album = bands_of(shown_cells(study), 4 if width > 6 else 2), read_album(study)
     drawn = {cell.number for band in bands for cell in band.cells}

@@ -14,7 +14,7 @@ from scipy.special import ndtri
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.pictures import tile
 from jaxinv.reporting.section import Section
-from jaxinv.reporting.study import Cell, Study, choose_evenly
+from jaxinv.reporting.study import CellSummary, StudySummary, choose_evenly
 
 MOST_TARGETS = 4  # whose pictures are shown
 GAP = 0.06  # inches between pictures
@@ -35,7 +35,7 @@ class Posterior(NamedTuple):
 
 
 @lru_cache(maxsize=1)  # a report is of one study
-def read_posteriors(study: Study) -> list[tuple[Cell, Posterior]]:
+def read_posteriors(study: StudySummary) -> list[tuple[CellSummary, Posterior]]:
     """The cells whose attack gave standard deviations, with them."""
     found = []
     for cell in study.cells:
@@ -63,13 +63,13 @@ def coverage(posterior: Posterior) -> Float[np.ndarray, " nominal"]:
 
 
 @ps.styled
-def posterior(study: Study, width: float = ps.WIDE) -> Figure:
+def posterior(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws truth, image, standard deviation and error, and the observed coverage of intervals."""
     return draw_posteriors(read_posteriors(study), width)
 
 
 @ps.styled
-def draw_posteriors(posteriors: Sequence[tuple[Cell, Posterior]], width: float) -> Figure:
+def draw_posteriors(posteriors: Sequence[tuple[CellSummary, Posterior]], width: float) -> Figure:
     """Draws the coverage of every cell's intervals, and the pictures of one cell."""
     shown = choose_evenly(list(posteriors), ps.MOST_CELLS)
     colors = ps.cell_colors(len(shown))

@@ -19,11 +19,11 @@ from jaxinv.reporting.figures.panels import (
 )
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.statistics import ranked_quantile
-from jaxinv.reporting.study import Cell, Study, traces
+from jaxinv.reporting.study import CellSummary, StudySummary, traces
 
 
 @ps.styled
-def psnr_by_step(study: Study, width: float = ps.WIDE) -> Figure:
+def psnr_by_step(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws PSNR over iterations: median, central 50% and 95% of the seeds, a panel per target."""
     cells, targets = shown_cells(study), study.target_ids[: ps.MOST_TARGETS]
     colors = ps.cell_colors(len(cells))
@@ -79,7 +79,7 @@ def _draw_bands(
     ax.plot(steps, median, color=color, linewidth=1.8, **single)
 
 
-def _in_cell(cell: Cell, targets: Sequence[int]) -> list[int]:
+def _in_cell(cell: CellSummary, targets: Sequence[int]) -> list[int]:
     return [t for t in targets if t in cell.target_ids]
 
 

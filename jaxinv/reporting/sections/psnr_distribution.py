@@ -16,13 +16,13 @@ from jaxinv.reporting.figures.panels import (
 from jaxinv.reporting.figures.swarm import swarm
 from jaxinv.reporting.section import Section, facts
 from jaxinv.reporting.statistics import ranked_quantile
-from jaxinv.reporting.study import Cell, Study
+from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import number_text
 from jaxinv.settings.naming import setting_text
 
 
 @ps.styled
-def psnr_distribution(study: Study, width: float = ps.WIDE) -> Figure:
+def psnr_distribution(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws the final PSNR of every seed, by target and cell, with the picks and the consensus."""
     cells, targets = shown_cells(study), study.target_ids[: ps.MOST_TARGETS]
     colors = ps.cell_colors(len(cells))
@@ -76,7 +76,7 @@ def psnr_distribution(study: Study, width: float = ps.WIDE) -> Figure:
     return sheet.figure
 
 
-def _draw_seeds(sheet: ps.Sheet, ax: Axes, at: int, cell: Cell, target: int, color: object) -> None:
+def _draw_seeds(sheet: ps.Sheet, ax: Axes, at: int, cell: CellSummary, target: int, color: object) -> None:
     """Draws one target's seeds of one cell as a swarm with its marks."""
     low, high = ax.get_ylim()
     span = ax.get_xlim()[1] - ax.get_xlim()[0]
@@ -107,11 +107,11 @@ def _draw_seeds(sheet: ps.Sheet, ax: Axes, at: int, cell: Cell, target: int, col
         ax.plot(beside, height, **ps.MARKS["triangle"], color=ps.INK, zorder=5, clip_on=False)
 
 
-def _tick(cell: Cell) -> str:
+def _tick(cell: CellSummary) -> str:
     return ", ".join(setting_text(v) for v in cell.settings.values())
 
 
-def _alt(study: Study) -> str:
+def _alt(study: StudySummary) -> str:
     spread = "; ".join(
         f"{cell.label}: mean {number_text(cell.mean.mean)} dB, standard deviation over seeds "
         f"{number_text(cell.mean.seed_std)} dB"
@@ -120,7 +120,7 @@ def _alt(study: Study) -> str:
     return f"Final PSNR of every seed by target and cell. {spread}."
 
 
-def _caption(study: Study) -> str:
+def _caption(study: StudySummary) -> str:
     words = (
         "Each dot is one trial. The diamond is what an attacker would hand in; the ring is known "
         "only to somebody who has the truth."

@@ -8,12 +8,12 @@ from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.panels import averages, shown_cells
 from jaxinv.reporting.figures.pictures import Grid, Pictures, bands_of, places, read_album, tile
 from jaxinv.reporting.section import Section
-from jaxinv.reporting.study import Cell, Study
+from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import count_text, number_text
 
 
 @ps.styled
-def reconstructions(study: Study, width: float = ps.WIDE) -> Figure:
+def reconstructions(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws truth and the attacker's pick; where there is room the consensus and the worst seed."""
     cells, album = shown_cells(study), read_album(study)
     full = len(cells) <= 3 and width > 6 and len(study.cells[0].seeds) > 2
@@ -51,7 +51,7 @@ def reconstructions(study: Study, width: float = ps.WIDE) -> Figure:
 
 
 def _shown(
-    cell: Cell, target: int, pictures: Pictures, view: str
+    cell: CellSummary, target: int, pictures: Pictures, view: str
 ) -> tuple[np.ndarray | None, float]:
     """Images and PSNR of a view; none where all, or the seed to be shown, failed.
 
@@ -73,7 +73,7 @@ def _shown(
     return pictures.reconstructions[seed], cell.psnr[target, seed]
 
 
-def _caption(study: Study) -> str:
+def _caption(study: StudySummary) -> str:
     words = "Pictures are enlarged without smoothing, from 8-bit pixels."
     if averages(study.cells):
         words += (

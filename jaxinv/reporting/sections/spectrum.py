@@ -7,21 +7,21 @@ from matplotlib.figure import Figure
 
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.section import Section
-from jaxinv.reporting.study import Cell, Study
+from jaxinv.reporting.study import CellSummary, StudySummary
 
 MOST_TARGETS = 4  # whose directions are shown
 SHOWN = 4  # directions of each
 
 
 @lru_cache(maxsize=1)  # a report is of one study
-def read_spectra(study: Study) -> list[tuple[Cell, dict[str, np.ndarray]]]:
+def read_spectra(study: StudySummary) -> list[tuple[CellSummary, dict[str, np.ndarray]]]:
     """The cells that were polished, with their spectra."""
     found = [(cell, cell.extras()) for cell in study.cells]
     return [(cell, extras) for cell, extras in found if "values" in extras]
 
 
 @ps.styled
-def spectrum(study: Study, width: float = ps.WIDE) -> Figure:
+def spectrum(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws the singular values of each target, and its least determined directions."""
     cells = read_spectra(study)[: ps.MOST_CELLS]
     colors = ps.cell_colors(len(cells))

@@ -6,11 +6,11 @@ from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.interval_rows import BLUE, IntervalRow, interval_rows
 from jaxinv.reporting.section import Section, facts
 from jaxinv.reporting.statistics import Interval
-from jaxinv.reporting.study import Study
+from jaxinv.reporting.study import StudySummary
 
 
 @ps.styled
-def success_rate(study: Study, width: float = ps.WIDE) -> Figure:
+def success_rate(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws the share of trials above the threshold, with Wilson intervals."""
     threshold = facts(study)["threshold"]
     rows = []

@@ -18,7 +18,7 @@ from jaxinv.reporting.columns import (
 from jaxinv.reporting.figures.panels import averages
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.statistics import Interval, ranked_quantile, target_interval
-from jaxinv.reporting.study import Cell
+from jaxinv.reporting.study import CellSummary
 from jaxinv.reporting.wording import percent_text
 
 BEST_OF_K = Definition(
@@ -73,7 +73,7 @@ def best_columns(value) -> tuple[Column, ...]:
     )
 
 
-def choice(cell: Cell, name: str):
+def choice(cell: CellSummary, name: str):
     """What is made of a cell's seeds, by the name of its column."""
     return {
         "attacker_best": cell.attacker,

@@ -15,12 +15,12 @@ from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.interval_rows import IntervalRow, interval_rows
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.statistics import Interval
-from jaxinv.reporting.study import Cell, Study
+from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import percent_text
 
 
 @ps.styled
-def variance_components(study: Study, width: float = ps.WIDE) -> Figure:
+def variance_components(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws the standard deviations between targets and between seeds, with intervals."""
     parts = [
         ("between", "between targets", "o", "#0072b2"),
@@ -50,7 +50,7 @@ def variance_components(study: Study, width: float = ps.WIDE) -> Figure:
     )
 
 
-def _between_baselines(cell: Cell) -> Interval:
+def _between_baselines(cell: CellSummary) -> Interval:
     """The mean-color image differs between targets alone."""
     psnr = cell.baselines["baseline_psnr"]
     return Interval(float(psnr.std(ddof=1)) if psnr.size > 1 else np.nan, np.nan, np.nan)
