@@ -274,9 +274,7 @@ class Trainer:
         variables, accuracy = self.state.variables, self._test_accuracy()
         if storage != "float32":
             variables = checkpoints.rounded(variables, storage)
-            accuracy = training.accuracy(
-                self.module, variables, self.test_data, self.normalization
-            )
+            accuracy = training.accuracy(self.module, variables, self.test_data, self.normalization)
         info = checkpoints.Info(
             model=self.settings.model,
             width=getattr(self.module, "width", None),
@@ -301,7 +299,8 @@ class Trainer:
     def _recipe(self) -> dict[str, Any]:
         """Every setting that has a say in the parameters, as JSON knows it."""
         private = () if self.settings.dp else ("dp", *reader.OF_PRIVACY)
-        return self.settings.model_dump(exclude={"out", "data_dir", "stop_at", "storage", *private}) | {
+        left_out = {"out", "data_dir", "stop_at", "storage", *private}
+        return self.settings.model_dump(exclude=left_out) | {
             "momentum": training.MOMENTUM, "weight_decay": training.WEIGHT_DECAY,
         }  # fmt: skip
 
