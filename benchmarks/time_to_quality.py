@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.assembly import Assembled, assemble, cell_of, settings
+from benchmarks.assembly import Assembled, assemble, cell_of
 from jaxinv import metrics
 from jaxinv.attacks.base import Candidate
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
@@ -147,7 +147,7 @@ def polished(
     attack = LevenbergMarquardt(cell.objective, cell.batch_norm, cell.local())
     problem = cells.problem_of(material, shared.targets, cast)
     made = Assembled(
-        attack, problem, cast(attack.numbers(1, settings(cell))),
+        attack, problem, cast(attack.numbers(1, cell.numbers())),
         seed_keys(material.ids[:, 0], range(1)),
         planner.GroupPlan(1, 1, jax.local_device_count()),
     )  # fmt: skip

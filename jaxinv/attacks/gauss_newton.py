@@ -8,8 +8,8 @@ with the noise variance v of each layer: what a defense that the attacker knows 
 error of the model that falls geometrically from step to step. While it is large the prior decides,
 the problem is nearly linear and has one solution; as it falls, the solution is followed
 (graduated optimization). So no random initial image is needed, and the loss of digits in float32 is
-all that ends it. An attacker who does not know of noise finds it: no variance is taken below the mean
-square of what is left of its layer's residual.
+all that ends it. An attacker who does not know of noise finds it: no variance is taken below the
+mean square of what is left of its layer's residual.
 
 Each step linearizes the update, J = d update / d x, solves
 

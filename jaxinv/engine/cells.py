@@ -35,7 +35,6 @@ from jaxinv.types import Normalization, PyTree, Target, Truth
 from jaxinv.victim import checkpoints
 from jaxinv.victim.untrained import Victim, untrained
 
-NUMBERS = (*schema.SEARCHABLE, "iterations")  # what of a cell is traced
 WITH_SPECTRUM = 4  # targets of a study: the eigenvalues of one take longer than all before them
 
 
@@ -172,18 +171,16 @@ def attack_cell(
     """Lets clients share their updates and attacks each from many seeds, as a cell says.
 
     Args:
-      cell: the settings; those in `NUMBERS` are taken from `numbers`.
+      cell: the settings; those in `cell.numbers()` are taken from `numbers`.
       material: the victim and the private batches.
       keys: [target, seed].
       numbers: each one for all seeds, or [seed].
       memory: GiB to take; None takes nearly all there is.
       progress, announce: see `trials.Resources`.
     """
-    if cell.assumed_lr is not None:
-        numbers = {**numbers, "client_lr": cell.assumed_lr}
     with runtime.arithmetic(cell.precision) as cast:
         attack = attack_of(cell, material)
-        # An update that is polished to its last digit must have that digit.
+        # Polishing needs a float64 target, so the client's update is computed in float64 too.
         with runtime.arithmetic("float64" if cell.polish else cell.precision) as exact:
             shared = share(cell, material, attack, exact)
         problem = problem_of(material, shared.targets, cast)
@@ -223,9 +220,9 @@ def share(
 ) -> SharedUpdates:
     """Lets the clients of a cell share their updates."""
     clients = ClientSettings(
-        cell.labels, cell.batch_norm, cell.local(), cell.shuffled, cell.assumed_images,
+        cell.labels, cell.batch_norm, cell.local(), cell.shuffled, cell.attacker().images,
         attack.local, observe=cell.batch_norm == "eval" and cell.prior_batch_norm > 0,
-        defense=defenses.names(cell.chain()), known_defense=cell.known_defense(),
+        defense=defenses.names(cell.chain()), known_defense=cell.attacker().defense,
         classifier=classifier_of(cell, material),
     )  # fmt: skip
     truths, normalization, variables = cast(
@@ -344,7 +341,7 @@ def shapes_of(material: CellInputs, attack: Attack, images: int) -> trials.Probl
 
 def classifier_of(cell: schema.Cell, material: CellInputs) -> tuple[str, ...]:
     """The path of the network's last dense layer, where the attacker asks for it; else ()."""
-    if READ_UPDATE & set(cell.priors()) or "soteria" in cell.known_defense():
+    if READ_UPDATE & set(cell.priors()) or "soteria" in cell.attacker().defense:
         victim = material.victim
         return classifier_path(victim.module, victim.variables, material.images[0])
     return ()
