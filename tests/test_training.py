@@ -141,6 +141,23 @@ def test_stops_hold_the_network_on_its_way(whole):
     assert not whole.with_name(".whole.training").exists()
 
 
+def test_bfloat16_storage_halves_a_checkpoint_and_gives_back_the_rounded_network(whole, tmp_path):
+    victim = load_victim(whole)
+    info = victim.info.model_copy(update={"storage": "bfloat16"})
+    rounded = checkpoints.rounded(victim.variables, "bfloat16")
+    checkpoints.save(tmp_path / "small", rounded, info, [])
+    small = load_victim(tmp_path / "small")
+    jax.tree.map(np.testing.assert_array_equal, small.variables, rounded)
+    for exact, kept in zip(jax.tree.leaves(victim.variables), jax.tree.leaves(small.variables)):
+        assert kept.dtype == np.float32
+        np.testing.assert_allclose(kept, exact, rtol=2**-8)
+    assert small.digest != victim.digest
+    bytes_of = lambda folder: sum(  # noqa: E731
+        f.stat().st_size for f in (folder / "arrays").rglob("*") if f.is_file()
+    )
+    assert bytes_of(tmp_path / "small") < 0.7 * bytes_of(whole)
+
+
 def test_goes_on_after_a_kill_to_the_same_digest(whole):
     folder = whole.with_name("killed")
     script = (
@@ -175,7 +192,7 @@ def test_private_steps_equal_dp_sgd_written_out():
     )
     normalization = Normalization(jnp.full(3, 0.5), jnp.full(3, 0.25))
     victim = untrained("lenet_zhu", classes=3, width=None, seed=0, image_shape=(8, 8, 3))
-    private = training.Private(clip=0.3, noise_multiplier=0.2, batch=4, microbatch=2)
+    private = training.DpSgd(clip=0.3, noise_multiplier=0.2, batch=4, microbatch=2)
     recipe = training.Recipe(2, 0.1, "cosine", False, "float32", private)
     order = jnp.array([[0, 4, 7, -1, -1, -1], [1, 2, 3, 8, 5, -1]])
     start = victim.variables["params"]
@@ -222,7 +239,7 @@ def test_a_private_training_says_what_it_cost_and_resumes_to_the_same_digest(tmp
     whole = load_victim(tmp_path / "whole")
     spent, steps = whole.info.privacy, whole.info.steps
     assert (spent.noise_multiplier, spent.clip, spent.steps) == (1, 1, steps)
-    mechanism = accounting.Spent(1.0, spent.sampling_rate, steps)
+    mechanism = accounting.Mechanism(1.0, spent.sampling_rate, steps)
     assert spent.epsilon_pld == pytest.approx(accounting.epsilon(mechanism, 1e-4, "pld"))
     assert spent.epsilon_rdp > spent.epsilon_pld
     assert "Poisson" in spent.assumptions

@@ -231,7 +231,8 @@ def failure_columns(
 
 
 def baseline_column(
-    cell: Callable[[Any], CellSummary] = lambda item: item, value: Callable[[Any], float] | None = None
+    cell: Callable[[Any], CellSummary] = lambda item: item,
+    value: Callable[[Any], float] | None = None,
 ) -> Column:
     """Makes the column of the mean-color image's PSNR in dB, a cell's or another `value`."""
     return Column(

@@ -28,9 +28,9 @@ _SVG_LIMIT = 400_000  # bytes; above it a PNG loads faster and looks the same
 _FIRST = (
     Definition(
         "Target, seed, trial, cell",
-        "A target is one shared update, of one or several images. A seed names one random initial image of "
-        "the attack. A trial is one target attacked from one seed. A cell is one setting of the "
-        "sweep and holds targets × seeds trials.",
+        "A target is one shared update, of one or several images. A seed names one random initial "
+        "image of the attack. A trial is one target attacked from one seed. A cell is one setting "
+        "of the sweep and holds targets × seeds trials.",
     ),
     Definition(
         "PSNR",
@@ -154,7 +154,9 @@ def _part(
     }
 
 
-def _table(study: StudySummary, table: Table, rows: list[Row], folded: bool) -> dict[str, Any] | None:
+def _table(
+    study: StudySummary, table: Table, rows: list[Row], folded: bool
+) -> dict[str, Any] | None:
     """What the template shows of a table; None where the page leaves it out."""
     columns = table.on_page(study)
     if not columns or not rows:

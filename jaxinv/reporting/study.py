@@ -195,7 +195,7 @@ class StudySummary:
 
     @property
     def without_labels(self) -> list[CellSummary]:
-        """Cells whose labels the attacker was not told."""
+        """Cells whose labels the attacker does not know."""
         return [cell for cell in self.cells if cell.asked["labels"] != "known"]
 
     @property

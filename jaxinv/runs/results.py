@@ -29,7 +29,7 @@ from jaxinv.errors import UserError
 from jaxinv.files import write_file
 from jaxinv.metrics import Scores
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 # What `metrics.score` says of a trial; its PSNR by image stands in columns of its own.
 SCORES = tuple(name for name in Scores._fields if not name.startswith("psnr_"))
@@ -45,7 +45,7 @@ _MEASURED = [
     ("target_id", pa.int64()),  # position, in the dataset's original order, of the first image
     ("image_ids", pa.list_(pa.int64())),
     ("noise_seed", pa.int64()),  # names the draw of the client's defense; 0 where it draws nothing
-    ("seed", pa.int64()),  # names the attack's random start
+    ("seed", pa.int64()),  # names the attack's random initial image
     # "ok", or "nonfinite", a failure; of a closed form "exact" or "mixture", by the update's own
     # evidence; of a polish "converged", "stalled" or "steps", which were all taken.
     ("status", pa.string()),
@@ -89,7 +89,7 @@ SETTINGS = [
     ("assumed_lr", pa.float64()),
     ("labels", pa.string()),
     ("defense", pa.string()),  # a chain, as `defenses.parse` reads it
-    ("told", pa.bool_()),  # whether the attacker knows it
+    ("adaptive", pa.bool_()),  # whether the attacker knows it
     ("attack", pa.string()),
     ("objective_type", pa.string()),
     *((name, pa.float64()) for name in PRIORS),  # their weights

@@ -16,7 +16,9 @@ def shown_cells(study: StudySummary, most: int = ps.MOST_CELLS) -> list[CellSumm
     return choose_evenly(study.cells, most)
 
 
-def left_out(study: StudySummary, cells: Sequence[CellSummary], targets: Sequence[int] | None = None) -> str:
+def left_out(
+    study: StudySummary, cells: Sequence[CellSummary], targets: Sequence[int] | None = None
+) -> str:
     """Says what a figure does not show; nothing where it shows all."""
     parts = []
     if targets is not None and len(targets) < len(study.target_ids):

@@ -1,4 +1,4 @@
-"""Section: which labels an attacker who was not told them reads off the updates."""
+"""Section: which labels an attacker who does not know them reads off the updates."""
 
 from matplotlib.figure import Figure
 
@@ -22,7 +22,7 @@ from jaxinv.reporting.wording import percent_text
 
 @ps.styled
 def labels(study: StudySummary, width: float = ps.WIDE) -> Figure:
-    """Draws the share of labels that an attacker who was not told them has right."""
+    """Draws the share of labels that an attacker who does not know them has right."""
     rows = []
     for cell in study.without_labels:
         share = Interval(*(100 * end for end in cell.labels_right))

@@ -76,7 +76,9 @@ def psnr_distribution(study: StudySummary, width: float = ps.WIDE) -> Figure:
     return sheet.figure
 
 
-def _draw_seeds(sheet: ps.Sheet, ax: Axes, at: int, cell: CellSummary, target: int, color: object) -> None:
+def _draw_seeds(
+    sheet: ps.Sheet, ax: Axes, at: int, cell: CellSummary, target: int, color: object
+) -> None:
     """Draws one target's seeds of one cell as a swarm with its marks."""
     low, high = ax.get_ylim()
     span = ax.get_xlim()[1] - ax.get_xlim()[0]
