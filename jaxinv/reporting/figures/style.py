@@ -20,7 +20,7 @@ from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter
 
 WIDE, NARROW = 8.4, 4.3  # inches: a page's column, and a phone
 INK, MUTED, FAINT, GRID = "#1c2128", "#5b6470", "#9aa3ad", "#e6e9ed"
@@ -123,6 +123,7 @@ def power_of_ten(exponent: int) -> str:
 def log_ticks(axis: Axis) -> None:
     """Names the decades of a logarithmic axis."""
     axis.set_major_formatter(lambda value, _: power_of_ten(round(math.log10(value))))
+    axis.set_minor_formatter(NullFormatter())
 
 
 class Key(NamedTuple):

@@ -80,7 +80,7 @@ def private_cells(study: StudySummary) -> list[PrivateCell]:
     return sorted(rows, key=lambda row: row.epsilon)
 
 
-def _private(cell: CellSummary) -> Private:
+def _private(cell: CellSummary) -> PrivateCell:
     strengths = dict(defenses.parse(cell.facts["defense"])).get("dpsgd")
     clip, multiplier = (None, None) if strengths is None else strengths
     bound = 1.0
