@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxinv import client, labels
+from jaxinv import client, labels, rng
 from jaxinv.convolution import fast_convolutions
 from jaxinv.privacy import add_noise, clip_factor, clipped_sum
 from jaxinv.types import PyTree, tree_size
@@ -135,7 +135,7 @@ def defend(
     """
     for position, (name, own) in enumerate(zip(chain, strengths)):
         before = chain[:position].count(name)
-        of_name = jax.random.fold_in(jax.random.fold_in(key, list(DEFENSES).index(name)), before)
+        of_name = jax.random.fold_in(rng.name_key(key, name), before)
         update = DEFENSES[name].apply(update, own, of_name, scene)
     return update
 

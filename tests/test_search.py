@@ -4,8 +4,9 @@ import csv
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from jaxinv import options, search
+from jaxinv import cells, options, search
 
 
 def fake_measure(calls):
@@ -98,3 +99,20 @@ def test_bad_settings_are_one_line(flags, message, tmp_path, capsys):
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_candidate_beside_others_is_measured_as_if_alone():
+    """Candidates, seeds and targets keep their places: each candidate's means are its own."""
+    flags = {"model": ["mlp"], "width": ["8"], "space": ["tv=1e-4:1", "lr=0.01:1"]}
+    study = options.load_search({**flags, "targets": "2", "seeds": "3", "candidates": "2"})
+    material = cells.Loader(study.plan, split="train")(study.cell)
+    console = Console(quiet=True)
+    numbers = {"tv": np.array([1e-3, 1.0, 1e-2]), "lr": np.array([0.01, 0.3, 0.1])}
+    together = search.measure(study, material, numbers, 3, console)
+    for i in range(3):
+        alone = search.measure(study, material, {k: v[i : i + 1] for k, v in numbers.items()}, 3,
+                               console)  # fmt: skip
+        for name in together:
+            np.testing.assert_allclose(together[name][i], alone[name][0], rtol=1e-4)
+    assert len(set(np.round(together["psnr"], 3))) == 3  # else their places could not be told
+    assert together["failed"] == [0, 0, 0]

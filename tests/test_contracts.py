@@ -1,0 +1,401 @@
+"""What every entry of every table promises, on a network of a few hundred weights.
+
+A new entry is tested here by being in its table. An iterative attack, whatever its parts: objective
+0 at the truth, two steps that stay finite and make the loss fall, states of one dtype, the same
+start from the same key. A pure function: compiled as op by op, dtypes kept, the same bits twice.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxinv import cells, client, data, defenses, image_prior, labels, trials
+from jaxinv.attacks import ATTACKS, CLOSED_FORM
+from jaxinv.attacks.base import Candidate, Known
+from jaxinv.attacks.gauss_newton import STARTS
+from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, SCHEDULES, SIGNS, Method
+from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
+from jaxinv.config import Cell
+from jaxinv.models.kinks import relu
+from jaxinv.models.layers import BATCH_NORM_MOMENTUM
+from jaxinv.models.mlp import MLP
+from jaxinv.objectives import OBJECTIVES, compare
+from jaxinv.priors import PRIORS, SEEDS, View
+from jaxinv.types import Normalization, Target, Truth
+
+SHAPE, CLASSES, CLASSIFIER = (6, 6, 3), 4, ("Dense_0",)
+NORMALIZATION = Normalization(jnp.full(3, 0.5), jnp.full(3, 0.25))
+# Strengths that leave something of an update. A defense without an entry here fails the tests.
+STRENGTHS = {
+    "dpsgd": "dpsgd:1:1e-3", "noise": "noise:1e-6", "laplace": "laplace:1e-6",
+    "relative": "relative:0.01", "prune": "prune:0.5", "prune-layer": "prune-layer:0.5",
+    "top-k": "top-k:60", "clip": "clip:0.1", "sign": "sign", "quantize": "quantize:8",
+    "soteria": "soteria:0.3",
+}  # fmt: skip
+
+
+class Net(nn.Module):
+    """A convolution, BatchNorm, a nonlinearity and a dense layer: what every attack can use."""
+
+    kinked: bool = False
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(4, (3, 3), strides=2)(x)
+        x = nn.BatchNorm(use_running_average=not train, momentum=BATCH_NORM_MOMENTUM)(x)
+        x = relu(x) if self.kinked else nn.sigmoid(x)
+        return nn.Dense(CLASSES)(x.reshape(len(x), -1))
+
+
+def wide(tree):
+    """A tree's floats in float64, under `jax.enable_x64`."""
+    of = lambda x: jnp.asarray(x, jnp.float64 if x.dtype.kind == "f" else x.dtype)  # noqa: E731
+    return jax.tree.map(of, tree)
+
+
+def strong(tree):
+    """A tree whose numbers have types of their own, not those of Python's numbers."""
+    number = lambda x: jnp.issubdtype(x.dtype, jnp.number)  # noqa: E731
+    of = lambda x: lax.convert_element_type(x, x.dtype) if number(x) else x  # noqa: E731
+    return jax.tree.map(of, tree)
+
+
+class Lab:
+    """One private batch on a network, and any client's update of it."""
+
+    def __init__(self, module, images=1):
+        key = jax.random.key(0)
+        pixels = jax.random.uniform(key, (1, images, *SHAPE))
+        self.module, self.truths = module, Truth(pixels, (jnp.arange(images) + 2)[None] % CLASSES)
+        self.variables = jax.jit(module.init)(jax.random.key(1), pixels[0])
+        self.truth = NORMALIZATION.normalize(pixels[0])
+        self.prior = jax.tree.map(
+            jnp.float32,
+            image_prior.of_spectrum(
+                np.zeros(SHAPE), np.broadcast_to(np.eye(3), (*SHAPE[:2], 3, 3))
+            ),
+        )
+
+    def shared(self, defense="none", told=(), **clients):
+        """What the attacker gets of the one target."""
+        chain = defenses.parse(defense)
+        shared = trials.make_targets(
+            self.module, self.variables, self.truths, NORMALIZATION,
+            trials.Clients(
+                defense=defenses.names(chain), told=told, classifier=CLASSIFIER, **clients
+            ),
+            0.1, trials.order_keys([0]), defenses.strengths(chain),
+        )  # fmt: skip
+        return jax.tree.map(lambda x: x[0], shared.targets)
+
+
+@functools.cache
+def lab(kinked=False, images=1):
+    return Lab(Net(kinked), images)
+
+
+@functools.cache
+def plain(kinked=False, images=1, observe=True):
+    """An undefended gradient, compared where asked with the running statistics."""
+    return lab(kinked, images).shared(observe=observe)
+
+
+def known_of(lab, target, attack):
+    loss = trials.simulate(lab.module, lab.variables, attack)
+    return Known(loss, lab.variables["params"], target, NORMALIZATION, lab.prior)
+
+
+def keeps_promises(lab, target, attack, start=None, truth=None, at_truth=1e-5, **settings):
+    """Takes two steps with one program; see the file's words.
+
+    Args:
+      start: where to begin, for an attack that does not draw one.
+      truth: the candidate that the client's update is of; the private batch where not given.
+      at_truth: the objective that rounding may leave there; None where the update is noisy.
+    """
+    settings = Cell().model_dump() | {"client_lr": 0.1, "lr": 0.01} | settings | {"iterations": 2}
+    own = attack.numbers(1, {k: v for k, v in settings.items() if not isinstance(v, str)})
+    own = jax.tree.map(lambda x: np.asarray(x).ravel()[0], own)
+    own = jax.tree.map(lambda x: jnp.float32(x) if x.dtype.kind == "f" else jnp.int32(x), own)
+    known = known_of(lab, target, attack)
+    shape = (len(target.labels), *SHAPE)
+    # Two seeds where a prior looks at both, along its axis.
+    coupled = "group" in attack.priors
+    over_seeds = functools.partial(jax.vmap, axis_name=SEEDS) if coupled else lambda f: f
+    key = jax.random.key(2)
+    keys = jax.random.split(key) if coupled else key
+
+    def init(known, start):
+        return over_seeds(lambda key: attack.init(own, key, shape, known, start))(keys)
+
+    def step(own, known, index, states):
+        return over_seeds(lambda state: attack.step(own, known, index, state))(states)
+
+    # Strongly typed, so that all steps are one program's.
+    draw = jax.jit(lambda start: strong(init(known, start)))
+    take = jax.jit(lambda index, states: strong(step(own, known, index, states)))
+    states, again = draw(start), draw(start)
+    jax.tree.map(np.testing.assert_array_equal, states.candidate, again.candidate)
+    here = draw(Candidate(lab.truth, None) if truth is None else truth)
+    there, losses = take(jnp.int32(2), here)  # the last call only evaluates
+    jax.tree.map(np.testing.assert_array_equal, there.candidate, here.candidate)
+    if at_truth is not None:
+        np.testing.assert_allclose(losses.objective, 0, atol=at_truth)
+
+    seen = []
+    for index in range(3):
+        states, losses = take(jnp.int32(index), states)
+        seen.append(np.asarray(losses))
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves((states.candidate, losses)))
+    assert (seen[2].sum(axis=0) < seen[0].sum(axis=0)).all()
+
+    def in_float64(own, known, variables, start):
+        known = known._replace(loss=trials.simulate(lab.module, variables, attack))
+        states = init(known, start)
+        return states, step(own, known, jnp.int32(0), states)
+
+    with jax.enable_x64(True):
+        arguments = wide((own, known._replace(loss=()), lab.variables, start))
+        kinds = jax.eval_shape(in_float64, *arguments)
+        assert {str(x.dtype) for x in jax.tree.leaves(kinds)} & {"float32"} == set()
+    return seen
+
+
+# The parts of gradient matching: each name of each table in one method at least.
+
+PLAIN = Method(schedule="constant", priors=(), classifier=CLASSIFIER)
+PARTS = {
+    "objective": list(OBJECTIVES), "sign": list(SIGNS), "schedule": list(SCHEDULES),
+    "init_from": list(INITS), "box": [True, False],
+    "optimizer": [name for name in OPTIMIZERS if name != "lbfgs"],  # which a named attack has
+}  # fmt: skip
+MIXED = [
+    PLAIN._replace(**{part: names[i % len(names)] for part, names in PARTS.items()})
+    for i in range(max(map(len, PARTS.values())))
+]
+
+
+@pytest.mark.parametrize("method", MIXED, ids=lambda m: f"{m.optimizer}-{m.sign}-{m.init_from}")
+def test_parts_of_gradient_matching(method):
+    keeps_promises(lab(), plain(), method)
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_priors(name):
+    method, one = PLAIN._replace(priors=(name,)), lab()
+    truth = None
+    if name == "order":
+        method = method._replace(by_epoch=True, local=client.Local(2))
+        truth = Candidate(jnp.stack([one.truth] * 2), None)
+        target = one.shared(local=method.local, assumed=method.local)
+    else:
+        target = plain()
+    seen = keeps_promises(one, target, method, truth=truth, **{name: 0.01})
+    assert (seen[0][1] > 0).all()
+
+    images = jax.random.normal(jax.random.key(3), (2, 1, *SHAPE))
+    update = jax.tree.map(lambda x: 2 * x + 1, target.update)
+    statistics = jax.tree.map(lambda x: x + 1, target.statistics)
+
+    def penalty(images, update, statistics, target):
+        view = View(images, update, statistics, target, one.variables["params"], CLASSIFIER)
+        return PRIORS[name](view)
+
+    of_seeds = jax.vmap(penalty, in_axes=(0, None, None, None), axis_name=SEEDS)
+    arguments = (images[:, None] if name == "order" else images, update, statistics, target)
+    if name == "order":
+        arguments = (jnp.stack([images, images[::-1]]), *arguments[1:])
+    np.testing.assert_allclose(jax.jit(of_seeds)(*arguments), of_seeds(*arguments), rtol=1e-5)
+    with jax.enable_x64(True):
+        assert jax.eval_shape(of_seeds, *wide(arguments)).dtype == np.float64
+
+
+# The named attacks, and the polish behind them.
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in CLOSED_FORM])
+def test_named_attacks(name):
+    cell = Cell(attack=name, **ATTACKS[name])
+    kinked = name == "smoothed_bayes"
+    one, target = lab(kinked), plain(kinked, observe=cell.statistics > 0)
+    attack = cell.make_attack(CLASSES, CLASSIFIER)
+    logits = 100.0 * jax.nn.one_hot(target.labels, CLASSES) if cell.labels == "joint" else None
+    settings = {n: getattr(cell, n) for n in cells.NUMBERS} | {"anneal_to": 1.0}
+    settings["lr"] *= 1 if cell.optimizer == "lbfgs" else 0.1
+    keeps_promises(one, target, attack, truth=Candidate(one.truth, logits), **settings)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_second_order_starts(start):
+    cell = Cell(**ATTACKS["bayes"] | {"attack": "bayes", "init": start})
+    attack = cell.make_attack(CLASSES, ())
+    keeps_promises(lab(), plain(observe=False), attack, anneal_to=1.0)
+
+
+def test_polish():
+    near = lab().truth + 0.1 * jax.random.normal(jax.random.key(4), lab().truth.shape)
+    attack = LevenbergMarquardt()
+    keeps_promises(lab(), plain(observe=False), attack, start=Candidate(near, None))
+
+
+# What clients do.
+
+
+@pytest.mark.parametrize("batch_norm", client.BATCH_NORM)
+def test_batch_norm_protocols(batch_norm):
+    two = lab(images=2)
+    target = two.shared(batch_norm=batch_norm)
+    assert bool(jax.tree.leaves(target.statistics)) == (batch_norm == "train-shared")
+    priors = ("statistics",) if batch_norm == "train-shared" else ()
+    method = PLAIN._replace(batch_norm=batch_norm, priors=priors)
+    keeps_promises(two, target, method, statistics=0.01)
+
+
+@pytest.mark.parametrize("name", defenses.DEFENSES)
+def test_defenses(name, monkeypatch):
+    one, defense = lab(), defenses.DEFENSES[name]
+    chain = defenses.parse(STRENGTHS[name])
+    update = plain().update
+    strengths = jax.tree.map(jnp.float32, defenses.strengths(chain))
+
+    def defended(seed, update, strengths):
+        scene = defenses.Scene(one.module, one.variables, one.truth, one.truths.labels[0])
+        return defenses.defend((name,), update, strengths, jax.random.key(seed), scene)
+
+    compiled = jax.jit(defended)
+    sent, again, other = (compiled(seed, update, strengths) for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, sent, again)
+    same = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (sent, other)))]
+    assert all(same) != defense.random
+    assert jax.tree.map(jnp.result_type, sent) == jax.tree.map(jnp.result_type, update)
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(sent))
+    for a, b in zip(*map(jax.tree.leaves, (sent, defended(0, update, strengths)))):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * scale)
+    with jax.enable_x64(True):
+        kinds = jax.eval_shape(defended, 0, *wide((update, strengths)))
+        assert {x.dtype for x in jax.tree.leaves(kinds)} == {np.dtype("float64")}
+
+    # Its place in the table is no part of its draw.
+    backwards = dict(reversed(defenses.DEFENSES.items()))
+    monkeypatch.setattr(defenses, "DEFENSES", backwards)
+    jax.tree.map(np.testing.assert_array_equal, sent, jax.jit(defended)(0, update, strengths))
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["blind", "told"])
+@pytest.mark.parametrize("name", defenses.DEFENSES)
+def test_attackers_of_defenses(name, told):
+    names = (name,) if told else ()
+    target = lab().shared(STRENGTHS[name], told=names)
+    if told:
+        weights = np.array(jax.tree.leaves(target.told.weights))
+        assert ((weights >= 0) & (weights <= 1)).all()
+        assert all((np.asarray(v) >= 0).all() for v in jax.tree.leaves(target.told.variances))
+    # Blind, or of noise, the update at the truth is not the one that was sent.
+    exact = told and name in ("prune", "prune-layer", "top-k", "clip", "soteria")
+    method = PLAIN._replace(defense=names)
+    keeps_promises(lab(), target, method, at_truth=1e-5 if exact else None)
+
+
+@pytest.mark.parametrize("grouping", data.GROUPINGS)
+def test_groupings(grouping):
+    given = np.array([0, 0, 1, 0, 1, 2, 2, 1])
+    expected = {
+        "stored": [[0, 1], [2, 3]], "distinct": [[0, 2], [1, 4]], "repeated": [[0, 1], [2, 4]],
+    }  # fmt: skip
+    chosen = data.group(given, 2, 2, 3, grouping)
+    np.testing.assert_array_equal(chosen, expected[grouping])
+    assert len(set(chosen.ravel())) == chosen.size
+
+
+# What is read off an update.
+
+
+@pytest.mark.parametrize("rule", labels.LABELS)
+def test_label_rules(rule):
+    """One image: every rule finds its class."""
+    if rule == "known":
+        assert labels.LABELS[rule] is None
+        return
+    one = lab()
+    read = lambda update: labels.infer(  # noqa: E731
+        rule, one.module, one.variables, update, SHAPE, 1
+    )
+    update = plain().update
+    found, again = jax.jit(read)(update), jax.jit(read)(update)
+    assert found.tolist() == again.tolist() == one.truths.labels[0].tolist()
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(plain_rule(rule, one, update), found)
+
+
+def plain_rule(rule, one, update):
+    """What a client's target has by a rule: the same, through the clients' program."""
+    del update
+    return one.shared(labels=rule).labels
+
+
+@pytest.mark.parametrize("name", CLOSED_FORM)
+def test_closed_forms(name):
+    """One image from a perceptron's gradient, exact by its own evidence."""
+    with jax.enable_x64(True):
+        module = MLP(CLASSES, width=32)
+        image = jax.random.normal(jax.random.key(5), (1, *SHAPE), jnp.float64)
+        variables = wide(jax.jit(module.init)(jax.random.key(1), image))
+        loss = client.loss_fn(module, variables)
+        sent, _ = jax.jit(
+            lambda: client.gradient(loss, variables["params"], image, jnp.array([2]))
+        )()
+
+        def recover(key):
+            target = Target(sent, jnp.array([2], jnp.int32))
+            return CLOSED_FORM[name](module, variables, target, 1, SHAPE, key)
+
+        compiled = jax.jit(recover)
+        found, again = (compiled(jax.random.key(0)) for _ in range(2))
+        assert found.exact.all()
+        assert found.images.dtype == np.float64
+        np.testing.assert_allclose(found.images, image, atol=1e-7)
+        np.testing.assert_array_equal(found.images, again.images)
+        np.testing.assert_allclose(recover(jax.random.key(0)).images, found.images, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives(name):
+    draw = lambda seed: jax.tree.map(  # noqa: E731
+        lambda x: jax.random.normal(jax.random.key(seed), x.shape, x.dtype), plain().update
+    )
+    own, sent = draw(1), draw(2)
+    of = lambda a, b: OBJECTIVES[name](compare(a, b))  # noqa: E731
+    np.testing.assert_allclose(of(own, own), 0, atol=1e-6)
+    assert of(own, sent) > 0
+    np.testing.assert_allclose(jax.jit(of)(own, sent), of(own, sent), rtol=1e-5)
+    with jax.enable_x64(True):
+        assert jax.eval_shape(of, *wide((own, sent))).dtype == np.float64
+
+
+@pytest.mark.parametrize("table", [SIGNS, SCHEDULES, INITS], ids=["signs", "schedules", "inits"])
+def test_pure_functions(table):
+    for function in table.values():
+        if table is INITS:
+            call = lambda key, function=function: function(key, (2, *SHAPE))  # noqa: E731
+            arguments = (jax.random.key(0),)
+        elif table is SIGNS:
+            call, arguments = function, (jnp.array([-3.0, 0.0, 0.2]), jnp.float32(0.5))
+        else:
+            call, arguments = function, (jnp.int32(3), jnp.int32(8))
+        compiled, plainly = jax.jit(call)(*arguments), call(*arguments)
+        np.testing.assert_allclose(compiled, plainly, rtol=1e-6)
+        assert compiled.dtype == plainly.dtype == np.float32
+        np.testing.assert_array_equal(compiled, jax.jit(call)(*arguments))
+
+
+def test_signs_by_their_formulas():
+    gradient, half = np.array([-3.0, 0.0, 0.2], np.float32), jnp.float32(0.5)
+    expected = {"hard": np.sign(gradient), "soft": np.tanh(gradient / 2) * 2, "none": gradient}
+    assert set(expected) == set(SIGNS)
+    for name, values in expected.items():
+        np.testing.assert_allclose(SIGNS[name](gradient, half), values, rtol=1e-6)
