@@ -1,0 +1,210 @@
+"""No silent option: every setting leaves its default in a run, and changes the rows or is refused.
+
+One sweep for each family of attacks, on a perceptron of eight units: a cell for each setting that
+differs from a base cell in that one alone, two steps each.
+"""
+
+import functools
+import json
+import sys
+import types
+
+import flax.linen as nn
+import numpy as np
+import pytest
+
+from jaxinv import cells, config, data, models, options, results, sweep
+from jaxinv.attacks import levenberg_marquardt as lm
+from jaxinv.errors import UserError
+from jaxinv.models.layers import normalize
+
+FAMILIES = ("geiping", "bayes", "smoothed_bayes", "analytic", "spear")
+TINY = {"model": "mlp", "width": 8}
+# What a setting is tried beside, where the base cell is not enough; and its value there.
+LOCAL = {"images": 2, "client_batch": 1, "client_epochs": 2, "client_lr": 0.5}
+NORMED = {"model": "normed", "width": None, "images": 2}
+CHANGES = {
+    "dataset": ({}, "dots"),
+    "model": ({"width": None}, "lenet_zhu"),
+    "width": ({}, 4),
+    "network_seed": ({}, 1),
+    "victim": ({"model": "lenet_zhu", "width": None}, "lenet_zhu-tiles"),
+    "batch_norm": (NORMED, "train"),
+    "images": ({}, 2),
+    "grouping": ({"images": 2}, "repeated"),
+    "client_epochs": (LOCAL, 1),
+    "client_batch": ({"images": 2, "client_lr": 0.5}, 1),
+    "client_lr": (LOCAL, 0.1),
+    "shuffled": (LOCAL, True),
+    "assumed_images": ({"images": 2, "labels": "counts"}, 1),
+    "assumed_batch": ({"images": 2, "client_lr": 0.5}, 1),
+    "assumed_lr": (LOCAL, 0.1),
+    "labels": ({"images": 2}, "counts"),
+    "defense": ({}, "noise:1e-2"),
+    "told": ({"defense": "prune:0.5"}, True),
+    "attack": ({}, "modern"),
+    "objective": ({}, "l2"),
+    "tv": ({}, 0.1),
+    "tv_isotropic": ({}, 0.1),
+    "tv_color": ({}, 0.1),
+    "norm": ({}, 0.1),
+    "statistics": (NORMED, 0.1),
+    "group": ({}, 0.1),
+    "features": ({}, 0.1),
+    "order": (LOCAL | {"shuffled": True}, 0.1),
+    "optimizer": ({}, "sgd"),
+    "sign": ({}, "soft"),
+    "lr": ({}, 0.05),
+    "schedule": ({}, "constant"),
+    "init": ({}, "uniform"),
+    "box": ({}, False),
+    "iterations": ({}, 3),
+    "image_prior": ({}, "photographs"),
+    "anneal_from": ({}, 10.0),
+    "anneal_to": ({}, 0.5),
+    "cg_iterations": ({}, 2),
+    "damping": ({}, 0.5),
+    "tolerance": ({}, 1e6),
+    "posterior": ({}, 4),
+    "draws": ({}, 4),
+    "inflation": ({}, 5.0),
+    "polish": ({"precision": "float64"}, 1),
+    "gram": ({}, "on"),
+    "precision": ({}, "float64"),
+}
+OF_SECOND_ORDER = {"attack": "analytic", "objective": "cosine", "init": "prior"}
+OWN_VALUES = {"bayes": OF_SECOND_ORDER, "smoothed_bayes": OF_SECOND_ORDER}
+# How the work is done, not what: the rows may agree to rounding.
+OF_EXECUTION = {"gram"}
+BASES = {
+    "geiping": TINY | {"attack": "geiping", "tv": 0.01, "iterations": 2},
+    "bayes": TINY | {"attack": "bayes", "iterations": 2, "cg_iterations": 3, "posterior": 0,
+                     "anneal_to": 1.0},
+    "smoothed_bayes": TINY | {"attack": "smoothed_bayes", "iterations": 2, "cg_iterations": 3,
+                              "draws": 2},
+    "analytic": TINY | {"attack": "analytic"},
+    "spear": TINY | {"attack": "spear"},
+}  # fmt: skip
+OF_MATCHING = {
+    "tv", "tv_isotropic", "tv_color", "norm", "statistics", "group", "features", "order",
+    "optimizer", "sign", "lr", "schedule", "box", "gram",
+}  # fmt: skip
+# What each family refuses: what it has no use for, and what it is not made for.
+STEPS = {"client_epochs", "client_batch", "client_lr", "shuffled", "assumed_batch", "assumed_lr"}
+ANNEALED = {"anneal_from", "anneal_to", "damping", "tolerance", "posterior"}
+SMOOTHED = {"draws", "inflation"}
+SECOND_ORDER = {"image_prior", "cg_iterations"} | ANNEALED | SMOOTHED
+CONVOLVED = {"model", "victim", "batch_norm"}  # the settings that are tried on a convolution
+NO_CLOSED_FORM = {"init", "iterations", "polish", "told"} | CONVOLVED | STEPS
+REFUSED = {
+    "geiping": SECOND_ORDER,
+    "bayes": OF_MATCHING | SMOOTHED,
+    "smoothed_bayes": OF_MATCHING | ANNEALED | STEPS,
+    "analytic": OF_MATCHING | SECOND_ORDER | NO_CLOSED_FORM,
+    "spear": OF_MATCHING | SECOND_ORDER | NO_CLOSED_FORM,
+}
+MEASURED = (
+    "psnr", "ssim", "mse", "objective", "prior", "label_accuracy", "update_error", "status",
+)  # fmt: skip
+
+
+class Normed(nn.Module):
+    """The least network with BatchNorm."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = normalize(nn.Conv(4, (3, 3), strides=4)(x), "batch", train)
+        return nn.Dense(self.classes)(nn.sigmoid(x).reshape(len(x), -1))
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A second data set, a small network, and no report, spectrum or normal matrix."""
+    read = data.load
+    dots = types.ModuleType("dots")
+
+    def other(name, split, ids, data_dir):
+        tiles = read("tiles", split=split, ids=ids)
+        return data.Dataset(**vars(tiles) | {"name": name, "images": 255 - tiles.images})
+
+    dots.read = other
+    monkeypatch.setitem(sys.modules, "dots", dots)
+    monkeypatch.setitem(data.SOURCES, "dots", "dots")
+    monkeypatch.setitem(models.NETWORKS, "normed", models.Network(Normed, None, smooth=True))
+    monkeypatch.setattr(sweep.report, "build", lambda folder, console: None)
+    monkeypatch.setattr(cells, "WITH_SPECTRUM", 0)
+    monkeypatch.setattr(
+        cells, "LevenbergMarquardt", functools.partial(lm.LevenbergMarquardt, columns=0)
+    )
+    monkeypatch.setattr(lm, "REUSES", 1)
+    monkeypatch.setattr(lm, "CG_ITERATIONS", 3)
+
+
+def written(folder, cells, **run):
+    """A sweep file of these cells."""
+    spell = lambda value: json.dumps("published" if value is None else value)  # noqa: E731
+    table = lambda values: "".join(f"{k} = {spell(v)}\n" for k, v in values.items())  # noqa: E731
+    path = folder / "study.toml"
+    path.write_text(f"[run]\n{table(run)}" + "".join(f"[[vary]]\n{table(c)}" for c in cells))
+    return path
+
+
+def cell_of(folder, grid, run):
+    """The one cell of a grid, as a run would take it.
+
+    Raises:
+      UserError: what a user is told of it.
+    """
+    study = options.load_study(written(folder, [grid], **run), {})
+    cells.Loader(study.plan)(study.cells[0])
+    return study.cells[0]
+
+
+def test_every_setting_has_a_value_to_try():
+    assert list(CHANGES) == list(config.Cell.model_fields)
+    for name, (_, value) in CHANGES.items():
+        assert config.Cell.model_fields[name].default != value
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_setting_changes_the_rows_or_is_refused(family, small, tmp_path):
+    run = {"target_ids": [17, 3], "seeds": 2}
+    refused, pairs = {}, {}
+    for name, (beside, value) in CHANGES.items():
+        base = BASES[family] | beside
+        changed = base | {name: OWN_VALUES.get(family, {}).get(name, value)}
+        try:
+            cell = cell_of(tmp_path, changed, run)
+            base = {k: v for k, v in base.items() if name != "victim" or k in BASES[family]}
+            pairs[name] = base, changed, cell_of(tmp_path, base, run), cell
+        except UserError as error:
+            refused[name] = str(error)
+    assert set(refused) == REFUSED[family]
+    assert all("\n" not in message and "--" in message for message in refused.values())
+
+    grids = [grid for base, changed, *_ in pairs.values() for grid in (base, changed)]
+    path = written(tmp_path, grids, **run)
+    assert sweep.main([str(path), "--out", str(tmp_path / "run")]) == 0
+    there, run = options.load_study(path, {}).cells, results.read_run(tmp_path / "run")
+    measured = {
+        cell: [run.trials[name][run.trials["cell"] == i] for name in MEASURED]
+        + list(run.extras(i).values())
+        for i, cell in enumerate(there)
+    }
+    silent = {
+        name for name, (*_, base, changed) in pairs.items()
+        if agree(measured[base], measured[changed], 1e-5 if name != "precision" else 0)
+    }  # fmt: skip
+    assert silent <= OF_EXECUTION
+
+
+def agree(one, other, rtol):
+    """Whether two cells measured the same."""
+    if [x.shape for x in one] != [x.shape for x in other]:
+        return False
+    close = lambda a, b: (  # noqa: E731
+        (a == b).all() if a.dtype == object else np.allclose(a, b, rtol=rtol, atol=0)
+    )
+    return all(close(a, b) for a, b in zip(one, other))
