@@ -181,10 +181,11 @@ def keeps_promises(lab, target, attack, start=None, truth=None, at_truth=1e-5, *
 
 # The parts of gradient matching: each name of each table in one method at least.
 
-PLAIN = Method(schedule="constant", priors=(), classifier=CLASSIFIER)
+# Without the box, whose first projection may raise the loss.
+PLAIN = Method(schedule="constant", priors=(), box=False, classifier=CLASSIFIER)
 PARTS = {
     "objective": list(OBJECTIVES), "sign": list(SIGNS), "schedule": list(SCHEDULES),
-    "init_from": list(INITS), "box": [True, False],
+    "init_from": list(INITS), "box": [False, True],
     "optimizer": [name for name in OPTIMIZERS if name != "lbfgs"],  # which a named attack has
 }  # fmt: skip
 MIXED = [
