@@ -16,18 +16,22 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxinv import cells, client, data, defenses, image_prior, labels, trials
-from jaxinv.attacks import ATTACKS, CLOSED_FORM
+from jaxinv import client, data, defenses
+from jaxinv.attacks import ATTACKS, CLOSED_FORM, labels
 from jaxinv.attacks.base import Candidate, Known
 from jaxinv.attacks.gauss_newton import STARTS
 from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, SCHEDULES, SIGNS, Method
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
-from jaxinv.config import Cell
-from jaxinv.models.kinks import relu
-from jaxinv.models.layers import BATCH_NORM_MOMENTUM
-from jaxinv.models.mlp import MLP
-from jaxinv.objectives import OBJECTIVES, compare
-from jaxinv.priors import PRIORS, SEEDS, View
+from jaxinv.attacks.objectives import OBJECTIVES, compare
+from jaxinv.attacks.priors import PRIORS, SEEDS, View
+from jaxinv.data import image_prior
+from jaxinv.defenses.base import Scene
+from jaxinv.engine import cells, trials
+from jaxinv.engine.targets import Clients, make_targets, order_keys
+from jaxinv.networks.kinks import relu
+from jaxinv.networks.layers import BATCH_NORM_MOMENTUM
+from jaxinv.networks.mlp import MLP
+from jaxinv.settings.schema import Cell
 from jaxinv.types import Normalization, Target, Truth
 
 SHAPE, CLASSES, CLASSIFIER = (6, 6, 3), 4, ("Dense_0",)
@@ -86,12 +90,12 @@ class Lab:
     def shared(self, defense="none", told=(), **clients):
         """What the attacker gets of the one target."""
         chain = defenses.parse(defense)
-        shared = trials.make_targets(
+        shared = make_targets(
             self.module, self.variables, self.truths, NORMALIZATION,
-            trials.Clients(
+            Clients(
                 defense=defenses.names(chain), told=told, classifier=CLASSIFIER, **clients
             ),
-            0.1, trials.order_keys([0]), defenses.strengths(chain),
+            0.1, order_keys([0]), defenses.strengths(chain),
         )  # fmt: skip
         return jax.tree.map(lambda x: x[0], shared.targets)
 
@@ -278,7 +282,7 @@ def test_defenses(name, monkeypatch):
     strengths = jax.tree.map(jnp.float32, defenses.strengths(chain))
 
     def defended(seed, update, strengths):
-        scene = defenses.Scene(one.module, one.variables, one.truth, one.truths.labels[0])
+        scene = Scene(one.module, one.variables, one.truth, one.truths.labels[0])
         return defenses.defend((name,), update, strengths, jax.random.key(seed), scene)
 
     compiled = jax.jit(defended)

@@ -8,11 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import defenses, image_prior, labels, results, rng, sweep, trials, victims
+from jaxinv import defenses, rng, sweep
+from jaxinv.attacks import labels
 from jaxinv.attacks.base import Known
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import INITS, Method
+from jaxinv.data import image_prior
+from jaxinv.engine.targets import noise_keys, order_keys, start_keys
+from jaxinv.runs import results
 from jaxinv.types import Normalization
+from jaxinv.victim.untrained import untrained
 
 KEYS = [
     [1623826843, 923166472],
@@ -58,21 +63,21 @@ def test_streams_have_their_numbers():
 
 def test_keys_of_a_trial():
     of = lambda keys: jax.random.key_data(keys).ravel().tolist()  # noqa: E731
-    assert of(trials.start_keys([17], [3])) == START_KEY
-    assert of(trials.noise_keys([17], [3])) == NOISE_KEY
-    assert of(trials.order_keys([17])) == ORDER_KEY
+    assert of(start_keys([17], [3])) == START_KEY
+    assert of(noise_keys([17], [3])) == NOISE_KEY
+    assert of(order_keys([17])) == ORDER_KEY
 
 
 @pytest.mark.parametrize("name", INITS)
 def test_starts(name):
     """The first numbers of target 17's start with seed 3."""
-    key = trials.start_keys([17], [3])[0, 0]
+    key = start_keys([17], [3])[0, 0]
     start = INITS[name](key, (1, 4, 4, 3)).ravel()[:3]
     np.testing.assert_allclose(start, STARTS[name], rtol=1e-5)
 
 
 def test_starts_of_labels_and_of_the_prior():
-    key = trials.start_keys([17], [3])[0, 0]
+    key = start_keys([17], [3])[0, 0]
     normalization = Normalization(jnp.zeros(3), jnp.ones(3))
     prior = image_prior.of_spectrum(np.zeros((4, 4, 3)), np.broadcast_to(np.eye(3), (4, 4, 3, 3)))
     known = Known(None, None, None, normalization, jax.tree.map(jnp.float32, prior))
@@ -85,7 +90,7 @@ def test_starts_of_labels_and_of_the_prior():
 def test_draws_of_noise():
     """Of target 17 with noise seed 3, each on one update, whatever else is in the table."""
     update = {"w": jnp.linspace(-0.5, 0.5, 10)}
-    key = trials.noise_keys([17], [3])[0]
+    key = noise_keys([17], [3])[0]
     for name, expected in NOISE.items():
         strength = jnp.float32(2.0 if name == "quantize" else 1.0)
         sent = defenses.defend((name,), update, ((strength,),), key, None)
@@ -96,11 +101,11 @@ def test_draws_of_noise():
 
 def test_a_network():
     """LeNetZhu is drawn from uniform numbers, which have no rounding."""
-    victim = victims.untrained("lenet_zhu", classes=7, width=None, seed=1, image_shape=(32, 32, 3))
+    victim = untrained("lenet_zhu", classes=7, width=None, seed=1, image_shape=(32, 32, 3))
     assert victim.digest == DIGEST
-    resnet = victims.untrained(
-        "resnet20", classes=7, width=2, seed=1, image_shape=(32, 32, 3)
-    ).variables["params"]
+    resnet = untrained("resnet20", classes=7, width=2, seed=1, image_shape=(32, 32, 3)).variables[
+        "params"
+    ]
     np.testing.assert_allclose(resnet["Conv_0"]["kernel"].ravel()[:3], RESNET, rtol=1e-4)
 
 

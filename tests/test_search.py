@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxinv import cells, options, search
+from jaxinv import search
+from jaxinv.engine import cells
+from jaxinv.settings import reader
 
 
 def fake_measure(calls):
@@ -34,7 +36,7 @@ def read(folder):
 @pytest.mark.parametrize("draw", ["sobol", "random"])
 def test_draws_fill_their_ranges_evenly_in_the_logarithm(draw):
     space = ["tv=1e-4:1", "lr=0.01:1"]
-    study = options.load_search({"space": space, "candidates": "64", "draw": draw})
+    study = reader.load_search({"space": space, "candidates": "64", "draw": draw})
     values = search.draw(study.search)
     assert {name: len(v) for name, v in values.items()} == {"tv": 64, "lr": 64}
     for name, decades in (("tv", (-4, 0)), ("lr", (-2, 0))):
@@ -69,7 +71,7 @@ def test_the_best_survives_and_becomes_a_sweep_file(criterion, tmp_path, monkeyp
     assert abs(np.log10(float(best[name])) - at) == min(distances)
     assert {row["chosen_by"] for row in rows} == {criterion}
 
-    study = options.load_study(out / "best.toml", {})
+    study = reader.load_study(out / "best.toml", {})
     assert len(study.cells) == 1
     assert (study.cells[0].tv, study.cells[0].lr) == (float(best["tv"]), float(best["lr"]))
     assert study.cells[0].iterations == 400
@@ -104,7 +106,7 @@ def test_bad_settings_are_one_line(flags, message, tmp_path, capsys):
 def test_a_candidate_beside_others_is_measured_as_if_alone():
     """Candidates, seeds and targets keep their places: each candidate's means are its own."""
     flags = {"model": ["mlp"], "width": ["8"], "space": ["tv=1e-4:1", "lr=0.01:1"]}
-    study = options.load_search({**flags, "targets": "2", "seeds": "3", "candidates": "2"})
+    study = reader.load_search({**flags, "targets": "2", "seeds": "3", "candidates": "2"})
     material = cells.Loader(study.plan, split="train")(study.cell)
     console = Console(quiet=True)
     numbers = {"tv": np.array([1e-3, 1.0, 1e-2]), "lr": np.array([0.01, 0.3, 0.1])}

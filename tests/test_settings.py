@@ -13,10 +13,13 @@ import flax.linen as nn
 import numpy as np
 import pytest
 
-from jaxinv import cells, config, data, models, options, results, sweep
+from jaxinv import data, networks, sweep
 from jaxinv.attacks import levenberg_marquardt as lm
+from jaxinv.engine import cells
 from jaxinv.errors import UserError
-from jaxinv.models.layers import normalize
+from jaxinv.networks.layers import normalize
+from jaxinv.runs import results
+from jaxinv.settings import reader, schema
 
 FAMILIES = ("geiping", "bayes", "smoothed_bayes", "analytic", "spear")
 TINY = {"model": "mlp", "width": 8}
@@ -132,7 +135,7 @@ def small(monkeypatch):
     dots.read = other
     monkeypatch.setitem(sys.modules, "dots", dots)
     monkeypatch.setitem(data.SOURCES, "dots", "dots")
-    monkeypatch.setitem(models.NETWORKS, "normed", models.Network(Normed, None, smooth=True))
+    monkeypatch.setitem(networks.NETWORKS, "normed", networks.Network(Normed, None, smooth=True))
     monkeypatch.setattr(sweep.report, "build", lambda folder, console: None)
     monkeypatch.setattr(cells, "WITH_SPECTRUM", 0)
     monkeypatch.setattr(
@@ -157,15 +160,15 @@ def cell_of(folder, grid, run):
     Raises:
       UserError: what a user is told of it.
     """
-    study = options.load_study(written(folder, [grid], **run), {})
+    study = reader.load_study(written(folder, [grid], **run), {})
     cells.Loader(study.plan)(study.cells[0])
     return study.cells[0]
 
 
 def test_every_setting_has_a_value_to_try():
-    assert list(CHANGES) == list(config.Cell.model_fields)
+    assert list(CHANGES) == list(schema.Cell.model_fields)
     for name, (_, value) in CHANGES.items():
-        assert config.Cell.model_fields[name].default != value
+        assert schema.Cell.model_fields[name].default != value
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -187,7 +190,7 @@ def test_a_setting_changes_the_rows_or_is_refused(family, small, tmp_path):
     grids = [grid for base, changed, *_ in pairs.values() for grid in (base, changed)]
     path = written(tmp_path, grids, **run)
     assert sweep.main([str(path), "--out", str(tmp_path / "run")]) == 0
-    there, run = options.load_study(path, {}).cells, results.read_run(tmp_path / "run")
+    there, run = reader.load_study(path, {}).cells, results.read_run(tmp_path / "run")
     measured = {
         cell: [run.trials[name][run.trials["cell"] == i] for name in MEASURED]
         + list(run.extras(i).values())
