@@ -222,7 +222,7 @@ def test_priors(name):
 
     def penalty(images, update, statistics, target):
         view = View(images, update, statistics, target, one.variables["params"], CLASSIFIER)
-        return PRIORS[name](view)
+        return PRIORS[name].penalty(view)
 
     of_seeds = jax.vmap(penalty, in_axes=(0, None, None, None), axis_name=SEEDS)
     arguments = (images[:, None] if name == "order" else images, update, statistics, target)
@@ -238,7 +238,7 @@ def test_priors(name):
 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name not in CLOSED_FORM])
 def test_named_attacks(name):
-    cell = Cell(attack=name, **ATTACKS[name])
+    cell = Cell(attack=name, **ATTACKS[name].settings)
     kinked = name == "smoothed_bayes"
     one, target = lab(kinked), plain(kinked, observe=cell.statistics > 0)
     attack = cell.make_attack(CLASSES, CLASSIFIER)
@@ -250,7 +250,7 @@ def test_named_attacks(name):
 
 @pytest.mark.parametrize("start", [name for name in STARTS if name != "mean"])  # bayes has it
 def test_second_order_starts(start):
-    cell = Cell(**ATTACKS["bayes"] | {"attack": "bayes", "init": start})
+    cell = Cell(**ATTACKS["bayes"].settings | {"attack": "bayes", "init": start})
     attack = cell.make_attack(CLASSES, ())
     keeps_promises(lab(), plain(observe=False), attack, anneal_to=1.0)
 

@@ -88,11 +88,16 @@ def test_the_best_survives_and_becomes_a_sweep_file(criterion, tmp_path, monkeyp
     ("flags", "message"),
     [
         (["--space", "tv=1:0.1"], "give such as tv=1e-5:1e-1"),
-        (["--space", "width=1:2"], "names are lr, client_lr, tv"),
+        (["--space", "width=1:2"], "names are client_lr, tv"),
         (["--tv", "0.1"], "--tv: a search goes around one cell"),
         (["--iterations", "5", "6"], "--iterations: a search goes around one cell"),
         (["--criterion", "ssim"], "--criterion ssim"),
         (["--candidates", "0"], "--candidates 0"),
+        (["--noise-seeds", "4", "--defense", "noise:1"], "--noise-seeds: a search draws a defense"),
+        (["--space", "client_lr=0.1:1"], "--client-lr 0.1: the client takes one step"),
+        (["--space", "group=0.1:1"], "--group: would draw the candidates together"),
+        (["--space", "order=0.1:1"], "--order: compares the client's epochs"),
+        (["--width", "16"], "--width 16: lenet_zhu has one size"),
     ],
 )
 def test_bad_settings_are_one_line(flags, message, tmp_path, capsys):

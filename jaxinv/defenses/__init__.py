@@ -63,7 +63,7 @@ def parse(text: str) -> Chain:
             if not least <= value <= most or not math.isfinite(value):
                 top = "" if math.isinf(most) else f" and at most {most:g}"
                 raise ValueError(f"'{part}': the {what} must be at least {least:g}{top}")
-        if defense.first and position:
+        if defense.of_each_image and position:
             raise ValueError(f"'{name}' makes the update itself; put it first")
         chain.append((name, strengths))
     return tuple(chain)

@@ -15,7 +15,7 @@ from jaxinv import data, defenses, metrics, networks
 from jaxinv.attacks import CLOSED_FORM
 from jaxinv.attacks.base import Attack, Candidate
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
-from jaxinv.attacks.priors import READ_UPDATE
+from jaxinv.attacks.priors import needing
 from jaxinv.attacks.uncertainty import Posterior, Spectrum
 from jaxinv.data.image_prior import Facts, ImagePrior, Source, load_prior
 from jaxinv.engine import planner, trials
@@ -23,7 +23,7 @@ from jaxinv.engine.closed_form import recover
 from jaxinv.engine.targets import Clients, Shared, make_targets, noise_keys, order_keys
 from jaxinv.errors import UserError
 from jaxinv.machine import runtime
-from jaxinv.networks.inspect import classifier_path
+from jaxinv.networks.inspect import classifier_path, dense_layers
 from jaxinv.settings import schema
 from jaxinv.types import Normalization, PyTree, Target, Truth
 from jaxinv.victim import checkpoints
@@ -95,6 +95,8 @@ class Loader:
                 )
             if cell.statistics > 0:
                 raise UserError(f"--statistics: {cell.model} has no BatchNorm; give 0")
+        if cell.attack in CLOSED_FORM:
+            dense_layers(victim.module, victim.variables, shape)  # refuses other networks
         images, labels, ids = self._targets(cell, dataset)
         prior, source = self._prior(cell, dataset) if cell.has_image_prior() else (None, None)
         return Material(
@@ -176,17 +178,17 @@ def attack_cell(
     if cell.assumed_lr is not None:
         numbers = {**numbers, "client_lr": cell.assumed_lr}
     with runtime.arithmetic(cell.precision) as cast:
-        attack = attack_of(cell, material)
         # An update that is polished to its last digit must have that digit.
         with runtime.arithmetic("float64" if cell.polish else cell.precision) as exact:
-            shared = share(cell, material, attack, exact)
+            shared = share(cell, material, exact)
         problem = problem_of(material, shared.targets, cast)
         if cell.attack in CLOSED_FORM:
             result = recover(problem, CLOSED_FORM[cell.attack], cell.objective, keys)
             return Attacked(result, *_per_target(problem, result.labels, material.classes), shared)
+        attack = attack_of(cell, material)
         plan = planner.first_plan(
             problem.variables["params"], *keys.shape, problem.targets.labels.shape[1],
-            "group" in attack.priors,
+            bool(needing("seeds", attack.priors)),
         )  # fmt: skip
         limit = planner.memory_limit(memory)
         resources = trials.Resources(plan, limit, progress, announce)
@@ -210,13 +212,11 @@ def attack_cell(
     return Attacked(result, *measured, shared, extras)
 
 
-def share(
-    cell: schema.Cell, material: Material, attack: Attack, cast: Callable[[PyTree], PyTree]
-) -> Shared:
+def share(cell: schema.Cell, material: Material, cast: Callable[[PyTree], PyTree]) -> Shared:
     """Lets the clients of a cell share their updates."""
     clients = Clients(
         cell.labels, cell.batch_norm, cell.local(), cell.shuffled, cell.assumed_images,
-        attack.local, observe=cell.batch_norm == "eval" and cell.statistics > 0,
+        cell.assumed().local, observe=cell.batch_norm == "eval" and cell.statistics > 0,
         defense=defenses.names(cell.chain()), told=cell.told_names(),
         classifier=classifier_of(cell, material),
     )  # fmt: skip
@@ -321,7 +321,7 @@ def attack_of(cell: schema.Cell, material: Material) -> Attack:
 def shapes_of(material: Material, attack: Attack, images: int) -> trials.Problem:
     """One target of so many images, without numbers: what a step's work is counted on."""
     victim = material.victim
-    observed = "statistics" in attack.priors
+    observed = needing("statistics", attack.priors)
     sent = {"batch_stats": victim.variables["batch_stats"]} if observed else ()
     target = Target(victim.variables["params"], jnp.zeros(images, jnp.int32), sent)
     problem = trials.Problem(
@@ -334,7 +334,8 @@ def shapes_of(material: Material, attack: Attack, images: int) -> trials.Problem
 
 def classifier_of(cell: schema.Cell, material: Material) -> tuple[str, ...]:
     """The path of the network's last dense layer, where the attacker asks for it; else ()."""
-    if READ_UPDATE & set(cell.priors()) or "soteria" in cell.told_names():
+    told = (defenses.DEFENSES[name].tells_classifier for name in cell.told_names())
+    if needing("update", cell.priors()) or any(told):
         victim = material.victim
         return classifier_path(victim.module, victim.variables, material.images[0])
     return ()

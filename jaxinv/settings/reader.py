@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from jaxinv import defenses, networks
-from jaxinv.attacks import ATTACKS, CLOSED_FORM, SECOND_ORDER, unused_settings
-from jaxinv.attacks.gauss_newton import STARTS
-from jaxinv.attacks.gradient_matching import RATES
+from jaxinv.attacks import ATTACKS, unused_settings
+from jaxinv.attacks.gradient_matching import RATES, may_drop_gradients
+from jaxinv.attacks.priors import needing
 from jaxinv.errors import UserError
 from jaxinv.settings.schema import (
     OF_VICTIM,
@@ -42,7 +42,7 @@ OF_PRIVACY = ("noise_multiplier", "target_epsilon", "clip", "delta", "accountant
 # What of a cell does not concern an update that is there already.
 _NOT_INVERTED = {
     "dataset", "model", "width", "network_seed", "batch_norm", "grouping", "shuffled", "order",
-    "statistics", "assumed_images", "assumed_batch", "assumed_lr", "polish", "posterior",
+    "statistics", "assumed_images", "assumed_batch", "assumed_lr", "polish", "posterior", "gram",
     "defense", "told",
 }  # fmt: skip
 
@@ -87,11 +87,14 @@ def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None =
     if asked:  # what the file costs and expects is said of its own grid
         text = text.model_copy(update={"cost": "", "expectation": ""})
     grids = [_lay_over(_lay_over(grid, table), asked) for table in varied]
-    cells = tuple(dict.fromkeys(cell for grid in grids for cell in _product(grid)))
+    made = [_product(grid) for grid in grids]
+    _check_used(grids, made)
+    cells = tuple(dict.fromkeys(cell for of_grid in made for cell in of_grid))
     names = dict.fromkeys(name for grid in grids for name in grid)
     axes = {name: list(dict.fromkeys(getattr(c, name) for c in cells)) for name in names}
     axes = {name: values for name, values in axes.items() if _varies(name, cells)}
     plan = _validate(Plan, run)
+    _check_plan(plan, cells)
     if plan.target_ids is not None and "images" in axes:
         raise UserError(
             "--target-ids: how many targets they make differs by --images; use --targets"
@@ -115,7 +118,7 @@ def _lay_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, An
     replaced = set(OF_VICTIM) if "victim" in over else set()
     attacks = [name for name in _listed(over.get("attack", [])) if name in ATTACKS]
     for name in attacks:
-        replaced |= set(ATTACKS[name])
+        replaced |= set(ATTACKS[name].settings)
     if attacks:  # nor does what none of them reads stand any longer
         replaced |= set.intersection(*map(unused_settings, attacks))
     if "optimizer" in replaced | set(over):  # the rate was another one's
@@ -144,7 +147,8 @@ def _product(grid: Mapping[str, Any]) -> list[Cell]:
     cells = []
     for values in products:
         given = dict(zip(lists, values))
-        asked = ATTACKS.get(given.get("attack"), {}) | given
+        named = ATTACKS.get(given.get("attack"))
+        asked = {**(named.settings if named else {}), **given}
         rate = RATES.get(asked.get("optimizer"), RATES["adam"])
         if "posterior" not in given and asked.get("polish", "0") not in (0, "0"):
             asked["posterior"] = 0  # a polished image has no error bar worth its time
@@ -167,21 +171,18 @@ def _check_cell(cell: Cell) -> None:
       UserError: one line that names them.
     """
     networks.build(cell.model, classes=2, width=cell.width)  # refuses widths it cannot have
-    images = cell.assumed_images or cell.images
+    family, attacker = cell.family(), cell.assumed()
     steps = cell.local().steps(cell.images)
-    smoothed = cell.attack == "smoothed_bayes"
+    _check_batches(cell)
     refused = {
         "--labels idlg reads one label; use --images 1 or --labels known": (
-            cell.labels == "idlg" and images > 1
+            cell.labels == "idlg" and attacker.images > 1
         ),
-        f"--client-batch {cell.client_batch}: does not divide --images {cell.images}": (
-            cell.images % (cell.client_batch or 1)
-        ),
-        f"--assumed-batch {cell.assumed_batch}: does not divide the {images} images assumed": (
-            images % (cell.assumed_batch or cell.client_batch or 1)
+        f"--labels joint: --attack {cell.attack} takes labels as given; use known, or a rule": (
+            cell.labels == "joint" and not family.joint_labels
         ),
         "--assumed-images: the labels known would tell their number; use another --labels": (
-            images != cell.images and cell.labels == "known"
+            attacker.images != cell.images and cell.labels == "known"
         ),
         "--batch-norm train-shared: statistics of one step; leave --client-epochs and -batch out": (
             cell.batch_norm == "train-shared" and steps > 1
@@ -196,39 +197,127 @@ def _check_cell(cell: Cell) -> None:
             cell.order > 0 and (cell.client_epochs == 1 or not cell.shuffled)
         ),
         f"--attack {cell.attack}: of one gradient; leave --client-epochs and --client-batch out": (
-            cell.attack in CLOSED_FORM and steps > 1
+            steps > 1 and not family.local_steps
+        ),
+        f"--assumed-batch: --attack {cell.attack} is of one gradient; leave it out": (
+            attacker.local.steps(attacker.images) > 1 and not family.local_steps
         ),
         "--told: there is no --defense to be told of": cell.told and not cell.chain(),
         f"--defense {cell.defense}: takes each image's own gradient, which BatchNorm does not "
         f"have; use --model {cell.model}_gn": (
-            cell.dp_sgd() and f"{cell.model}_gn" in networks.NETWORKS
+            cell.of_each_image() and f"{cell.model}_gn" in networks.NETWORKS
         ),
         f"--defense {cell.defense}: of one gradient; leave --client-epochs and -batch out": (
-            cell.dp_sgd() and steps > 1
+            cell.of_each_image() and steps > 1
+        ),
+        f"--told: --attack {cell.attack} makes nothing of --defense {cell.defense}": (
+            cell.told and cell.of_each_image() and not family.each_image
         ),
         "--order: not with --told": cell.order > 0 and cell.told,
         "--polish: not with --told": cell.polish > 0 and cell.told,
         "--polish: of one set of images; leave --order out": cell.polish > 0 and cell.order > 0,
         "--order: not with --labels joint": cell.order > 0 and cell.labels == "joint",
-        f"--init {cell.init}: of --attack {' and '.join(SECOND_ORDER)}; others start from noise": (
-            cell.init in STARTS and cell.attack not in SECOND_ORDER
+        f"--init {cell.init}: --attack {cell.attack} starts from {' or '.join(family.starts)}": (
+            family.starts and cell.init not in family.starts
         ),
-        f"--init {cell.init}: --attack {cell.attack} starts from its prior; use "
-        f"{' or '.join(STARTS)}": (cell.init not in STARTS and cell.attack in SECOND_ORDER),
         f"--anneal-to {cell.anneal_to:g}: above --anneal-from {cell.anneal_from:g}; the error of "
         "the model must fall": cell.anneal_to > cell.anneal_from,
-        f"--attack smoothed_bayes: of networks with ReLUs, not {cell.model}; use --attack bayes": (
-            smoothed and networks.NETWORKS[cell.model].smooth
-        ),
-        "--attack smoothed_bayes: of one gradient; leave --client-epochs and --client-batch out": (
-            smoothed and steps > 1
-        ),
-        "--attack smoothed_bayes: not with --labels joint": smoothed and cell.labels == "joint",
-        "--attack smoothed_bayes: not with --told of DP-SGD": (
-            smoothed and cell.told and cell.dp_sgd()
+        f"--attack {cell.attack}: of networks with ReLUs, not {cell.model}; use --attack bayes": (
+            family.only_kinked and networks.NETWORKS[cell.model].smooth
         ),
         "--posterior: of an image that is not polished; leave --polish or it out": (
             cell.posterior > 0 and cell.polish > 0
+        ),
+    }
+    for message, holds in refused.items():
+        if holds:
+            raise UserError(message)
+
+
+def _check_batches(cell: Cell) -> None:
+    """Refuses mini-batches that do not divide the images.
+
+    Raises:
+      UserError: one line that names them.
+    """
+    if cell.images % (cell.client_batch or 1):
+        raise UserError(f"--client-batch {cell.client_batch}: does not divide {cell.images} images")
+    attacker = cell.assumed()
+    if attacker.images % (attacker.local.batch or 1):
+        raise UserError(
+            f"--assumed-batch {attacker.local.batch}: does not divide the {attacker.images} images "
+            "assumed"
+        )
+
+
+def _idle(cell: Cell) -> dict[str, str]:
+    """The settings that would change nothing beside the others of a cell, each with the reason."""
+    attacker = cell.assumed()
+    steps, assumed_steps = cell.local().steps(cell.images), attacker.local.steps(attacker.images)
+    one_step = "the client takes one step; give --client-epochs or --client-batch, or leave it out"
+    idle = {
+        "width": (
+            networks.NETWORKS[cell.model].width is None,
+            f"{cell.model} has one size; leave it out",
+        ),
+        "grouping": (cell.images == 1, "of several images; give --images, or leave it out"),
+        "client_lr": (
+            steps == 1 and (assumed_steps == 1 or cell.assumed_lr is not None), one_step,
+        ),
+        "assumed_lr": (assumed_steps == 1, one_step),
+        "shuffled": (
+            cell.images == (cell.client_batch or cell.images) and not cell.order,
+            "an epoch of one step has no order; give --client-batch, or leave it out",
+        ),
+        "gram": (
+            cell.gram == "on" and not may_drop_gradients(cell.priors(), attacker),
+            "the objective is of one gradient, not told of a defense, without --features; leave it "
+            "out",
+        ),
+    }  # fmt: skip
+    return {name: reason for name, (holds, reason) in idle.items() if holds}
+
+
+def _check_used(grids: Sequence[Mapping[str, Any]], cells: Sequence[Sequence[Cell]]) -> None:
+    """Refuses a setting that no cell of those it is given for has a use for.
+
+    Raises:
+      UserError: one line that names it and says why.
+    """
+    used, idle = set(), {}
+    for grid, made in zip(grids, cells):
+        for cell in made:
+            reasons = _idle(cell)
+            for name in grid:
+                if getattr(cell, name) == Cell.model_fields[name].default:
+                    continue
+                if name in reasons:
+                    idle[name] = f"{_flag(name)} {getattr(cell, name)}: {reasons[name]}"
+                else:
+                    used.add(name)
+    for name, message in idle.items():
+        if name not in used:
+            raise UserError(message)
+
+
+def _check_plan(plan: Plan, cells: Sequence[Cell]) -> None:
+    """Refuses what is asked of every cell and changes none.
+
+    Raises:
+      UserError: one line that names it.
+    """
+    refused = {
+        f"--noise-seeds {plan.noise_seeds}: no --defense here is random; leave it out": (
+            plan.noise_seeds > 1 and not any(defenses.is_random(c.chain()) for c in cells)
+        ),
+        "--memory: a closed form takes what it takes; leave it out": (
+            plan.memory is not None and all(c.family().make is None for c in cells)
+        ),
+        "--data-dir: the tiles ship with the package; leave it out": (
+            plan.data_dir is not None and all(c.dataset == "tiles" for c in cells)
+        ),
+        "--group: draws a target's seeds together; give more than one of --seeds": (
+            plan.seeds == 1 and any(needing("seeds", c.priors()) for c in cells)
         ),
     }
     for message, holds in refused.items():
@@ -277,8 +366,16 @@ def load_search(flags: Mapping[str, Any]) -> SearchStudy:
             raise UserError(f"--space {name}: --attack does not use it; search another setting")
     # A prior is part of the program where its weight is not 0.
     searched = {name: low for name, (low, _) in search.space.items()}
-    cell = _product(grid)[0].model_copy(update=searched)
-    return SearchStudy(search, cell, _validate(Plan, of(Plan)))
+    cells = [_product(grid)[0].model_copy(update=searched)]
+    plan = _validate(Plan, of(Plan))
+    _check_cell(cells[0])
+    _check_used([{**grid, **searched}], [cells])
+    _check_plan(plan, cells)
+    if "noise_seeds" in plan.model_fields_set:
+        raise UserError("--noise-seeds: a search draws a defense once; leave it out")
+    if coupled := needing("seeds", cells[0].priors()):
+        raise UserError(f"{_flag(coupled[0])}: would draw the candidates together; leave it out")
+    return SearchStudy(search, cells[0], plan)
 
 
 def add_inverting_flags(parser: argparse.ArgumentParser) -> None:
@@ -311,7 +408,11 @@ def load_inverting(flags: Mapping[str, Any]) -> tuple[Inverting, Cell]:
         raise UserError("--classes: say the labels and their number; leave --labels, --images out")
     else:
         settings["images"] = str(len(classes))
-    return inverting, _product(settings)[0]
+    cell = _product(settings)[0]
+    if cell.family().make is None:
+        raise UserError(f"--attack {cell.attack}: of a sweep; give an attack that takes steps")
+    _check_used([settings], [[cell]])
+    return inverting, cell
 
 
 def add_workers_flags(parser: argparse.ArgumentParser) -> None:

@@ -13,18 +13,18 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from jaxinv import defenses, networks
-from jaxinv.attacks import ATTACKS, SECOND_ORDER
-from jaxinv.attacks.base import Attack
-from jaxinv.attacks.gauss_newton import STARTS, GaussNewton
-from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, RATES, SCHEDULES, SIGNS, Method
-from jaxinv.attacks.gram import GRAM, choose_rule
+from jaxinv.attacks import ATTACKS
+from jaxinv.attacks.base import Assumed, Attack, Family
+from jaxinv.attacks.gauss_newton import STARTS
+from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, RATES, SCHEDULES, SIGNS
+from jaxinv.attacks.gram import GRAM
 from jaxinv.attacks.labels import LABELS
 from jaxinv.attacks.objectives import OBJECTIVES
-from jaxinv.attacks.priors import PRIORS, READ_UPDATE
-from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
+from jaxinv.attacks.priors import PRIORS
 from jaxinv.client import BATCH_NORM, Local
 from jaxinv.data import GROUPINGS
 from jaxinv.data.image_prior import IMAGE_PRIORS
+from jaxinv.errors import UserError
 from jaxinv.machine import runtime
 from jaxinv.machine.executors import EXECUTORS
 from jaxinv.privacy.accounting import ACCOUNTANTS
@@ -32,10 +32,6 @@ from jaxinv.victim.training import PRECISIONS
 from jaxinv.victim.training import SCHEDULES as TRAINING_SCHEDULES
 
 OF_VICTIM = ("model", "width", "network_seed")  # what a checkpoint says of its network
-# What may differ from seed to seed in one program.
-SEARCHABLE = (
-    "lr", "client_lr", *PRIORS, "anneal_from", "anneal_to", "damping", "tolerance", "inflation",
-)  # fmt: skip
 VICTIMS_OWN = "victim"  # the defense that a victim was trained with
 
 
@@ -48,6 +44,11 @@ def _known(table) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def _traced(default: float, **more: Any) -> Any:
+    """A number that may differ from seed to seed in one program: a search may vary it."""
+    return Field(default, json_schema_extra={"traced": True}, **more)
 
 
 def _published(width: Any) -> Any:
@@ -94,7 +95,9 @@ class Cell(_Strict):
     client_batch: int | None = Field(
         None, ge=1, description="images of one of its steps (default: all)"
     )
-    client_lr: float = Field(1e-4, gt=0, description="its learning rate, where it takes more steps")
+    client_lr: float = _traced(
+        1e-4, gt=0, description="its learning rate, where it takes several steps"
+    )
     shuffled: bool = Field(
         False, description="an order of its own in each epoch, unknown to the attacker"
     )
@@ -119,25 +122,25 @@ class Cell(_Strict):
         "geiping", description=f"published defaults of what follows: {', '.join(ATTACKS)}"
     )
     objective: Annotated[str, _known(OBJECTIVES)] = Field("cosine", description="update distance")
-    tv: float = Field(0.01, ge=0, description="weight of the total variation")
-    tv_isotropic: float = Field(0.0, ge=0, description="weight of the isotropic one")
-    tv_color: float = Field(0.0, ge=0, description="weight of the isotropic one with opponents")
-    norm: float = Field(0.0, ge=0, description="weight of the mean square")
-    statistics: float = Field(
+    tv: float = _traced(0.01, ge=0, description="weight of the total variation")
+    tv_isotropic: float = _traced(0.0, ge=0, description="weight of the isotropic one")
+    tv_color: float = _traced(0.0, ge=0, description="weight of the isotropic one with opponents")
+    norm: float = _traced(0.0, ge=0, description="weight of the mean square")
+    statistics: float = _traced(
         0.0, ge=0, description="weight of the BatchNorm statistics, shared or (eval) running"
     )
-    group: float = Field(
+    group: float = _traced(
         0.0, ge=0, description="weight of the distance to the starts' mean: couples the trials"
     )
-    features: float = Field(
+    features: float = _traced(
         0.0, ge=0, description="weight of the features before the last layer, read off the update"
     )
-    order: float = Field(
+    order: float = _traced(
         0.0, ge=0, description="weight of the distance of the epochs' images as sets (shuffled)"
     )
     optimizer: Annotated[str, _known(OPTIMIZERS)] = Field("adam", description="optimiser")
     sign: Annotated[str, _known(SIGNS)] = Field("hard", description="sign taken of the gradient")
-    lr: float = Field(
+    lr: float = _traced(
         RATES["adam"], gt=0, description="learning rate; of lbfgs 1, a factor on its own step"
     )
     schedule: Annotated[str, _known(SCHEDULES)] = Field("step", description="rate's course")
@@ -151,18 +154,18 @@ class Cell(_Strict):
         "spectrum", description="what bayes knows of images: mean and power spectrum, or full "
         "covariance, of the data set's training split, or the spectrum of shipped photographs",
     )  # fmt: skip
-    anneal_from: float = Field(
+    anneal_from: float = _traced(
         100.0, gt=0, description="variance of the model error of bayes at its first step, relative "
         "to each layer's mean square",
     )  # fmt: skip
-    anneal_to: float = Field(1e-6, gt=0, description="the same at its last step")
+    anneal_to: float = _traced(1e-6, gt=0, description="the same at its last step")
     cg_iterations: int = Field(
         80, ge=1, description="conjugate-gradient iterations of one step of bayes"
     )
-    damping: float = Field(
+    damping: float = _traced(
         0.0, ge=0, description="of a step of bayes, relative to the mean diagonal of its system"
     )
-    tolerance: float = Field(
+    tolerance: float = _traced(
         1e-3, ge=0, description="relative gain below which bayes stops, where the noise is reached"
     )
     posterior: int = Field(
@@ -172,7 +175,7 @@ class Cell(_Strict):
         16, ge=2, multiple_of=2, description="images of the belief that a step of smoothed_bayes "
         "looks at, an even number",
     )  # fmt: skip
-    inflation: float = Field(
+    inflation: float = _traced(
         50.0, gt=0, description="entries of the update whose errors smoothed_bayes counts as one"
     )
     polish: int = Field(
@@ -193,9 +196,9 @@ class Cell(_Strict):
         """The client's defense."""
         return defenses.parse(self.defense)
 
-    def dp_sgd(self) -> bool:
-        """Whether the client clips each image's gradient."""
-        return "dpsgd" in defenses.names(self.chain())
+    def of_each_image(self) -> bool:
+        """Whether the client's defense takes each image's own gradient."""
+        return any(defenses.DEFENSES[name].of_each_image for name in defenses.names(self.chain()))
 
     def told_names(self) -> tuple[str, ...]:
         """The defenses that the attacker knows."""
@@ -205,44 +208,44 @@ class Cell(_Strict):
         """The priors that have a weight."""
         return tuple(name for name in PRIORS if getattr(self, name) > 0)
 
+    def family(self) -> Family:
+        """The kind of attack."""
+        return ATTACKS[self.attack].family
+
     def has_image_prior(self) -> bool:
         """Whether the attack asks what images look like."""
-        return self.attack in SECOND_ORDER
+        return "image_prior" in self.family().reads
 
-    def make_attack(self, classes: int, classifier: tuple[str, ...]) -> Attack:
-        """The iterative attack: the part of the settings that shapes the compiled program.
+    def assumed(self, classes: int = 0, classifier: tuple[str, ...] = ()) -> Assumed:
+        """What the attacker takes for the client, the images and the network.
 
         Args:
           classes: of the data.
           classifier: path of the network's last dense layer; () where nothing asks for it.
         """
         local = Local(self.client_epochs, self.assumed_batch or self.client_batch)
-        told = self.told_names()
         of_labels = classes if self.labels == "joint" else 0
-        if self.attack == "smoothed_bayes":
-            return SmoothedGaussNewton(
-                self.objective, self.init, self.cg_iterations, self.draws, self.batch_norm, local,
-                told,
-            )  # fmt: skip
-        if self.attack in SECOND_ORDER:
-            return GaussNewton(
-                self.objective, self.init, self.cg_iterations, self.batch_norm, local, of_labels,
-                told,
-            )  # fmt: skip
         images = self.assumed_images or self.images
-        whole = local.steps(images) > 1 or READ_UPDATE & set(self.priors()) or told
-        fields = ("objective", "optimizer", "sign", "schedule", "box", "batch_norm")
-        return Method(
-            **{name: getattr(self, name) for name in fields},
-            init_from=self.init,
-            priors=self.priors(),
-            local=local,
-            by_epoch=self.order > 0,
-            classes=of_labels,
-            classifier=classifier,
-            defense=told,
-            gram=None if whole else choose_rule(self.gram, self.objective),
-        )
+        return Assumed(local, images, self.told_names(), of_labels, classifier)
+
+    def make_attack(self, classes: int, classifier: tuple[str, ...]) -> Attack:
+        """The iterative attack: the part of the settings that shapes the compiled program.
+
+        Args:
+          classes, classifier: as in `assumed`.
+
+        Raises:
+          UserError: the attack has no iterations.
+        """
+        make = self.family().make
+        if make is None:
+            raise UserError(f"--attack {self.attack}: has no iterations; give another attack")
+        return make(self, self.assumed(classes, classifier))
+
+
+SEARCHABLE = tuple(
+    name for name, field in Cell.model_fields.items() if field.json_schema_extra is not None
+)
 
 
 class Plan(_Strict):
