@@ -23,9 +23,9 @@ from jaxinv.attacks.gauss_newton import STARTS
 from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, SCHEDULES, SIGNS, Method
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
 from jaxinv.attacks.objectives import OBJECTIVES, compare
-from jaxinv.attacks.priors import PRIORS, SEEDS, View
+from jaxinv.attacks.priors import PRIORS, SEEDS, View, needing
 from jaxinv.data import image_prior
-from jaxinv.defenses.base import Scene
+from jaxinv.defenses.base import Facts, Scene
 from jaxinv.engine import cells, trials
 from jaxinv.engine.targets import Clients, make_targets, order_keys
 from jaxinv.networks.kinks import relu
@@ -34,7 +34,7 @@ from jaxinv.networks.mlp import MLP
 from jaxinv.settings.schema import Cell
 from jaxinv.types import Normalization, Target, Truth
 
-SHAPE, CLASSES, CLASSIFIER = (6, 6, 3), 4, ("Dense_0",)
+SHAPE, CLASSES, CLASSIFIER = (6, 6, 3), 4, ("Dense_1",)
 NORMALIZATION = Normalization(jnp.full(3, 0.5), jnp.full(3, 0.25))
 # Strengths that leave something of an update. A defense without an entry here fails the tests.
 STRENGTHS = {
@@ -46,16 +46,16 @@ STRENGTHS = {
 
 
 class Net(nn.Module):
-    """A convolution, BatchNorm, a nonlinearity and a dense layer: what every attack can use."""
+    """Two dense layers, BatchNorm and a nonlinearity: what every attack can use."""
 
     kinked: bool = False
 
     @nn.compact
     def __call__(self, x, train=False):
-        x = nn.Conv(4, (3, 3), strides=2)(x)
+        x = nn.Dense(6)(x.reshape(len(x), -1))
         x = nn.BatchNorm(use_running_average=not train, momentum=BATCH_NORM_MOMENTUM)(x)
         x = relu(x) if self.kinked else nn.sigmoid(x)
-        return nn.Dense(CLASSES)(x.reshape(len(x), -1))
+        return nn.Dense(CLASSES)(x)
 
 
 def wide(tree):
@@ -121,7 +121,7 @@ class Program(NamedTuple):
 @functools.cache
 def program(lab, attack):
     """What an attack does on a network; `given` are the variables and what else is known."""
-    coupled = "group" in attack.priors
+    coupled = needing("seeds", attack.priors)
     over_seeds = functools.partial(jax.vmap, axis_name=SEEDS) if coupled else lambda f: f
     key = jax.random.key(2)
     keys = jax.random.split(key) if coupled else key
@@ -203,32 +203,41 @@ def test_parts_of_gradient_matching(method):
     keeps_promises(lab(), plain(), method)
 
 
-@pytest.mark.parametrize("name", PRIORS)
-def test_priors(name):
-    method, one = PLAIN._replace(priors=(name,)), lab()
-    truth = None
-    if name == "order":
-        method = method._replace(by_epoch=True, local=client.Local(2))
-        truth = Candidate(jnp.stack([one.truth] * 2), None)
-        target = one.shared(local=method.local, assumed=method.local)
-    else:
-        target = plain()
-    seen = keeps_promises(one, target, method, truth=truth, **{name: 0.01})
+def test_priors_of_one_gradient():
+    """All that an attacker of one gradient can have, together."""
+    names = tuple(name for name in PRIORS if name not in needing("epochs"))
+    method = PLAIN._replace(priors=names)
+    seen = keeps_promises(lab(), plain(), method, **dict.fromkeys(names, 0.01))
     assert (seen[0, 1] > 0).all()
 
-    images = jax.random.normal(jax.random.key(3), (2, 1, *SHAPE))
-    update = jax.tree.map(lambda x: 2 * x + 1, target.update)
-    statistics = jax.tree.map(lambda x: x + 1, target.statistics)
+
+def test_priors_of_epochs():
+    local = client.Local(2)
+    method = PLAIN._replace(priors=needing("epochs"), by_epoch=True, local=local)
+    target = lab().shared(local=local, assumed=local)
+    truth = Candidate(jnp.stack([lab().truth] * 2), None)
+    keeps_promises(lab(), target, method, truth=truth, **dict.fromkeys(method.priors, 0.01))
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_prior_as_a_function(name):
+    one, target = lab(), plain()
+    images = jax.random.normal(jax.random.key(3), (2, 1, *SHAPE))  # of two seeds
+    if name in needing("epochs"):
+        images = jnp.stack([images, images[::-1]], axis=1)
+    update, statistics = (
+        jax.tree.map(lambda x: x + 1, tree) for tree in (target.update, target.statistics)
+    )
 
     def penalty(images, update, statistics, target):
         view = View(images, update, statistics, target, one.variables["params"], CLASSIFIER)
         return PRIORS[name].penalty(view)
 
     of_seeds = jax.vmap(penalty, in_axes=(0, None, None, None), axis_name=SEEDS)
-    arguments = (images[:, None] if name == "order" else images, update, statistics, target)
-    if name == "order":
-        arguments = (jnp.stack([images, images[::-1]]), *arguments[1:])
-    np.testing.assert_allclose(jax.jit(of_seeds)(*arguments), of_seeds(*arguments), rtol=1e-5)
+    arguments = (images, update, statistics, target)
+    plainly = of_seeds(*arguments)
+    assert (plainly > 0).all()
+    np.testing.assert_allclose(jax.jit(of_seeds)(*arguments), plainly, rtol=1e-5)
     with jax.enable_x64(True):
         assert jax.eval_shape(of_seeds, *wide(arguments)).dtype == np.float64
 
@@ -264,59 +273,83 @@ def test_polish():
 # What clients do.
 
 
-@pytest.mark.parametrize("batch_norm", client.BATCH_NORM)
+@pytest.mark.parametrize("batch_norm", [name for name in client.BATCH_NORM if name != "eval"])
 def test_batch_norm_protocols(batch_norm):
+    """In evaluation mode are the clients of all other tests."""
     two = lab(images=2)
     target = two.shared(batch_norm=batch_norm)
     assert bool(jax.tree.leaves(target.statistics)) == (batch_norm == "train-shared")
-    priors = ("statistics",) if batch_norm == "train-shared" else ()
+    priors = needing("statistics") if batch_norm == "train-shared" else ()
     method = PLAIN._replace(batch_norm=batch_norm, priors=priors, optimizer="sgd", sign="none")
     keeps_promises(two, target, method, statistics=0.01)
 
 
 @pytest.mark.parametrize("name", defenses.DEFENSES)
-def test_defenses(name, monkeypatch):
-    one, defense = lab(), defenses.DEFENSES[name]
+def test_defenses(name):
+    """As functions, and against the attacker that is blind to them."""
+    one, defense, facts = lab(), defenses.DEFENSES[name], Facts(CLASSIFIER, 1)
     chain = defenses.parse(STRENGTHS[name])
-    update = plain().update
-    strengths = jax.tree.map(jnp.float32, defenses.strengths(chain))
+    update, strengths = plain().update, jax.tree.map(jnp.float32, defenses.strengths(chain))
 
     def defended(seed, update, strengths):
         scene = Scene(one.module, one.variables, one.truth, one.truths.labels[0])
-        return defenses.defend((name,), update, strengths, jax.random.key(seed), scene)
+        sent = defenses.defend((name,), update, strengths, jax.random.key(seed), scene)
+        told = defenses.tell((name,), strengths, sent, facts)
+        return sent, told, defenses.expect((name,), told, update, sent)
 
     compiled = jax.jit(defended)
-    sent, again, other = (compiled(seed, update, strengths) for seed in (0, 0, 1))
+    (sent, told, expected), (again, *_), (other, *_) = (
+        compiled(seed, update, strengths) for seed in (0, 0, 1)
+    )
     jax.tree.map(np.testing.assert_array_equal, sent, again)
     same = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (sent, other)))]
     assert all(same) != defense.random
     assert jax.tree.map(jnp.result_type, sent) == jax.tree.map(jnp.result_type, update)
     scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(sent))
-    for a, b in zip(*map(jax.tree.leaves, (sent, defended(0, update, strengths)))):
+    for a, b in zip(*map(jax.tree.leaves, (sent, defended(0, update, strengths)[0]))):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * scale)
     with jax.enable_x64(True):
         kinds = jax.eval_shape(defended, 0, *wide((update, strengths)))
-        assert {x.dtype for x in jax.tree.leaves(kinds)} == {np.dtype("float64")}
+        assert "float32" not in {str(x.dtype) for x in jax.tree.leaves(kinds)}
 
-    # Its place in the table is no part of its draw.
+    # What an attacker who is told makes of it.
+    weights = np.array(jax.tree.leaves(told.weights))
+    assert ((weights >= 0) & (weights <= 1)).all()
+    assert all((np.asarray(v) >= 0).all() for v in jax.tree.leaves(told.variances))
+    if name in OF_ONE_UPDATE:
+        at_truth = OBJECTIVES["cosine"](compare(expected, sent, told.weights))
+        np.testing.assert_allclose(at_truth, 0, atol=1e-6)
+    target = plain()._replace(update=sent)
+    keeps_promises(one, target, PLAIN, at_truth=None)
+
+
+# Defenses that an attacker who is told of them can repeat, and others; all of the table.
+OF_ONE_UPDATE = ("prune", "prune-layer", "top-k", "clip", "soteria")
+TOLD = [
+    OF_ONE_UPDATE, ("dpsgd", "noise", "laplace"), ("relative", "quantize"), ("sign",),
+]  # fmt: skip
+
+
+def test_every_defense_is_told_of():
+    assert {name for chain in TOLD for name in chain} == set(defenses.DEFENSES)
+
+
+@pytest.mark.parametrize("chain", TOLD, ids="-".join)
+def test_attackers_who_are_told(chain):
+    target = lab().shared(",".join(STRENGTHS[name] for name in chain), told=chain)
+    method = PLAIN._replace(defense=chain)
+    keeps_promises(lab(), target, method, at_truth=1e-5 if chain == OF_ONE_UPDATE else None)
+
+
+def test_a_defense_draws_the_same_wherever_it_stands_in_the_table(monkeypatch):
+    update = {"w": jnp.zeros(5)}
+    draw = lambda: defenses.defend(  # noqa: E731
+        ("noise",), update, ((jnp.float32(1.0),),), jax.random.key(0), None
+    )["w"]
+    before = draw()
     backwards = dict(reversed(defenses.DEFENSES.items()))
-    monkeypatch.setattr(defenses, "DEFENSES", backwards)
-    jax.tree.map(np.testing.assert_array_equal, sent, jax.jit(defended)(0, update, strengths))
-
-
-@pytest.mark.parametrize("told", [False, True], ids=["blind", "told"])
-@pytest.mark.parametrize("name", defenses.DEFENSES)
-def test_attackers_of_defenses(name, told):
-    names = (name,) if told else ()
-    target = lab().shared(STRENGTHS[name], told=names)
-    if told:
-        weights = np.array(jax.tree.leaves(target.told.weights))
-        assert ((weights >= 0) & (weights <= 1)).all()
-        assert all((np.asarray(v) >= 0).all() for v in jax.tree.leaves(target.told.variances))
-    # Blind, or of noise, the update at the truth is not the one that was sent.
-    exact = told and name in ("prune", "prune-layer", "top-k", "clip", "soteria")
-    method = PLAIN._replace(defense=names)
-    keeps_promises(lab(), target, method, at_truth=1e-5 if exact else None)
+    monkeypatch.setattr(defenses, "DEFENSES", {"new": None, **backwards})
+    np.testing.assert_array_equal(draw(), before)
 
 
 @pytest.mark.parametrize("grouping", data.GROUPINGS)
