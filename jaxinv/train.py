@@ -270,6 +270,11 @@ class Trainer:
 
     def _save(self, folder: Path) -> None:
         """Saves the network as it is now."""
+        storage = self.settings.storage
+        variables, accuracy = self.state.variables, self._test_accuracy()
+        if storage != "float32":
+            variables = checkpoints.rounded(variables, storage)
+            accuracy = training.accuracy(self.module, variables, self.test_data, self.normalization)
         info = checkpoints.Info(
             model=self.settings.model,
             width=getattr(self.module, "width", None),
@@ -282,18 +287,20 @@ class Trainer:
             epochs=self.epoch,
             steps=int(self.state.step),
             train_accuracy=self.log[-1]["train_accuracy"] if self.log else None,
-            test_accuracy=self._test_accuracy(),
+            test_accuracy=accuracy,
             seconds=round(self.seconds, 1),
             hardware=runtime.hardware(),
             versions=runtime.versions(("jax", "flax", "optax")),
             privacy=self._spent(),
+            storage=storage,
         )
-        checkpoints.save(folder, self.state.variables, info, self.log)
+        checkpoints.save(folder, variables, info, self.log)
 
     def _recipe(self) -> dict[str, Any]:
         """Every setting that has a say in the parameters, as JSON knows it."""
         private = () if self.settings.dp else ("dp", *reader.OF_PRIVACY)
-        return self.settings.model_dump(exclude={"out", "data_dir", "stop_at", *private}) | {
+        left_out = {"out", "data_dir", "stop_at", "storage", *private}
+        return self.settings.model_dump(exclude=left_out) | {
             "momentum": training.MOMENTUM, "weight_decay": training.WEIGHT_DECAY,
         }  # fmt: skip
 

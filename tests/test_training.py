@@ -141,6 +141,23 @@ def test_stops_hold_the_network_on_its_way(whole):
     assert not whole.with_name(".whole.training").exists()
 
 
+def test_bfloat16_storage_halves_a_checkpoint_and_gives_back_the_rounded_network(whole, tmp_path):
+    victim = load_victim(whole)
+    info = victim.info.model_copy(update={"storage": "bfloat16"})
+    rounded = checkpoints.rounded(victim.variables, "bfloat16")
+    checkpoints.save(tmp_path / "small", rounded, info, [])
+    small = load_victim(tmp_path / "small")
+    jax.tree.map(np.testing.assert_array_equal, small.variables, rounded)
+    for exact, kept in zip(jax.tree.leaves(victim.variables), jax.tree.leaves(small.variables)):
+        assert kept.dtype == np.float32
+        np.testing.assert_allclose(kept, exact, rtol=2**-8)
+    assert small.digest != victim.digest
+    bytes_of = lambda folder: sum(  # noqa: E731
+        f.stat().st_size for f in (folder / "arrays").rglob("*") if f.is_file()
+    )
+    assert bytes_of(tmp_path / "small") < 0.7 * bytes_of(whole)
+
+
 def test_goes_on_after_a_kill_to_the_same_digest(whole):
     folder = whole.with_name("killed")
     script = (

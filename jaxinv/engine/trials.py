@@ -313,4 +313,6 @@ def step_flops(problem: Problem, attack: Attack) -> float:
         attack, 1, 1, problem, numbers, jnp.int32(1), jnp.int32(0), jnp.int32(1),
         np.zeros((1, 1), int), np.zeros((1, 1), int), states,
     )  # fmt: skip
-    return float(lowered.cost_analysis()["flops"]) * attack.products
+    # Of a program for a GPU only the compiled one can be analyzed.
+    analysis = lowered.cost_analysis() or lowered.compile().cost_analysis()
+    return float(analysis["flops"]) * attack.products

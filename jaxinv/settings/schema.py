@@ -308,6 +308,9 @@ class Training(_Strict):
     precision: Annotated[str, _known(PRECISIONS)] = Field(
         "float32", description="of the arithmetic; bfloat16 for accelerators"
     )
+    storage: Annotated[str, _known(PRECISIONS)] = Field(
+        "float32", description="Precision of the checkpoint's variables: bfloat16 halves its size."
+    )
     seed: int = Field(0, ge=0, description="of the initialisation, the order and the augmentation")
     dp: bool = Field(False, description="train with DP-SGD; --batch is the expected one")
     noise_multiplier: float | None = Field(

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jaxinv import data, files, networks
@@ -68,6 +69,7 @@ class Info(BaseModel):
     hardware: str
     versions: dict[str, str]
     privacy: Privacy | None = None  # of a training with DP-SGD
+    storage: str = "float32"  # precision of the variables, which every load gives back as float32
     digest: str = ""  # filled in by `save`
 
 
@@ -89,8 +91,20 @@ class TrainedVictim(NamedTuple):
 
 
 def save(folder: Path, variables: PyTree, info: Info, log: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a checkpoint, in place of one that is there."""
-    write(folder, variables, info.model_dump(exclude={"digest"}), log)
+    """Writes a checkpoint, in place of one that is there.
+
+    Args:
+      folder: of the checkpoint.
+      variables: `rounded` to `info.storage`.
+      info: without its digest.
+      log: a row per epoch.
+    """
+    write(folder, variables, info.model_dump(exclude={"digest"}), log, info.storage)
+
+
+def rounded(variables: PyTree, storage: str) -> PyTree:
+    """Rounds float32 variables to what a checkpoint of this precision gives back, in float32."""
+    return jax.tree.map(lambda x: x.astype(storage).astype(x.dtype), variables)
 
 
 def load_victim(path_or_name: str | Path) -> TrainedVictim:
@@ -158,9 +172,17 @@ def find(path_or_name: str | Path) -> Path:
 
 
 def write(
-    folder: Path, tree: PyTree, fields: Mapping[str, Any], log: Sequence[Mapping[str, Any]]
-) -> None:
+    folder: Path, tree: PyTree, fields: Mapping[str, Any], log: Sequence[Mapping[str, Any]],
+    storage: str | None = None,
+) -> None:  # fmt: skip
     """Writes a tree of arrays, its digest, `fields` and the log as a folder, whole or not at all.
+
+    Args:
+      folder: to write; one that is there is replaced.
+      tree: of arrays, which the digest is of.
+      fields: the rest of info.json.
+      log: a row per epoch.
+      storage: dtype of all arrays on disk, which must hold them exactly; their own if not given.
 
     Raises:
       UserError: the folder cannot be written.
@@ -171,7 +193,8 @@ def write(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        ocp.save(temporary / "arrays", tree)
+        stored = tree if storage is None else jax.tree.map(lambda x: x.astype(storage), tree)
+        ocp.save(temporary / "arrays", stored)
         # Orbax wrote the folder's path on its maker's machine into it; that it is there is enough.
         (temporary / "arrays" / "commit_success.txt").write_text("Checkpoint commit was successful")
         with open(temporary / "log.csv", "w", newline="") as file:
@@ -222,6 +245,7 @@ def read(folder: Path, template: PyTree, expected_digest: str, name: str) -> PyT
         message = f"{folder}: arrays/ cannot be read (missing or damaged); {_REPAIR}"
         raise UserError(message) from None
     leaves = jax.tree.leaves(template)
+    tree = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x, tree)
     same = jax.tree.structure(tree) == jax.tree.structure(template) and all(
         x.shape == y.shape and x.dtype == y.dtype for x, y in zip(jax.tree.leaves(tree), leaves)
     )
