@@ -36,11 +36,11 @@ CHANGES = {
     "images": ({}, 2),
     "grouping": ({"images": 2}, "repeated"),
     "client_epochs": (LOCAL, 1),
-    "client_batch": ({"images": 2, "client_lr": 0.5}, 1),
+    "client_batch": (LOCAL, 2),
     "client_lr": (LOCAL, 0.1),
     "shuffled": (LOCAL, True),
     "assumed_images": ({"images": 2, "labels": "counts"}, 1),
-    "assumed_batch": ({"images": 2, "client_lr": 0.5}, 1),
+    "assumed_batch": (LOCAL, 2),
     "assumed_lr": (LOCAL, 0.1),
     "labels": ({"images": 2}, "counts"),
     "defense": ({}, "noise:1e-2"),
@@ -76,7 +76,10 @@ CHANGES = {
     "precision": ({}, "float64"),
 }
 OF_SECOND_ORDER = {"attack": "analytic", "objective": "cosine", "init": "prior"}
-OWN_VALUES = {"bayes": OF_SECOND_ORDER, "smoothed_bayes": OF_SECOND_ORDER}
+OWN_VALUES = {
+    "bayes": OF_SECOND_ORDER, "smoothed_bayes": OF_SECOND_ORDER, "analytic": {"attack": "spear"},
+    "spear": {"attack": "analytic"},
+}  # fmt: skip
 # How the work is done, not what: the rows may agree to rounding.
 OF_EXECUTION = {"gram"}
 BASES = {
@@ -101,8 +104,9 @@ CONVOLVED = {"model", "victim", "batch_norm"}  # the settings that are tried on 
 NO_CLOSED_FORM = {"init", "iterations", "polish", "told"} | CONVOLVED | STEPS
 REFUSED = {
     "geiping": SECOND_ORDER,
-    "bayes": OF_MATCHING | SMOOTHED,
-    "smoothed_bayes": OF_MATCHING | ANNEALED | STEPS,
+    # No other attack has their base cell's settings.
+    "bayes": OF_MATCHING | SMOOTHED | {"attack"},
+    "smoothed_bayes": OF_MATCHING | ANNEALED | STEPS | {"attack", "model", "victim", "batch_norm"},
     "analytic": OF_MATCHING | SECOND_ORDER | NO_CLOSED_FORM,
     "spear": OF_MATCHING | SECOND_ORDER | NO_CLOSED_FORM,
 }
@@ -154,37 +158,40 @@ def written(folder, cells, **run):
     return path
 
 
-def cell_of(folder, grid, run):
+def cell_of(folder, grid, run, load):
     """The one cell of a grid, as a run would take it.
 
     Raises:
       UserError: what a user is told of it.
     """
-    study = reader.load_study(written(folder, [grid], **run), {})
-    cells.Loader(study.plan)(study.cells[0])
-    return study.cells[0]
+    (cell,) = reader.load_study(written(folder, [grid], **run), {}).cells
+    load(cell)
+    return cell
 
 
-def test_every_setting_has_a_value_to_try():
+def test_every_setting_is_tried_with_another_value():
     assert list(CHANGES) == list(schema.Cell.model_fields)
-    for name, (_, value) in CHANGES.items():
-        assert schema.Cell.model_fields[name].default != value
+    defaults = {name: field.default for name, field in schema.Cell.model_fields.items()}
+    for name, (beside, value) in CHANGES.items():
+        assert value != (defaults | BASES["geiping"] | beside)[name]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_setting_changes_the_rows_or_is_refused(family, small, tmp_path):
-    run = {"target_ids": [17, 3], "seeds": 2}
+    run = {"targets": 2, "seeds": 2}
+    load = cells.Loader(schema.Plan(**run))
     refused, pairs = {}, {}
     for name, (beside, value) in CHANGES.items():
         base = BASES[family] | beside
         changed = base | {name: OWN_VALUES.get(family, {}).get(name, value)}
+        if name == "victim":  # which says what network it is
+            changed = {k: v for k, v in changed.items() if k not in schema.OF_VICTIM}
         try:
-            cell = cell_of(tmp_path, changed, run)
-            base = {k: v for k, v in base.items() if name != "victim" or k in BASES[family]}
-            pairs[name] = base, changed, cell_of(tmp_path, base, run), cell
+            cell = cell_of(tmp_path, changed, run, load)
+            pairs[name] = base, changed, cell_of(tmp_path, base, run, load), cell
         except UserError as error:
             refused[name] = str(error)
-    assert set(refused) == REFUSED[family]
+    assert sorted(refused) == sorted(REFUSED[family]), refused
     assert all("\n" not in message and "--" in message for message in refused.values())
 
     grids = [grid for base, changed, *_ in pairs.values() for grid in (base, changed)]
@@ -201,6 +208,32 @@ def test_a_setting_changes_the_rows_or_is_refused(family, small, tmp_path):
         if agree(measured[base], measured[changed], 1e-5 if name != "precision" else 0)
     }  # fmt: skip
     assert silent <= OF_EXECUTION
+
+
+def test_every_part_of_a_plan_is_used(small, tmp_path, monkeypatch):
+    asked = {
+        "target_ids": "17", "seeds": "2", "noise_seeds": "2", "memory": "1",
+        "data_dir": str(tmp_path), "out": str(tmp_path / "run"),
+    }  # fmt: skip
+    assert {*asked, "targets"} == set(schema.Plan.model_fields)  # targets: the runs above
+    read, folders = sys.modules["dots"].read, []
+
+    def watched(name, split, ids, data_dir):
+        folders.append(data_dir)
+        return read(name, split, ids, data_dir)
+
+    monkeypatch.setattr(sys.modules["dots"], "read", watched)
+    base = ["--model", "mlp", "--width", "8", "--iterations", "1", "--tv", "0.01"]
+    base += ["--dataset", "dots", "--defense", "noise:1e-3"]
+    flags = [part for name, value in asked.items()
+             for part in (f"--{name.replace('_', '-')}", value)]  # fmt: skip
+    assert sweep.main([*base, *flags]) == 0
+    rows = results.read_run(tmp_path / "run").trials
+    trials = list(zip(rows["target_id"], rows["noise_seed"], rows["seed"]))
+    assert trials == [(17, 0, 0), (17, 0, 1), (17, 1, 0), (17, 1, 1)]
+    assert set(folders) == {str(tmp_path)}
+    little = [*base, "--memory", "1e-6", "--out", str(tmp_path / "little")]
+    assert sweep.main(little) == 2
 
 
 def agree(one, other, rtol):
