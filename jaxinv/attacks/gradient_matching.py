@@ -272,12 +272,14 @@ def check(method: Method) -> None:
         raise UserError("method.optimizer='lbfgs': needs the gradient itself; use sign='none'")
 
 
+STATIC = ("optimizer", "sign", "schedule", "box")  # settings that are fields of a `Method`
+
+
 def make(settings: Any, assumed: Assumed) -> Method:
     """The method of a cell's settings."""
     priors = tuple(name for name in PRIORS if getattr(settings, name) > 0)
-    names = ("objective", "optimizer", "sign", "schedule", "box", "batch_norm")
     return Method(
-        **{name: getattr(settings, name) for name in names},
+        **{name: getattr(settings, name) for name in ("objective", "batch_norm", *STATIC)},
         init_from=settings.init,
         priors=priors,
         local=assumed.local,
@@ -300,8 +302,7 @@ def may_drop_gradients(priors: Iterable[str], assumed: Assumed) -> bool:
 FAMILY = Family(
     make,
     frozenset(
-        {*PRIORS, "optimizer", "sign", "lr", "schedule", "init", "box", "gram", "iterations",
-         "polish", "told"}
+        {*PRIORS, *STATIC, "lr", "init", "gram", "iterations", "polish", "told"}
     ),
     starts=tuple(INITS),
 )  # fmt: skip
