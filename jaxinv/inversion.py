@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinv.attacks.base import Assumed
 from jaxinv.attacks.gauss_newton import GaussNewton
-from jaxinv.attacks.gradient_matching import RATES, Method, may_drop_gradients
+from jaxinv.attacks.gradient_matching import RATES, Method, check, may_drop_gradients
 from jaxinv.attacks.gram import choose_rule
 from jaxinv.attacks.labels import LABELS, infer
 from jaxinv.attacks.priors import PRIORS, needing
