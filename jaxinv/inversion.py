@@ -17,9 +17,9 @@ from jaxinv.attacks.gram import choose_rule
 from jaxinv.attacks.labels import LABELS, infer
 from jaxinv.attacks.priors import PRIORS, needing
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
-from jaxinv.data.image_prior import Facts, ImagePrior, load_prior
+from jaxinv.data.image_prior import ImageFacts, ImagePrior, load_prior
 from jaxinv.engine import planner, trials
-from jaxinv.engine.targets import start_keys
+from jaxinv.engine.targets import seed_keys
 from jaxinv.errors import UserError
 from jaxinv.machine import runtime
 from jaxinv.networks.inspect import classifier_path
@@ -74,7 +74,7 @@ def invert(
     memory: float | None = None,
     progress: Callable[[int, float], None] = lambda steps, psnr: None,
 ) -> Inversion:
-    """Reconstructs the images behind an update, from many random starts at once.
+    """Reconstructs the images behind an update, from many random seeds at once.
 
     Args:
       model: any Flax Linen classifier, called as `model.apply(variables, images)`; or a function
@@ -88,8 +88,8 @@ def invert(
         read off the update of a module.
       images: how many to read.
       mean, std: the model sees `(pixels - mean) / std`; scalars or one per channel.
-      seeds: number of random starts.
-      iterations, lr: steps, learning rate; None is the optimiser's (`gradient_matching.RATES`).
+      seeds: number of random seeds.
+      iterations, lr: steps, learning rate; None is the optimizer's (`gradient_matching.RATES`).
       priors: weights of priors by name (`jaxinv.attacks.priors.PRIORS`).
       method: `jaxinv.Method`, objective, optimizer, sign, schedule, init, box and the client's
         local steps, of which the default is Geiping's on a single gradient; or
@@ -102,7 +102,7 @@ def invert(
       progress: called with the steps done, and nan.
 
     Returns:
-      Every start's reconstruction and objective, and the objectives on the way.
+      Every seed's reconstruction and objective, and the objectives on the way.
 
     Raises:
       UserError: the update is not shaped like the parameters, or a setting is out of range.
@@ -158,7 +158,7 @@ def invert(
         )
         numbers = cast(method.numbers(seeds, {**ANNEALING, **annealing, **weights, **settings}))
         result = trials.run(
-            problem, method, numbers, start_keys([0], range(seeds)),
+            problem, method, numbers, seed_keys([0], range(seeds)),
             trials.Resources(plan, planner.memory_limit(memory), progress),
         )  # fmt: skip
     objectives = np.where(result.finite[0], result.objective[0], np.nan)
@@ -177,7 +177,7 @@ def _photographs(
 ) -> ImagePrior:
     """What photographs look like to a network with this normalization."""
     spread = lambda x: tuple(np.broadcast_to(np.asarray(x, float), shape[-1:]).tolist())  # noqa: E731
-    facts = Facts("photographs", None, tuple(shape), spread(mean), spread(std))
+    facts = ImageFacts("photographs", None, tuple(shape), spread(mean), spread(std))
     return load_prior("photographs", facts)[0]
 
 

@@ -2,8 +2,8 @@
 
     python -m jaxinv.invert --update update.npz --victim lenet_zhu-cifar10 --iterations 2000
 
-The server's view: nobody knows the truth, and the starts are ranked by how well their updates
-match. Writes `reconstructions.png`, the best starts first, and `reconstructions.npz`.
+The server's view: nobody knows the truth, and the seeds are ranked by how well their updates
+match. Writes `reconstructions.png`, the best seeds first, and `reconstructions.npz`.
 """
 
 import sys
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from jaxinv import files
 from jaxinv.client import updates
-from jaxinv.data.image_prior import Facts, load_prior
+from jaxinv.data.image_prior import ImageFacts, load_prior
 from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.inversion import ANNEALING, Inversion, invert
 from jaxinv.machine import runtime
@@ -25,7 +25,7 @@ from jaxinv.reporting.figures.images import tile
 from jaxinv.settings import reader, schema
 from jaxinv.victim import checkpoints
 
-SHOWN = 8  # starts in the picture
+SHOWN = 8  # seeds in the picture
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,12 +55,12 @@ def run(asked: schema.Inverting, cell: schema.Cell) -> None:
     prior = None
     if cell.has_image_prior():
         info = victim.info
-        facts = Facts(
+        facts = ImageFacts(
             info.dataset, asked.data_dir, info.image_shape, tuple(info.mean), tuple(info.std)
         )
         prior, _ = load_prior(cell.image_prior, facts)
     with runtime.progress_bar(console) as bar:
-        task = bar.add_task(f"{asked.seeds} starts", total=cell.iterations)
+        task = bar.add_task(f"{asked.seeds} seeds", total=cell.iterations)
         found = invert(
             victim.module, victim.variables, update,
             image_shape=victim.info.image_shape, mean=victim.info.mean, std=victim.info.std,
@@ -72,7 +72,7 @@ def run(asked: schema.Inverting, cell: schema.Cell) -> None:
             progress=lambda steps, psnr: bar.update(task, completed=steps),
         )  # fmt: skip
     if np.isnan(found.objectives).all():
-        raise UserError("--lr: no start stayed finite; lower it, or keep --box true")
+        raise UserError("--lr: no seed stayed finite; lower it, or keep --box true")
     order = np.argsort(found.objectives)  # NaN comes last
     names = [victim.info.classes[label] for label in found.labels]
     arrays = {"reconstructions": found.reconstructions, "objectives": found.objectives,
@@ -81,17 +81,17 @@ def run(asked: schema.Inverting, cell: schema.Cell) -> None:
     style.save(draw(found, order[:SHOWN]), folder / "reconstructions", ("png",))
     console.print(f"labels: {', '.join(names)}")
     console.print(f"objective: best {found.objectives[order[0]]:.3g}", end=", ")
-    console.print(f"median {np.nanmedian(found.objectives):.3g} of {asked.seeds} starts")
+    console.print(f"median {np.nanmedian(found.objectives):.3g} of {asked.seeds} seeds")
     console.print(f"pictures: {folder / 'reconstructions.png'}")
 
 
 @style.styled
-def draw(found: Inversion, starts: np.ndarray) -> Figure:
-    """Draws these starts' reconstructions beside one another, each with its objective."""
-    figure = Figure(figsize=(1.5 * len(starts), 1.8), layout="constrained")
-    for axes, start in zip(figure.subplots(1, len(starts), squeeze=False)[0], starts):
-        axes.imshow(tile(found.reconstructions[start]).squeeze(), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(f"{found.objectives[start]:.2g}", fontsize=9)
+def draw(found: Inversion, seeds: np.ndarray) -> Figure:
+    """Draws these seeds' reconstructions beside one another, each with its objective."""
+    figure = Figure(figsize=(1.5 * len(seeds), 1.8), layout="constrained")
+    for axes, seed in zip(figure.subplots(1, len(seeds), squeeze=False)[0], seeds):
+        axes.imshow(tile(found.reconstructions[seed]).squeeze(), cmap="gray", vmin=0, vmax=1)
+        axes.set_title(f"{found.objectives[seed]:.2g}", fontsize=9)
         axes.set_axis_off()
     return figure
 

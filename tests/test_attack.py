@@ -215,7 +215,7 @@ def test_of_another_images_gradient_another_image_comes(problem):
     swapped = jax.tree.map(lambda x: x[::-1], problem.targets)
     right = problem.run(iterations=200, tv=0.0)
     wrong = problem.run(iterations=200, tv=0.0, targets=swapped)
-    baseline = jax.vmap(lambda truth: metrics.mean_colour(truth, problem.normalization))
+    baseline = jax.vmap(lambda truth: metrics.mean_color(truth, problem.normalization))
     of_baseline = np.asarray(baseline(problem.truths).psnr)[:, None]
     assert (np.asarray(right.scores.psnr) > of_baseline + 20).all()
     assert (np.asarray(wrong.scores.psnr) < of_baseline + 1).all()  # the margin, in dB

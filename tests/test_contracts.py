@@ -19,15 +19,15 @@ from jax import lax
 from jaxinv import client, data, defenses
 from jaxinv.attacks import ATTACKS, CLOSED_FORM, labels
 from jaxinv.attacks.base import Candidate, Known
-from jaxinv.attacks.gauss_newton import STARTS
+from jaxinv.attacks.gauss_newton import PRIOR_INITS
 from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, SCHEDULES, SIGNS, Method
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
 from jaxinv.attacks.objectives import OBJECTIVES, compare
 from jaxinv.attacks.priors import PRIORS, SEEDS, View, needing
 from jaxinv.data import image_prior
-from jaxinv.defenses.base import Facts, Scene
+from jaxinv.defenses.base import ImageFacts, Scene
 from jaxinv.engine import cells, trials
-from jaxinv.engine.targets import Clients, make_targets, order_keys
+from jaxinv.engine.targets import ClientSettings, make_targets, order_keys
 from jaxinv.networks.kinks import relu
 from jaxinv.networks.layers import BATCH_NORM_MOMENTUM
 from jaxinv.networks.mlp import MLP
@@ -92,7 +92,7 @@ class Lab:
         chain = defenses.parse(defense)
         shared = make_targets(
             self.module, self.variables, self.truths, NORMALIZATION,
-            Clients(
+            ClientSettings(
                 defense=defenses.names(chain), told=told, classifier=CLASSIFIER, **clients
             ),
             0.1, order_keys([0]), defenses.strengths(chain),
@@ -249,7 +249,7 @@ def test_prior_as_a_function(name):
 def test_named_attacks(name):
     cell = Cell(attack=name, **ATTACKS[name].settings)
     kinked = name == "smoothed_bayes"
-    one, target = lab(kinked), plain(kinked, observe=cell.statistics > 0)
+    one, target = lab(kinked), plain(kinked, observe=cell.prior_batch_norm > 0)
     attack = cell.make_attack(CLASSES, CLASSIFIER)
     logits = 100.0 * jax.nn.one_hot(target.labels, CLASSES) if cell.labels == "joint" else None
     settings = {n: getattr(cell, n) for n in cells.NUMBERS} | {"anneal_to": 1.0}
@@ -257,7 +257,7 @@ def test_named_attacks(name):
     keeps_promises(one, target, attack, truth=Candidate(one.truth, logits), **settings)
 
 
-@pytest.mark.parametrize("start", [name for name in STARTS if name != "mean"])  # bayes has it
+@pytest.mark.parametrize("start", [name for name in PRIOR_INITS if name != "mean"])  # bayes has it
 def test_second_order_starts(start):
     cell = Cell(**ATTACKS["bayes"].settings | {"attack": "bayes", "init": start})
     attack = cell.make_attack(CLASSES, ())
@@ -287,14 +287,14 @@ def test_batch_norm_protocols(batch_norm):
 @pytest.mark.parametrize("name", defenses.DEFENSES)
 def test_defenses(name):
     """As functions, and against the attacker that is blind to them."""
-    one, defense, facts = lab(), defenses.DEFENSES[name], Facts(CLASSIFIER, 1)
+    one, defense, facts = lab(), defenses.DEFENSES[name], ImageFacts(CLASSIFIER, 1)
     chain = defenses.parse(STRENGTHS[name])
     update, strengths = plain().update, jax.tree.map(jnp.float32, defenses.strengths(chain))
 
     def defended(seed, update, strengths):
         scene = Scene(one.module, one.variables, one.truth, one.truths.labels[0])
         sent = defenses.defend((name,), update, strengths, jax.random.key(seed), scene)
-        told = defenses.tell((name,), strengths, sent, facts)
+        told = defenses.adapt((name,), strengths, sent, facts)
         return sent, told, defenses.expect((name,), told, update, sent)
 
     compiled = jax.jit(defended)

@@ -104,7 +104,7 @@ def test_a_method_is_checked(settings, message):
         )  # fmt: skip
     with pytest.raises(UserError, match=r"priors\['order'\]=0.1: known are features, group"):
         jaxinv.invert(
-            Theirs(), {"params": params}, params, image_shape=(8, 8, 2), priors={"order": 0.1}
+            Theirs(), {"params": params}, params, image_shape=(8, 8, 2), priors={"prior_epoch_order": 0.1}
         )
 
 

@@ -44,17 +44,17 @@ CHANGES = {
     "assumed_lr": (LOCAL, 0.1),
     "labels": ({"images": 2}, "counts"),
     "defense": ({}, "noise:1e-2"),
-    "told": ({"defense": "prune:0.5"}, True),
+    "adaptive": ({"defense": "prune:0.5"}, True),
     "attack": ({}, "modern"),
     "objective": ({}, "l2"),
     "tv": ({}, 0.1),
     "tv_isotropic": ({}, 0.1),
     "tv_color": ({}, 0.1),
-    "norm": ({}, 0.1),
-    "statistics": (NORMED, 0.1),
-    "group": ({}, 0.1),
-    "features": ({}, 0.1),
-    "order": (LOCAL | {"shuffled": True}, 0.1),
+    "prior_l2": ({}, 0.1),
+    "prior_batch_norm": (NORMED, 0.1),
+    "prior_group": ({}, 0.1),
+    "prior_features": ({}, 0.1),
+    "prior_epoch_order": (LOCAL | {"shuffled": True}, 0.1),
     "optimizer": ({}, "sgd"),
     "sign": ({}, "soft"),
     "lr": ({}, 0.05),
@@ -92,7 +92,7 @@ BASES = {
     "spear": TINY | {"attack": "spear"},
 }  # fmt: skip
 OF_MATCHING = {
-    "tv", "tv_isotropic", "tv_color", "norm", "statistics", "group", "features", "order",
+    "tv", "tv_isotropic", "tv_color", "prior_l2", "prior_batch_norm", "prior_group", "prior_features", "prior_epoch_order",
     "optimizer", "sign", "lr", "schedule", "box", "gram",
 }  # fmt: skip
 # What each family refuses: what it has no use for, and what it is not made for.
@@ -101,7 +101,7 @@ ANNEALED = {"anneal_from", "anneal_to", "damping", "tolerance", "posterior"}
 SMOOTHED = {"draws", "inflation"}
 SECOND_ORDER = {"image_prior", "cg_iterations"} | ANNEALED | SMOOTHED
 CONVOLVED = {"model", "victim", "batch_norm"}  # the settings that are tried on a convolution
-NO_CLOSED_FORM = {"init", "iterations", "polish", "told"} | CONVOLVED | STEPS
+NO_CLOSED_FORM = {"init", "iterations", "polish", "adaptive"} | CONVOLVED | STEPS
 REFUSED = {
     "geiping": SECOND_ORDER,
     # No other attack has their base cell's settings.

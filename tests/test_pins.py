@@ -14,7 +14,7 @@ from jaxinv.attacks.base import Known
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import INITS, Method
 from jaxinv.data import image_prior
-from jaxinv.engine.targets import noise_keys, order_keys, start_keys
+from jaxinv.engine.targets import noise_keys, order_keys, seed_keys
 from jaxinv.runs import results
 from jaxinv.types import Normalization
 from jaxinv.victim.untrained import untrained
@@ -29,11 +29,11 @@ KEYS = [
 START_KEY = [2995647191, 3261171395]
 NOISE_KEY = [2751258177, 612216909]
 ORDER_KEY = [1510042133, 192041636]
-STARTS = {
+PRIOR_INITS = {
     "normal": [-0.3193879, 1.054711, -0.956038],
     "uniform": [-0.2505677, 0.7084424, -0.6609471],
     "patterned": [-0.3193879, 1.054711, -0.956038],
-    "grey": [0.0, 0.0, 0.0],
+    "gray": [0.0, 0.0, 0.0],
 }
 LOGITS = [1.647009, 0.3754439]
 OF_PRIOR = [-0.8290714, 2.022858, -0.5560392]
@@ -63,7 +63,7 @@ def test_streams_have_their_numbers():
 
 def test_keys_of_a_trial():
     of = lambda keys: jax.random.key_data(keys).ravel().tolist()  # noqa: E731
-    assert of(start_keys([17], [3])) == START_KEY
+    assert of(seed_keys([17], [3])) == START_KEY
     assert of(noise_keys([17], [3])) == NOISE_KEY
     assert of(order_keys([17])) == ORDER_KEY
 
@@ -71,13 +71,13 @@ def test_keys_of_a_trial():
 @pytest.mark.parametrize("name", INITS)
 def test_starts(name):
     """The first numbers of target 17's start with seed 3."""
-    key = start_keys([17], [3])[0, 0]
+    key = seed_keys([17], [3])[0, 0]
     start = INITS[name](key, (1, 4, 4, 3)).ravel()[:3]
-    np.testing.assert_allclose(start, STARTS[name], rtol=1e-5)
+    np.testing.assert_allclose(start, PRIOR_INITS[name], rtol=1e-5)
 
 
 def test_starts_of_labels_and_of_the_prior():
-    key = start_keys([17], [3])[0, 0]
+    key = seed_keys([17], [3])[0, 0]
     normalization = Normalization(jnp.zeros(3), jnp.ones(3))
     prior = image_prior.of_spectrum(np.zeros((4, 4, 3)), np.broadcast_to(np.eye(3), (4, 4, 3, 3)))
     known = Known(None, None, None, normalization, jax.tree.map(jnp.float32, prior))

@@ -45,13 +45,13 @@ ATTACKS = {
     "euclidean": Named(gradient_matching.FAMILY, _EUCLIDEAN),
     # Yin et al. 2021, arXiv 2104.07586.
     "gradinversion": Named(gradient_matching.FAMILY, {
-        "objective": "l2", "sign": "none", "schedule": "cosine", "tv": 1e-4, "norm": 1e-6,
-        "statistics": 0.1, "group": 0.01,
+        "objective": "l2", "sign": "none", "schedule": "cosine", "tv": 1e-4, "prior_l2": 1e-6,
+        "prior_batch_norm": 0.1, "prior_group": 0.01,
     }),
     # The "modern" settings of breaching (Geiping et al. 2022).
     "modern": Named(gradient_matching.FAMILY, {
         "sign": "soft", "schedule": "cosine", "init": "patterned", "tv": 0.0, "tv_color": 0.1,
-        "features": 0.1,
+        "prior_features": 0.1,
     }),
     # Annealed Gauss-Newton to the most probable image under a Gaussian image prior.
     "bayes": Named(gauss_newton.FAMILY, {

@@ -32,7 +32,7 @@ class Known(NamedTuple):
 class Candidate(NamedTuple):
     """What an attack moves."""
 
-    images: Float[Array, "*epoch image height width channel"]  # normalised
+    images: Float[Array, "*epoch image height width channel"]  # normalized
     logits: Float[Array, "image class"] | None  # of the labels; None where they are given
 
     def labels(self, given: Int[Array, " image"]) -> Array:
@@ -60,7 +60,7 @@ class Attack(Protocol):
 
     def init(
         self, numbers: Any, key: Array, shape: tuple[int, ...], known: Known,
-        start: Candidate | None,
+        initial: Candidate | None,
     ) -> Any:  # fmt: skip
         """Makes the first state: from what another attack found, or else drawn from the key."""
 
@@ -74,7 +74,7 @@ class Attack(Protocol):
         """
 
     def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
-        """The attacker's normalised images."""
+        """The attacker's normalized images."""
 
     def outcome(self, state: Any) -> dict[str, Array]:
         """What of the last state is kept beside the candidate."""
@@ -89,7 +89,7 @@ class Assumed(NamedTuple):
     local: client.Local = client.Local()  # the client's steps
     images: int = 1  # of the update
     defense: tuple[str, ...] = ()  # as far as it is known
-    classes: int = 0  # where the labels are optimised beside the images, else 0
+    classes: int = 0  # where the labels are optimized beside the images, else 0
     classifier: tuple[str, ...] = ()  # path of the last dense layer, where something asks for it
 
 
@@ -98,9 +98,9 @@ class Family(NamedTuple):
 
     make: Callable[[Any, Assumed], Attack] | None  # of a cell's settings; None: no iterations
     reads: frozenset[str]  # settings beyond those of client and network, the labels, the objective
-    starts: tuple[str, ...] = ()  # what `init` may be
+    seeds: tuple[str, ...] = ()  # what `init` may be
     local_steps: bool = True  # whether an update of several steps can be attacked
-    joint_labels: bool = True  # whether labels can be optimised beside the images
+    joint_labels: bool = True  # whether labels can be optimized beside the images
     each_image: bool = True  # whether it can be told of a defense of each image's gradient
     only_kinked: bool = False  # whether it is for networks with kinks alone
 
@@ -123,7 +123,7 @@ def simulate_update(
     """
     images, labels = candidate.images, candidate.labels(known.target.labels)
     if replaced := simulation.defense and DEFENSES[simulation.defense[0]].of_each_image:
-        strengths = known.target.told.strengths[0]
+        strengths = known.target.defense_knowledge.strengths[0]
         update = replaced(known.loss, known.params, images, labels, strengths)
         statistics = ()
     else:
@@ -133,7 +133,7 @@ def simulate_update(
             known.loss, known.params, images, labels, simulation.local, client_lr
         )
     if simulation.defense:
-        told, shared = known.target.told, known.target.update
+        told, shared = known.target.defense_knowledge, known.target.update
         update = defenses.expect(simulation.defense, told, update, shared)
     return update, statistics
 
@@ -146,7 +146,7 @@ def scale_towards(update: PyTree, shared: PyTree) -> PyTree:
 
 
 def average_epochs(candidate: Candidate) -> Float[Array, "image height width channel"]:
-    """The attacker's images, normalised: those of the epochs matched to the first's, and averaged.
+    """The attacker's images, normalized: those of the epochs matched to the first's, and averaged.
 
     References: Dimitrov et al. 2022, arXiv 2206.12395, section 5.4.
     """

@@ -41,9 +41,9 @@ DEFAULT_STUDY = Path(__file__).parent / "default_study.toml"
 OF_PRIVACY = ("noise_multiplier", "target_epsilon", "clip", "delta", "accountant", "microbatch")
 # What of a cell does not concern an update that is there already.
 _NOT_INVERTED = {
-    "dataset", "model", "width", "network_seed", "batch_norm", "grouping", "shuffled", "order",
-    "statistics", "assumed_images", "assumed_batch", "assumed_lr", "polish", "posterior", "gram",
-    "defense", "told",
+    "dataset", "model", "width", "network_seed", "batch_norm", "grouping", "shuffled", "prior_epoch_order",
+    "prior_batch_norm", "assumed_images", "assumed_batch", "assumed_lr", "polish", "posterior", "gram",
+    "defense", "adaptive",
 }  # fmt: skip
 
 
@@ -187,14 +187,14 @@ def _check_cell(cell: Cell) -> None:
         "--batch-norm train-shared: statistics of one step; leave --client-epochs and -batch out": (
             cell.batch_norm == "train-shared" and steps > 1
         ),
-        "--statistics: --batch-norm train keeps the client's private; use eval or train-shared": (
-            cell.batch_norm == "train" and cell.statistics > 0
+        "--prior-batch-norm: --batch-norm train keeps the client's private; use eval or train-shared": (
+            cell.batch_norm == "train" and cell.prior_batch_norm > 0
         ),
         f"--optimizer lbfgs: needs the gradient itself, not --sign {cell.sign}; use --sign none": (
             cell.optimizer == "lbfgs" and cell.sign != "none"
         ),
-        "--order: compares the client's epochs; give --client-epochs 2 or more, --shuffled true": (
-            cell.order > 0 and (cell.client_epochs == 1 or not cell.shuffled)
+        "--prior-epoch-order: compares the client's epochs; give --client-epochs 2 or more, --shuffled true": (
+            cell.prior_epoch_order > 0 and (cell.client_epochs == 1 or not cell.shuffled)
         ),
         f"--attack {cell.attack}: of one gradient; leave --client-epochs and --client-batch out": (
             steps > 1 and not family.local_steps
@@ -202,7 +202,7 @@ def _check_cell(cell: Cell) -> None:
         f"--assumed-batch: --attack {cell.attack} is of one gradient; leave it out": (
             attacker.local.steps(attacker.images) > 1 and not family.local_steps
         ),
-        "--told: there is no --defense to be told of": cell.told and not cell.chain(),
+        "--adaptive: there is no --defense to be told of": cell.adaptive and not cell.chain(),
         f"--defense {cell.defense}: takes each image's own gradient, which BatchNorm does not "
         f"have; use --model {cell.model}_gn": (
             cell.of_each_image() and f"{cell.model}_gn" in networks.NETWORKS
@@ -210,15 +210,15 @@ def _check_cell(cell: Cell) -> None:
         f"--defense {cell.defense}: of one gradient; leave --client-epochs and -batch out": (
             cell.of_each_image() and steps > 1
         ),
-        f"--told: --attack {cell.attack} makes nothing of --defense {cell.defense}": (
-            cell.told and cell.of_each_image() and not family.each_image
+        f"--adaptive: --attack {cell.attack} makes nothing of --defense {cell.defense}": (
+            cell.adaptive and cell.of_each_image() and not family.each_image
         ),
-        "--order: not with --told": cell.order > 0 and cell.told,
-        "--polish: not with --told": cell.polish > 0 and cell.told,
-        "--polish: of one set of images; leave --order out": cell.polish > 0 and cell.order > 0,
-        "--order: not with --labels joint": cell.order > 0 and cell.labels == "joint",
-        f"--init {cell.init}: --attack {cell.attack} starts from {' or '.join(family.starts)}": (
-            family.starts and cell.init not in family.starts
+        "--prior-epoch-order: not with --adaptive": cell.prior_epoch_order > 0 and cell.adaptive,
+        "--polish: not with --adaptive": cell.polish > 0 and cell.adaptive,
+        "--polish: of one set of images; leave --prior-epoch-order out": cell.polish > 0 and cell.prior_epoch_order > 0,
+        "--prior-epoch-order: not with --labels joint": cell.prior_epoch_order > 0 and cell.labels == "joint",
+        f"--init {cell.init}: --attack {cell.attack} starts from {' or '.join(family.seeds)}": (
+            family.seeds and cell.init not in family.seeds
         ),
         f"--anneal-to {cell.anneal_to:g}: above --anneal-from {cell.anneal_from:g}; the error of "
         "the model must fall": cell.anneal_to > cell.anneal_from,
@@ -266,12 +266,12 @@ def _idle(cell: Cell) -> dict[str, str]:
         ),
         "assumed_lr": (assumed_steps == 1, one_step),
         "shuffled": (
-            cell.images == (cell.client_batch or cell.images) and not cell.order,
+            cell.images == (cell.client_batch or cell.images) and not cell.prior_epoch_order,
             "an epoch of one step has no order; give --client-batch, or leave it out",
         ),
         "gram": (
             cell.gram == "on" and not may_drop_gradients(cell.priors(), attacker),
-            "the objective is of one gradient, not told of a defense, without --features; leave it "
+            "the objective is of one gradient, not told of a defense, without --prior-features; leave it "
             "out",
         ),
     }  # fmt: skip
@@ -316,7 +316,7 @@ def _check_plan(plan: Plan, cells: Sequence[Cell]) -> None:
         "--data-dir: the tiles ship with the package; leave it out": (
             plan.data_dir is not None and all(c.dataset == "tiles" for c in cells)
         ),
-        "--group: draws a target's seeds together; give more than one of --seeds": (
+        "--prior-group: draws a target's seeds together; give more than one of --seeds": (
             plan.seeds == 1 and any(needing("seeds", c.priors()) for c in cells)
         ),
     }
