@@ -85,9 +85,4 @@ def assemble(
         cell.images,
         bool(needing("seeds", attack.priors)),
     )
-    return Assembled(attack, problem, cast(attack.numbers(seeds, settings(cell))), keys, plan)
-
-
-def settings(cell: schema.Cell) -> dict[str, Any]:
-    """What of a cell is traced."""
-    return {name: getattr(cell, name) for name in cells.NUMBERS}
+    return Assembled(attack, problem, cast(attack.numbers(seeds, cell.numbers())), keys, plan)

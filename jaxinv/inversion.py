@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinv.attacks.base import Assumed
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import RATES, Method, check, may_drop_gradients
 from jaxinv.attacks.gram import choose_rule
@@ -142,7 +141,7 @@ def invert(
         raise UserError(f"method.local.batch={method.local.batch}: does not divide the images")
     if not second_order:
         method = method._replace(priors=tuple(weights), classifier=classifier)
-        free = may_drop_gradients(weights, Assumed(method.local, len(labels)))
+        free = may_drop_gradients(weights, method.local.steps(len(labels)))
         method = method._replace(gram=choose_rule("auto", method.objective) if free else None)
     settings = {"lr": lr, "iterations": iterations, "client_lr": client_lr}
     with runtime.arithmetic(precision) as cast:

@@ -17,12 +17,12 @@ from rich.console import Console
 from jaxinv import files
 from jaxinv.client import updates
 from jaxinv.data.image_prior import ImageFacts, load_prior
-from jaxinv.errors import OneLineParser, UserError, run_command
+from jaxinv.errors import UserError, run_command
 from jaxinv.inversion import ANNEALING, Inversion, invert
 from jaxinv.machine import runtime
 from jaxinv.reporting.figures import style
 from jaxinv.reporting.figures.images import tile
-from jaxinv.settings import reader, schema
+from jaxinv.settings import flags, reader, schema
 from jaxinv.victim import checkpoints
 
 SHOWN = 8  # seeds in the picture
@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
     def command():
-        parser = OneLineParser(prog="python -m jaxinv.invert", description=__doc__.split("\n")[0])
-        reader.add_inverting_flags(parser)
+        parser = flags.FlagParser("python -m jaxinv.invert", __doc__.split("\n")[0])
+        flags.add_inverting(parser)
         run(*reader.load_inverting(vars(parser.parse_args(argv))))
 
     return run_command(command)

@@ -26,7 +26,7 @@ from jaxinv.attacks.objectives import OBJECTIVES, compare
 from jaxinv.attacks.priors import PRIORS, SEEDS, View, needing
 from jaxinv.data import image_prior
 from jaxinv.defenses.base import ImageFacts, Scene
-from jaxinv.engine import cells, trials
+from jaxinv.engine import trials
 from jaxinv.engine.targets import ClientSettings, make_targets, order_keys
 from jaxinv.networks.kinks import relu
 from jaxinv.networks.layers import BATCH_NORM_MOMENTUM
@@ -87,13 +87,14 @@ class Lab:
             ),
         )
 
-    def shared(self, defense="none", told=(), **clients):
+    def shared(self, defense="none", known=(), **clients):
         """What the attacker gets of the one target."""
         chain = defenses.parse(defense)
         shared = make_targets(
             self.module, self.variables, self.truths, NORMALIZATION,
             ClientSettings(
-                defense=defenses.names(chain), told=told, classifier=CLASSIFIER, **clients
+                defense=defenses.names(chain), known_defense=known, classifier=CLASSIFIER,
+                **clients,
             ),
             0.1, order_keys([0]), defenses.strengths(chain),
         )  # fmt: skip
@@ -252,7 +253,7 @@ def test_named_attacks(name):
     one, target = lab(kinked), plain(kinked, observe=cell.prior_batch_norm > 0)
     attack = cell.make_attack(CLASSES, CLASSIFIER)
     logits = 100.0 * jax.nn.one_hot(target.labels, CLASSES) if cell.labels == "joint" else None
-    settings = {n: getattr(cell, n) for n in cells.NUMBERS} | {"anneal_to": 1.0}
+    settings = cell.numbers() | {"anneal_to": 1.0}
     settings["lr"] *= 1 if cell.optimizer == "lbfgs" else 0.1
     keeps_promises(one, target, attack, truth=Candidate(one.truth, logits), **settings)
 
@@ -294,11 +295,11 @@ def test_defenses(name):
     def defended(seed, update, strengths):
         scene = Scene(one.module, one.variables, one.truth, one.truths.labels[0])
         sent = defenses.defend((name,), update, strengths, jax.random.key(seed), scene)
-        told = defenses.adapt((name,), strengths, sent, facts)
-        return sent, told, defenses.expect((name,), told, update, sent)
+        knowledge = defenses.adapt((name,), strengths, sent, facts)
+        return sent, knowledge, defenses.expect((name,), knowledge, update, sent)
 
     compiled = jax.jit(defended)
-    (sent, told, expected), (again, *_), (other, *_) = (
+    (sent, knowledge, expected), (again, *_), (other, *_) = (
         compiled(seed, update, strengths) for seed in (0, 0, 1)
     )
     jax.tree.map(np.testing.assert_array_equal, sent, again)
@@ -312,31 +313,31 @@ def test_defenses(name):
         kinds = jax.eval_shape(defended, 0, *wide((update, strengths)))
         assert "float32" not in {str(x.dtype) for x in jax.tree.leaves(kinds)}
 
-    # What an attacker who is told makes of it.
-    weights = np.array(jax.tree.leaves(told.weights))
+    # What an adaptive attacker makes of it.
+    weights = np.array(jax.tree.leaves(knowledge.weights))
     assert ((weights >= 0) & (weights <= 1)).all()
-    assert all((np.asarray(v) >= 0).all() for v in jax.tree.leaves(told.variances))
+    assert all((np.asarray(v) >= 0).all() for v in jax.tree.leaves(knowledge.variances))
     if name in OF_ONE_UPDATE:
-        at_truth = OBJECTIVES["cosine"](compare(expected, sent, told.weights))
+        at_truth = OBJECTIVES["cosine"](compare(expected, sent, knowledge.weights))
         np.testing.assert_allclose(at_truth, 0, atol=1e-6)
     target = plain()._replace(update=sent)
     keeps_promises(one, target, PLAIN, at_truth=None)
 
 
-# Defenses that an attacker who is told of them can repeat, and others; all of the table.
+# Defenses that an adaptive attacker can repeat, and others; all of the table.
 OF_ONE_UPDATE = ("prune", "prune-layer", "top-k", "clip", "soteria")
-TOLD = [
+ADAPTIVE = [
     OF_ONE_UPDATE, ("dpsgd", "noise", "laplace"), ("relative", "quantize"), ("sign",),
 ]  # fmt: skip
 
 
-def test_every_defense_is_told_of():
-    assert {name for chain in TOLD for name in chain} == set(defenses.DEFENSES)
+def test_every_defense_has_its_adaptive_attacker():
+    assert {name for chain in ADAPTIVE for name in chain} == set(defenses.DEFENSES)
 
 
-@pytest.mark.parametrize("chain", TOLD, ids="-".join)
-def test_attackers_who_are_told(chain):
-    target = lab().shared(",".join(STRENGTHS[name] for name in chain), told=chain)
+@pytest.mark.parametrize("chain", ADAPTIVE, ids="-".join)
+def test_adaptive_attackers(chain):
+    target = lab().shared(",".join(STRENGTHS[name] for name in chain), known=chain)
     method = PLAIN._replace(defense=chain)
     keeps_promises(lab(), target, method, at_truth=1e-5 if chain == OF_ONE_UPDATE else None)
 

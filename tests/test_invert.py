@@ -102,9 +102,13 @@ def test_a_method_is_checked(settings, message):
             Theirs(), {"params": params}, params, image_shape=(8, 8, 2),
             method=jaxinv.Method(**settings),
         )  # fmt: skip
-    with pytest.raises(UserError, match=r"priors\['order'\]=0.1: known are features, group"):
+    with pytest.raises(UserError, match=r"priors\['prior_epoch_order'\]=0.1: known are prior_f"):
         jaxinv.invert(
-            Theirs(), {"params": params}, params, image_shape=(8, 8, 2), priors={"prior_epoch_order": 0.1}
+            Theirs(),
+            {"params": params},
+            params,
+            image_shape=(8, 8, 2),
+            priors={"prior_epoch_order": 0.1},
         )
 
 

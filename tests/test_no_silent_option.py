@@ -92,8 +92,8 @@ BASES = {
     "spear": TINY | {"attack": "spear"},
 }  # fmt: skip
 OF_MATCHING = {
-    "tv", "tv_isotropic", "tv_color", "prior_l2", "prior_batch_norm", "prior_group", "prior_features", "prior_epoch_order",
-    "optimizer", "sign", "lr", "schedule", "box", "gram",
+    "tv", "tv_isotropic", "tv_color", "prior_l2", "prior_batch_norm", "prior_group",
+    "prior_features", "prior_epoch_order", "optimizer", "sign", "lr", "schedule", "box", "gram",
 }  # fmt: skip
 # What each family refuses: what it has no use for, and what it is not made for.
 STEPS = {"client_epochs", "client_batch", "client_lr", "shuffled", "assumed_batch", "assumed_lr"}

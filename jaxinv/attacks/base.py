@@ -98,7 +98,7 @@ class Family(NamedTuple):
 
     make: Callable[[Any, Assumed], Attack] | None  # of a cell's settings; None: no iterations
     reads: frozenset[str]  # settings beyond those of client and network, the labels, the objective
-    seeds: tuple[str, ...] = ()  # what `init` may be
+    inits: tuple[str, ...] = ()  # what `init` may be
     local_steps: bool = True  # whether an update of several steps can be attacked
     joint_labels: bool = True  # whether labels can be optimized beside the images
     each_image: bool = True  # whether it can be told of a defense of each image's gradient
@@ -133,8 +133,8 @@ def simulate_update(
             known.loss, known.params, images, labels, simulation.local, client_lr
         )
     if simulation.defense:
-        told, shared = known.target.defense_knowledge, known.target.update
-        update = defenses.expect(simulation.defense, told, update, shared)
+        knowledge, shared = known.target.defense_knowledge, known.target.update
+        update = defenses.expect(simulation.defense, knowledge, update, shared)
     return update, statistics
 
 

@@ -7,7 +7,7 @@ of the gradient, a step schedule, and after every step a projection onto the ima
 in [0, 1].
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -133,7 +133,7 @@ class Method(NamedTuple):
     by_epoch: bool = False  # images of their own for each epoch, whose order is not known
     classes: int = 0  # where the labels are optimized beside the images, else 0
     classifier: tuple[str, ...] = ()  # path of the last dense layer, for the priors that ask for it
-    defense: tuple[str, ...] = ()  # the client's, as far as the attacker was told
+    defense: tuple[str, ...] = ()  # the client's, as far as the attacker knows it
     gram: str | None = (
         None  # the rule (`jaxinv.attacks.gram`) by which layers keep no weight gradient
     )
@@ -161,8 +161,8 @@ class Method(NamedTuple):
     ) -> AttackState:  # fmt: skip
         """Draws the random initial image of one trial.
 
-        The initial image is not projected: the first projection comes after the first step, as published.
-        In float64 it is the same initial image.
+        It is not projected: the first projection comes after the first step, as published. In
+        float64 it is the same image.
         """
         kind = known.normalization.mean.dtype
         if initial is None:
@@ -288,15 +288,20 @@ def make(settings: Any, assumed: Assumed) -> Method:
         classifier=assumed.classifier,
         defense=assumed.defense,
         gram=gram.choose_rule(settings.gram, settings.objective)
-        if may_drop_gradients(priors, assumed)
+        if may_drop_gradients(priors, assumed.local.steps(assumed.images), assumed.defense)
         else None,
     )
 
 
-def may_drop_gradients(priors: Iterable[str], assumed: Assumed) -> bool:
-    """Whether nothing asks for the candidate's weight gradients themselves."""
-    one_step = assumed.local.steps(assumed.images) == 1
-    return one_step and not assumed.defense and not needing("update", priors)
+def may_drop_gradients(priors: Iterable[str], steps: int, defense: Sequence[str] = ()) -> bool:
+    """Whether nothing asks for the candidate's weight gradients themselves.
+
+    Args:
+      priors: names.
+      steps: of the client, as the attacker takes it.
+      defense: names that the attacker knows.
+    """
+    return steps == 1 and not defense and not needing("update", priors)
 
 
 FAMILY = Family(
@@ -304,5 +309,5 @@ FAMILY = Family(
     frozenset(
         {*PRIORS, *STATIC, "lr", "init", "gram", "iterations", "polish", "adaptive"}
     ),
-    seeds=tuple(INITS),
+    inits=tuple(INITS),
 )  # fmt: skip

@@ -93,7 +93,7 @@ class SmoothedGaussNewton(NamedTuple):
     draws: int = 16  # of the belief at each step, an even number
     batch_norm: str = "eval"
     local: client.Local = client.Local()
-    defense: tuple[str, ...] = ()  # the client's, as far as the attacker was told
+    defense: tuple[str, ...] = ()  # the client's, as far as the attacker knows it
 
     priors: tuple[str, ...] = ()  # none of `priors.PRIORS`
 
@@ -371,7 +371,7 @@ FAMILY = Family(
         {"init", "iterations", "polish", "adaptive", "image_prior", "cg_iterations", "draws",
          "inflation"}
     ),
-    seeds=tuple(PRIOR_INITS),
+    inits=tuple(PRIOR_INITS),
     local_steps=False,
     joint_labels=False,
     each_image=False,

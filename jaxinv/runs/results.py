@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 
 from jaxinv.errors import UserError
 from jaxinv.files import write_file
-from jaxinv.settings.schema import Cell
+from jaxinv.settings.schema import Cell, kind_of
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 # What identifies a trial and what was measured of it. Images of one target are matched one to one
 # before measuring; `psnr`, `ssim`, `mse` are means over the target's images, `psnr_best` the best.
@@ -69,12 +69,11 @@ COLUMNS = {"objective": "objective_type"}  # settings whose name a measured valu
 
 def _column(name: str, annotation: Any) -> tuple[str, pa.DataType]:
     """The column of a setting; null where it has no value."""
-    kinds = {
+    numbers = {
         bool: pa.bool_(), int: pa.int64() if name.endswith("seed") else pa.int32(),
-        float: pa.float64(), str: pa.string(),
+        float: pa.float64(),
     }  # fmt: skip
-    (kind,) = {annotation, *get_args(annotation)} & set(kinds)
-    return COLUMNS.get(name, name), kinds[kind]
+    return COLUMNS.get(name, name), numbers.get(kind_of(annotation), pa.string())
 
 
 SETTINGS = [_column(name, field.annotation) for name, field in Cell.model_fields.items()]
