@@ -95,8 +95,11 @@ def test_the_best_survives_and_becomes_a_sweep_file(criterion, tmp_path, monkeyp
         (["--candidates", "0"], "--candidates 0"),
         (["--noise-seeds", "4", "--defense", "noise:1"], "--noise-seeds: a search draws a defense"),
         (["--space", "client_lr=0.1:1"], "--client-lr 0.1: the client takes one step"),
-        (["--space", "group=0.1:1"], "--prior-group: would draw the candidates together"),
-        (["--space", "order=0.1:1"], "--prior-epoch-order: compares the client's epochs"),
+        (["--space", "prior_group=0.1:1"], "--prior-group: would draw the candidates together"),
+        (
+            ["--space", "prior_epoch_order=0.1:1"],
+            "--prior-epoch-order compares the client's epochs",
+        ),
         (["--width", "16"], "--width 16: lenet_zhu has one size"),
     ],
 )

@@ -101,7 +101,7 @@ class Family(NamedTuple):
     inits: tuple[str, ...] = ()  # what `init` may be
     local_steps: bool = True  # whether an update of several steps can be attacked
     joint_labels: bool = True  # whether labels can be optimized beside the images
-    each_image: bool = True  # whether it can be told of a defense of each image's gradient
+    each_image: bool = True  # whether it can adapt to a defense of each image's gradient
     only_kinked: bool = False  # whether it is for networks with kinks alone
 
 

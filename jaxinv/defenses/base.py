@@ -49,7 +49,7 @@ class Defense(NamedTuple):
     # (shared, strengths, facts) -> variance of what it adds to each leaf's entries, scalars
     variance: Callable[[PyTree, tuple, PublicFacts], PyTree] | None = None
     # (loss, params, images, labels, strengths) -> the update itself, of each image's own gradient,
-    # in place of the client's; without noise, as an attacker who is told computes it
+    # in place of the client's; without noise, as an adaptive attacker computes it
     of_each_image: Callable[..., PyTree] | None = None
     random: bool = False
     tells_classifier: bool = False  # whether `variance` asks for the last dense layer's path
