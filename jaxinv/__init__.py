@@ -5,4 +5,6 @@ from jaxinv.attacks.gradient_matching import Method
 from jaxinv.inversion import Inversion, invert
 from jaxinv.victim.checkpoints import TrainedVictim, load_victim
 
+__version__ = "0.2.0"
+
 __all__ = ["GaussNewton", "Inversion", "Method", "TrainedVictim", "invert", "load_victim"]
