@@ -170,7 +170,7 @@ def cell_of(folder, grid, run, load):
 
 
 def test_every_setting_is_tried_with_another_value():
-    assert list(CHANGES) == list(schema.Cell.model_fields)
+    assert set(CHANGES) == set(schema.Cell.model_fields)
     defaults = {name: field.default for name, field in schema.Cell.model_fields.items()}
     for name, (beside, value) in CHANGES.items():
         assert value != (defaults | BASES["geiping"] | beside)[name]
