@@ -90,7 +90,7 @@ def test_an_update_of_another_shape_is_refused():
         ({"optimizer": "adm"}, "method.optimizer='adm': unknown; known are adam, sgd, lbfgs"),
         ({"sign": "no"}, "method.sign='no': unknown; known are hard, soft, none"),
         ({"objective": "cos"}, "method.objective='cos': unknown; known are cosine, l2"),
-        ({"init_from": "gray"}, "method.init_from='gray': unknown; known are normal"),
+        ({"init_from": "white"}, "method.init_from='white': unknown; known are normal"),
         ({"optimizer": "lbfgs"}, "method.optimizer='lbfgs': .* use sign='none'"),
         ({"defense": ("prune",)}, "method.defense: invert takes the update as it is"),
     ],
