@@ -21,7 +21,7 @@ from jaxinv.errors import UserError, run_command
 from jaxinv.inversion import ANNEALING, Inversion, invert
 from jaxinv.machine import runtime
 from jaxinv.reporting.figures import style
-from jaxinv.reporting.figures.images import tile
+from jaxinv.reporting.figures.pictures import tile
 from jaxinv.settings import flags, reader, schema
 from jaxinv.victim import checkpoints
 
