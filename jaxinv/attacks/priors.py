@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxinv.attacks.analytic import features
-from jaxinv.types import PyTree, Target
+from jaxinv.types import PyTree, Target, named
 
 SEEDS = "seeds"  # the axis along which the starts of one target stand beside one another
 
@@ -123,6 +123,11 @@ PRIORS: dict[str, Callable[[View], Float[Array, ""]]] = {
 READ_UPDATE = {"features"}  # the priors that need the candidate's update itself
 
 
-def weighted_sum(weights: dict[str, Any], view: View) -> Float[Array, ""]:
+def weighted_sum(weights: dict[str | Callable, Any], view: View) -> Float[Array, ""]:
     """Adds the priors up, each times its weight."""
-    return sum((w * PRIORS[name](view) for name, w in weights.items()), jnp.zeros(()))
+    return sum((w * named(PRIORS, prior)(view) for prior, w in weights.items()), jnp.zeros(()))
+
+
+def key_of(prior: str | Callable) -> str:
+    """A name for a prior that is a function, by which weights can be sorted."""
+    return prior if isinstance(prior, str) else f"{prior.__qualname__}:{id(prior)}"

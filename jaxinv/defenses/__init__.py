@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from jaxinv.defenses import compression, dp_sgd, noise, pruning, soteria
 from jaxinv.defenses.base import Defense, Facts, Scene, Told
-from jaxinv.types import PyTree
+from jaxinv.types import PyTree, named
 
 NONE = "none"
 Chain = tuple[tuple[str, tuple[float, ...]], ...]
@@ -123,8 +123,8 @@ def tell(chain: tuple[str, ...], strengths: tuple, shared: PyTree, facts: Facts)
     """
     variances = jax.tree.map(lambda x: jnp.zeros((), x.dtype), shared)
     for name, own in zip(chain, strengths):
-        if DEFENSES[name].variance is not None:
-            found = DEFENSES[name].variance(shared, own, facts)
+        if (variance := named(DEFENSES, name).variance) is not None:
+            found = variance(shared, own, facts)
             variances = jax.tree.map(jnp.add, variances, found)
 
     def weight(x, variance):
@@ -142,5 +142,5 @@ def tell(chain: tuple[str, ...], strengths: tuple, shared: PyTree, facts: Facts)
 def expect(chain: tuple[str, ...], told: Told, update: PyTree, shared: PyTree) -> PyTree:
     """Puts a candidate's update through what the chain does on average."""
     for name, own in zip(chain, told.strengths):
-        update = DEFENSES[name].expect(update, own, shared)
+        update = named(DEFENSES, name).expect(update, own, shared)
     return update

@@ -123,7 +123,7 @@ def _mean_of(eqn, made):
 
 
 def _class_axis(eqn, turned: bool) -> bool | None:
-    """Whether classes are rows of the kernel of a dense layer or 1x1 convolution; None if neither."""
+    """Whether classes are rows of a dense layer's or 1x1 convolution's kernel; None if neither."""
     kernel = eqn.invars[1].aval.shape
     if eqn.primitive.name == "conv_general_dilated":
         numbers = eqn.params["dimension_numbers"].rhs_spec
@@ -280,7 +280,7 @@ def parameters_in_order(
 
 
 def _maps_of(var, made) -> tuple[int, int, int] | None:
-    """Height, width and channels of the maps that a row of features was, before it was flattened."""
+    """Height, width and channels of the maps that a row of features was before it was flat."""
     while (eqn := made.get(var)) is not None and eqn.invars:
         before = eqn.invars[0].aval.shape
         if eqn.primitive.name == "reshape" and len(before) == 4:

@@ -59,6 +59,11 @@ class UserNetwork:
             return self.module is other.module
         return self.module == other.module
 
+    @property
+    def holds_parameters(self) -> bool:
+        """Whether the module is of nnx, and has parameters of its own."""
+        return self._nnx
+
     def variables(self) -> dict:
         """What an nnx module holds, as a tree of dicts."""
         return {"params": nnx.to_pure_dict(self._params)}

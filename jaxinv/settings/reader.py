@@ -41,9 +41,8 @@ DEFAULT_STUDY = Path(__file__).parent / "default_study.toml"
 OF_PRIVACY = ("noise_multiplier", "target_epsilon", "clip", "delta", "accountant", "microbatch")
 # What of a cell does not concern an update that is there already.
 _NOT_INVERTED = {
-    "dataset", "model", "width", "network_seed", "batch_norm", "grouping", "shuffled", "order",
-    "statistics", "assumed_images", "assumed_batch", "assumed_lr", "polish", "posterior",
-    "defense", "told",
+    "dataset", "model", "width", "network_seed", "grouping", "shuffled", "order", "client_lr",
+    "assumed_images", "assumed_batch", "assumed_lr", "polish", "posterior", "told",
 }  # fmt: skip
 
 
@@ -300,13 +299,17 @@ def load_inverting(flags: Mapping[str, Any]) -> tuple[Inverting, Cell]:
         raise UserError("--update: the file to attack; see jaxinv.client.updates.save")
     inverting = _validate(Inverting, of(Inverting))
     settings = of(Cell)
+    if settings.get("defense", defenses.NONE) != defenses.NONE:
+        settings["told"] = True  # of an update that is there, it is what the attacker knows
     if "victim" not in settings:
         raise UserError("--victim: the network that the update is of; give a name or a folder")
     classes = inverting.classes
     if classes is None:
-        settings.setdefault("labels", "idlg" if settings.get("images", "1") == "1" else "counts")
-        if settings["labels"] in ("known", "joint"):
-            raise UserError(f"--labels {settings['labels']}: give --classes, or a rule")
+        if "labels" not in ATTACKS.get(settings.get("attack"), {}):
+            one = settings.get("images", "1") == "1"
+            settings.setdefault("labels", "idlg" if one else "counts")
+        if settings.get("labels") == "known":
+            raise UserError("--labels known: give --classes, or a rule")
     elif "labels" in settings or settings.get("images", str(len(classes))) != str(len(classes)):
         raise UserError("--classes: say the labels and their number; leave --labels, --images out")
     else:

@@ -23,6 +23,7 @@ from jaxinv.attacks.objectives import OBJECTIVES
 from jaxinv.attacks.priors import PRIORS, READ_UPDATE
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.client import BATCH_NORM, Local
+from jaxinv.client.kinds import AUTO, KINDS
 from jaxinv.data import GROUPINGS
 from jaxinv.data.image_prior import IMAGE_PRIORS
 from jaxinv.machine import runtime
@@ -445,7 +446,13 @@ class Inverting(_Strict):
     """What `jaxinv.invert` is asked for beside the settings of one cell. Each field is a flag."""
 
     update: str = Field(
-        description="the update: an .npz, or a folder of Orbax (jaxinv.client.updates)"
+        description="the update: .npz, .safetensors or a folder of Orbax (docs/updates.md)"
+    )
+    update_kind: Annotated[str, _known((AUTO, *KINDS))] = Field(
+        AUTO, description=f"what was sent: {', '.join(KINDS)}; auto tells from the numbers"
+    )
+    client_lr: float | None = Field(
+        None, gt=0, description="the client's learning rate, where it is known"
     )
     classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_split)] = (
         Field(None, description="the images' classes where they are known: 3,5; else --labels")
