@@ -5,8 +5,8 @@
 The gradient of the cosine objective with respect to the image, against float64: the relative error
 and the share of pixels whose sign is another. In float32; and in float32 with the factors of every
 product, convolutions of all orders and dense layers, rounded as TensorFloat-32 (10 bits) and
-bfloat16 (7 bits) hardware does, sums in float32. At three candidates: a random start, the truth
-under noise of standard deviation 0.3, and of 0.05 (normalised). The truth is the first tile.
+bfloat16 (7 bits) hardware does, sums in float32. At three candidates: a random initial image, the truth
+under noise of standard deviation 0.3, and of 0.05 (normalized). The truth is the first tile.
 """
 
 import argparse

@@ -153,17 +153,17 @@ class Case(NamedTuple):
     """One target on one LeNetZhu, as arrays of the other engine: what an attack starts from."""
 
     params: Mapping[str, Mapping[str, np.ndarray]]  # of Flax
-    image: np.ndarray  # normalised; height, width, channel
+    image: np.ndarray  # normalized; height, width, channel
     label: int
     start: np.ndarray  # likewise
-    box: tuple[np.ndarray, np.ndarray]  # of the normalised pixels, per channel
+    box: tuple[np.ndarray, np.ndarray]  # of the normalized pixels, per channel
 
 
 def attack(case: Case, steps: int, threads: int) -> tuple[np.ndarray, float]:
     """Runs a whole attack by double backward: cosine + TV, signed Adam, step schedule, box.
 
     Returns:
-      The normalised image, and the seconds that the steps took.
+      The normalized image, and the seconds that the steps took.
     """
     torch.set_num_threads(threads)
     model = carry_over(case.params).to(DEVICE).eval()

@@ -9,7 +9,7 @@ each program is run before. A schedule makes a run of N steps another one than t
 longer run, so each point is the end of a run of its own; but for the polish, whose steps know
 nothing of how many there will be. Of several seeds the one with the lowest objective counts.
 
-PyTorch (`pip install torch`) runs the same attack as "geiping", from the same start, on LeNetZhu
+PyTorch (`pip install torch`) runs the same attack as "geiping", from the same initial image, on LeNetZhu
 alone, one target after the other; on one thread or all, whichever is faster.
 """
 
@@ -37,7 +37,7 @@ from jaxinv import metrics
 from jaxinv.attacks.base import Candidate
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
 from jaxinv.engine import cells, planner, trials
-from jaxinv.engine.targets import Shared, start_keys
+from jaxinv.engine.targets import SharedUpdates, seed_keys
 from jaxinv.machine import runtime
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.statistics import choose_lowest
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         measure = pytorch_points if name == "pytorch" else points
         found[name] = measure(LINES[name], cell, material, arguments.seconds)
         console.print(f"{LINES[name].words}: {found[name][-1].psnr.mean():.2f} dB")
-    baseline = mean_colour(material)
+    baseline = mean_color(material)
     console.print(table(found, baseline))
     if arguments.out is not None:
         what = arguments.victim or f"{network['model']}, untrained"
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ps.save(figure, arguments.out, ("png",))
 
 
-def points(line: Line, cell: schema.Cell, material: cells.Material, limit: float) -> list[Point]:
+def points(line: Line, cell: schema.Cell, material: cells.CellInputs, limit: float) -> list[Point]:
     """Runs an attack with each number of steps that the time allows, then polishes the last end."""
     # An update that is polished to its last digit must have that digit: see `cells.attack_cell`.
     with runtime.arithmetic("float64" if cell.polish else cell.precision) as exact:
@@ -140,7 +140,7 @@ def points(line: Line, cell: schema.Cell, material: cells.Material, limit: float
 
 
 def polished(
-    cell: schema.Cell, material: cells.Material, shared: Shared, result: trials.Result,
+    cell: schema.Cell, material: cells.CellInputs, shared: SharedUpdates, result: trials.Result,
     end: Point, cast: Callable,
 ) -> list[Point]:  # fmt: skip
     """Polishes what an attack of one seed found: a point behind each step."""
@@ -148,8 +148,8 @@ def polished(
     problem = cells.problem_of(material, shared.targets, cast)
     made = Assembled(
         attack, problem, cast(attack.numbers(1, settings(cell))),
-        start_keys(material.ids[:, 0], range(1)),
-        planner.Plan(1, 1, jax.local_device_count()),
+        seed_keys(material.ids[:, 0], range(1)),
+        planner.GroupPlan(1, 1, jax.local_device_count()),
     )  # fmt: skip
     start = Candidate(result.candidates.images, None)
     result, clock = run(made, cell.polish, start)
@@ -213,7 +213,7 @@ def has_reference(model: str) -> bool:
 
 
 def pytorch_points(
-    line: Line, cell: schema.Cell, material: cells.Material, limit: float
+    line: Line, cell: schema.Cell, material: cells.CellInputs, limit: float
 ) -> list[Point]:
     """The same attack in PyTorch, one target after the other."""
     from benchmarks import pytorch_reference as reference
@@ -242,9 +242,9 @@ def pytorch_points(
     return found
 
 
-def mean_colour(material: cells.Material) -> float:
+def mean_color(material: cells.CellInputs) -> float:
     """PSNR of the trivial guess, over all targets."""
-    score = jax.vmap(lambda truth: metrics.mean_colour(truth, material.normalization).psnr)
+    score = jax.vmap(lambda truth: metrics.mean_color(truth, material.normalization).psnr)
     return float(score(material.truths()).mean())
 
 
@@ -258,7 +258,7 @@ def table(found: dict[str, list[Point]], baseline: float) -> Table:
                 LINES[name].words, str(point.steps), f"{point.seconds:.3g}", *shown,
                 end_section=point is line[-1],
             )  # fmt: skip
-    out.add_row("mean colour", "", "", f"{baseline:.2f}", "", "")
+    out.add_row("mean color", "", "", f"{baseline:.2f}", "", "")
     return out
 
 
@@ -322,7 +322,7 @@ def draw(found: dict[str, list[Point]], baseline: float, words: str) -> Figure:
             arrowprops={"arrowstyle": "-", "color": colors[name], "linewidth": 0.6, "alpha": 0.6},
         )  # fmt: skip
     ax.axhline(baseline, color=ps.BASELINE, linewidth=1.2, linestyle=(0, (4, 2.5)), zorder=1.5)
-    ax.annotate("mean colour", (0, baseline), xycoords=("axes fraction", "data"), xytext=(3, 3),
+    ax.annotate("mean color", (0, baseline), xycoords=("axes fraction", "data"), xytext=(3, 3),
                 textcoords="offset points", size=8.2, color=ps.BASELINE)  # fmt: skip
     ax.set_xlabel("seconds of attack per target")
     ax.set_ylabel("PSNR (dB)")

@@ -16,10 +16,10 @@ from rich.table import Table
 
 from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.files import write_file
-from jaxinv.reporting import defense_curves, page, tables, unknowns
+from jaxinv.reporting import defense_curves, page, tables, assumptions
 from jaxinv.reporting.figures import defenses, images, intervals, posterior, seeds, spectrum
 from jaxinv.reporting.figures import style as ps
-from jaxinv.reporting.study import Study, interval_text, number_text, summarize
+from jaxinv.reporting.study import StudySummary, interval_text, number_text, summarize
 from jaxinv.runs.results import Run, read_run
 from jaxinv.settings.naming import setting_text
 
@@ -65,7 +65,7 @@ def _read(folder: Path) -> Run:
         raise UserError(f"{folder}: rows cannot be read ({error})") from None
 
 
-def _draw(study: Study, folder: Path) -> dict[str, page.Picture]:
+def _draw(study: StudySummary, folder: Path) -> dict[str, page.Picture]:
     """Draws every figure for the page's width, to files, and again for a phone's."""
     folder.mkdir(exist_ok=True)
     album = images.read_album(study)
@@ -87,7 +87,7 @@ def _draw(study: Study, folder: Path) -> dict[str, page.Picture]:
         figures["defense_curves"] = lambda width: defenses.defense_curves(study, width)
     if defense_curves.private_cells(study):
         figures["trade_off"] = lambda width: defenses.trade_off(study, width)
-    if unknowns.labels_found(study):
+    if assumptions.labels_found(study):
         figures["label_accuracy"] = lambda width: intervals.label_accuracy(study, width)
     if posteriors := posterior.read_posteriors(study):
         figures["posterior"] = lambda width: posterior.posterior(posteriors, width)
@@ -104,12 +104,12 @@ def _draw(study: Study, folder: Path) -> dict[str, page.Picture]:
     return pictures
 
 
-def _print(study: Study, console: Console) -> None:
+def _print(study: StudySummary, console: Console) -> None:
     """Prints the summary table and where the rest is."""
     threshold = setting_text(float(study.cells[0].success_psnr))
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("\nPSNR in dB", overflow="fold")
-    averaged = ["consensus\nbest ¼"] if study.has_starts else []
+    averaged = ["consensus\nbest ¼"] if study.has_seeds else []
     for name in ("targets\n× seeds", "failed", "mean\n[95%]", "seed\nstd", "attacker\nbest",
                  *averaged, "oracle\nbest", f"above {threshold}\n[95%]"):  # fmt: skip
         table.add_column(name, justify="right", no_wrap=True)

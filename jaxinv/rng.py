@@ -1,6 +1,6 @@
 """Named streams of randomness, so that comparisons can share one and vary another.
 
-A key is a pure function of a stream, its seed and the indices below it: the start of attack seed 3
+A key is a pure function of a stream, its seed and the indices below it: the randomness of attack seed 3
 on image 17 is the same in every cell, on every device, in every session.
 """
 
@@ -15,7 +15,7 @@ class Stream(enum.IntEnum):
     DATA = 0
     NETWORK = 1
     DEFENSE = 2
-    START = 3
+    ATTACK = 3
     TRAINING = 4
 
 

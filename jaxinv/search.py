@@ -2,7 +2,7 @@
 
     python -m jaxinv.search --space tv=1e-5:1e-1 lr=0.01:1 --candidates 64 --seeds 2
 
-Every candidate attacks the same images from the same starts, all in one batch. Successive halving:
+Every candidate attacks the same images from the same seeds, all in one batch. Successive halving:
 each rung has a quarter of the candidates of the one before it and four times the iterations, the
 last one the iterations asked for. The images are of the *training* split, which the attacker may
 know, so that what was found can be measured on others. A rung is written when it is done and not
@@ -30,7 +30,7 @@ from scipy.stats import qmc
 from jaxinv import files
 from jaxinv.attacks import unused_settings
 from jaxinv.engine import cells
-from jaxinv.engine.targets import start_keys
+from jaxinv.engine.targets import seed_keys
 from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.machine import runtime
 from jaxinv.settings import reader, schema
@@ -121,7 +121,7 @@ def run(study: schema.SearchStudy, command: str) -> None:
 
 def measure(
     study: schema.SearchStudy,
-    material: cells.Material,
+    material: cells.CellInputs,
     numbers: dict[str, np.ndarray],
     iterations: int,
     console: Console,
@@ -137,14 +137,14 @@ def measure(
 
     Returns:
       Columns by candidate: means of objective, PSNR and SSIM over targets and seeds, NaN where a
-      trial failed; the mean colour's PSNR; the number of failures.
+      trial failed; the mean color's PSNR; the number of failures.
     """
     cell, seeds = study.cell, range(study.plan.seeds)
     count = len(next(iter(numbers.values())))
-    # Along the axis of starts: candidate by candidate, each with the same seeds.
+    # Along the axis of seeds: candidate by candidate, each with the same seeds.
     each = {name: getattr(cell, name) for name in cells.NUMBERS} | {"iterations": iterations}
     each |= {name: np.repeat(of, len(seeds)) for name, of in numbers.items()}
-    keys = jnp.tile(start_keys(material.ids[:, 0], seeds), (1, count))
+    keys = jnp.tile(seed_keys(material.ids[:, 0], seeds), (1, count))
     result, baseline, *_ = cells.attack_cell(
         cell, material, keys, each, study.plan.memory,
         announce=lambda plan: console.print(f"plan: {plan}", soft_wrap=True),
@@ -209,7 +209,7 @@ def _table(rows: list[dict[str, Any]], names: list[str]) -> Table:
     columns = ["rung", "candidate", *names, "iterations", "objective", "psnr", "failed"]
     table = Table(
         *("no." if c == "candidate" else "steps" if c == "iterations" else c for c in columns),
-        title=f"chosen by {rows[0]['chosen_by']}; images of the training split, whose mean colour "
+        title=f"chosen by {rows[0]['chosen_by']}; images of the training split, whose mean color "
         f"scores {rows[0]['baseline_psnr']:.2f} dB",
     )
     for row in rows:

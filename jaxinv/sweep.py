@@ -18,7 +18,7 @@ from rich.table import Table
 
 from jaxinv import report
 from jaxinv.engine import trials
-from jaxinv.engine.cells import Loader, Material, attack_of, shapes_of
+from jaxinv.engine.cells import Loader, CellInputs, attack_of, shapes_of
 from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.machine import executors, runtime
 from jaxinv.runs import results
@@ -96,7 +96,7 @@ def run_study(
 
 
 def run_here(
-    study: schema.Study, waiting: Sequence[Block], materials: Mapping[int, Material] | Sequence,
+    study: schema.Study, waiting: Sequence[Block], materials: Mapping[int, CellInputs] | Sequence,
     bar: Progress, task,
 ) -> None:  # fmt: skip
     """Runs these blocks one after the other, in this process; `materials` by the cell's index."""
@@ -162,7 +162,7 @@ def run_cell(study: schema.Study, index: int) -> str:
     return runtime.hardware()
 
 
-def open_run(study: schema.Study, material: Material, command: str) -> None:
+def open_run(study: schema.Study, material: CellInputs, command: str) -> None:
     """Makes the run folder, or joins the one there if it asks for the same.
 
     Raises:
@@ -222,7 +222,7 @@ def watch(bar: Progress, task, block: Block, study: schema.Study) -> Callable[[i
 
 
 def print_plan(
-    console: Console, study: schema.Study, materials: Sequence[Material], blocks: Sequence[Block]
+    console: Console, study: schema.Study, materials: Sequence[CellInputs], blocks: Sequence[Block]
 ) -> None:
     """Prints the cells and an estimate of the work, for --dry-run."""
     console.print(f"[bold]{study.name}[/bold]: {study.text.question}")

@@ -38,7 +38,7 @@ class Target(NamedTuple):
     update: PyTree  # shaped like the network's parameters
     labels: Int[Array, " batch"]
     statistics: PyTree = ()  # of the client's batch, per BatchNorm layer, where they are sent along
-    told: Any = ()  # `defenses.base.Told`, where the attacker knows the client's defense
+    defense_knowledge: Any = ()  # `defenses.base.DefenseKnowledge`, where the attacker knows the client's defense
 
 
 class Normalization(NamedTuple):
@@ -61,5 +61,5 @@ class Normalization(NamedTuple):
         return jnp.clip(normalized * self.std + self.mean, 0.0, 1.0)
 
     def box(self, normalized: Array) -> Array:
-        """Projects onto the normalised images whose pixels lie in [0, 1]."""
+        """Projects onto the normalized images whose pixels lie in [0, 1]."""
         return jnp.clip(normalized, -self.mean / self.std, (1.0 - self.mean) / self.std)

@@ -19,7 +19,7 @@ import pytest
 from jaxinv import rng
 from jaxinv.attacks.gradient_matching import Method
 from jaxinv.engine import planner, trials
-from jaxinv.engine.targets import make_targets, start_keys
+from jaxinv.engine.targets import make_targets, seed_keys
 from jaxinv.types import Normalization, Truth
 from jaxinv.victim.untrained import untrained
 
@@ -38,7 +38,7 @@ class Problem:
         self.targets = make_targets(
             self.victim.module, self.victim.variables, self.truths, self.normalization
         ).targets
-        self.keys = start_keys([0, 1], range(self.seeds))
+        self.keys = seed_keys([0, 1], range(self.seeds))
 
     def run(
         self, *, iterations=12, targets=None, truths=None, keys=None, group=2, devices=1, lr=0.1,
@@ -49,7 +49,7 @@ class Problem:
         settings = {"lr": lr, "client_lr": 1.0, "tv": 0.01, "iterations": iterations}
         return trials.run(
             self.problem(targets, truths), Method(), Method().numbers(keys.shape[1], settings),
-            keys, trials.Resources(planner.Plan(1, group, devices), memory),
+            keys, trials.Resources(planner.GroupPlan(1, group, devices), memory),
         )  # fmt: skip
 
     def problem(self, targets=None, truths=None, image_prior=None):

@@ -62,7 +62,7 @@ def write_run(
         {
             "name": "default",
             "study": {
-                "question": "How much do the starts of one attack differ?",
+                "question": "How much do the seeds of one attack differ?",
                 "cost": "2 minutes on 2 cores",
                 "expectation": "seeds differ more where the prior is weak",
             },
@@ -90,7 +90,7 @@ def write_run(
 
 
 def _gradients(targets, images):
-    """Smooth colour ramps, one direction and tint per image."""
+    """Smooth color ramps, one direction and tint per image."""
     y, x = np.mgrid[0:16, 0:16] / 15
     angle = np.linspace(0, 5, targets * images)[:, None, None]
     ramp = (np.cos(angle) * x + np.sin(angle) * y + 1.5) / 3

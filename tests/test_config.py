@@ -40,7 +40,7 @@ def test_the_rate_is_that_of_the_optimizer_unless_given(tmp_path):
     file.write_text("[grid]\nlr = 0.5\n")
     of = lambda **flags: [cell.lr for cell in study(file, **flags).cells]  # noqa: E731
     assert of() == [0.5]
-    assert of(attack="dlg") == [1.0]  # another optimiser's rate is none of L-BFGS's
+    assert of(attack="dlg") == [1.0]  # another optimizer's rate is none of L-BFGS's
     assert of(attack="dlg", lr=["0.2"]) == [0.2]
     assert of(attack="dlg", optimizer=["lbfgs", "adam"]) == [1.0, 0.1]
     assert of(optimizer="lbfgs", sign="none") == [1.0]
@@ -110,7 +110,7 @@ BAD = [
     ({"defense": ["dpsgd:1:1"], "model": ["convnet"]}, "BatchNorm .*use --model convnet_gn"),
     ({"defense": ["dpsgd:1:1"], "client_epochs": ["2"]}, "--defense dpsgd:1:1: of one gradient"),
     ({"defense": ["victim"]}, "--defense victim: .*name one"),
-    ({"told": ["true"]}, "--told: there is no --defense"),
+    ({"adaptive": ["true"]}, "--adaptive: there is no --defense"),
     ({"attack": ["bayes"], "tv": ["0.1"]}, "--tv: --attack bayes does not use it"),
     ({"attack": ["bayes"], "lr": ["0.1"]}, "--lr: --attack bayes does not use it"),
     ({"attack": ["geiping"], "damping": ["0.1"]}, "--damping: --attack geiping does not use it"),

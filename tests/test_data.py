@@ -150,13 +150,13 @@ def test_a_set_without_ids_is_read_in_stored_order(tmp_path):
                     yield i, {"image": Image.fromarray(image[..., 0]), "label": i}
 
     GreySet(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-    grey = load("grey_set", split="train", data_dir=str(tmp_path))
-    assert sorted(grey.labels.tolist()) == list(range(9))
-    np.testing.assert_array_equal(grey.images, images[grey.labels])
-    np.testing.assert_allclose(grey.mean, [images.mean() / 255])
-    np.testing.assert_allclose(grey.std, [images.std() / 255])
+    gray = load("grey_set", split="train", data_dir=str(tmp_path))
+    assert sorted(gray.labels.tolist()) == list(range(9))
+    np.testing.assert_array_equal(gray.images, images[gray.labels])
+    np.testing.assert_allclose(gray.mean, [images.mean() / 255])
+    np.testing.assert_allclose(gray.std, [images.std() / 255])
     some = load("grey_set", split="train", ids=[4, 1], data_dir=str(tmp_path))
-    np.testing.assert_array_equal(some.labels, grey.labels[[4, 1]])
+    np.testing.assert_array_equal(some.labels, gray.labels[[4, 1]])
 
 
 HAS_CIFAR10 = Path(os.environ.get("TFDS_DATA_DIR", "/nowhere"), "cifar10").is_dir()

@@ -7,7 +7,7 @@ import pytest
 
 from jaxinv import client, defenses
 from jaxinv.attacks.objectives import compare, cosine
-from jaxinv.defenses.base import Facts, Scene
+from jaxinv.defenses.base import PublicFacts, ClientContext
 from jaxinv.networks.inspect import classifier_input, classifier_path
 from jaxinv.types import tree_size
 
@@ -89,7 +89,7 @@ def test_clipping_bounds_the_norm_over_all_leaves():
     assert np.isfinite(slope["a"]).all()
 
 
-def test_sign_and_quantisation(update):
+def test_sign_and_quantization(update):
     signs = defend("sign", update)["a"]
     np.testing.assert_array_equal(np.sign(signs), np.sign(update["a"]))
     mean = np.abs(np.concatenate([np.ravel(v) for v in update.values()])).mean()
@@ -107,7 +107,7 @@ def test_sign_and_quantisation(update):
 @pytest.fixture(scope="module")
 def scene(problem):
     images = problem.normalization.normalize(problem.truths.images)[:, 0]
-    return Scene(problem.victim.module, problem.victim.variables, images, jnp.array([3, 7]))
+    return ClientContext(problem.victim.module, problem.victim.variables, images, jnp.array([3, 7]))
 
 
 def test_dp_sgd_of_one_image_is_clipping_and_noise(scene):
@@ -158,11 +158,11 @@ def test_soteria_drops_the_features_that_tell_most(scene):
 def told(text, shared, classifier=("c",), images=1):
     chain = defenses.parse(text)
     names, strengths = defenses.names(chain), defenses.strengths(chain)
-    return names, defenses.tell(names, strengths, shared, Facts(classifier, images))
+    return names, defenses.adapt(names, strengths, shared, PublicFacts(classifier, images))
 
 
 def distance(text, update, shared):
-    """The cosine distance that an attacker who was told sees between them."""
+    """The cosine distance that an adaptive attacker sees between them."""
     names, knowledge = told(text, shared)
     expected = defenses.expect(names, knowledge, update, shared)
     return float(cosine(compare(expected, shared, knowledge.weights)))

@@ -9,11 +9,11 @@ from jaxinv.attacks import levenberg_marquardt as lm
 from jaxinv.attacks.base import Candidate
 from jaxinv.attacks.uncertainty import Spectrum
 from jaxinv.engine import trials
-from jaxinv.engine.planner import Plan
+from jaxinv.engine.planner import GroupPlan
 from jaxinv.engine.targets import make_targets
 
 SIZE, OUT = 12, 40
-EVERYTHING = trials.Resources(Plan(1, 1))
+EVERYTHING = trials.Resources(GroupPlan(1, 1))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_lenet_gives_the_exact_image_away(exact):
     _, end, _ = exact
     assert end.status.tolist() == [["converged"]]
     assert end.scores.psnr.item() > 200
-    # The digits double from step to step, so that few factorisations are needed.
+    # The digits double from step to step, so that few factorizations are needed.
     assert end.trace.psnr.ravel()[1] > end.trace.psnr.ravel()[0] + 40
 
 

@@ -17,7 +17,7 @@ from jaxinv.reporting.figures import images as plot_images
 from jaxinv.reporting.figures import intervals, style
 from jaxinv.reporting.figures import seeds as plots
 from jaxinv.reporting.study import choose_evenly, interval_text, number_text, summarize
-from jaxinv.reporting.unknowns import choose
+from jaxinv.reporting.assumptions import choose
 from jaxinv.runs.results import read_run
 
 TV = {"tv": [1e-2, 1e-3, 1e-4]}
@@ -173,7 +173,7 @@ def test_failed_and_exact_trials_are_counted_and_not_averaged(study):
     assert float(failed["success_rate"]) == pytest.approx(np.nansum(psnr > 19) / 15)
     assert float(failed["psnr_oracle_best"]) == pytest.approx(np.nanmax(psnr, axis=1).mean())
     assert (exact["exact"], exact["psnr_mean"]) == ("1", "inf")
-    assert baseline["setting"] == "mean colour"
+    assert baseline["setting"] == "mean color"
     curve = [float(r["oracle_psnr"]) for r in read_csv(folder, "best_of_k") if r["cell"] == "1"]
     assert np.isnan(curve).tolist() == [True, False, False, False, False]
 
@@ -185,9 +185,9 @@ def test_page_stands_alone_and_says_what_it_must(study):
     assert outside == []
     assert "<script" not in page
     assert page.count("<figure>") == len(FIGURES)
-    for words in ("How much do the starts of one attack differ?", "python -m jaxinv.sweep --seeds",
+    for words in ("How much do the seeds of one attack differ?", "python -m jaxinv.sweep --seeds",
                   "cpu, 2 cores", "jax 0.10.2", "Dimitrov", "1 trial of 45 turned non-finite",
-                  "1 failed", "Wilson", "mean colour", "attacker", "oracle"):  # fmt: skip
+                  "1 failed", "Wilson", "mean color", "attacker", "oracle"):  # fmt: skip
         assert words in page, words
     psnr = column(folder, 0, "psnr")
     assert f"<td>{number_text(psnr.mean())} <small>" in page

@@ -15,7 +15,7 @@ SECOND_ORDER = ("bayes", "smoothed_bayes")
 
 # The settings that each family has no use for: to give one is an error.
 _OF_MATCHING = {
-    "tv", "tv_isotropic", "tv_color", "norm", "statistics", "group", "features", "order",
+    "tv", "tv_isotropic", "tv_color", "prior_l2", "prior_batch_norm", "prior_group", "prior_features", "prior_epoch_order",
     "optimizer", "sign", "lr", "schedule", "box", "gram",
 }  # fmt: skip
 _OF_ANNEALED = {"anneal_from", "anneal_to", "damping", "tolerance", "posterior"}
@@ -26,7 +26,7 @@ _OF_SECOND_ORDER = {"image_prior", "cg_iterations"} | _OF_ANNEALED | _OF_SMOOTHE
 def unused_settings(attack: str) -> set[str]:
     """The settings that an attack does not read."""
     if attack in CLOSED_FORM:
-        return _OF_MATCHING | _OF_SECOND_ORDER | {"init", "iterations", "polish", "told"}
+        return _OF_MATCHING | _OF_SECOND_ORDER | {"init", "iterations", "polish", "adaptive"}
     if attack in SECOND_ORDER:
         return _OF_MATCHING | (_OF_SMOOTHED if attack == "bayes" else _OF_ANNEALED)
     return _OF_SECOND_ORDER
@@ -46,13 +46,13 @@ ATTACKS = {
     "euclidean": _EUCLIDEAN,
     # Yin et al. 2021, arXiv 2104.07586.
     "gradinversion": {
-        "objective": "l2", "sign": "none", "schedule": "cosine", "tv": 1e-4, "norm": 1e-6,
-        "statistics": 0.1, "group": 0.01,
+        "objective": "l2", "sign": "none", "schedule": "cosine", "tv": 1e-4, "prior_l2": 1e-6,
+        "prior_batch_norm": 0.1, "prior_group": 0.01,
     },
     # The "modern" settings of breaching (Geiping et al. 2022).
     "modern": {
         "sign": "soft", "schedule": "cosine", "init": "patterned", "tv": 0.0, "tv_color": 0.1,
-        "features": 0.1,
+        "prior_features": 0.1,
     },
     # Annealed Gauss-Newton to the most probable image under a Gaussian image prior.
     "bayes": {

@@ -32,7 +32,7 @@ class Known(NamedTuple):
 class Candidate(NamedTuple):
     """What an attack moves."""
 
-    images: Float[Array, "*epoch image height width channel"]  # normalised
+    images: Float[Array, "*epoch image height width channel"]  # normalized
     logits: Float[Array, "image class"] | None  # of the labels; None where they are given
 
     def labels(self, given: Int[Array, " image"]) -> Array:
@@ -60,7 +60,7 @@ class Attack(Protocol):
 
     def init(
         self, numbers: Any, key: Array, shape: tuple[int, ...], known: Known,
-        start: Candidate | None,
+        initial: Candidate | None,
     ) -> Any:  # fmt: skip
         """Makes the first state: from what another attack found, or else drawn from the key."""
 
@@ -74,7 +74,7 @@ class Attack(Protocol):
         """
 
     def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
-        """The attacker's normalised images."""
+        """The attacker's normalized images."""
 
     def outcome(self, state: Any) -> dict[str, Array]:
         """What of the last state is kept beside the candidate."""
@@ -101,7 +101,7 @@ def simulate_update(
     """
     images, labels = candidate.images, candidate.labels(known.target.labels)
     if "dpsgd" in simulation.defense:
-        clip = known.target.told.strengths[0][0]
+        clip = known.target.defense_knowledge.strengths[0][0]
         update = clipped_mean(known.loss, known.params, images, labels, clip)
         statistics = ()
     else:
@@ -111,7 +111,7 @@ def simulate_update(
             known.loss, known.params, images, labels, simulation.local, client_lr
         )
     if simulation.defense:
-        told, shared = known.target.told, known.target.update
+        told, shared = known.target.defense_knowledge, known.target.update
         update = defenses.expect(simulation.defense, told, update, shared)
     return update, statistics
 
@@ -124,7 +124,7 @@ def scale_towards(update: PyTree, shared: PyTree) -> PyTree:
 
 
 def average_epochs(candidate: Candidate) -> Float[Array, "image height width channel"]:
-    """The attacker's images, normalised: those of the epochs matched to the first's, and averaged.
+    """The attacker's images, normalized: those of the epochs matched to the first's, and averaged.
 
     References: Dimitrov et al. 2022, arXiv 2206.12395, section 5.4.
     """

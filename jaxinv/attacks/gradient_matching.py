@@ -1,6 +1,6 @@
 """Gradient matching: move the images until the update they would cause is the one that was shared.
 
-Minimises objective(update(x), target) + the priors, each times its weight, over the normalised
+Minimizes objective(update(x), target) + the priors, each times its weight, over the normalized
 images x, and where asked over their labels too. The default of every field below is the recipe of
 Geiping et al. 2020 ("Inverting Gradients"): cosine distance and total variation, Adam on the sign
 of the gradient, a step schedule, and after every step a projection onto the images whose pixels lie
@@ -30,7 +30,7 @@ from jaxinv.attacks.objectives import OBJECTIVES, Comparison, compare
 from jaxinv.attacks.priors import View, key_of, weighted_sum
 from jaxinv.types import PyTree, named
 
-# Each maps the gradient and the progress in [0, 1) to the direction the optimiser sees. The soft
+# Each maps the gradient and the progress in [0, 1) to the direction the optimizer sees. The soft
 # sign tanh(s g) / s with s = 1 - progress is breaching's; it hardens into the plain gradient.
 SIGNS: dict[str, Callable[[Array, Array], Array]] = {
     "hard": lambda gradient, progress: jnp.sign(gradient),
@@ -56,7 +56,7 @@ HISTORY, LINE_SEARCH = 100, 20  # as DLG; evaluations of a line search
 def patterned(key: jax.Array, shape: tuple[int, ...], size: int = 4) -> Array:
     """A normal tile of size x size pixels, repeated over the image.
 
-    References: Wei et al. 2020, arXiv 2004.10397 (patterned starts converge more often).
+    References: Wei et al. 2020, arXiv 2004.10397 (patterned initial images converge more often).
     """
     *front, height, width, channels = shape
     tile = jax.random.normal(key, (*front, size, size, channels), jnp.float32)
@@ -68,7 +68,7 @@ INITS: dict[str, Callable[..., Array]] = {
     "normal": lambda key, shape: jax.random.normal(key, shape, jnp.float32),
     "uniform": lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0),
     "patterned": patterned,
-    "grey": lambda key, shape: jnp.zeros(shape, jnp.float32),
+    "gray": lambda key, shape: jnp.zeros(shape, jnp.float32),
 }
 
 
@@ -131,7 +131,7 @@ class Method(NamedTuple):
     batch_norm: str = "eval"  # what the client does, and the attacker simulates: client.BATCH_NORM
     local: client.Local = client.Local()  # the client's local steps, as the attacker simulates them
     by_epoch: bool = False  # images of their own for each epoch, whose order is not known
-    classes: int = 0  # where the labels are optimised beside the images, else 0
+    classes: int = 0  # where the labels are optimized beside the images, else 0
     classifier: tuple[str, ...] = ()  # path of the last dense layer, for the priors that ask for it
     defense: tuple[str, ...] = ()  # the client's, as far as the attacker was told
     gram: str | None = (
@@ -157,15 +157,15 @@ class Method(NamedTuple):
 
     def init(
         self, numbers: Numbers, key: Array, shape: tuple[int, ...], known: Known,
-        start: Candidate | None = None,
+        initial: Candidate | None = None,
     ) -> AttackState:  # fmt: skip
-        """Draws the random start of one trial.
+        """Draws the random initial image of one trial.
 
-        The start is not projected: the first projection comes after the first step, as published.
-        In float64 it is the same start.
+        The initial image is not projected: the first projection comes after the first step, as published.
+        In float64 it is the same initial image.
         """
         kind = known.normalization.mean.dtype
-        if start is None:
+        if initial is None:
             front = (self.local.epochs,) if self.by_epoch else ()
             images = named(INITS, self.init_from)(key, (*front, *shape)).astype(kind)
             logits = None
@@ -173,8 +173,8 @@ class Method(NamedTuple):
                 of_labels = jax.random.fold_in(key, 1)
                 logits = jax.random.normal(of_labels, (shape[0], self.classes), jnp.float32)
                 logits = logits.astype(kind)
-            start = Candidate(images, logits)
-        return AttackState(start, named(OPTIMIZERS, self.optimizer)().init(start))
+            initial = Candidate(images, logits)
+        return AttackState(initial, named(OPTIMIZERS, self.optimizer)().init(initial))
 
     def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
         """The attacker's images; of several epochs, their mean."""
@@ -206,7 +206,7 @@ class Method(NamedTuple):
             return between, (), statistics
         simulation = Simulation(self.local, self.by_epoch, self.defense)
         update, statistics = simulate_update(simulation, known, numbers.client_lr, candidate)
-        weights = target.told.weights if self.defense else None
+        weights = target.defense_knowledge.weights if self.defense else None
         return compare(update, target.update, weights), update, statistics
 
     def step(

@@ -80,7 +80,7 @@ def compare_updates(
 
     Args:
       loss, params: of the network.
-      images: normalised.
+      images: normalized.
       labels: as in `client.cross_entropy`.
       shared: the update, shaped like `params`.
       rule: one of `RULES`.

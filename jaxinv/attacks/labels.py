@@ -108,7 +108,7 @@ def _error_of_one(kernel_gradient: Float[Array, "class feature"]) -> Float[Array
 
 
 def natural_noise(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "image height width c"]:
-    """Draws normalised images of noise with the spectrum of photographs, amplitude 1 / frequency.
+    """Draws normalized images of noise with the spectrum of photographs, amplitude 1 / frequency.
 
     References: Field 1987 (the spectrum).
     """
@@ -116,8 +116,8 @@ def natural_noise(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "image
     height, width, channels = shape[1:]
     frequency = jnp.hypot(jnp.fft.fftfreq(height)[:, None], jnp.fft.fftfreq(width))
     amplitude = 1 / jnp.maximum(frequency, 1 / max(height, width))
-    grey = jax.random.normal(keys[0], (*shape[:3], 1))
-    white = 2 * grey + jax.random.normal(keys[1], shape)
+    gray = jax.random.normal(keys[0], (*shape[:3], 1))
+    white = 2 * gray + jax.random.normal(keys[1], shape)
     colored = jnp.fft.ifft2(
         jnp.fft.fft2(white, axes=(1, 2)) * amplitude[:, :, None], axes=(1, 2)
     ).real
@@ -181,7 +181,7 @@ def counts(layer: LastLayer, images: int) -> Int[Array, " class"]:
 
     The class means of the features are read off the gradient (`_class_features`). Around each, the
     dummies' scatter says what one image of that class adds to the gradient, on average and with
-    which covariance. The counts then are those that explain the gradient best in generalised least
+    which covariance. The counts then are those that explain the gradient best in generalized least
     squares, whole numbers of the right sum: what the softmax adds to the bias gradient beyond its
     mean, the weight gradient shows too.
     """

@@ -15,13 +15,13 @@ from jaxtyping import Array, Float
 from jaxinv.attacks.analytic import features
 from jaxinv.types import PyTree, Target, named
 
-SEEDS = "seeds"  # the axis along which the starts of one target stand beside one another
+SEEDS = "seeds"  # the axis along which the seeds of one target stand beside one another
 
 
 class View(NamedTuple):
     """What a prior may look at: the candidate, what it would cause, and the target."""
 
-    images: Float[Array, "*epoch image height width channel"]  # normalised
+    images: Float[Array, "*epoch image height width channel"]  # normalized
     update: PyTree  # the candidate's; () where no prior asks for it
     statistics: PyTree  # of the candidate's BatchNorm layers
     target: Target
@@ -32,7 +32,7 @@ class View(NamedTuple):
 def total_variation(images: Float[Array, "*batch height width channel"]) -> Float[Array, ""]:
     """Computes mean|x[i+1, j] - x[i, j]| + mean|x[i, j+1] - x[i, j]|, without padding.
 
-    Anisotropic, means and not sums, on the normalised images. A weight published with another
+    Anisotropic, means and not sums, on the normalized images. A weight published with another
     formula does not carry over.
 
     References: Geiping et al. 2020, arXiv 2003.14053, eq. 4 and its public code.
@@ -77,9 +77,9 @@ def statistics_distance(statistics: PyTree, shared: PyTree) -> Float[Array, ""]:
 
 
 def group_distance(images: Float[Array, "*batch height width channel"]) -> Float[Array, ""]:
-    """Computes the mean squared distance to the mean of the target's other starts and itself.
+    """Computes the mean squared distance to the mean of the target's other seeds and itself.
 
-    Each start is drawn to that mean, which stands still meanwhile: the trials of a target are no
+    Each seed is drawn to that mean, which stands still meanwhile: the trials of a target are no
     longer independent of one another.
 
     References: Yin et al. 2021, arXiv 2104.07586, eq. 11, there after registration of the images.
@@ -114,13 +114,13 @@ PRIORS: dict[str, Callable[[View], Float[Array, ""]]] = {
     "tv": lambda view: total_variation(view.images),
     "tv_isotropic": lambda view: isotropic_variation(view.images),
     "tv_color": lambda view: color_variation(view.images),
-    "norm": lambda view: jnp.square(view.images).mean(),
-    "statistics": lambda view: statistics_distance(view.statistics, view.target.statistics),
-    "group": lambda view: group_distance(view.images),
-    "features": feature_distance,
-    "order": lambda view: order_distance(view.images),
+    "prior_l2": lambda view: jnp.square(view.images).mean(),
+    "prior_batch_norm": lambda view: statistics_distance(view.statistics, view.target.statistics),
+    "prior_group": lambda view: group_distance(view.images),
+    "prior_features": feature_distance,
+    "prior_epoch_order": lambda view: order_distance(view.images),
 }
-READ_UPDATE = {"features"}  # the priors that need the candidate's update itself
+READ_UPDATE = {"prior_features"}  # the priors that need the candidate's update itself
 
 
 def weighted_sum(weights: dict[str | Callable, Any], view: View) -> Float[Array, ""]:

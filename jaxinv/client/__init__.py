@@ -22,9 +22,9 @@ from jaxinv.networks.layers import BATCH_NORM_MOMENTUM
 from jaxinv.networks.user import UserNetwork
 from jaxinv.types import PyTree
 
-# Parameters, normalised images -> logits, and the batch's own statistics (() where not computed).
+# Parameters, normalized images -> logits, and the batch's own statistics (() where not computed).
 ApplyFn = Callable[[PyTree, Array], tuple[Array, PyTree]]
-# Parameters, normalised images, labels -> the loss whose gradient a client shares, and statistics.
+# Parameters, normalized images, labels -> the loss whose gradient a client shares, and statistics.
 LossFn = Callable[[PyTree, Array, Array], tuple[Array, PyTree]]
 
 # What BatchNorm does on the client, and what of it the server sees: part of the threat model.
@@ -158,7 +158,7 @@ def gradient(
     Args:
       loss: of the network.
       params: where the gradient is taken.
-      images: normalised.
+      images: normalized.
       labels: as in `cross_entropy`.
 
     Returns:
@@ -184,7 +184,7 @@ def update(
 
     Args:
       loss, params: of the network, and the parameters that the client received.
-      images: normalised, in the order in which the client takes them, `local.batch` at a time; once
+      images: normalized, in the order in which the client takes them, `local.batch` at a time; once
         for all epochs, or [epoch, image, ...] with an order of its own in each.
       labels: as in `cross_entropy`, with the images' leading axes.
       local: how many steps, and of how many images.

@@ -50,7 +50,7 @@ def from_torch(
       torch_module: `torch.nn.Module`, of images [batch, channel, height, width].
       network: the same in Flax.
       image_shape: height, width, channel.
-      variables: of the network, for their names and shapes; None to initialise.
+      variables: of the network, for their names and shapes; None to initialize.
 
     Raises:
       UserError: layers or outputs differ.

@@ -80,7 +80,7 @@ class _Folder:
         return np.array([label for _, label in self._files[split]], np.int32)
 
     def images(self, split: str, chosen: np.ndarray) -> np.ndarray:
-        """Images uint8 [example, height, width, channel]; grey ones have one channel."""
+        """Images uint8 [example, height, width, channel]; gray ones have one channel."""
         from PIL import Image
 
         images: list[np.ndarray] = []

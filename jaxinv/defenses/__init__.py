@@ -1,7 +1,7 @@
 """Defenses: what a client does to its update before it sends it.
 
 A defense is one entry of `DEFENSES`: a pure function of the update, its strengths and a key; beside
-it, what an attacker who was told of it makes of that. A chain of them is written
+it, what an adaptive attacker makes of that. A chain of them is written
 "clip:1,noise:1e-4" and applied from left to right. Names are static and strengths are traced: a
 whole range of them shares one compilation.
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinv.defenses import compression, dp_sgd, noise, pruning, soteria
-from jaxinv.defenses.base import Defense, Facts, Scene, Told
+from jaxinv.defenses.base import Defense, PublicFacts, ClientContext, DefenseKnowledge
 from jaxinv.types import PyTree, named
 
 NONE = "none"
@@ -90,7 +90,7 @@ def is_random(chain: Chain) -> bool:
 
 
 def defend(
-    chain: tuple[str, ...], update: PyTree, strengths: tuple, key: Array, scene: Scene
+    chain: tuple[str, ...], update: PyTree, strengths: tuple, key: Array, scene: ClientContext
 ) -> PyTree:
     """Applies a chain to an update.
 
@@ -109,7 +109,7 @@ def defend(
     return update
 
 
-def tell(chain: tuple[str, ...], strengths: tuple, shared: PyTree, facts: Facts) -> Told:
+def adapt(chain: tuple[str, ...], strengths: tuple, shared: PyTree, facts: PublicFacts) -> DefenseKnowledge:
     """Works out how far an attacker who knows the chain can trust what was shared.
 
     The weights are positive-part James-Stein estimates, the share of a leaf's power that is no
@@ -136,10 +136,10 @@ def tell(chain: tuple[str, ...], strengths: tuple, shared: PyTree, facts: Facts)
     weights = jax.tree.map(weight, shared, variances)
     left = sum(w * jnp.sum(jnp.abs(x)) for w, x in zip(*map(jax.tree.leaves, (weights, shared))))
     weights = jax.tree.map(lambda w: jnp.where(left > 0, w, 1.0), weights)
-    return Told(strengths, variances, weights)
+    return DefenseKnowledge(strengths, variances, weights)
 
 
-def expect(chain: tuple[str, ...], told: Told, update: PyTree, shared: PyTree) -> PyTree:
+def expect(chain: tuple[str, ...], told: DefenseKnowledge, update: PyTree, shared: PyTree) -> PyTree:
     """Puts a candidate's update through what the chain does on average."""
     for name, own in zip(chain, told.strengths):
         update = named(DEFENSES, name).expect(update, own, shared)

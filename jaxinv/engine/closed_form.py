@@ -11,7 +11,7 @@ from jax import lax
 from jaxinv import client, metrics
 from jaxinv.attacks.base import Candidate
 from jaxinv.attacks.objectives import OBJECTIVES, compare
-from jaxinv.engine.planner import Plan
+from jaxinv.engine.planner import GroupPlan
 from jaxinv.engine.trials import Problem, Result, Trace
 from jaxinv.types import named
 
@@ -34,7 +34,7 @@ def recover(problem: Problem, closed_form: Callable, objective: str, keys: jax.A
     status = np.where(np.asarray(exact), "exact", "mixture")
     return Result(
         np.asarray(pixels), labels, scores, distance, jnp.zeros_like(distance), finite, status,
-        Candidate(images, None), trace, Plan(1, 1), 0,
+        Candidate(images, None), trace, GroupPlan(1, 1), 0,
     )  # fmt: skip
 
 

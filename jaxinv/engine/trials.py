@@ -52,7 +52,7 @@ class Result(NamedTuple):
     status: np.ndarray  # [target, seed], of the trials that are finite: `results.TRIALS`
     candidates: Candidate  # as the attack left them: not matched, not clipped
     trace: Trace
-    plan: planner.Plan  # by which they were computed
+    plan: planner.GroupPlan  # by which they were computed
     bytes: int  # that its program takes of each device
     outcome: dict[str, np.ndarray] | None = None  # what else the attack found: `Attack.outcome`
 
@@ -72,7 +72,7 @@ class Problem(flax.struct.PyTreeNode):
 class Resources(NamedTuple):
     """By what a program runs, and who is told of it."""
 
-    plan: planner.Plan  # how the trials are grouped
+    plan: planner.GroupPlan  # how the trials are grouped
     memory: float = math.inf  # bytes that may be taken on each device
     progress: Callable[[int, float], None] = lambda steps, psnr: None  # steps, mean PSNR
     announce: Callable[[str], None] = lambda line: None  # the plan in a line, found or changed
@@ -150,7 +150,7 @@ def run(
 
 def collect(
     problem: Problem, attack: Attack, candidates: Candidate, outcome: dict[str, np.ndarray],
-    trace: Trace, plan: planner.Plan, needed: int,
+    trace: Trace, plan: planner.GroupPlan, needed: int,
 ) -> Result:  # fmt: skip
     """Matches, scores and checks the end of all trials."""
     pixels, found, scores, finite = finish(attack, problem, candidates)
@@ -256,7 +256,7 @@ def _mesh(devices: int) -> jax.sharding.Mesh:
 
 def simulate(module: nn.Module, variables: PyTree, attack: Attack) -> client.LossFn:
     """The client's loss as the attacker simulates it."""
-    return client.loss_fn(module, variables, attack.batch_norm, "statistics" in attack.priors)
+    return client.loss_fn(module, variables, attack.batch_norm, "prior_batch_norm" in attack.priors)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -296,8 +296,8 @@ def step_flops(problem: Problem, attack: Attack) -> float:
     steps = attack.local.steps(batch)
     if steps > 1:
         once = attack._replace(local=client.Local())
-        if "order" in once.priors:
-            rest = tuple(name for name in once.priors if name != "order")
+        if "prior_epoch_order" in once.priors:
+            rest = tuple(name for name in once.priors if name != "prior_epoch_order")
             once = once._replace(priors=rest, by_epoch=False)
         labels = jax.ShapeDtypeStruct((1, attack.local.batch or batch), jnp.int32)
         targets = problem.targets._replace(labels=labels)

@@ -2,9 +2,9 @@
 
     python -m jaxinv.invert --update update.npz --victim lenet_zhu-cifar10 --iterations 2000
 
-The server's view: nobody knows the truth, and the starts are ranked by how well their updates
+The server's view: nobody knows the truth, and the seeds are ranked by how well their updates
 match. Says how well that is, beside images that anyone could guess. Writes `reconstructions.png`, the
-best starts first, and `reconstructions.npz`.
+best seeds first, and `reconstructions.npz`.
 """
 
 import functools
@@ -19,7 +19,7 @@ from rich.console import Console
 from jaxinv import files
 from jaxinv.attacks import CLOSED_FORM
 from jaxinv.client import updates
-from jaxinv.data.image_prior import Facts, load_prior
+from jaxinv.data.image_prior import ImageFacts, load_prior
 from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.invert.attack import ANNEALING, Inversion, invert
 from jaxinv.invert.verdict import SENTENCES
@@ -30,7 +30,7 @@ from jaxinv.reporting.figures.images import tile
 from jaxinv.settings import reader, schema
 from jaxinv.victim import checkpoints
 
-SHOWN = 8  # starts in the picture
+SHOWN = 8  # seeds in the picture
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def run(asked: schema.Inverting, cell: schema.Cell) -> None:
     runtime.use_all_cores()
     prior = None
     if cell.has_image_prior():
-        facts = Facts(
+        facts = ImageFacts(
             info.dataset, asked.data_dir, info.image_shape, tuple(info.mean), tuple(info.std)
         )
         prior, _ = load_prior(cell.image_prior, facts)
@@ -73,7 +73,7 @@ def run(asked: schema.Inverting, cell: schema.Cell) -> None:
         method = cell.make_attack(len(info.classes), ())._replace(defense=())
         priors = {name: getattr(cell, name) for name in method.priors}
     with runtime.progress_bar(console) as bar:
-        task = bar.add_task(f"{asked.seeds} starts", total=cell.iterations)
+        task = bar.add_task(f"{asked.seeds} seeds", total=cell.iterations)
         found = invert(
             victim.module, victim.variables, update,
             image_shape=info.image_shape, mean=info.mean, std=info.std,
@@ -86,7 +86,7 @@ def run(asked: schema.Inverting, cell: schema.Cell) -> None:
             progress=lambda steps, psnr: bar.update(task, completed=steps),
         )  # fmt: skip
     if np.isnan(found.objectives).all():
-        raise UserError("--lr: no start stayed finite; lower it, or keep --box true")
+        raise UserError("--lr: no seed stayed finite; lower it, or keep --box true")
     order = np.argsort(found.objectives)  # NaN comes last
     names = [info.classes[label] for label in found.labels]
     arrays = {"reconstructions": found.reconstructions, "objectives": found.objectives,
@@ -102,24 +102,24 @@ def run(asked: schema.Inverting, cell: schema.Cell) -> None:
         console.print(f"update: {remark}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"labels: {', '.join(names)}", markup=False, soft_wrap=True)
     console.print(f"objective: best {found.objectives[order[0]]:.3g}", end=", ")
-    console.print(f"median {np.nanmedian(found.objectives):.3g} of {asked.seeds} starts")
+    console.print(f"median {np.nanmedian(found.objectives):.3g} of {asked.seeds} seeds")
     console.print(beside(found), soft_wrap=True)
     console.print(SENTENCES[found.verdict], soft_wrap=True)
     console.print(f"pictures: {folder / 'reconstructions.png'}", markup=False, soft_wrap=True)
 
 
 def beside(found: Inversion) -> str:
-    """The objectives that the best start's is to be compared with."""
-    grey, mean, truth = found.guesses
-    return f"beside it: a grey image {grey:.3g}, the mean image {mean:.3g}, the truth {truth:.1g}"
+    """The objectives that the best seed's is to be compared with."""
+    gray, mean, truth = found.guesses
+    return f"beside it: a gray image {gray:.3g}, the mean image {mean:.3g}, the truth {truth:.1g}"
 
 
 @style.styled
-def draw(found: Inversion, starts: np.ndarray) -> Figure:
-    """Draws these starts' reconstructions beside one another, with the verdict above them."""
-    figure = Figure(figsize=(max(5.0, 1.5 * len(starts)), 2.6), layout="constrained")
+def draw(found: Inversion, seeds: np.ndarray) -> Figure:
+    """Draws these seeds' reconstructions beside one another, with the verdict above them."""
+    figure = Figure(figsize=(max(5.0, 1.5 * len(seeds)), 2.6), layout="constrained")
     figure.suptitle(f"{SENTENCES[found.verdict].split(';')[0]}\n{beside(found)}", fontsize=9)
-    for axes, start in zip(figure.subplots(1, len(starts), squeeze=False)[0], starts):
+    for axes, start in zip(figure.subplots(1, len(seeds), squeeze=False)[0], seeds):
         axes.imshow(tile(found.reconstructions[start]).squeeze(), cmap="gray", vmin=0, vmax=1)
         axes.set_title(f"{found.objectives[start]:.2g}", fontsize=9)
         axes.set_axis_off()

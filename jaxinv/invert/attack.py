@@ -24,12 +24,12 @@ from jaxinv.attacks.labels import LABELS, infer
 from jaxinv.attacks.priors import PRIORS, READ_UPDATE
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.client import kinds, updates
-from jaxinv.data.image_prior import Facts, ImagePrior, load_prior
+from jaxinv.data.image_prior import ImageFacts, ImagePrior, load_prior
 from jaxinv.defenses.base import Defense
-from jaxinv.defenses.base import Facts as Circumstances
+from jaxinv.defenses.base import ImageFacts as Circumstances
 from jaxinv.engine import planner, trials
 from jaxinv.engine.closed_form import recover
-from jaxinv.engine.targets import start_keys
+from jaxinv.engine.targets import seed_keys
 from jaxinv.errors import UserError
 from jaxinv.invert.verdict import Guesses, guesses, verdict
 from jaxinv.machine import runtime
@@ -52,7 +52,7 @@ class Inversion(NamedTuple):
 
     reconstructions: Float[np.ndarray, "seed batch height width channel"]  # pixels in [0, 1]
     objectives: Float[np.ndarray, " seed"]  # NaN where the trial left the finite numbers
-    labels: np.ndarray  # [batch, ...]: as given, read off the update, or the best start's own
+    labels: np.ndarray  # [batch, ...]: as given, read off the update, or the best seed's own
     trace_steps: np.ndarray  # [point]
     trace_objectives: Float[np.ndarray, "point seed"]
     guesses: Guesses  # objectives of images that say nothing, and the truth's expected one
@@ -66,18 +66,18 @@ class Inversion(NamedTuple):
           UserError: no trial stayed finite.
         """
         if np.isnan(self.objectives).all():
-            raise UserError("lr: no start stayed finite; lower it, or keep the box")
+            raise UserError("lr: no seed stayed finite; lower it, or keep the box")
         return self.reconstructions[np.nanargmin(self.objectives)]
 
     @property
     def verdict(self) -> str:
-        """Whether the best start explains the update: matched, partly, or not (`verdict.py`)."""
+        """Whether the best seed explains the update: matched, partly, or not (`verdict.py`)."""
         finite = self.objectives[np.isfinite(self.objectives)]
         return verdict(float(finite.min()), self.guesses) if len(finite) else "not"
 
 
 def invert(model: Any, variables: PyTree, update: PyTree, **settings: Any) -> Inversion:
-    """Reconstructs the images behind one update, from many random starts at once.
+    """Reconstructs the images behind one update, from many random seeds at once.
 
     As `invert_all`, with the labels of this one update.
     """
@@ -131,8 +131,8 @@ def invert_all(
         scale of a difference of parameters is needed.
       loss: of a module's outputs and labels, the mean over the images; None for cross-entropy.
       mean, std: the model sees `(pixels - mean) / std`; scalars or one per channel.
-      seeds: number of random starts.
-      iterations, lr: steps, learning rate; None is the optimiser's (`gradient_matching.RATES`).
+      seeds: number of random seeds.
+      iterations, lr: steps, learning rate; None is the optimizer's (`gradient_matching.RATES`).
       priors: weights of priors by name (`jaxinv.attacks.priors.PRIORS`) or function.
       method: `jaxinv.Method`: objective, optimizer, sign, schedule, init, box, what the client's
         BatchNorm does and its local steps, of which the default is Geiping's on a single gradient;
@@ -147,7 +147,7 @@ def invert_all(
       progress: called with the steps done, and nan.
 
     Returns:
-      For each update every start's reconstruction and objective, and how good that is.
+      For each update every seed's reconstruction and objective, and how good that is.
 
     Raises:
       UserError: an update is not of this network or no such update, labels are no classes, or a
@@ -222,17 +222,17 @@ def invert_all(
         if chain:
             circumstances = Circumstances(_path(chain, network, variables, image_shape), images)
             numbers_of = cast(jax.tree.map(np.float64, strengths))
-            tell = lambda one: defenses.tell(chain, numbers_of, one, circumstances)  # noqa: E731
+            tell = lambda one: defenses.adapt(chain, numbers_of, one, circumstances)  # noqa: E731
             target = target._replace(told=jax.vmap(tell)(target.update))
         problem = trials.Problem(
             network, image_shape, *cast((own,)), target, None, *cast((normalization, image_prior))
         )
-        keys = start_keys(range(len(sent)), range(seeds))
+        keys = seed_keys(range(len(sent)), range(seeds))
         if closed_form is not None:
             result = recover(problem, closed_form, method.objective, keys)
         else:
             plan = planner.first_plan(
-                own["params"], len(sent), seeds, images, whole="group" in priors
+                own["params"], len(sent), seeds, images, whole="prior_group" in priors
             )
             numbers = method.numbers(seeds, {**ANNEALING, **annealing, **priors, **settings})
             limit = planner.memory_limit(memory)
@@ -466,7 +466,7 @@ def _path(chain, network, variables, image_shape):
 
 def _statistics(priors: Mapping, variables: PyTree, count: int) -> PyTree:
     """The running statistics, for the prior that compares with them, [update, ...]."""
-    if "statistics" not in priors:
+    if "prior_batch_norm" not in priors:
         return ()
     spread = lambda x: np.broadcast_to(x, (count, *np.shape(x)))  # noqa: E731
     return {"batch_stats": jax.tree.map(spread, variables["batch_stats"])}
@@ -477,7 +477,7 @@ def _photographs(
 ) -> ImagePrior:
     """What photographs look like to a network with this normalization."""
     spread = lambda x: tuple(np.broadcast_to(np.asarray(x, float), shape[-1:]).tolist())  # noqa: E731
-    facts = Facts("photographs", None, tuple(shape), spread(mean), spread(std))
+    facts = ImageFacts("photographs", None, tuple(shape), spread(mean), spread(std))
     return load_prior("photographs", facts)[0]
 
 
@@ -487,7 +487,7 @@ def _checked(priors: Mapping[Any, float], variables: PyTree) -> Mapping[Any, flo
         if not (callable(prior) or prior in PRIORS) or not weight >= 0:
             known = ", ".join(sorted(PRIORS))
             raise UserError(f"priors[{prior!r}]={weight}: known are {known}, weights from 0 up")
-        if prior == "statistics" and weight > 0 and "batch_stats" not in variables:
+        if prior == "prior_batch_norm" and weight > 0 and "batch_stats" not in variables:
             raise UserError("priors['statistics']: the model has no BatchNorm; leave it out")
     return priors
 

@@ -1,6 +1,6 @@
 """Is it right? What an objective means, beside that of images which anyone could guess.
 
-An objective is small or large only in comparison. Beside it stand those of a grey image and of the
+An objective is small or large only in comparison. Beside it stand those of a gray image and of the
 mean image, which say nothing of the private ones, and the one to be expected at the truth: what the
 rounding of the numbers that were sent leaves. A low objective says that the update is explained; what
 it leaves open (several images, pruned entries) it does not show.
@@ -27,14 +27,14 @@ COMPUTING = 1e-6  # relative error of a gradient that is computed again in float
 class Guesses(NamedTuple):
     """Objectives of images that say nothing, and the one to be expected at the truth."""
 
-    grey: float  # of pixels 1/2
+    gray: float  # of pixels 1/2
     mean: float  # of the mean image: that of the image prior, or pixels at `mean`
     truth: float  # by the rounding of the update's numbers
 
 
 def verdict(objective: float, guesses: Guesses) -> str:
     """Says in a word how well a reconstruction explains the update: matched, partly, or not."""
-    guess = min(guesses.grey, guesses.mean)
+    guess = min(guesses.gray, guesses.mean)
     if objective <= max(MATCHED * guess, 3 * guesses.truth):
         return "matched"
     return "partly" if objective <= PARTLY * guess else "not"
@@ -62,12 +62,12 @@ def guesses(
     """
     shape = (images, *problem.image_shape)
     kind = problem.normalization.mean.dtype
-    grey = jnp.broadcast_to(problem.normalization.normalize(jnp.asarray(0.5, kind)), shape)
+    gray = jnp.broadcast_to(problem.normalization.normalize(jnp.asarray(0.5, kind)), shape)
     mean = jnp.zeros(shape, kind)
     if problem.image_prior is not None:
         mean = jnp.broadcast_to(problem.image_prior.mean, shape).astype(kind)
     found = np.asarray(
-        _objectives(attack, problem, jnp.asarray(settings["client_lr"], kind), grey, mean)
+        _objectives(attack, problem, jnp.asarray(settings["client_lr"], kind), gray, mean)
     )
     of_truth = named(OBJECTIVES, attack.objective)
     expected = []
@@ -84,7 +84,7 @@ def guesses(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _objectives(attack, problem, client_lr, grey, mean):
+def _objectives(attack, problem, client_lr, gray, mean):
     """Objectives [target, guess]."""
     simulation = Simulation(attack.local, False, attack.defense)
     loss = trials.simulate(problem.module, problem.variables, attack)
@@ -94,7 +94,7 @@ def _objectives(attack, problem, client_lr, grey, mean):
             loss, problem.variables["params"], target, problem.normalization, problem.image_prior
         )
         classes = getattr(attack, "classes", 0)
-        logits = jnp.zeros((len(grey), classes), grey.dtype) if classes else None
+        logits = jnp.zeros((len(gray), classes), gray.dtype) if classes else None
 
         def of_images(images):
             update, _ = simulate_update(simulation, known, client_lr, Candidate(images, logits))
@@ -102,6 +102,6 @@ def _objectives(attack, problem, client_lr, grey, mean):
                 update = scale_towards(update, target.update)
             return named(OBJECTIVES, attack.objective)(compare(update, target.update))
 
-        return lax.map(of_images, jnp.stack([grey, mean]))
+        return lax.map(of_images, jnp.stack([gray, mean]))
 
     return lax.map(of_target, problem.targets)

@@ -118,7 +118,7 @@ def _dgrad(deltas, kernels, geometry):
     """dgrad: deltas [g n oh ow o], kernels [g kh kw c o] -> [g n h w c]."""
     groups, batch, *_, features = deltas.shape
     if groups == 1:
-        # XLA:CPU canonicalises convolutions outside loops only, so the flip is written out, and
+        # XLA:CPU canonicalizes convolutions outside loops only, so the flip is written out, and
         # the barrier keeps it from being folded back.
         flipped = lax.optimization_barrier(kernels[:, ::-1, ::-1].swapaxes(3, 4))
         if geometry.strides == (1, 1):

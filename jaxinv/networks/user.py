@@ -76,7 +76,7 @@ class UserNetwork:
 
         Args:
           variables: "params" and, of Linen, what else it holds.
-          images: normalised.
+          images: normalized.
           train: whether BatchNorm takes the images' own statistics.
           mutable: as of `flax.linen.Module.apply`.
         """

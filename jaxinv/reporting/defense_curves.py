@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from jaxinv import defenses
 from jaxinv.privacy import accounting
-from jaxinv.reporting.study import Cell, Study
+from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.settings.naming import label_text, setting_text
 
-NEAR_BASELINE = 1.0  # dB above the mean colour: an attack that gets no further is stopped
+NEAR_BASELINE = 1.0  # dB above the mean color: an attack that gets no further is stopped
 PRIOR = 1e-4  # the images that could have been the one: CIFAR-10's test split, say
 UNDEFENDED = "no defense"
 
@@ -19,19 +19,19 @@ class Curve(NamedTuple):
 
     names: tuple[str, ...]  # of the chain
     title: str  # the chain, its last strength left open
-    label: str  # what else the study varies: "told = True"
+    label: str  # what else the study varies: "adaptive = True"
     parameter: str  # what the last strength is; nothing where there is none
     inverse: bool  # whether more of it protects less
     points: list[
-        tuple[float, Cell]
+        tuple[float, CellSummary]
     ]  # the weakest protection first; NaN where nothing has a strength
-    reference: Cell | None  # the same without a defense
+    reference: CellSummary | None  # the same without a defense
 
 
-class Private(NamedTuple):
+class PrivateCell(NamedTuple):
     """A cell on a network that was trained with DP-SGD, attacked through the same."""
 
-    cell: Cell
+    cell: CellSummary
     epsilon: float  # of the training; inf without noise or without DP-SGD
     accuracy: float  # of the network, on the test split
     multiplier: float | None  # of the noise in the attacked update; None: no DP-SGD
@@ -39,15 +39,15 @@ class Private(NamedTuple):
     release_bound: float  # on the success of any attack on this update, at the prior `PRIOR`
 
 
-def curves(study: Study) -> list[Curve]:
+def curves(study: StudySummary) -> list[Curve]:
     """Groups cells by chain and by all that varies beside its last strength."""
-    found: dict[tuple, list[tuple[float, Cell]]] = {}
-    references: dict[str, Cell] = {}
+    found: dict[tuple, list[tuple[float, CellSummary]]] = {}
+    references: dict[str, CellSummary] = {}
     for cell in study.cells:
         chain = defenses.parse(cell.facts["defense"])
-        # An attacker is told of a defense alone: without one, both compare with the same cell.
+        # An attacker can only adapt to a defense: without one, both compare with the same cell.
         if not chain:
-            references[_label(study, cell, ("defense", "told"))] = cell
+            references[_label(study, cell, ("defense", "adaptive"))] = cell
         else:
             *front, (name, strengths) = chain
             *fixed, last = strengths or (math.nan,)
@@ -57,24 +57,24 @@ def curves(study: Study) -> list[Curve]:
     for (front, name, fixed, label), points in found.items():
         title = defenses.spell(front) + "," if front else ""
         title += ":".join([name, *(f"{value:g}" for value in fixed)])
-        without_told = _label(study, points[0][1], ("defense", "told"))
+        without_adaptive = _label(study, points[0][1], ("defense", "adaptive"))
         entry = defenses.DEFENSES[name]
         parameter = entry.parameters[-1][0] if entry.parameters else ""
         points.sort(key=lambda p: p[0], reverse=entry.inverse)
         names = (*(n for n, _ in front), name)
-        reference = references.get(without_told)
+        reference = references.get(without_adaptive)
         result.append(Curve(names, title, label, parameter, entry.inverse, points, reference))
     return result
 
 
-def _label(study: Study, cell: Cell, left_out: Iterable[str]) -> str:
+def _label(study: StudySummary, cell: CellSummary, left_out: Iterable[str]) -> str:
     """Names a cell by the settings that vary, some left out."""
     settings = study.run.config["cells"][cell.number]
     axes = study.run.config["axes"]
     return label_text({name: settings[name] for name in axes if name not in left_out})
 
 
-def private_cells(study: Study) -> list[Private]:
+def private_cells(study: StudySummary) -> list[PrivateCell]:
     """Networks trained with DP-SGD, and those without it or any defense beside them; by epsilon."""
     trained = [c for c in study.cells if c.facts["victim"] is not None]
     if all(_is_nan(c.facts["victim_delta"]) for c in trained):
@@ -88,9 +88,9 @@ def private_cells(study: Study) -> list[Private]:
         clip, multiplier = (None, None) if strengths is None else strengths
         bound = 1.0
         if multiplier:
-            bound = accounting.reconstruction_bound(accounting.Spent(multiplier), PRIOR)
+            bound = accounting.reconstruction_bound(accounting.Mechanism(multiplier), PRIOR)
         rows.append(
-            Private(
+            PrivateCell(
                 cell, math.inf if _is_nan(epsilon) else float(epsilon),
                 float(cell.facts["victim_accuracy"]), multiplier, clip, bound,
             )
@@ -102,8 +102,8 @@ def _is_nan(value: Any) -> bool:
     return value is None or math.isnan(value)
 
 
-def stops(cell: Cell) -> bool:
-    """Whether the attack gets nowhere: no success, and a mean within `NEAR_BASELINE` of the colour.
+def stops(cell: CellSummary) -> bool:
+    """Whether the attack gets nowhere: no success, and a mean within `NEAR_BASELINE` of the color.
 
     The upper limit of the mean's interval is what must lie there. Failures are none of the
     attack's success: where every trial failed, the defense sent nothing to attack.
@@ -114,7 +114,7 @@ def stops(cell: Cell) -> bool:
     return cell.success.rate == 0 and limit < cell.baseline("psnr") + NEAR_BASELINE
 
 
-def verdicts(study: Study) -> list[dict[str, Any]]:
+def verdicts(study: StudySummary) -> list[dict[str, Any]]:
     """One row per curve: the least strength tried that stops the attack, and what it costs."""
     rows = []
     for curve in curves(study):
@@ -149,7 +149,7 @@ def verdicts(study: Study) -> list[dict[str, Any]]:
     return rows
 
 
-def private_rows(study: Study) -> list[dict[str, Any]]:
+def private_rows(study: StudySummary) -> list[dict[str, Any]]:
     """One row per network of `private_cells`: utility, privacy and leakage."""
     rows = []
     for row in private_cells(study):

@@ -15,10 +15,10 @@ from jaxinv.reporting.consensus import quarter
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.seeds import alt_text, averages
 from jaxinv.reporting.statistics import BestOfK, Interval
-from jaxinv.reporting.study import Cell, Study, count_text, interval_text, number_text
+from jaxinv.reporting.study import CellSummary, StudySummary, count_text, interval_text, number_text
 from jaxinv.reporting.tables import Row, size_text
 from jaxinv.reporting.text import ASSUMED, AVERAGED, CAPTIONS, DEFINITIONS, NOT_TRIED, PAGE
-from jaxinv.reporting.unknowns import SUFFICIENT, labels_found
+from jaxinv.reporting.assumptions import SUFFICIENT, labels_found
 from jaxinv.runs.results import SETTINGS
 from jaxinv.settings.naming import setting_text
 
@@ -52,7 +52,7 @@ def _data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def findings(study: Study) -> list[str]:
+def findings(study: StudySummary) -> list[str]:
     """States the headline results in sentences computed from the rows."""
     sentences = [
         _labels_sentence(study),
@@ -75,7 +75,7 @@ def findings(study: Study) -> list[str]:
     return [s for s in sentences if s]
 
 
-def _spread_sentence(study: Study) -> str:
+def _spread_sentence(study: StudySummary) -> str:
     """Compares the seeds' spread: between the extreme cells, or with the targets' in one cell."""
     known = [c for c in study.cells if np.isfinite(c.mean.seed_std)]
     if not known:
@@ -87,17 +87,17 @@ def _spread_sentence(study: Study) -> str:
     }
     if low is not high:
         return (
-            f"At {low.label} the {len(low.seeds)} starts of one target differ by {std[low.number]} "
+            f"At {low.label} the {len(low.seeds)} seeds of one target differ by {std[low.number]} "
             f"dB (standard deviation), at {high.label} by {std[high.number]} dB."
         )
-    sentence = f"The {len(low.seeds)} starts of one target differ by {std[low.number]} dB"
+    sentence = f"The {len(low.seeds)} seeds of one target differ by {std[low.number]} dB"
     between = low.components.between.value
     if np.isfinite(between):
         sentence += f", the {len(low.target_ids)} targets by {number_text(between, 1)} dB"
     return f"{sentence} (standard deviation)."
 
 
-def _labels_sentence(study: Study) -> str:
+def _labels_sentence(study: StudySummary) -> str:
     """States how many labels were found where they are found best and worst."""
     known = [row for row in labels_found(study) if np.isfinite(row["accuracy"])]
     if not known:
@@ -111,7 +111,7 @@ def _labels_sentence(study: Study) -> str:
     return f"{sentence}."
 
 
-def _choice_sentence(study: Study) -> str:
+def _choice_sentence(study: StudySummary) -> str:
     """States the best cell, and what choosing among seeds adds to it."""
     known = [c for c in study.cells if np.isfinite(c.mean.mean)]
     if not known:
@@ -120,7 +120,7 @@ def _choice_sentence(study: Study) -> str:
     where = f"Best on average: {best.label}, " if len(study.cells) > 1 else "On average "
     limits = interval_text(best.mean.low, best.mean.high, 1)
     sentence = f"{where}{number_text(best.mean.mean, 1)} dB{' ' + limits if limits else ''}"
-    sentence += f" against {number_text(best.baseline('psnr'), 1)} dB of a mean-colour image"
+    sentence += f" against {number_text(best.baseline('psnr'), 1)} dB of a mean-color image"
     gains = [choice.mean[-1] - best.mean.mean for choice in (best.attacker, best.oracle)]
     if len(best.seeds) > 1 and np.isfinite(gains).all():
         signed = [f"{gain:+.1f}".replace("-", "−") for gain in gains]
@@ -131,7 +131,7 @@ def _choice_sentence(study: Study) -> str:
     return f"{sentence}."
 
 
-def _consensus_sentence(study: Study) -> str:
+def _consensus_sentence(study: StudySummary) -> str:
     """States what averaging seeds changes against picking one: in the best cell, and at most."""
     known = [c for c in study.cells if len(c.seeds) > 1 and np.isfinite(c.mean.mean)]
     known = [c for c in known if np.isfinite(c.gain(_average(c)).value)]
@@ -151,12 +151,12 @@ def _consensus_sentence(study: Study) -> str:
     return f"{sentence}{'; one target, no interval' if math.isnan(gain.low) else ''}."
 
 
-def _average(cell: Cell) -> BestOfK:
+def _average(cell: CellSummary) -> BestOfK:
     """The mean of the best quarter; of all seeds where the quarter is the pick."""
     return cell.consensus.quarter if quarter(len(cell.seeds)) > 1 else cell.consensus.all
 
 
-def _gains(cell: Cell) -> str:
+def _gains(cell: CellSummary) -> str:
     """What averaging changes, and where that was of the best quarter what averaging all does."""
     words = _signed(cell.gain(_average(cell)))
     if quarter(len(cell.seeds)) > 1:
@@ -170,7 +170,7 @@ def _signed(gain: Interval) -> str:
     return f"{gain.value:+.1f} dB{' ' + limits if limits else ''}".replace("-", "−")
 
 
-def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Picture]) -> str:
+def render(study: StudySummary, tables: dict[str, list[Row]], pictures: dict[str, Picture]) -> str:
     """Renders the page; every text from the run is escaped."""
     config = study.run.config
     asked = config.get("study") or {}
@@ -229,7 +229,7 @@ def render(study: Study, tables: dict[str, list[Row]], pictures: dict[str, Pictu
     )
 
 
-def _facts(study: Study) -> dict[str, str]:
+def _facts(study: StudySummary) -> dict[str, str]:
     seeds = max(len(c.seeds) for c in study.cells)
     best = str(quarter(seeds))
     averaged = averages(study.cells)
@@ -290,21 +290,21 @@ def _counted(value: float, row: Row, digits: int = 2) -> str:
     )
 
 
-def _best(study: Study) -> dict[str, str]:
+def _best(study: StudySummary) -> dict[str, str]:
     """Columns of what is made of all seeds, by name and heading; one seed has no consensus."""
     averaged = {"consensus_quarter": "consensus, best quarter", "consensus_all": "consensus, all"}
     return {
         "attacker_best": "attacker’s best",
-        **(averaged if study.has_starts else {}),
+        **(averaged if study.has_seeds else {}),
         "oracle_best": "oracle’s best",
     }
 
 
-def _summary_table(study: Study, rows: list[Row]) -> str:
+def _summary_table(study: StudySummary, rows: list[Row]) -> str:
     threshold = setting_text(float(study.cells[0].success_psnr))
     best = _best(study)
     head = ["PSNR in dB", "targets × seeds", "failed", "mean [95%]", "seed std", *best.values(),
-            "mean colour", f"above {threshold} dB [95%]", "median", "exact",
+            "mean color", f"above {threshold} dB [95%]", "median", "exact",
             "SSIM", "MSE", "labels right"]  # fmt: skip
     body = []
     for row in rows:
@@ -366,7 +366,7 @@ def _paired_table(rows: list[Row]) -> str:
 def _defenses_table(rows: list[Row]) -> str:
     """What the least sufficient strength of each defense leaves to the attack, and its price."""
     head = ["defense", "leaves this attack nothing", "tried", "PSNR in dB there [95%]",
-            "mean colour", "undefended", "above threshold", "cosine to the true update",
+            "mean color", "undefended", "above threshold", "cosine to the true update",
             "test accuracy"]  # fmt: skip
     body = []
     for row in rows:
@@ -387,7 +387,7 @@ def _defenses_table(rows: list[Row]) -> str:
 
 def _dp_sgd_table(rows: list[Row]) -> str:
     head = ["network", "noise multiplier", "clip", "epsilon", "delta", "test accuracy",
-            "PSNR in dB [95%]", "mean colour", "above threshold",
+            "PSNR in dB [95%]", "mean color", "above threshold",
             "bound on any attack"]  # fmt: skip
     body = []
     for row in rows:
@@ -408,7 +408,7 @@ def _dp_sgd_table(rows: list[Row]) -> str:
 
 def _labels_table(rows: list[Row]) -> str:
     head = ["labels by", "rule", "images", "targets × seeds", "failed", "right [95%]",
-            "updates with all right", "PSNR in dB", "mean colour"]  # fmt: skip
+            "updates with all right", "PSNR in dB", "mean color"]  # fmt: skip
     body = []
     for row in rows:
         right = (100 * row[f"accuracy{end}"] for end in ("", "_low", "_high"))
@@ -422,7 +422,7 @@ def _labels_table(rows: list[Row]) -> str:
 
 def _assumptions_table(rows: list[Row]) -> str:
     head = ["unknown", "assumed", "true", "targets × seeds", "failed",
-            "objective of the best start", "chosen for", "PSNR in dB", "mean colour"]  # fmt: skip
+            "objective of the best seed", "chosen for", "PSNR in dB", "mean color"]  # fmt: skip
     body = []
     for row in rows:
         setting = f"<br><small>{_unbroken(row['setting'])}</small>" if row["setting"] else ""
@@ -439,10 +439,10 @@ def _percent(share: float) -> str:
     return "—" if math.isnan(share) else f"{100 * share:.1f}%"
 
 
-def _targets_table(study: Study, rows: list[Row]) -> str:
+def _targets_table(study: StudySummary, rows: list[Row]) -> str:
     best = _best(study)
     head = ["setting", "target", "failed", "exact", "mean", "seed std", "median", "worst",
-            *best.values(), "mean colour"]  # fmt: skip
+            *best.values(), "mean color"]  # fmt: skip
     names = ["psnr_mean", "psnr_seed_std", "psnr_median", "psnr_worst",
              *(f"psnr_{name}" for name in best), "baseline_psnr"]  # fmt: skip
     body = [
@@ -454,16 +454,16 @@ def _targets_table(study: Study, rows: list[Row]) -> str:
     return _table(head, body) + more
 
 
-def _definitions(study: Study) -> str:
+def _definitions(study: StudySummary) -> str:
     facts = {k: escape(v) for k, v in _facts(study).items()}
     return "".join(
         f"<dt>{name.format(**facts)}</dt><dd>{text.format(**facts)}</dd>"
         for name, text in DEFINITIONS
-        if name != "Consensus" or study.has_starts
+        if name != "Consensus" or study.has_seeds
     )
 
 
-def _run_section(study: Study, asked: dict[str, Any]) -> str:
+def _run_section(study: StudySummary, asked: dict[str, Any]) -> str:
     """What was run, with what, and how far it got."""
     config = study.run.config
     entries = [("Command", f"<code>{escape(str(config.get('command', '')))}</code>")]
@@ -493,7 +493,7 @@ def _fill(words: str, command: str) -> str:
     return f"{escape(before)}<code>{command}</code>{escape(after)}"
 
 
-def _fixed_settings(study: Study) -> str:
+def _fixed_settings(study: StudySummary) -> str:
     """Settings with one value in all rows; those that say that something is off are left out."""
     parts = []
     for name, _ in SETTINGS:

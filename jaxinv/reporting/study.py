@@ -1,4 +1,4 @@
-"""Rows to numbers: one `Cell` per setting of a sweep, with every statistic of the report."""
+"""Rows to numbers: one `CellSummary` per setting of a sweep, with every statistic of the report."""
 
 import math
 from collections.abc import Callable
@@ -23,10 +23,10 @@ _AVERAGED = ("objective", "psnr", "mse")  # what `consensus.Trials` has of each 
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellSummary:
     """Trials and statistics of one setting; a failed trial is NaN in every metric.
 
-    Where the client's defense was drawn several times, "seed" runs over the starts of the first
+    Where the client's defense was drawn several times, "seed" runs over the seeds of the first
     draw, then those of the second, and so on.
     """
 
@@ -35,11 +35,11 @@ class Cell:
     settings: dict[str, Any]  # that name the cell among the others
     target_ids: list[int]
     image_ids: list[list[int]]  # per target
-    seeds: list[int]  # of the attack's starts
+    seeds: list[int]  # of the attack's seeds
     draws: list[int]  # noise seeds of the client's defense; one where it draws nothing
     facts: dict[str, Any]  # what all its rows say of defense and victim
     metrics: dict[str, Float[np.ndarray, "target seed"]]
-    baselines: dict[str, Float[np.ndarray, " target"]]  # of an image of the data set's mean colour
+    baselines: dict[str, Float[np.ndarray, " target"]]  # of an image of the data set's mean color
     failed: Bool[np.ndarray, "target seed"]
     success_psnr: float  # dB
     pictures: Callable[[], BlockImages]  # reads them from disk
@@ -56,14 +56,14 @@ class Cell:
 
     @cached_property
     def mean(self) -> st.MeanInterval:
-        """Mean PSNR, its interval over targets, spread between the starts on one update."""
+        """Mean PSNR, its interval over targets, spread between the seeds on one update."""
         by_update = self.psnr.reshape(-1, len(self.seeds))
         spread = st.mean_interval(by_update).seed_std
         return st.mean_interval(self.psnr)._replace(seed_std=spread)
 
     @cached_property
     def components(self) -> st.VarianceComponents:
-        """Variance of PSNR between targets, between draws of noise and between starts."""
+        """Variance of PSNR between targets, between draws of noise and between seeds."""
         return st.variance_components(
             self.psnr.reshape(len(self.target_ids), len(self.draws), len(self.seeds))
         )
@@ -88,13 +88,13 @@ class Cell:
 
     def trials(self, images: BlockImages, target_id: int) -> list[cs.Trials]:
         """One target's trials with their pictures, of each draw of noise."""
-        at, starts = self.target_ids.index(target_id), len(self.seeds)
+        at, seeds = self.target_ids.index(target_id), len(self.seeds)
         places = np.flatnonzero(images.target_ids == target_id)
         return [
             cs.Trials(
                 images.reconstructions[place],
                 images.truths[place],
-                *(self.metrics[name][at, draw * starts :][:starts] for name in _AVERAGED),
+                *(self.metrics[name][at, draw * seeds :][:seeds] for name in _AVERAGED),
             )
             for draw, place in enumerate(places)
         ]
@@ -120,24 +120,24 @@ class Cell:
         return st.choose_lowest(-self.psnr[:, : len(self.seeds)])
 
     def baseline(self, metric: str) -> float:
-        """Mean over targets of the mean-colour baseline's `psnr`, `ssim` or `mse`."""
+        """Mean over targets of the mean-color baseline's `psnr`, `ssim` or `mse`."""
         return float(self.baselines[f"baseline_{metric}"].mean())
 
 
 class Pair(NamedTuple):
     """A cell against another on the same targets and seeds."""
 
-    cell: Cell
-    reference: Cell
+    cell: CellSummary
+    reference: CellSummary
     difference: st.Interval  # of PSNR in dB, over targets
 
 
 @dataclass(frozen=True)
-class Study:
+class StudySummary:
     """A run with its cells, as tables, plots and page read it."""
 
     run: Run
-    cells: list[Cell]
+    cells: list[CellSummary]
 
     @property
     def target_ids(self) -> list[int]:
@@ -169,8 +169,8 @@ class Study:
         return any(cell.psnr.shape[1] > 1 for cell in self.cells)
 
     @property
-    def has_starts(self) -> bool:
-        """Whether some update was attacked from several starts, among which one can choose."""
+    def has_seeds(self) -> bool:
+        """Whether some update was attacked from several seeds, among which one can choose."""
         return any(len(cell.seeds) > 1 for cell in self.cells)
 
     @cached_property
@@ -193,13 +193,13 @@ class Study:
         raise KeyError(target_id)
 
 
-def summarize(run: Run, success_psnr: float) -> Study:
+def summarize(run: Run, success_psnr: float) -> StudySummary:
     """Arranges a run's rows as cells.
 
     Raises:
       UserError: a cell lacks some seed of a target, which no finished block does.
     """
-    return Study(
+    return StudySummary(
         run, [_cell(run, int(number), success_psnr) for number in np.unique(run.trials["cell"])]
     )
 
@@ -219,7 +219,7 @@ def _read_pictures(run: Run, number: int, target_ids: list[int]) -> BlockImages:
 
 
 def traces(
-    study: Study, cell: Cell, target_ids: list[int]
+    study: StudySummary, cell: CellSummary, target_ids: list[int]
 ) -> tuple[np.ndarray, dict[int, Float[np.ndarray, "seed step"]]]:
     """Collects PSNR by step for some targets of a cell.
 
@@ -243,7 +243,7 @@ def _position(draws: list[int], seeds: list[int], noise_seed: Any, seed: Any) ->
     return np.searchsorted(draws, noise_seed) * len(seeds) + np.searchsorted(seeds, seed)
 
 
-def _cell(run: Run, number: int, success_psnr: float) -> Cell:
+def _cell(run: Run, number: int, success_psnr: float) -> CellSummary:
     """Arranges one cell's rows as [target, seed] arrays."""
     rows = {name: column[run.trials["cell"] == number] for name, column in run.trials.items()}
     order = {t: i for i, t in enumerate(run.config["target_ids"])}
@@ -269,7 +269,7 @@ def _cell(run: Run, number: int, success_psnr: float) -> Cell:
         columns[name][place] = rows[name]
     first = [int(np.flatnonzero(rows["target_id"] == t)[0]) for t in ids]
     settings = naming_settings(run.config["axes"], run.config["cells"], number)
-    return Cell(
+    return CellSummary(
         number=number,
         label=label_text(settings) or f"{rows['model'][0]} on {rows['dataset'][0]}",
         settings=settings,

@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 
 from jaxinv.files import write_file
-from jaxinv.reporting import defense_curves, unknowns
+from jaxinv.reporting import defense_curves, assumptions
 from jaxinv.reporting.statistics import mean_interval, ranked_quantile, target_interval
-from jaxinv.reporting.study import Cell, Study
+from jaxinv.reporting.study import CellSummary, StudySummary
 
 Row = dict[str, Any]
-BASELINE_LABEL = "mean colour"
+BASELINE_LABEL = "mean color"
 
 
-def summary(study: Study) -> list[Row]:
-    """One row per cell, then the mean-colour baseline once per distinct set of targets."""
+def summary(study: StudySummary) -> list[Row]:
+    """One row per cell, then the mean-color baseline once per distinct set of targets."""
     rows = [_summary_row(cell) for cell in study.cells]
     return rows + [_baseline_row(cell, rows[0]) for cell in _distinct_baselines(study)]
 
 
-def _summary_row(cell: Cell) -> Row:
+def _summary_row(cell: CellSummary) -> Row:
     ssim, mse = (mean_interval(cell.metrics[name]).mean for name in ("ssim", "mse"))
     mean, success = cell.mean, cell.success
     return {
@@ -59,7 +59,7 @@ def _summary_row(cell: Cell) -> Row:
     }
 
 
-def _baseline_row(cell: Cell, like: Row) -> Row:
+def _baseline_row(cell: CellSummary, like: Row) -> Row:
     """The baseline in the columns it has: the same image for every seed, so no spread of seeds."""
     psnr = cell.baselines["baseline_psnr"]
     mean, low, high = (float(v) for v in target_interval(psnr))
@@ -83,15 +83,15 @@ def _baseline_row(cell: Cell, like: Row) -> Row:
     }
 
 
-def _distinct_baselines(study: Study) -> list[Cell]:
+def _distinct_baselines(study: StudySummary) -> list[CellSummary]:
     """First cell of each distinct set of baseline values."""
-    seen: dict[tuple, Cell] = {}
+    seen: dict[tuple, CellSummary] = {}
     for cell in study.cells:
         seen.setdefault(tuple(cell.baselines["baseline_psnr"]), cell)
     return list(seen.values())
 
 
-def per_target(study: Study) -> list[Row]:
+def per_target(study: StudySummary) -> list[Row]:
     """One row per cell and target, the target's baseline beside it."""
     rows = []
     for cell in study.cells:
@@ -120,7 +120,7 @@ def per_target(study: Study) -> list[Row]:
     return rows
 
 
-def best_of_k(study: Study) -> list[Row]:
+def best_of_k(study: StudySummary) -> list[Row]:
     """One row per cell and k: choosing and averaging, mean over targets with its interval."""
     rows = []
     for cell in study.cells:
@@ -141,7 +141,7 @@ def best_of_k(study: Study) -> list[Row]:
     return rows
 
 
-def variance_components(study: Study) -> list[Row]:
+def variance_components(study: StudySummary) -> list[Row]:
     """One row per cell, in dB; then the baseline, which varies between targets only."""
     rows = []
     for cell in study.cells:
@@ -169,7 +169,7 @@ def variance_components(study: Study) -> list[Row]:
     return rows
 
 
-def paired_differences(study: Study) -> list[Row]:
+def paired_differences(study: StudySummary) -> list[Row]:
     """One row per later cell: its PSNR minus the first cell's, on the same targets and seeds."""
     return [
         {
@@ -197,7 +197,7 @@ def size_text(row: Row) -> str:
     return " × ".join(str(count) for count in counts if count != "")
 
 
-TABLES: dict[str, Callable[[Study], list[Row]]] = {
+TABLES: dict[str, Callable[[StudySummary], list[Row]]] = {
     "summary": summary,
     "per_target": per_target,
     "best_of_k": best_of_k,
@@ -205,8 +205,8 @@ TABLES: dict[str, Callable[[Study], list[Row]]] = {
     "paired_differences": paired_differences,
     "defenses": defense_curves.verdicts,
     "dp_sgd": defense_curves.private_rows,
-    "assumptions": unknowns.assumptions,
-    "labels": unknowns.labels_found,
+    "assumptions": assumptions.assumptions,
+    "labels": assumptions.labels_found,
 }
 
 

@@ -2,29 +2,29 @@
 
 CAPTIONS = {
     "psnr_by_step": "Quantiles are over the {seeds} of one target at each step, failed seeds "
-    "ranked worst. A band shows how much depends on the random start alone.",
+    "ranked worst. A band shows how much depends on the random seed alone.",
     "psnr_distribution": "Each dot is one trial. The diamond is what an attacker would hand in; "
     "the ring is known only to somebody who has the truth.{triangle}",
     "reconstructions": "Pictures are enlarged without smoothing, from 8-bit pixels.{blurred}",
     "pixel_statistics": "A place with a failed seed is left empty rather than averaged over the "
-    "others. One colour scale for all.",
+    "others. One color scale for all.",
     "best_of_k": "Exact expectation over all choices of k of the {seeds}. A curve starts where k "
     "exceeds the number of failed seeds; before that, all k might fail.{sampled}",
     "variance_components": "Balanced one-way random effects on PSNR in dB. Intervals that reach 0 "
     "cannot exclude that all targets are equally hard.",
     "paired_differences": "Each setting minus the first one. What makes a target hard in both "
     "cancels, so that these intervals are narrower than those of the means.",
-    "defense_curves": "A strength at which an attack scores what the mean colour does says "
+    "defense_curves": "A strength at which an attack scores what the mean color does says "
     "something of this attack, and nothing of a better one. A cross: every trial failed, as no "
     "update was left.",
     "posterior": "From draws of the Gaussian approximation of the posterior at the attack’s last "
     "step. It knows nothing of an image that the attack took for another one.",
     "spectrum": "Singular values below about 10<sup>−8</sup> of the largest are rounding: they are "
-    "square roots of the eigenvalues of JᵀJ. Pictures: grey is no change.",
+    "square roots of the eigenvalues of JᵀJ. Pictures: gray is no change.",
     "trade_off": "The bound counts what any attack could do with the one update, whatever it calls "
     "success; this attack succeeds far less often. Epsilon is that of the whole training.",
-    "label_accuracy": "Labels read off an update are the same for all of its starts; those found "
-    "beside the images are each start’s own. Guessing blindly counts about as many right as two "
+    "label_accuracy": "Labels read off an update are the same for all of its seeds; those found "
+    "beside the images are each seed’s own. Guessing blindly counts about as many right as two "
     "random batches have in common.",
     "success_rate": "The threshold of {threshold} dB is a convention: Dimitrov et al. 2022 call a "
     "CIFAR-100 image recovered above 19 dB.",
@@ -34,13 +34,13 @@ AVERAGED = {
     "triangle": " A triangle, which an attacker can have too, is the mean image of the {quarter} "
     "seeds with the lowest objectives.",
     "blurred": " A mean image is blurred where its seeds disagree, which squared error, and so "
-    "PSNR, favours.",
+    "PSNR, favors.",
     "sampled": " The consensus of up to four seeds is the attacker’s pick, and grows by a seed "
     "with every four; where there are many choices of k, a random sample of them stands for all.",
 }
 NOT_TRIED = (
     "A defense leaves an attack nothing here when no trial is above the threshold and the upper "
-    "limit of the mean PSNR lies less than 1 dB above the mean colour, at the strength named and "
+    "limit of the mean PSNR lies less than 1 dB above the mean color, at the strength named and "
     "at all above it. That is a statement about the attacks in this table and no others. Not "
     "tried: attacks with a learned image prior, attacks that average several updates of one "
     "client, attacks that choose the network’s parameters, and every combination of settings that "
@@ -53,7 +53,7 @@ ASSUMED = (
 )
 DEFINITIONS = [
     ("Target, seed, trial, cell", "A target is one shared update, of one or several images. A seed "
-     "names one random start of the attack. A trial is one target attacked from one seed. A cell "
+     "names one random initial image of the attack. A trial is one target attacked from one seed. A cell "
      "is one setting of the sweep and holds targets × seeds trials."),
     ("PSNR", "10 log<sub>10</sub>(1 / MSE) in dB, on pixels clamped to [0, 1] with data range 1; "
      "per image, then the mean over the target’s images. Reconstructions of several images are "
@@ -61,7 +61,7 @@ DEFINITIONS = [
      "capped: it makes means ∞ and spreads undefined; the tables count such trials as exact."),
     ("SSIM", "Structural similarity with a Gaussian window of σ = 1.5, K<sub>1</sub> = 0.01, "
      "K<sub>2</sub> = 0.03, data range 1, as in dm-pix; mean over channels and images."),
-    ("Mean colour", "The same metrics for an image filled with the data set’s mean colour: what "
+    ("Mean color", "The same metrics for an image filled with the data set’s mean color: what "
      "one scores without attacking at all."),
     ("Mean and its interval", "Mean over all trials of a cell; 95% Student t interval of the means "
      "per target. It covers further targets drawn like these, which more seeds cannot replace. "
@@ -69,8 +69,8 @@ DEFINITIONS = [
     ("Seed std", "Standard deviation between the seeds of one target, variances pooled over "
      "targets."),
     ("Draw of noise", "Where a defense is random, each target’s update is defended anew in every "
-     "draw, and every draw is attacked from the same starts. Sizes are then targets × draws × "
-     "seeds; the best of k is among the starts on one draw."),
+     "draw, and every draw is attacked from the same seeds. Sizes are then targets × draws × "
+     "seeds; the best of k is among the seeds on one draw."),
     ("Cosine to the true update", "Between what the client sent and what it would have sent "
      "without the defense: the direction in which training goes on. 1: the defense costs nothing."),
     ("Bound on any attack", "The largest probability with which any attacker who sees the one "
@@ -92,7 +92,7 @@ DEFINITIONS = [
      "tables is the best of all {seeds}."),
     ("Consensus", "The mean image of the best quarter of a target’s seeds by the objective, "
      "rounded up ({quarter} of {seeds}), or of all of them; on one draw of noise, if there are "
-     "several. It needs no truth, and where starts err independently their mean errs less than "
+     "several. It needs no truth, and where seeds err independently their mean errs less than "
      "any of them. The images of a batch are first set in the order of the pick’s by least squared "
      "error and averaged; the means are matched to the truths. Failed seeds are left out. From the "
      "stored 8-bit pictures; where the seeds’ errors are too small for these (above 50 dB), the "

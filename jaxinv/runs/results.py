@@ -36,7 +36,7 @@ _MEASURED = [
     ("target_id", pa.int64()),  # position, in the dataset's original order, of the first image
     ("image_ids", pa.list_(pa.int64())),
     ("noise_seed", pa.int64()),  # names the draw of the client's defense; 0 where it draws nothing
-    ("seed", pa.int64()),  # names the attack's random start
+    ("seed", pa.int64()),  # names the attack's random initial image
     # "ok", or "nonfinite", a failure; of a closed form "exact" or "mixture", by the update's own
     # evidence; of a polish "converged", "stalled" or "steps", which were all taken.
     ("status", pa.string()),
@@ -48,7 +48,7 @@ _MEASURED = [
     ("objective", pa.float64()),  # distance between the updates at the end, without the prior
     ("prior", pa.float64()),  # all priors at the end, each times its weight
     ("label_accuracy", pa.float64()),
-    ("baseline_psnr", pa.float64()),  # the same metrics for an image of the data set's mean colour
+    ("baseline_psnr", pa.float64()),  # the same metrics for an image of the data set's mean color
     ("baseline_ssim", pa.float64()),
     ("baseline_mse", pa.float64()),
     ("update_cosine", pa.float64()),  # of what was shared with the update before the defense
@@ -84,7 +84,7 @@ SETTINGS = [
     ("assumed_lr", pa.float64()),
     ("labels", pa.string()),
     ("defense", pa.string()),  # a chain, as `defenses.parse` reads it
-    ("told", pa.bool_()),  # whether the attacker knows it
+    ("adaptive", pa.bool_()),  # whether the attacker knows it
     ("attack", pa.string()),
     ("objective_type", pa.string()),
     *((name, pa.float64()) for name in PRIORS),  # their weights

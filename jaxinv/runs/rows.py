@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxinv.engine import trials
-from jaxinv.engine.cells import Attacked, Material
+from jaxinv.engine.cells import CellResult, CellInputs
 from jaxinv.runs import results
 from jaxinv.settings import schema
 
@@ -14,7 +14,7 @@ COLUMNS = {"objective": "objective_type"}  # settings whose name a measured valu
 
 
 def trial_rows(
-    cell: schema.Cell, number: int, material: Material, attacked: Attacked, ids: np.ndarray,
+    cell: schema.Cell, number: int, material: CellInputs, attacked: CellResult, ids: np.ndarray,
     seeds: Sequence[int],
 ) -> dict[str, Sequence]:  # fmt: skip
     """Lays the results of cell `number` out as columns, one row per target and seed."""
@@ -60,7 +60,7 @@ def trial_rows(
 
 
 def trace_rows(
-    number: int, result: trials.Result, material: Material, seeds: Sequence[int]
+    number: int, result: trials.Result, material: CellInputs, seeds: Sequence[int]
 ) -> dict[str, np.ndarray]:
     """Lays the traces of cell `number` out as columns, one row per target, seed and point."""
     trace = result.trace

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from jaxinv import defenses, networks
 from jaxinv.attacks import ATTACKS, CLOSED_FORM, SECOND_ORDER, unused_settings
-from jaxinv.attacks.gauss_newton import STARTS
+from jaxinv.attacks.gauss_newton import PRIOR_INITS
 from jaxinv.attacks.gradient_matching import RATES
 from jaxinv.errors import UserError
 from jaxinv.settings.schema import (
@@ -41,8 +41,8 @@ DEFAULT_STUDY = Path(__file__).parent / "default_study.toml"
 OF_PRIVACY = ("noise_multiplier", "target_epsilon", "clip", "delta", "accountant", "microbatch")
 # What of a cell does not concern an update that is there already.
 _NOT_INVERTED = {
-    "dataset", "model", "width", "network_seed", "grouping", "shuffled", "order", "client_lr",
-    "assumed_images", "assumed_batch", "assumed_lr", "polish", "posterior", "told",
+    "dataset", "model", "width", "network_seed", "grouping", "shuffled", "prior_epoch_order", "client_lr",
+    "assumed_images", "assumed_batch", "assumed_lr", "polish", "posterior", "adaptive",
 }  # fmt: skip
 
 
@@ -185,19 +185,19 @@ def _check_cell(cell: Cell) -> None:
         "--batch-norm train-shared: statistics of one step; leave --client-epochs and -batch out": (
             cell.batch_norm == "train-shared" and steps > 1
         ),
-        "--statistics: --batch-norm train keeps the client's private; use eval or train-shared": (
-            cell.batch_norm == "train" and cell.statistics > 0
+        "--prior-batch-norm: --batch-norm train keeps the client's private; use eval or train-shared": (
+            cell.batch_norm == "train" and cell.prior_batch_norm > 0
         ),
         f"--optimizer lbfgs: needs the gradient itself, not --sign {cell.sign}; use --sign none": (
             cell.optimizer == "lbfgs" and cell.sign != "none"
         ),
-        "--order: compares the client's epochs; give --client-epochs 2 or more, --shuffled true": (
-            cell.order > 0 and (cell.client_epochs == 1 or not cell.shuffled)
+        "--prior-epoch-order: compares the client's epochs; give --client-epochs 2 or more, --shuffled true": (
+            cell.prior_epoch_order > 0 and (cell.client_epochs == 1 or not cell.shuffled)
         ),
         f"--attack {cell.attack}: of one gradient; leave --client-epochs and --client-batch out": (
             cell.attack in CLOSED_FORM and steps > 1
         ),
-        "--told: there is no --defense to be told of": cell.told and not cell.chain(),
+        "--adaptive: there is no --defense to be told of": cell.adaptive and not cell.chain(),
         f"--defense {cell.defense}: takes each image's own gradient, which BatchNorm does not "
         f"have; use --model {cell.model}_gn": (
             cell.dp_sgd() and f"{cell.model}_gn" in networks.NETWORKS
@@ -205,15 +205,15 @@ def _check_cell(cell: Cell) -> None:
         f"--defense {cell.defense}: of one gradient; leave --client-epochs and -batch out": (
             cell.dp_sgd() and steps > 1
         ),
-        "--order: not with --told": cell.order > 0 and cell.told,
-        "--polish: not with --told": cell.polish > 0 and cell.told,
-        "--polish: of one set of images; leave --order out": cell.polish > 0 and cell.order > 0,
-        "--order: not with --labels joint": cell.order > 0 and cell.labels == "joint",
+        "--prior-epoch-order: not with --adaptive": cell.prior_epoch_order > 0 and cell.adaptive,
+        "--polish: not with --adaptive": cell.polish > 0 and cell.adaptive,
+        "--polish: of one set of images; leave --prior-epoch-order out": cell.polish > 0 and cell.prior_epoch_order > 0,
+        "--prior-epoch-order: not with --labels joint": cell.prior_epoch_order > 0 and cell.labels == "joint",
         f"--init {cell.init}: of --attack {' and '.join(SECOND_ORDER)}; others start from noise": (
-            cell.init in STARTS and cell.attack not in SECOND_ORDER
+            cell.init in PRIOR_INITS and cell.attack not in SECOND_ORDER
         ),
         f"--init {cell.init}: --attack {cell.attack} starts from its prior; use "
-        f"{' or '.join(STARTS)}": (cell.init not in STARTS and cell.attack in SECOND_ORDER),
+        f"{' or '.join(PRIOR_INITS)}": (cell.init not in PRIOR_INITS and cell.attack in SECOND_ORDER),
         f"--anneal-to {cell.anneal_to:g}: above --anneal-from {cell.anneal_from:g}; the error of "
         "the model must fall": cell.anneal_to > cell.anneal_from,
         f"--attack smoothed_bayes: of networks with ReLUs, not {cell.model}; use --attack bayes": (
@@ -223,8 +223,8 @@ def _check_cell(cell: Cell) -> None:
             smoothed and steps > 1
         ),
         "--attack smoothed_bayes: not with --labels joint": smoothed and cell.labels == "joint",
-        "--attack smoothed_bayes: not with --told of DP-SGD": (
-            smoothed and cell.told and cell.dp_sgd()
+        "--attack smoothed_bayes: not with --adaptive of DP-SGD": (
+            smoothed and cell.adaptive and cell.dp_sgd()
         ),
         "--posterior: of an image that is not polished; leave --polish or it out": (
             cell.posterior > 0 and cell.polish > 0
@@ -300,7 +300,7 @@ def load_inverting(flags: Mapping[str, Any]) -> tuple[Inverting, Cell]:
     inverting = _validate(Inverting, of(Inverting))
     settings = of(Cell)
     if settings.get("defense", defenses.NONE) != defenses.NONE:
-        settings["told"] = True  # of an update that is there, it is what the attacker knows
+        settings["adaptive"] = True  # of an update that is there, it is what the attacker knows
     if "victim" not in settings:
         raise UserError("--victim: the network that the update is of; give a name or a folder")
     classes = inverting.classes

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from jaxinv import defenses, networks
 from jaxinv.attacks import ATTACKS, SECOND_ORDER
 from jaxinv.attacks.base import Attack
-from jaxinv.attacks.gauss_newton import STARTS, GaussNewton
+from jaxinv.attacks.gauss_newton import PRIOR_INITS, GaussNewton
 from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, RATES, SCHEDULES, SIGNS, Method
 from jaxinv.attacks.gram import GRAM, choose_rule
 from jaxinv.attacks.labels import LABELS
@@ -82,7 +82,7 @@ class Cell(_Strict):
     width: Annotated[int | None, BeforeValidator(_published)] = Field(
         None, ge=1, description="its width, or 'published'"
     )
-    network_seed: int = Field(0, ge=0, description="seed of the network's initialisation")
+    network_seed: int = Field(0, ge=0, description="seed of the network's initialization")
     victim: str | None = Field(None, description="attack this checkpoint, a name or a folder")
     batch_norm: Annotated[str, _known(BATCH_NORM)] = Field(
         "eval", description="the client's BatchNorm: eval, train, or train-shared"
@@ -109,7 +109,7 @@ class Cell(_Strict):
         None, gt=0, description="rate it takes for the client's (default: known)"
     )
     labels: Annotated[str, _known((*LABELS, "joint"))] = Field(
-        "known", description=f"how the attacker has them: {', '.join(LABELS)}, joint (optimised)"
+        "known", description=f"how the attacker has them: {', '.join(LABELS)}, joint (optimized)"
     )
     defense: Annotated[str, AfterValidator(_chain)] = Field(
         "none", description=f"what the client does to its update, such as clip:1,noise:1e-4 "
@@ -128,7 +128,7 @@ class Cell(_Strict):
         0.0, ge=0, description="weight of the BatchNorm statistics, shared or (eval) running"
     )
     group: float = Field(
-        0.0, ge=0, description="weight of the distance to the starts' mean: couples the trials"
+        0.0, ge=0, description="weight of the distance to the seeds' mean: couples the trials"
     )
     features: float = Field(
         0.0, ge=0, description="weight of the features before the last layer, read off the update"
@@ -136,15 +136,15 @@ class Cell(_Strict):
     order: float = Field(
         0.0, ge=0, description="weight of the distance of the epochs' images as sets (shuffled)"
     )
-    optimizer: Annotated[str, _known(OPTIMIZERS)] = Field("adam", description="optimiser")
+    optimizer: Annotated[str, _known(OPTIMIZERS)] = Field("adam", description="optimizer")
     sign: Annotated[str, _known(SIGNS)] = Field("hard", description="sign taken of the gradient")
     lr: float = Field(
         RATES["adam"], gt=0, description="learning rate; of lbfgs 1, a factor on its own step"
     )
     schedule: Annotated[str, _known(SCHEDULES)] = Field("step", description="rate's course")
-    init: Annotated[str, _known((*INITS, *STARTS))] = Field(
-        "normal", description=f"distribution of the start: {', '.join(INITS)}; of bayes "
-        f"{' or '.join(STARTS)}, the image prior's mean or a draw from it"
+    init: Annotated[str, _known((*INITS, *PRIOR_INITS))] = Field(
+        "normal", description=f"distribution of the initial image: {', '.join(INITS)}; of bayes "
+        f"{' or '.join(PRIOR_INITS)}, the image prior's mean or a draw from it"
     )  # fmt: skip
     box: bool = Field(True, description="project onto pixels in [0, 1] after each step")
     iterations: int = Field(500, ge=1, description="steps of the attack")
@@ -198,7 +198,7 @@ class Cell(_Strict):
         """Whether the client clips each image's gradient."""
         return "dpsgd" in defenses.names(self.chain())
 
-    def told_names(self) -> tuple[str, ...]:
+    def known_defense(self) -> tuple[str, ...]:
         """The defenses that the attacker knows."""
         return defenses.names(self.chain()) if self.told else ()
 
@@ -218,7 +218,7 @@ class Cell(_Strict):
           classifier: path of the network's last dense layer; () where nothing asks for it.
         """
         local = Local(self.client_epochs, self.assumed_batch or self.client_batch)
-        told = self.told_names()
+        told = self.known_defense()
         of_labels = classes if self.labels == "joint" else 0
         if self.attack == "smoothed_bayes":
             return SmoothedGaussNewton(
@@ -238,7 +238,7 @@ class Cell(_Strict):
             init_from=self.init,
             priors=self.priors(),
             local=local,
-            by_epoch=self.order > 0,
+            by_epoch=self.prior_epoch_order > 0,
             classes=of_labels,
             classifier=classifier,
             defense=told,
@@ -255,9 +255,9 @@ class Plan(_Strict):
     ] = Field(
         None, description="attack these images instead, comma-separated, in the original order"
     )
-    seeds: int = Field(32, ge=1, description="random starts per target")
+    seeds: int = Field(32, ge=1, description="random seeds per target")
     noise_seeds: int = Field(
-        1, ge=1, description="draws of a random defense per target, each attacked from every start"
+        1, ge=1, description="draws of a random defense per target, each attacked from every seed"
     )
     memory: float | None = Field(
         None, gt=0, description="GiB to take, of each accelerator (default: nearly all there is)"
@@ -309,7 +309,7 @@ class Training(_Strict):
     storage: Annotated[str, _known(PRECISIONS)] = Field(
         "float32", description="Precision of the checkpoint's variables: bfloat16 halves its size."
     )
-    seed: int = Field(0, ge=0, description="of the initialisation, the order and the augmentation")
+    seed: int = Field(0, ge=0, description="of the initialization, the order and the augmentation")
     dp: bool = Field(False, description="train with DP-SGD; --batch is the expected one")
     noise_multiplier: float | None = Field(
         None, ge=0, description="standard deviation of its noise, in units of --clip"
@@ -457,7 +457,7 @@ class Inverting(_Strict):
     classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_split)] = (
         Field(None, description="the images' classes where they are known: 3,5; else --labels")
     )
-    seeds: int = Field(32, ge=1, description="random starts")
+    seeds: int = Field(32, ge=1, description="random seeds")
     memory: float | None = Field(None, gt=0, description="GiB to take, of each accelerator")
     data_dir: str | None = Field(None, description="tensorflow-datasets folder (or TFDS_DATA_DIR)")
     out: str = Field("runs/inversion", description="folder of the pictures and arrays")

@@ -58,7 +58,7 @@ class Info(BaseModel):
     dataset: str
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]  # height, width, channel
-    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]: the network's normalisation
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]: the network's normalization
     std: tuple[float, ...]
     recipe: dict[str, Any]  # every setting of the training
     epochs: int  # finished

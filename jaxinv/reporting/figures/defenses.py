@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from jaxinv.reporting.defense_curves import PRIOR, Curve, Private, curves, private_cells
+from jaxinv.reporting.defense_curves import PRIOR, Curve, PrivateCell, curves, private_cells
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.statistics import Interval, mean_interval
-from jaxinv.reporting.study import Cell, Study
+from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.settings.naming import setting_text
 
 MOST_DEFENSES = 4  # in one figure
@@ -20,20 +20,20 @@ LOGARITHMIC = 30  # ratio of the strengths from which on they are drawn so
 STUDIED = {"noise": (1e-2, 1e-1, 1.0, 10.0), "prune": (0.25, 0.5, 0.75)}
 
 
-def _psnr(cell: Cell) -> Interval:
+def _psnr(cell: CellSummary) -> Interval:
     return Interval(*cell.mean[:3])
 
 
-def _ssim(cell: Cell) -> Interval:
+def _ssim(cell: CellSummary) -> Interval:
     return Interval(*mean_interval(cell.metrics["ssim"])[:3])
 
 
-def _success(cell: Cell) -> Interval:
+def _success(cell: CellSummary) -> Interval:
     return Interval(*cell.success[:3])
 
 
 @ps.styled
-def defense_curves(study: Study, width: float = ps.WIDE) -> Figure:
+def defense_curves(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws PSNR, SSIM and success rate against each defense's strength, a row per defense."""
     found = [curve for curve in curves(study) if len(curve.points) > 1]
     titles = list(dict.fromkeys(c.title for c in found))
@@ -41,7 +41,7 @@ def defense_curves(study: Study, width: float = ps.WIDE) -> Figure:
     labels = list(dict.fromkeys(c.label for c in found if c.title in shown))
     colors = dict(zip(labels, ps.cell_colors(len(labels))))
     threshold = setting_text(float(study.cells[0].success_psnr))
-    measures: list[tuple[str, Callable[[Cell], Interval]]] = [
+    measures: list[tuple[str, Callable[[CellSummary], Interval]]] = [
         ("PSNR (dB)", _psnr), ("SSIM", _ssim), (f"above {threshold} dB", _success),
     ]  # fmt: skip
     columns = 3 if width > 6 else 1
@@ -52,7 +52,7 @@ def defense_curves(study: Study, width: float = ps.WIDE) -> Figure:
     sheet = ps.Sheet(
         width,
         "What the defense leaves to the attack",
-        "Means over targets, starts and draws of noise; shaded: 95% intervals over targets. At 0 "
+        "Means over targets, seeds and draws of noise; shaded: 95% intervals over targets. At 0 "
         f"or “off”, no defense.{more}",
         panels=len(shown) * len(measures),
         columns=columns,
@@ -62,7 +62,7 @@ def defense_curves(study: Study, width: float = ps.WIDE) -> Figure:
         keys=[
             *keys,
             *([ps.Key("ring", ps.INK, "strengths of the original study")] if marked else []),
-            ps.Key("dash", ps.BASELINE, "mean colour"),
+            ps.Key("dash", ps.BASELINE, "mean color"),
         ],
     )
     for row, title in enumerate(shown):
@@ -78,14 +78,14 @@ def defense_curves(study: Study, width: float = ps.WIDE) -> Figure:
 
 def _words(label: str) -> str:
     """A curve's label in the legend."""
-    words = {"told = True": "attacker told", "told = False": "attacker not told"}
+    words = {"adaptive = True": "adaptive attacker", "adaptive = False": "blind attacker"}
     for setting, said in words.items():
         label = label.replace(setting, said)
     return label or "mean, 95% interval"
 
 
 def _draw_curves(
-    ax: Axes, found: Sequence[Curve], measure: Callable[[Cell], Interval], colors: dict, name: str
+    ax: Axes, found: Sequence[Curve], measure: Callable[[CellSummary], Interval], colors: dict, name: str
 ) -> None:
     """Draws one defense's curves of one measure."""
     strengths = sorted({s for c in found for s, _ in c.points if s > 0})
@@ -137,12 +137,12 @@ def _axis(ax: Axes, strengths: Sequence[float], inverse: bool) -> Callable[[floa
 
 
 @ps.styled
-def trade_off(study: Study, width: float = ps.WIDE) -> Figure:
+def trade_off(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws utility, leakage and the bound on any attack against epsilon, a point per network."""
     rows = private_cells(study)
     delta = next(r.cell.facts["victim_delta"] for r in rows if math.isfinite(r.epsilon))
     threshold = setting_text(float(study.cells[0].success_psnr))
-    panels: list[tuple[str, Callable[[Private], Interval]]] = [
+    panels: list[tuple[str, Callable[[PrivateCell], Interval]]] = [
         ("test accuracy", lambda r: Interval(r.accuracy, r.accuracy, r.accuracy)),
         ("PSNR of the attack (dB)", lambda r: _psnr(r.cell)),
         ("probability of success", lambda r: _success(r.cell)),
@@ -163,7 +163,7 @@ def trade_off(study: Study, width: float = ps.WIDE) -> Figure:
         keys=[
             *(ps.Key("dot", colors[g], g) for g in groups),
             ps.Key("dot", ps.INK, "without DP-SGD"),
-            ps.Key("dash", ps.BASELINE, "mean colour"),
+            ps.Key("dash", ps.BASELINE, "mean color"),
             ps.Key("bar", ps.INK, "bound on any attack"),
         ],
     )
@@ -194,8 +194,8 @@ def trade_off(study: Study, width: float = ps.WIDE) -> Figure:
     return sheet.figure
 
 
-def _group(row: Private) -> str:
-    """What tells the networks' colours apart."""
+def _group(row: PrivateCell) -> str:
+    """What tells the networks' colors apart."""
     return f"clip {row.clip:g}"
 
 

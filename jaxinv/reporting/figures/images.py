@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from jaxinv.reporting import consensus
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.seeds import left_out, shown_cells
-from jaxinv.reporting.study import Cell, Study, choose_evenly, count_text, number_text
+from jaxinv.reporting.study import CellSummary, StudySummary, choose_evenly, count_text, number_text
 
 MOST_IMAGES = 4  # of one target, in a square
 
@@ -34,15 +34,15 @@ Album = dict[tuple[int, int], Pictures]  # by cell number and target id
 class _Band(NamedTuple):
     """Cells that attack the same images, and which of those are shown."""
 
-    cells: list[Cell]
+    cells: list[CellSummary]
     targets: list[int]
 
-    def first_with(self, target: int) -> Cell:
+    def first_with(self, target: int) -> CellSummary:
         """The first of the cells that has finished a target."""
         return next(cell for cell in self.cells if target in cell.target_ids)
 
 
-def read_album(study: Study) -> Album:
+def read_album(study: StudySummary) -> Album:
     """Reads the pictures that the figures show: some cells, the first targets, a few images."""
     album: Album = {}
     for cell in shown_cells(study):
@@ -58,9 +58,9 @@ def read_album(study: Study) -> Album:
     return album
 
 
-def _bands(cells: list[Cell], most: int) -> list[_Band]:
+def _bands(cells: list[CellSummary], most: int) -> list[_Band]:
     """Sets cells on the same images beside one another, at most so many, those on others below."""
-    groups: dict[tuple[int, ...], list[Cell]] = {}
+    groups: dict[tuple[int, ...], list[CellSummary]] = {}
     for cell in cells:
         groups.setdefault(tuple(cell.image_ids[0]), []).append(cell)
     rows = max(1, ps.MOST_TARGETS // len(groups))
@@ -70,7 +70,7 @@ def _bands(cells: list[Cell], most: int) -> list[_Band]:
 
 
 @ps.styled
-def reconstructions(study: Study, album: Album, width: float = ps.WIDE) -> Figure:
+def reconstructions(study: StudySummary, album: Album, width: float = ps.WIDE) -> Figure:
     """Draws truth and the attacker's pick; where there is room the consensus and the worst seed."""
     cells = shown_cells(study)
     full = len(cells) <= 3 and width > 6 and len(study.cells[0].seeds) > 2
@@ -88,7 +88,7 @@ def reconstructions(study: Study, album: Album, width: float = ps.WIDE) -> Figur
     grid = _Grid(
         width,
         "Truth beside reconstruction",
-        f"{explain}Numbers: PSNR in dB; under the truth, that of an image of the mean colour."
+        f"{explain}Numbers: PSNR in dB; under the truth, that of an image of the mean color."
         + _images_note(study)
         + _left_out(study, bands),
         bands,
@@ -109,7 +109,7 @@ def reconstructions(study: Study, album: Album, width: float = ps.WIDE) -> Figur
 
 
 def _shown(
-    cell: Cell, target: int, pictures: Pictures, view: str
+    cell: CellSummary, target: int, pictures: Pictures, view: str
 ) -> tuple[np.ndarray | None, float]:
     """Images and PSNR of a view; none where all, or the seed to be shown, failed.
 
@@ -132,7 +132,7 @@ def _shown(
 
 
 @ps.styled
-def pixel_statistics(study: Study, album: Album, width: float = ps.WIDE) -> Figure:
+def pixel_statistics(study: StudySummary, album: Album, width: float = ps.WIDE) -> Figure:
     """Draws each pixel's mean and standard deviation over the seeds, one scale for all."""
     bands = _bands(shown_cells(study), 4 if width > 6 else 2)
     maps = {
@@ -147,7 +147,7 @@ def pixel_statistics(study: Study, album: Album, width: float = ps.WIDE) -> Figu
         width,
         "Where the seeds agree",
         "Each pixel's mean over seeds, and its standard deviation in units of the pixel range "
-        "[0, 1] (root mean square over colours)." + _images_note(study)
+        "[0, 1] (root mean square over colors)." + _images_note(study)
         + _left_out(study, bands),
         bands,
         ["mean", "std"],
@@ -319,8 +319,8 @@ def _tallest(album: Album) -> float:
 
 def _places(
     grid: _Grid, bands: list[_Band], album: Album, baselines: bool
-) -> Iterator[tuple[tuple[int, int], int, Cell, int, Pictures]]:
-    """Draws the truths, if asked with the mean colour's PSNR, and walks over what is to be drawn.
+) -> Iterator[tuple[tuple[int, int], int, CellSummary, int, Pictures]]:
+    """Draws the truths, if asked with the mean color's PSNR, and walks over what is to be drawn.
 
     Yields place, group of columns, cell, target and its pictures.
     """
@@ -335,7 +335,7 @@ def _places(
                     yield (number, row), group, cell, target, album[cell.number, target]
 
 
-def _left_out(study: Study, bands: list[_Band]) -> str:
+def _left_out(study: StudySummary, bands: list[_Band]) -> str:
     """Says what a figure does not show."""
     cells = [cell for band in bands for cell in band.cells]
     if len(bands) == 1:
@@ -343,7 +343,7 @@ def _left_out(study: Study, bands: list[_Band]) -> str:
     return " Settings on the same images stand side by side." + left_out(study, cells)
 
 
-def _images_note(study: Study) -> str:
+def _images_note(study: StudySummary) -> str:
     """Says where only some images of a target are shown."""
     images = max(len(ids) for cell in study.cells for ids in cell.image_ids)
     return f" {MOST_IMAGES} of each target's {images} images." if images > MOST_IMAGES else ""

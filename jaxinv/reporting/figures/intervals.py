@@ -7,13 +7,13 @@ from matplotlib.figure import Figure
 
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.statistics import Interval
-from jaxinv.reporting.study import Cell, Study, number_text
-from jaxinv.reporting.unknowns import labels_found
+from jaxinv.reporting.study import CellSummary, StudySummary, number_text
+from jaxinv.reporting.assumptions import labels_found
 from jaxinv.settings.naming import setting_text
 
 
 @ps.styled
-def variance_components(study: Study, width: float = ps.WIDE) -> Figure:
+def variance_components(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws the standard deviations between targets and between seeds, with intervals."""
     drawn = any(len(cell.draws) > 1 for cell in study.cells)
     parts = [("between", "between targets", "o"), ("within", "between seeds", "s")]
@@ -38,13 +38,13 @@ def variance_components(study: Study, width: float = ps.WIDE) -> Figure:
     )
 
 
-def _share(cell: Cell) -> str:
+def _share(cell: CellSummary) -> str:
     icc = cell.components.icc.value
     return "—" if np.isnan(icc) else f"{100 * icc:.0f}%"
 
 
 @ps.styled
-def success_rate(study: Study, width: float = ps.WIDE) -> Figure:
+def success_rate(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws the share of trials above the threshold, with Wilson intervals."""
     threshold = setting_text(float(study.cells[0].success_psnr))
     rows = []
@@ -68,7 +68,7 @@ def success_rate(study: Study, width: float = ps.WIDE) -> Figure:
 
 
 @ps.styled
-def label_accuracy(study: Study, width: float = ps.WIDE) -> Figure:
+def label_accuracy(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws the share of labels that an attacker who was not told them has right."""
     found = labels_found(study)
     rows = []
@@ -90,7 +90,7 @@ def label_accuracy(study: Study, width: float = ps.WIDE) -> Figure:
 
 
 @ps.styled
-def paired_differences(study: Study, width: float = ps.WIDE) -> Figure:
+def paired_differences(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws each cell's PSNR minus the first cell's, with t intervals over targets."""
     pairs = study.pairs
     rows = [(p.cell.label, [(p.difference, "o")], number_text(p.difference.value)) for p in pairs]

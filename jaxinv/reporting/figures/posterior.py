@@ -11,7 +11,7 @@ from scipy.special import ndtri
 
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.images import tile
-from jaxinv.reporting.study import Cell, Study, choose_evenly
+from jaxinv.reporting.study import CellSummary, StudySummary, choose_evenly
 
 MOST_TARGETS = 4  # whose pictures are shown
 NOMINAL = np.linspace(0.02, 0.98, 49)  # coverages of which the observed ones are drawn
@@ -30,7 +30,7 @@ class Posterior(NamedTuple):
         return np.abs(self.best - self.truth)
 
 
-def read_posteriors(study: Study) -> list[tuple[Cell, Posterior]]:
+def read_posteriors(study: StudySummary) -> list[tuple[CellSummary, Posterior]]:
     """The cells whose attack gave standard deviations, with them."""
     found = []
     for cell in study.cells:
@@ -58,7 +58,7 @@ def coverage(posterior: Posterior) -> Float[np.ndarray, " nominal"]:
 
 
 @ps.styled
-def posterior(posteriors: Sequence[tuple[Cell, Posterior]], width: float = ps.WIDE) -> Figure:
+def posterior(posteriors: Sequence[tuple[CellSummary, Posterior]], width: float = ps.WIDE) -> Figure:
     """Draws truth, image, standard deviation and error, and the observed coverage of intervals."""
     shown = choose_evenly(list(posteriors), ps.MOST_CELLS)
     colors = ps.cell_colors(len(shown))
@@ -74,7 +74,7 @@ def posterior(posteriors: Sequence[tuple[Cell, Posterior]], width: float = ps.WI
     sheet = ps.Sheet(
         width,
         "How sure the attack is, and whether it is right",
-        "The attack's own standard deviation of each pixel (root mean square over colours) beside "
+        "The attack's own standard deviation of each pixel (root mean square over colors) beside "
         f"what it is off by, one scale a row, at {label}. The curves: how many pixels lie within "
         "the interval that should hold so many; below the diagonal the attack is too sure.",
         panel_height=height,

@@ -1,4 +1,4 @@
-"""Figures of numbers: one function each, from a `Study` to a matplotlib `Figure`.
+"""Figures of numbers: one function each, from a `StudySummary` to a matplotlib `Figure`.
 
 `width` is in inches; columns and what is shown adapt to it. Failed trials are drawn as crosses at
 the foot of a panel and exact ones (PSNR inf) at its head, never dropped.
@@ -15,12 +15,12 @@ from matplotlib.ticker import MaxNLocator
 from jaxinv.reporting.consensus import quarter
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.statistics import BestOfK, ranked_quantile
-from jaxinv.reporting.study import Cell, Study, choose_evenly, count_text, number_text, traces
+from jaxinv.reporting.study import CellSummary, StudySummary, choose_evenly, count_text, number_text, traces
 from jaxinv.settings.naming import setting_text
 
 
 @ps.styled
-def psnr_by_step(study: Study, width: float = ps.WIDE) -> Figure:
+def psnr_by_step(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws PSNR over iterations: median, central 50% and 95% of the seeds, a panel per target."""
     cells, targets = shown_cells(study), study.target_ids[: ps.MOST_TARGETS]
     colors = ps.cell_colors(len(cells))
@@ -42,7 +42,7 @@ def psnr_by_step(study: Study, width: float = ps.WIDE) -> Figure:
         columns=_columns(width, len(targets)),
         panel_height=1.75,
         keys=[ps.Key("line", c, cell.label) for c, cell in zip(colors, cells)]
-        + [ps.Key("dash", ps.BASELINE, "mean colour")],
+        + [ps.Key("dash", ps.BASELINE, "mean color")],
     )
     for index, (ax, target) in enumerate(zip(sheet.axes, targets)):
         for color, (steps, _), by_target in zip(colors, data, bands):
@@ -77,7 +77,7 @@ def _draw_bands(
 
 
 @ps.styled
-def psnr_distribution(study: Study, width: float = ps.WIDE) -> Figure:
+def psnr_distribution(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws the final PSNR of every seed, by target and cell, with the picks and the consensus."""
     cells, targets = shown_cells(study), study.target_ids[: ps.MOST_TARGETS]
     colors = ps.cell_colors(len(cells))
@@ -93,7 +93,7 @@ def psnr_distribution(study: Study, width: float = ps.WIDE) -> Figure:
         ps.Key("diamond", ps.INK, "attacker's pick: lowest objective"),
         ps.Key("ring", ps.INK, "oracle's pick: highest PSNR"),
         *([ps.Key("triangle", ps.INK, "consensus: mean of the best quarter")] if averaged else []),
-        ps.Key("dash", ps.BASELINE, "mean colour"),
+        ps.Key("dash", ps.BASELINE, "mean color"),
     ] + ([ps.Key("cross", ps.INK, "failed")] if bad else [])
     # One row of names under the axis, unless the cells are not named by the same settings.
     alike = len({tuple(cell.settings) for cell in cells}) == 1 and bool(cells[0].settings)
@@ -131,7 +131,7 @@ def psnr_distribution(study: Study, width: float = ps.WIDE) -> Figure:
     return sheet.figure
 
 
-def _draw_seeds(sheet: ps.Sheet, ax: Axes, at: int, cell: Cell, target: int, color: object) -> None:
+def _draw_seeds(sheet: ps.Sheet, ax: Axes, at: int, cell: CellSummary, target: int, color: object) -> None:
     """Draws one target's seeds of one cell as a swarm with its marks."""
     low, high = ax.get_ylim()
     span = ax.get_xlim()[1] - ax.get_xlim()[0]
@@ -192,9 +192,9 @@ def _pack(heights: np.ndarray, diameter: float) -> np.ndarray:
         reach = np.sqrt(
             np.maximum(0, diameter**2 - np.array([heights[point] - heights[p] for p in near]) ** 2)
         )
-        centres = offsets[near]
-        options = np.concatenate([[0.0], centres + reach, centres - reach])
-        gaps = np.abs(options[:, None] - centres[None, :]) - reach[None, :]
+        centers = offsets[near]
+        options = np.concatenate([[0.0], centers + reach, centers - reach])
+        gaps = np.abs(options[:, None] - centers[None, :]) - reach[None, :]
         free = options[(gaps > -1e-9).all(axis=1)]
         offsets[point] = free[np.lexsort((free, np.abs(free).round(9)))[0]]
         placed.append(point)
@@ -202,7 +202,7 @@ def _pack(heights: np.ndarray, diameter: float) -> np.ndarray:
 
 
 @ps.styled
-def best_of_k(study: Study, width: float = ps.WIDE) -> Figure:
+def best_of_k(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws the expected PSNR of what k seeds give: attacker's pick, consensus, oracle's pick."""
     cells = shown_cells(study)
     colors = ps.cell_colors(len(cells))
@@ -231,7 +231,7 @@ def best_of_k(study: Study, width: float = ps.WIDE) -> Figure:
             ps.Key("line", colors[0], "attacker"),
             *([ps.Key("marked", colors[0], "consensus")] if averaged else []),
             ps.Key("thin", ps.INK, "oracle"),
-            ps.Key("dash", ps.BASELINE, "mean colour"),
+            ps.Key("dash", ps.BASELINE, "mean color"),
         ],
     )
     for index, (ax, cell, color) in enumerate(zip(sheet.axes, cells, colors)):
@@ -272,12 +272,12 @@ def _draw_consensus(ax: Axes, best: BestOfK, color: object) -> None:
     ax.plot(at, mean[at - 1], **ps.MARKS["triangle"], color=color, zorder=4, clip_on=False)
 
 
-def averages(cells: Sequence[Cell]) -> bool:
+def averages(cells: Sequence[CellSummary]) -> bool:
     """Whether some cell's best quarter is more than one seed, and so other than the pick."""
     return any(quarter(len(cell.seeds)) > 1 for cell in cells)
 
 
-def _title_with_gains(ax: Axes, cell: Cell, color: object, width: float) -> None:
+def _title_with_gains(ax: Axes, cell: CellSummary, color: object, width: float) -> None:
     """Names a panel, and under its name what choosing among all seeds adds to the mean seed."""
     size = min(9.4, 9.4 * width / ps.text_width(cell.label, 9.4, "bold"))
     ax.set_title(cell.label, color=color, weight="bold", pad=18, size=size)
@@ -306,12 +306,12 @@ def _title_with_gains(ax: Axes, cell: Cell, color: object, width: float) -> None
     )
 
 
-def shown_cells(study: Study, most: int = ps.MOST_CELLS) -> list[Cell]:
+def shown_cells(study: StudySummary, most: int = ps.MOST_CELLS) -> list[CellSummary]:
     """Cells that a figure has room for, spread evenly over the sweep."""
     return choose_evenly(study.cells, most)
 
 
-def left_out(study: Study, cells: Sequence[Cell], targets: Sequence[int] | None = None) -> str:
+def left_out(study: StudySummary, cells: Sequence[CellSummary], targets: Sequence[int] | None = None) -> str:
     """Says what a figure does not show; nothing where it shows all."""
     parts = []
     if targets is not None and len(targets) < len(study.target_ids):
@@ -321,7 +321,7 @@ def left_out(study: Study, cells: Sequence[Cell], targets: Sequence[int] | None 
     return f" Shown: {' and '.join(parts)}." if parts else ""
 
 
-def _in_cell(cell: Cell, targets: Sequence[int]) -> list[int]:
+def _in_cell(cell: CellSummary, targets: Sequence[int]) -> list[int]:
     return [t for t in targets if t in cell.target_ids]
 
 
@@ -332,7 +332,7 @@ def _columns(width: float, panels: int, wide: int = 4) -> int:
     return -(-panels // rows)
 
 
-def _tick(cell: Cell) -> str:
+def _tick(cell: CellSummary) -> str:
     return ", ".join(setting_text(v) for v in cell.settings.values())
 
 
@@ -360,7 +360,7 @@ def _psnr_panel(
         ax.tick_params(labelleft=False)
 
 
-def alt_text(study: Study) -> dict[str, str]:
+def alt_text(study: StudySummary) -> dict[str, str]:
     """Describes each figure in words, for those who do not see it."""
     spread = "; ".join(
         f"{cell.label}: mean {number_text(cell.mean.mean)} dB, seeds' standard deviation "

@@ -4,19 +4,19 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxinv.reporting.figures import style as ps
-from jaxinv.reporting.study import Study
+from jaxinv.reporting.study import StudySummary
 
 MOST_TARGETS = 4  # whose directions are shown
 SHOWN = 4  # directions of each
 
 
-def has_spectra(study: Study) -> bool:
+def has_spectra(study: StudySummary) -> bool:
     """Whether any cell was polished."""
     return any("values" in study.run.extras(cell.number) for cell in study.cells)
 
 
 @ps.styled
-def spectrum(study: Study, width: float = ps.WIDE) -> Figure:
+def spectrum(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws the singular values of each target, and its least determined directions."""
     found = [(cell, study.run.extras(cell.number)) for cell in study.cells]
     cells = [(cell, extras) for cell, extras in found if "values" in extras][: ps.MOST_CELLS]

@@ -22,7 +22,7 @@ from matplotlib.textpath import text_to_path
 WIDE, NARROW = 8.4, 4.3  # inches: a page's column, and a phone
 INK, MUTED, FAINT, GRID = "#1c2128", "#5b6470", "#9aa3ad", "#e6e9ed"
 BASELINE = "#7a828c"
-# Okabe and Ito 2008 without their yellow, too pale for lines: apart for every colour vision.
+# Okabe and Ito 2008 without their yellow, too pale for lines: apart for every color vision.
 _PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
 MOST_CELLS = len(_PALETTE)
 MOST_TARGETS = 8
@@ -93,7 +93,7 @@ def to_bytes(figure: Figure, suffix: str) -> bytes:
 
 
 def cell_colors(count: int) -> list:
-    """Colours for cells in order: the palette, or viridis where it is too short."""
+    """Colors for cells in order: the palette, or viridis where it is too short."""
     if count <= len(_PALETTE):
         return _PALETTE[:count]
     ramp = matplotlib.colormaps["viridis"]

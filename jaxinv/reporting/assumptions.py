@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxinv.reporting.statistics import mean_interval
-from jaxinv.reporting.study import Cell, Study
+from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.settings.naming import label_text
 
 UNKNOWNS = {"assumed_images": "images", "assumed_batch": "client_batch", "assumed_lr": "client_lr"}
@@ -20,7 +20,7 @@ UNKNOWNS = {"assumed_images": "images", "assumed_batch": "client_batch", "assume
 SUFFICIENT = 2.0  # times the least objective
 
 
-def assumptions(study: Study) -> list[dict[str, Any]]:
+def assumptions(study: StudySummary) -> list[dict[str, Any]]:
     """One row per assumed value: how well it explains the updates, and for how many it is taken."""
     asked, rows = study.run.config["cells"], []
     by_number = {cell.number: cell for cell in study.cells}
@@ -43,7 +43,7 @@ def assumptions(study: Study) -> list[dict[str, Any]]:
     return rows
 
 
-def labels_found(study: Study) -> list[dict[str, Any]]:
+def labels_found(study: StudySummary) -> list[dict[str, Any]]:
     """One row per cell whose labels the attacker was not told: how many of them it has right."""
     rows = []
     for cell in study.cells:
@@ -78,7 +78,7 @@ def choose(
     """Chooses a value for each target by the objective alone; -1 where all trials failed.
 
     Args:
-      objective: of the best start with each value, ascending; NaN where all starts failed.
+      objective: of the best seed with each value, ascending; NaN where all seeds failed.
       fewest: takes the least value that explains the update well enough, not the best.
     """
     known = np.where(np.isnan(objective), np.inf, objective)
@@ -87,7 +87,7 @@ def choose(
     return np.where(np.isfinite(least), chosen, -1)
 
 
-def _group(unknown: str, true: Any, values: list, cells: list[Cell]) -> list[dict[str, Any]]:
+def _group(unknown: str, true: Any, values: list, cells: list[CellSummary]) -> list[dict[str, Any]]:
     """The rows of cells that differ in one assumption alone, on the targets that all have."""
     shared = [t for t in cells[0].target_ids if all(t in cell.target_ids for cell in cells)]
     objective = np.stack([_least_objective(cell, shared) for cell in cells])
@@ -111,6 +111,6 @@ def _group(unknown: str, true: Any, values: list, cells: list[Cell]) -> list[dic
     ]
 
 
-def _least_objective(cell: Cell, targets: list[int]) -> Float[np.ndarray, " target"]:
+def _least_objective(cell: CellSummary, targets: list[int]) -> Float[np.ndarray, " target"]:
     rows = cell.metrics["objective"][[cell.target_ids.index(t) for t in targets]]
     return np.where(np.isnan(rows), np.inf, rows).min(axis=1)
