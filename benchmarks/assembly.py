@@ -81,9 +81,4 @@ def assemble(
     plan = planner.first_plan(
         problem.variables["params"], *keys.shape, cell.images, "prior_group" in attack.priors
     )
-    return Assembled(attack, problem, cast(attack.numbers(seeds, settings(cell))), keys, plan)
-
-
-def settings(cell: schema.Cell) -> dict[str, Any]:
-    """What of a cell is traced."""
-    return {name: getattr(cell, name) for name in cells.NUMBERS}
+    return Assembled(attack, problem, cast(attack.numbers(seeds, cell.numbers())), keys, plan)

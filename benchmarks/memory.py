@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.assembly import cell_of, settings, tiles
+from benchmarks.assembly import cell_of, tiles
 from benchmarks.race import read_network
 from jaxinv.attacks.gram import RULES
 from jaxinv.engine import planner, trials
@@ -67,7 +67,7 @@ def temporary_bytes(
     material = tiles(cell, targets=1)
     attack = attack_of(cell, material)._replace(gram=gram)
     problem = shapes_of(material, attack, cell.images)
-    numbers = attack.numbers(seeds, settings(cell))
+    numbers = attack.numbers(seeds, cell.numbers())
     grid = planner.make_grid(planner.GroupPlan(1, seeds), 1, seeds)
     keys = grid.deal(seed_keys([0], range(seeds)))
     init = functools.partial(trials.init_states, attack)

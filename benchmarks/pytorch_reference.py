@@ -155,7 +155,7 @@ class Case(NamedTuple):
     params: Mapping[str, Mapping[str, np.ndarray]]  # of Flax
     image: np.ndarray  # normalized; height, width, channel
     label: int
-    start: np.ndarray  # likewise
+    initial: np.ndarray  # likewise
     box: tuple[np.ndarray, np.ndarray]  # of the normalized pixels, per channel
 
 
@@ -171,7 +171,7 @@ def attack(case: Case, steps: int, threads: int) -> tuple[np.ndarray, float]:
     low, high = (torch.tensor(np.array(x), device=DEVICE).view(1, -1, 1, 1) for x in case.box)
     label = torch.tensor([case.label], device=DEVICE)
     gradient = double_backward(model, label, share(model, as_tensor(case.image), label))
-    x = as_tensor(case.start)
+    x = as_tensor(case.initial)
     optimizer = torch.optim.Adam([x], lr=0.1)
     milestones = [math.floor(steps / part) for part in (2.667, 1.6, 1.142)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)

@@ -9,8 +9,8 @@ each program is run before. A schedule makes a run of N steps another one than t
 longer run, so each point is the end of a run of its own; but for the polish, whose steps know
 nothing of how many there will be. Of several seeds the one with the lowest objective counts.
 
-PyTorch (`pip install torch`) runs the same attack as "geiping", from the same initial image, on LeNetZhu
-alone, one target after the other; on one thread or all, whichever is faster.
+PyTorch (`pip install torch`) runs the same attack as "geiping", from the same initial image, on
+LeNetZhu alone, one target after the other; on one thread or all, whichever is faster.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.assembly import Assembled, assemble, cell_of, settings
+from benchmarks.assembly import Assembled, assemble, cell_of
 from jaxinv import metrics
 from jaxinv.attacks.base import Candidate
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
@@ -147,12 +147,12 @@ def polished(
     attack = LevenbergMarquardt(cell.objective, cell.batch_norm, cell.local())
     problem = cells.problem_of(material, shared.targets, cast)
     made = Assembled(
-        attack, problem, cast(attack.numbers(1, settings(cell))),
+        attack, problem, cast(attack.numbers(1, cell.numbers())),
         seed_keys(material.ids[:, 0], range(1)),
         planner.GroupPlan(1, 1, jax.local_device_count()),
     )  # fmt: skip
-    start = Candidate(result.candidates.images, None)
-    result, clock = run(made, cell.polish, start)
+    initial = Candidate(result.candidates.images, None)
+    result, clock = run(made, cell.polish, initial)
     psnr = np.asarray(result.trace.psnr)[1:, :, 0]
     return [
         Point(end.steps + step, end.seconds + seconds / len(values), values)
@@ -165,7 +165,7 @@ class _CompiledError(Exception):
 
 
 def run(
-    made: Assembled, steps: int, start: Candidate | None = None
+    made: Assembled, steps: int, initial: Candidate | None = None
 ) -> tuple[trials.Result, list[float]]:
     """Runs an attack, its first chunk once before.
 
@@ -180,7 +180,7 @@ def run(
 
     def run_with(**callbacks: Any) -> trials.Result:
         resources = trials.Resources(made.plan, **callbacks)
-        return trials.run(made.problem, made.attack, numbers, made.keys, resources, start)
+        return trials.run(made.problem, made.attack, numbers, made.keys, resources, initial)
 
     with contextlib.suppress(_CompiledError):
         run_with(progress=leave)
@@ -228,8 +228,8 @@ def pytorch_points(
     params, box = known.variables["params"], tuple(map(np.asarray, edges))
     images = np.asarray(known.normalization.normalize(truths.images))
     attacked = [
-        reference.Case(params, images[i, 0], int(truths.labels[i, 0]), start, box)
-        for i, start in enumerate(np.asarray(state.candidate.images)[0, :, 0, 0])
+        reference.Case(params, images[i, 0], int(truths.labels[i, 0]), initial, box)
+        for i, initial in enumerate(np.asarray(state.candidate.images)[0, :, 0, 0])
     ]
     threads = min((1, os.cpu_count()), key=lambda n: reference.attack(attacked[0], 20, n)[1])
     found: list[Point] = []

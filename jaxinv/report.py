@@ -16,7 +16,7 @@ from rich.table import Table
 
 from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.files import write_file
-from jaxinv.reporting import defense_curves, page, tables, assumptions
+from jaxinv.reporting import assumptions, defense_curves, page, tables
 from jaxinv.reporting.figures import defenses, images, intervals, posterior, seeds, spectrum
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.study import StudySummary, interval_text, number_text, summarize

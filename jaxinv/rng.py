@@ -1,7 +1,7 @@
 """Named streams of randomness, so that comparisons can share one and vary another.
 
-A key is a pure function of a stream, its seed and the indices below it: the randomness of attack seed 3
-on image 17 is the same in every cell, on every device, in every session.
+A key is a pure function of a stream, its seed and the indices below it: attack seed 3 on image 17
+draws the same in every cell, on every device, in every session.
 """
 
 import enum

@@ -23,6 +23,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import tomli_w
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import qmc
@@ -31,9 +32,9 @@ from jaxinv import files
 from jaxinv.attacks import unused_settings
 from jaxinv.engine import cells
 from jaxinv.engine.targets import seed_keys
-from jaxinv.errors import OneLineParser, UserError, run_command
+from jaxinv.errors import UserError, run_command
 from jaxinv.machine import runtime
-from jaxinv.settings import reader, schema
+from jaxinv.settings import flags, reader, schema
 
 ETA = 4  # candidates fall, and iterations rise, by this factor from rung to rung
 
@@ -42,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
     def command():
-        parser = OneLineParser(prog="python -m jaxinv.search", description=__doc__.split("\n")[0])
-        reader.add_search_flags(parser)
+        parser = flags.FlagParser("python -m jaxinv.search", __doc__.split("\n")[0])
+        flags.add_search(parser)
         words = shlex.join(sys.argv[1:] if argv is None else argv)
         run(reader.load_search(vars(parser.parse_args(argv))), f"python -m jaxinv.search {words}")
 
@@ -142,7 +143,7 @@ def measure(
     cell, seeds = study.cell, range(study.plan.seeds)
     count = len(next(iter(numbers.values())))
     # Along the axis of seeds: candidate by candidate, each with the same seeds.
-    each = {name: getattr(cell, name) for name in cells.NUMBERS} | {"iterations": iterations}
+    each = cell.numbers() | {"iterations": iterations}
     each |= {name: np.repeat(of, len(seeds)) for name, of in numbers.items()}
     keys = jnp.tile(seed_keys(material.ids[:, 0], seeds), (1, count))
     result, baseline, *_ = cells.attack_cell(
@@ -169,6 +170,8 @@ def _read(path: Path, asked: dict[str, Any]) -> dict[str, list[float]] | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); choose another --out") from None
+    if not isinstance(there, dict) or not {"asked", "measured"} <= set(there):
+        raise UserError(f"{path} is no rung of a search; choose another --out")
     if there["asked"] != json.loads(json.dumps(asked)):
         raise UserError(f"--out {path.parent}: holds another search; choose another --out")
     return there["measured"]
@@ -193,15 +196,14 @@ def _write(study: schema.SearchStudy, rows: list[dict[str, Any]], command: str) 
         f"Chosen by {best['chosen_by']} on the training split among {study.search.candidates} "
         f"candidates: {command}"
     )
-    lines = [
-        'question = "How good are the settings that a search found, on other images?"',
-        f"cost = {json.dumps('')}", f"expectation = {json.dumps(words)}", "", "[run]",
-        f"targets = {study.plan.targets}", f"seeds = {study.plan.seeds}", "", "[grid]",
-        *(f"{name} = {json.dumps(value)}" for name, value in settings.items()),
-    ]  # fmt: skip
-    files.write_file(
-        study.folder / "best.toml", lambda f: f.write(("\n".join(lines) + "\n").encode())
-    )
+    best = {
+        "question": "How good are the settings that a search found, on other images?",
+        "cost": "",
+        "expectation": words.encode(errors="replace").decode(),  # a command may be no Unicode
+        "run": {"targets": study.plan.targets, "seeds": study.plan.seeds},
+        "grid": settings,
+    }
+    files.write_file(study.folder / "best.toml", lambda f: tomli_w.dump(best, f))
 
 
 def _table(rows: list[dict[str, Any]], names: list[str]) -> Table:

@@ -18,12 +18,12 @@ from rich.table import Table
 
 from jaxinv import report
 from jaxinv.engine import trials
-from jaxinv.engine.cells import Loader, CellInputs, attack_of, shapes_of
-from jaxinv.errors import OneLineParser, UserError, run_command
+from jaxinv.engine.cells import CellInputs, Loader, attack_of, shapes_of
+from jaxinv.errors import UserError, run_command
 from jaxinv.machine import executors, runtime
 from jaxinv.runs import results
 from jaxinv.runs.blocks import Block, draws_of, label, plan_blocks, run_block, trials_of, work_of
-from jaxinv.settings import reader, schema
+from jaxinv.settings import flags, reader, schema
 from jaxinv.settings.naming import label_text, naming_settings
 
 
@@ -31,22 +31,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
     def command():
-        parser = OneLineParser(prog="python -m jaxinv.sweep", description=__doc__)
-        parser.add_argument("study", nargs="?", type=Path, help="sweep file (default: built in)")
-        parser.add_argument("--dry-run", action="store_true", help="print the cells and the work")
+        parser = flags.FlagParser("python -m jaxinv.sweep", __doc__)
         parser.add_argument(
-            "--profile", metavar="DIR", help="write a profile for TensorBoard there"
+            "study", nargs="?", type=Path, metavar="STUDY", help="Sweep file (default: built in)."
         )
-        parser.add_argument("--preset", help="the sweep file's larger or smaller version, by name")
-        reader.add_workers_flags(parser)
-        reader.add_flags(parser)
+        parser.add_argument(
+            "--preset", metavar="NAME", help="Use the sweep file's larger or smaller version."
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="Print the cells and the work; run nothing."
+        )
+        flags.add_study(parser)
+        parser.group("output").add_argument(
+            "--profile", metavar="DIR", type=Path, help="Write a profile for TensorBoard there."
+        )
+        flags.add_workers(parser)
         arguments = parser.parse_args(argv)
         study = reader.load_study(arguments.study, vars(arguments), arguments.preset)
         workers = reader.load_workers(vars(arguments))
         words = shlex.join(sys.argv[1:] if argv is None else argv)
         profiled = contextlib.nullcontext()
         if arguments.profile is not None:
-            profiled = jax.profiler.trace(arguments.profile)
+            profiled = jax.profiler.trace(_profile_folder(arguments.profile))
         with profiled:
             run_study(
                 study, f"python -m jaxinv.sweep {words}".strip(), workers,
@@ -54,6 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             )  # fmt: skip
 
     return run_command(command)
+
+
+def _profile_folder(folder: Path) -> Path:
+    """Makes the folder of a profile: JAX would find only at the end that it cannot.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--profile: cannot be made there ({error})") from None
+    return folder
 
 
 def run_study(
@@ -235,7 +254,7 @@ def print_plan(
     counted: dict[tuple, float] = {}  # tracing a network twice takes long
     for index, (cell, material) in enumerate(zip(study.cells, materials)):
         count = len(material.ids) * draws_of(cell, study.plan) * study.plan.seeds
-        images = cell.assumed_images or cell.images
+        images = cell.attacker().images
         attack = attack_of(cell, material)
         program = (material.victim.module, attack, images, material.images.shape[2:])
         if program not in counted:

@@ -1,4 +1,4 @@
-"""`python -m jaxinv.train`: train a network and keep it, and what it was on the way, to attack.
+"""`python -m jaxinv.train`: train a network and save it as a victim, with checkpoints on the way.
 
     python -m jaxinv.train --model resnet18 --width 16 --dataset cifar10 --epochs 12 \\
         --schedule one-cycle --stop-at epoch:0 epoch:2 accuracy:0.5
@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from jaxinv import data, networks, rng
-from jaxinv.errors import OneLineParser, UserError, run_command
+from jaxinv.errors import UserError, run_command
 from jaxinv.machine import runtime
 from jaxinv.privacy import accounting
-from jaxinv.settings import reader, schema
+from jaxinv.settings import checks, flags, reader, schema
 from jaxinv.types import Normalization, PyTree
 from jaxinv.victim import checkpoints, training
 from jaxinv.victim.untrained import untrained
@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
     def command():
-        parser = OneLineParser(prog="python -m jaxinv.train", description=__doc__.split("\n")[0])
-        reader.add_training_flags(parser)
+        parser = flags.FlagParser("python -m jaxinv.train", __doc__.split("\n")[0])
+        flags.add_training(parser)
         settings = reader.load_training(vars(parser.parse_args(argv)))
         runtime.use_compilation_cache()
         Trainer(settings).run()
@@ -298,7 +298,7 @@ class Trainer:
 
     def _recipe(self) -> dict[str, Any]:
         """Every setting that has a say in the parameters, as JSON knows it."""
-        private = () if self.settings.dp else ("dp", *reader.OF_PRIVACY)
+        private = () if self.settings.dp else ("dp", *checks.OF_PRIVACY)
         left_out = {"out", "data_dir", "stop_at", "storage", *private}
         return self.settings.model_dump(exclude=left_out) | {
             "momentum": training.MOMENTUM, "weight_decay": training.WEIGHT_DECAY,

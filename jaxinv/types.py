@@ -38,7 +38,7 @@ class Target(NamedTuple):
     update: PyTree  # shaped like the network's parameters
     labels: Int[Array, " batch"]
     statistics: PyTree = ()  # of the client's batch, per BatchNorm layer, where they are sent along
-    defense_knowledge: Any = ()  # `defenses.base.DefenseKnowledge`, where the attacker knows the client's defense
+    defense_knowledge: Any = ()  # `defenses.base.DefenseKnowledge`, of an adaptive attacker
 
 
 class Normalization(NamedTuple):

@@ -56,8 +56,8 @@ def test_signed_adam_takes_steps_of_the_learning_rate_inside_the_box():
     method = attack.Method(schedule="constant", priors=())
     numbers = attack.Numbers(jnp.float32(0.25), jnp.float32(1), {}, jnp.int32(3))
     known = base.Known(loss, params, target, normalization, None)
-    start = base.Candidate(jnp.array([0.2, 0.3, 0.4, 0.9]).reshape(1, 2, 2, 1), None)
-    state = attack.AttackState(start, attack.OPTIMIZERS["adam"]().init(start))
+    initial = base.Candidate(jnp.array([0.2, 0.3, 0.4, 0.9]).reshape(1, 2, 2, 1), None)
+    state = attack.AttackState(initial, attack.OPTIMIZERS["adam"]().init(initial))
     step = jax.jit(lambda i, s: method.step(numbers, known, i, s))
     seen = []
     for i in range(5):

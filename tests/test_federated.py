@@ -124,7 +124,7 @@ class Problem:
 
 
 def test_joint_labels_are_found_beside_the_image(problem):
-    """DLG with Adam: the logits' label, and a start for them that no seed shares."""
+    """DLG with Adam: the logits' label, and initial logits that no seed shares."""
     one = Problem(problem, images=1)
     method = attack.Method(
         objective="l2", priors=(), sign="none", schedule="constant", box=False, classes=10

@@ -62,8 +62,8 @@ class Linear:
         update = {"w": np.stack([self.update["w"]] if updates is None else updates)}
         count = len(update["w"])
         variance = np.full(count, self.variance if noise is None else noise)
-        told = DefenseKnowledge((), {"w": variance}, {"w": np.ones(count)})
-        target = Target(update, np.zeros((count, 1), np.int32), (), told)
+        knowledge = DefenseKnowledge((), {"w": variance}, {"w": np.ones(count)})
+        target = Target(update, np.zeros((count, 1), np.int32), (), knowledge)
         truths = Truth(np.zeros((count, 1, *SHAPE)), np.zeros((count, 1), np.int32))
         normalization = Normalization(jnp.zeros(2), jnp.ones(2))
         return trials.Problem(
@@ -156,10 +156,10 @@ def test_noise_that_nobody_told_of_is_found():
     noisy = Linear(200.0, entries=4 * PIXELS)
     distance = lambda x: np.linalg.norm(np.ravel(x) - noisy.truth)  # noqa: E731
     blind, *_ = run(noisy, attack=ATTACK._replace(defense=()), iterations=40)
-    told = distance(noisy.posterior()[0])
+    knowing = distance(noisy.posterior()[0])
     fitted = np.linalg.lstsq(noisy.matrix, noisy.update["w"] - noisy.offset, rcond=None)[0]
-    assert distance(blind.candidates.images) < 1.2 * told
-    assert distance(fitted) > 1.4 * told
+    assert distance(blind.candidates.images) < 1.2 * knowing
+    assert distance(fitted) > 1.4 * knowing
 
 
 def test_targets_in_a_batch_equal_those_alone(linear, solved):

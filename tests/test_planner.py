@@ -45,7 +45,7 @@ def test_a_core_takes_few_images_at_once_and_wastes_no_trial():
     assert planner.first_plan(large, 2, 32) == GroupPlan(1, 4, 4)
     assert planner.first_plan(large, 2, 32, batch=16) == GroupPlan(1, 1, 4)
     assert planner.first_plan(large, 1, 6) == GroupPlan(1, 2, 4)  # every device has some
-    assert planner.first_plan(large, 8, 3) == GroupPlan(1, 3, 4)  # and no seed is computed for nothing
+    assert planner.first_plan(large, 8, 3) == GroupPlan(1, 3, 4)  # no seed is computed for nothing
 
 
 def test_the_cores_of_a_cpu_share_the_memory_asked_for():

@@ -26,7 +26,7 @@ def smooth():
     return of, truth
 
 
-def polished(smooth, start, columns):
+def polished(smooth, initial, columns):
     of, truth = smooth
     with jax.enable_x64(True):
         shared = of(jnp.asarray(truth))
@@ -36,7 +36,7 @@ def polished(smooth, start, columns):
                 jnp.float64(lm.FIRST_DAMPING), columns,
             )
         )  # fmt: skip
-        return jax.tree.map(np.asarray, run(jnp.asarray(start)))
+        return jax.tree.map(np.asarray, run(jnp.asarray(initial)))
 
 
 @pytest.mark.parametrize("columns", [5, 0])  # 12 unknowns: two blocks and a rest; none stored
@@ -85,11 +85,11 @@ def exact(problem):
             problem.victim.module, problem.shape, variables, targets, truths, normalization
         )
         noise = 0.1 * np.random.default_rng(0).normal(size=(1, 1, *truths.images.shape[1:]))
-        start = Candidate(np.asarray(normalization.normalize(truths.images + noise)), None)
+        initial = Candidate(np.asarray(normalization.normalize(truths.images + noise)), None)
         attack = lm.LevenbergMarquardt()
         own = double(attack.numbers(1, {"client_lr": 1.0, "iterations": 3}))
         keys = problem.keys[:1, :1]
-        return given, trials.run(given, attack, own, keys, EVERYTHING, start), keys
+        return given, trials.run(given, attack, own, keys, EVERYTHING, initial), keys
 
 
 def test_lenet_gives_the_exact_image_away(exact):

@@ -13,11 +13,11 @@ from synthetic_run import write_run
 
 from jaxinv import report
 from jaxinv.reporting import tables
+from jaxinv.reporting.assumptions import choose
 from jaxinv.reporting.figures import images as plot_images
 from jaxinv.reporting.figures import intervals, style
 from jaxinv.reporting.figures import seeds as plots
 from jaxinv.reporting.study import choose_evenly, interval_text, number_text, summarize
-from jaxinv.reporting.assumptions import choose
 from jaxinv.runs.results import read_run
 
 TV = {"tv": [1e-2, 1e-3, 1e-4]}

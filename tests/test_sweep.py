@@ -48,9 +48,11 @@ SECOND_ORDER = {
     "four local steps": ["--client-epochs", "2", "--client-batch", "1", "--images", "2"],
     "labels counted": ["--images", "2", "--labels", "counts", "--init", "prior"],
     "labels joint": ["--labels", "joint"],
-    "noise, told": ["--defense", "noise:1e-2", "--adaptive", "true", "--damping", "0.01"],
-    "pruned, told": ["--defense", "prune:0.9", "--adaptive", "true", "--image-prior", "photographs"],
-    "DP-SGD, told": ["--defense", "dpsgd:1:0.001", "--adaptive", "true"],
+    "noise, adaptive": ["--defense", "noise:1e-2", "--adaptive", "true", "--damping", "0.01"],
+    "pruned, adaptive": [
+        "--defense", "prune:0.9", "--adaptive", "true", "--image-prior", "photographs"
+    ],
+    "DP-SGD, adaptive": ["--defense", "dpsgd:1:0.001", "--adaptive", "true"],
     "float64, polished": ["--polish", "1"],
 }  # fmt: skip
 

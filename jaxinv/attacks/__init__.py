@@ -15,8 +15,8 @@ SECOND_ORDER = ("bayes", "smoothed_bayes")
 
 # The settings that each family has no use for: to give one is an error.
 _OF_MATCHING = {
-    "tv", "tv_isotropic", "tv_color", "prior_l2", "prior_batch_norm", "prior_group", "prior_features", "prior_epoch_order",
-    "optimizer", "sign", "lr", "schedule", "box", "gram",
+    "tv", "tv_isotropic", "tv_color", "prior_l2", "prior_batch_norm", "prior_group",
+    "prior_features", "prior_epoch_order", "optimizer", "sign", "lr", "schedule", "box", "gram",
 }  # fmt: skip
 _OF_ANNEALED = {"anneal_from", "anneal_to", "damping", "tolerance", "posterior"}
 _OF_SMOOTHED = {"draws", "inflation"}

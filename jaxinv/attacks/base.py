@@ -111,8 +111,8 @@ def simulate_update(
             known.loss, known.params, images, labels, simulation.local, client_lr
         )
     if simulation.defense:
-        told, shared = known.target.defense_knowledge, known.target.update
-        update = defenses.expect(simulation.defense, told, update, shared)
+        knowledge, shared = known.target.defense_knowledge, known.target.update
+        update = defenses.expect(simulation.defense, knowledge, update, shared)
     return update, statistics
 
 

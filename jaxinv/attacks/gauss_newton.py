@@ -7,9 +7,9 @@ Minimizes, over the normalized images x of a client and where asked over the log
 with the noise variance v of each layer: what a defense that the attacker knows has added, and an
 error of the model that falls geometrically from step to step. While it is large the prior decides,
 the problem is nearly linear and has one solution; as it falls, the solution is followed
-(graduated optimization). So no random initial image is needed, and the loss of digits in float32 is all
-that ends it. An attacker who does not know of noise finds it: no variance is taken below the mean
-square of what is left of its layer's residual.
+(graduated optimization). So no random initial image is needed, and the loss of digits in float32 is
+all that ends it. An attacker who does not know of noise finds it: no variance is taken below the
+mean square of what is left of its layer's residual.
 
 Each step linearizes the update, J = d update / d x, solves
 
@@ -125,7 +125,7 @@ class GaussNewton(NamedTuple):
     batch_norm: str = "eval"
     local: client.Local = client.Local()
     classes: int = 0  # where the labels are optimized beside the images, else 0
-    defense: tuple[str, ...] = ()  # the client's, as far as the attacker was told
+    defense: tuple[str, ...] = ()  # the client's, as far as the attacker knows it
     any_scale: bool = True  # whether the update may be a multiple of what it is taken for
 
     priors: tuple[str, ...] = ()  # none of `priors.PRIORS`

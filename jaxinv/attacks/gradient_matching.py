@@ -133,7 +133,7 @@ class Method(NamedTuple):
     by_epoch: bool = False  # images of their own for each epoch, whose order is not known
     classes: int = 0  # where the labels are optimized beside the images, else 0
     classifier: tuple[str, ...] = ()  # path of the last dense layer, for the priors that ask for it
-    defense: tuple[str, ...] = ()  # the client's, as far as the attacker was told
+    defense: tuple[str, ...] = ()  # the client's, as far as the attacker knows it
     gram: str | None = (
         None  # the rule (`jaxinv.attacks.gram`) by which layers keep no weight gradient
     )
@@ -161,8 +161,8 @@ class Method(NamedTuple):
     ) -> AttackState:  # fmt: skip
         """Draws the random initial image of one trial.
 
-        The initial image is not projected: the first projection comes after the first step, as published.
-        In float64 it is the same initial image.
+        It is not projected: the first projection comes after the first step, as published. In
+        float64 it is the same image.
         """
         kind = known.normalization.mean.dtype
         if initial is None:

@@ -44,8 +44,8 @@ def choose_rule(setting: str, objective: str | Callable) -> str | None:
     """The rule that a setting, one of `GRAM`, stands for; None keeps every weight gradient.
 
     On a CPU trials follow one another, and time is what bounds them rather than memory. A squared
-    distance is left alone unless asked for, for the digits it would lose (`compare_updates`), and so
-    is an objective that is not of the table.
+    distance is left alone unless asked for, for the digits it would lose (`compare_updates`), and
+    so is an objective that is not of the table.
     """
     if setting == "off" or (setting == "auto" and objective != "cosine"):
         return None

@@ -1,4 +1,4 @@
-"""What the attacker takes for the labels: told, or read off the update as counts per class.
+"""What the attacker takes for the labels: known, or read off the update as counts per class.
 
 The gradient of the bias in the layer that makes the logits is the mean of softmax - onehot over the
 images, so that
@@ -182,8 +182,9 @@ def counts(layer: LastLayer, images: int) -> Int[Array, " class"]:
     The class means of the features are read off the gradient (`_class_features`). Around each, the
     dummies' scatter says what one image of that class adds to the gradient, on average and with
     which covariance. The counts then are those that explain the gradient best in generalized least
-    squares, whole numbers of the right sum: what the softmax adds to the bias gradient beyond its
-    mean, the weight gradient shows too.
+    squares, whole numbers of the right sum. If the batch's softmax deviates from its expected
+    value, the bias gradient and the weight gradient deviate together, so the weight gradient helps
+    to correct the count.
     """
     normal, slope = _fit(layer, _class_features(layer))
     classes = len(slope)

@@ -85,7 +85,7 @@ class SmoothedGaussNewton(NamedTuple):
     draws: int = 16  # of the belief at each step, an even number
     batch_norm: str = "eval"
     local: client.Local = client.Local()
-    defense: tuple[str, ...] = ()  # the client's, as far as the attacker was told
+    defense: tuple[str, ...] = ()  # the client's, as far as the attacker knows it
 
     priors: tuple[str, ...] = ()  # none of `priors.PRIORS`
 

@@ -118,8 +118,9 @@ def understand(
             raise UserError(f"{name}: update_kind={kind} points the wrong way: {why}")
         remarks.append(f"read as new minus old parameters: {why}")
         kind = "new-minus-old"
-        gradient, layer = _map(np.negative, gradient), layer._replace(
-            error=-layer.error, weights=-layer.weights
+        gradient, layer = (
+            _map(np.negative, gradient),
+            layer._replace(error=-layer.error, weights=-layer.weights),
         )
     scale = KINDS[kind].scale(images, rate)
     divisor, scaled, factor = scale or 1.0, scale is not None, None
@@ -137,7 +138,7 @@ def understand(
             )
         elif not given and not 1 / SURE < left < SURE:
             scaled = False
-        if left is not None and (exact and abs(left - 1) > 0.02 or not scaled):
+        if left is not None and ((exact and abs(left - 1) > 0.02) or not scaled):
             about = "" if exact else "about "
             remarks.append(f"{about}{factor:.2g} times the mean gradient, by its last layer")
     if kind not in ("gradient", "summed-gradient") or (factor and exact and abs(factor - 1) > 0.02):

@@ -189,7 +189,7 @@ def converter(use: Use) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def without_statistics(entries: Sequence[Any]) -> list[Any]:
-    """A state dict's arrays without names, and without BatchNorm's: two, and a number of batches."""
+    """A state dict's arrays without BatchNorm's own: two of them, and a number of batches."""
     kept: list[Any] = []
     for entry in entries:
         if entry.shape == ():

@@ -1,13 +1,13 @@
 """Updates on disk: what a client sent, as a file or folder that other tools write.
 
-| from | file | how it is read |
+| from | file | read |
 |---|---|---|
-| jaxinv, Flax | .npz, .safetensors | by names as `Conv_0/kernel`, with `/` or `.`, with or without `params` |
-| Flower | .npz of `arr_0`, `arr_1`, ... | in the order of the parameters, by their shapes |
-| PyTorch | .npz, .safetensors of a state dict or of gradients | `weight` and `bias`, layer by layer |
-| Orbax | a folder, also a checkpoint of `jaxinv.train` | by names |
+| jaxinv, Flax | .npz, .safetensors | by names: `Conv_0/kernel`, also with `.` or below `params` |
+| Flower | .npz of `arr_0`, `arr_1`, ... | in the order of the parameters, by shapes |
+| PyTorch | .npz, .safetensors | a state dict or gradients by its names, layer by layer |
+| Orbax | a folder, a checkpoint of `jaxinv.train` | by names |
 
-Some of the layers will do. Sizes are read first: an array that the network has no place for is never
+Some of the layers will do. Sizes are read first: an array that the network has no place for is not
 read, and pickle is never opened.
 """
 
@@ -158,8 +158,8 @@ def _by_order(entries, expected, uses, name):
             return {"/".join(u.path): pytorch.converter(u)(e.read()) for u, e in pairs}
     wanted = _listed([f"{key} {shape}" for key, shape in expected.items()])
     raise UserError(
-        f"{name}: its {len(shapes)} arrays have no names, and their shapes are not, in order, those "
-        f"of the network; wanted are {wanted}; or give them these names"
+        f"{name}: its {len(shapes)} arrays have no names, and their shapes are not, in order, those"
+        f" of the network; wanted are {wanted}; or give them these names"
     )
 
 

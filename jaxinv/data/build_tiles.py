@@ -45,7 +45,9 @@ PICTURES = (
     Photograph("coffee", "coffee", 8, 2, ((12, 166),)),  # cup
     Photograph("rocket", "rocket", 9, 1, ((122, 180),)),  # rocket on the pad
     Photograph("retina", "retina", 12, 3, ((480, 60), (900, 700))),  # optic disc; vessels
-    Photograph("galaxies", "hubble_deep_field", 4, 2, ((410, 660), (360, 60), (40, 250), (680, 380))),
+    Photograph(
+        "galaxies", "hubble_deep_field", 4, 2, ((410, 660), (360, 60), (40, 250), (680, 380))
+    ),
     Photograph("tissue", "immunohistochemistry", 6, 2, ((300, 210), (60, 100))),  # two glands
 )
 

@@ -5,7 +5,7 @@ it, what an adaptive attacker makes of that. A chain of them is written
 "clip:1,noise:1e-4" and applied from left to right. Names are static and strengths are traced: a
 whole range of them shares one compilation.
 
-An attacker who is told knows the chain and its strengths, not the random draws. It puts its
+An adaptive attacker knows the chain and its strengths, not the random draws. It puts its
 candidate's update through what the defense does on average (`expect`), and knows the variance of
 what the defense added to each layer (`variance`), infinite where nothing of it can be trusted.
 """
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinv.defenses import compression, dp_sgd, noise, pruning, soteria
-from jaxinv.defenses.base import Defense, PublicFacts, ClientContext, DefenseKnowledge
+from jaxinv.defenses.base import ClientContext, Defense, DefenseKnowledge, PublicFacts
 from jaxinv.types import PyTree, named
 
 NONE = "none"
@@ -109,7 +109,9 @@ def defend(
     return update
 
 
-def adapt(chain: tuple[str, ...], strengths: tuple, shared: PyTree, facts: PublicFacts) -> DefenseKnowledge:
+def adapt(
+    chain: tuple[str, ...], strengths: tuple, shared: PyTree, facts: PublicFacts
+) -> DefenseKnowledge:
     """Works out how far an attacker who knows the chain can trust what was shared.
 
     The weights are positive-part James-Stein estimates, the share of a leaf's power that is no
@@ -139,8 +141,10 @@ def adapt(chain: tuple[str, ...], strengths: tuple, shared: PyTree, facts: Publi
     return DefenseKnowledge(strengths, variances, weights)
 
 
-def expect(chain: tuple[str, ...], told: DefenseKnowledge, update: PyTree, shared: PyTree) -> PyTree:
+def expect(
+    chain: tuple[str, ...], knowledge: DefenseKnowledge, update: PyTree, shared: PyTree
+) -> PyTree:
     """Puts a candidate's update through what the chain does on average."""
-    for name, own in zip(chain, told.strengths):
+    for name, own in zip(chain, knowledge.strengths):
         update = named(DEFENSES, name).expect(update, own, shared)
     return update

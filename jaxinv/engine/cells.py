@@ -20,7 +20,13 @@ from jaxinv.attacks.uncertainty import Posterior, Spectrum
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, Source, load_prior
 from jaxinv.engine import planner, trials
 from jaxinv.engine.closed_form import recover
-from jaxinv.engine.targets import ClientSettings, SharedUpdates, make_targets, noise_keys, order_keys
+from jaxinv.engine.targets import (
+    ClientSettings,
+    SharedUpdates,
+    make_targets,
+    noise_keys,
+    order_keys,
+)
 from jaxinv.errors import UserError
 from jaxinv.machine import runtime
 from jaxinv.networks.inspect import classifier_path
@@ -29,7 +35,6 @@ from jaxinv.types import Normalization, PyTree, Target, Truth
 from jaxinv.victim import checkpoints
 from jaxinv.victim.untrained import Victim, untrained
 
-NUMBERS = (*schema.SEARCHABLE, "iterations")  # what of a cell is traced
 WITH_SPECTRUM = 4  # targets of a study: the eigenvalues of one take longer than all before them
 
 
@@ -166,24 +171,24 @@ def attack_cell(
     """Lets clients share their updates and attacks each from many seeds, as a cell says.
 
     Args:
-      cell: the settings; those in `NUMBERS` are taken from `numbers`.
+      cell: the settings; those in `cell.numbers()` are taken from `numbers`.
       material: the victim and the private batches.
       keys: [target, seed].
       numbers: each one for all seeds, or [seed].
       memory: GiB to take; None takes nearly all there is.
       progress, announce: see `trials.Resources`.
     """
-    if cell.assumed_lr is not None:
-        numbers = {**numbers, "client_lr": cell.assumed_lr}
     with runtime.arithmetic(cell.precision) as cast:
         attack = attack_of(cell, material)
-        # An update that is polished to its last digit must have that digit.
+        # Polishing needs a float64 target, so the client's update is computed in float64 too.
         with runtime.arithmetic("float64" if cell.polish else cell.precision) as exact:
             shared = share(cell, material, attack, exact)
         problem = problem_of(material, shared.targets, cast)
         if cell.attack in CLOSED_FORM:
             result = recover(problem, CLOSED_FORM[cell.attack], cell.objective, keys)
-            return CellResult(result, *_per_target(problem, result.labels, material.classes), shared)
+            return CellResult(
+                result, *_per_target(problem, result.labels, material.classes), shared
+            )
         plan = planner.first_plan(
             problem.variables["params"], *keys.shape, problem.targets.labels.shape[1],
             "prior_group" in attack.priors,
@@ -215,9 +220,9 @@ def share(
 ) -> SharedUpdates:
     """Lets the clients of a cell share their updates."""
     clients = ClientSettings(
-        cell.labels, cell.batch_norm, cell.local(), cell.shuffled, cell.assumed_images,
+        cell.labels, cell.batch_norm, cell.local(), cell.shuffled, cell.attacker().images,
         attack.local, observe=cell.batch_norm == "eval" and cell.prior_batch_norm > 0,
-        defense=defenses.names(cell.chain()), told=cell.known_defense(),
+        defense=defenses.names(cell.chain()), known_defense=cell.attacker().defense,
         classifier=classifier_of(cell, material),
     )  # fmt: skip
     truths, normalization, variables = cast(
@@ -256,8 +261,10 @@ def polish(
     finishing = LevenbergMarquardt(cell.objective, cell.batch_norm, attack.local)
     own = finishing.numbers(keys.shape[1], {**numbers, "iterations": cell.polish})
     plan = planner.GroupPlan(1, 1, jax.local_device_count())
-    start = Candidate(result.candidates.images, _one_hot_logits(result, cell))
-    polished = trials.run(problem, finishing, cast(own), keys, trials.Resources(plan, limit), start)
+    initial = Candidate(result.candidates.images, _one_hot_logits(result, cell))
+    polished = trials.run(
+        problem, finishing, cast(own), keys, trials.Resources(plan, limit), initial
+    )
     before, after = result.trace, polished.trace
     steps = np.append(before.step, before.step[-1] + after.step[1:])
     columns = (
@@ -294,13 +301,13 @@ def around_best(
     best = objective.argmin(axis=1)
     rows = np.arange(len(best))
     pick = lambda x: np.asarray(x)[rows, best][:, None]  # noqa: E731
-    start = jax.tree.map(pick, result.candidates)
+    initial = jax.tree.map(pick, result.candidates)
     own = {k: np.mean(v) if np.ndim(v) else v for k, v in numbers.items()}
     plan = planner.GroupPlan(1, 1, jax.local_device_count())
     try:
         found = trials.run(
             problem, attack, cast(attack.numbers(1, own)), keys[rows, best][:, None],
-            trials.Resources(plan, limit), start,
+            trials.Resources(plan, limit), initial,
         )  # fmt: skip
     except UserError:
         return None
@@ -334,7 +341,7 @@ def shapes_of(material: CellInputs, attack: Attack, images: int) -> trials.Probl
 
 def classifier_of(cell: schema.Cell, material: CellInputs) -> tuple[str, ...]:
     """The path of the network's last dense layer, where the attacker asks for it; else ()."""
-    if READ_UPDATE & set(cell.priors()) or "soteria" in cell.known_defense():
+    if READ_UPDATE & set(cell.priors()) or "soteria" in cell.attacker().defense:
         victim = material.victim
         return classifier_path(victim.module, victim.variables, material.images[0])
     return ()

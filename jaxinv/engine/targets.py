@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from jaxinv import client, defenses, rng
 from jaxinv.attacks import labels
 from jaxinv.attacks.objectives import compare
-from jaxinv.defenses.base import PublicFacts, ClientContext
+from jaxinv.defenses.base import ClientContext, PublicFacts
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
 
@@ -29,7 +29,7 @@ class ClientSettings(NamedTuple):
     observe: bool = False  # whether the attacker compares statistics with the running ones
     defense: tuple[str, ...] = ()  # what they do to their updates: names of `defenses.DEFENSES`
     known_defense: tuple[str, ...] = ()  # of these, what the attacker knows
-    classifier: tuple[str, ...] = ()  # path of the last dense layer, where an attacker is told
+    classifier: tuple[str, ...] = ()  # path of the last dense layer, where an attacker asks for it
 
 
 class SharedUpdates(NamedTuple):
@@ -98,20 +98,20 @@ def _make_targets(
         kept = between.cross / jnp.sqrt(between.own * between.shared)
         error = jnp.sqrt(between.distance / between.shared)
         count = clients.assumed_images or len(truth.labels)
-        told = ()
+        knowledge = ()
         if clients.known_defense:
             facts = PublicFacts(clients.classifier, count)
-            told = defenses.adapt(clients.known_defense, strengths, update, facts)
+            knowledge = defenses.adapt(clients.known_defense, strengths, update, facts)
         sent = statistics if clients.batch_norm == "train-shared" else ()
         if clients.observe:
             sent = {"batch_stats": variables["batch_stats"]}
         if clients.labels in ("known", "joint"):
-            return SharedUpdates(Target(update, truth.labels, sent, told), kept, error)
+            return SharedUpdates(Target(update, truth.labels, sent, knowledge), kept, error)
         found = labels.infer(
             clients.labels, module, variables, update, truth.images.shape[1:], count,
             clients.assumed.steps(count),
         )  # fmt: skip
-        return SharedUpdates(Target(update, found, sent, told), kept, error)
+        return SharedUpdates(Target(update, found, sent, knowledge), kept, error)
 
     return lax.map(one, (truths, order_keys, draw_keys))
 
@@ -123,7 +123,7 @@ def _seed_keys(target_ids, seeds):
 
 
 def seed_keys(target_ids: Sequence[int], seeds: Sequence[int]) -> jax.Array:
-    """Derives the start of each trial from its target and seed: keys [target, seed]."""
+    """Derives the randomness of each trial from its target and seed: keys [target, seed]."""
     return _seed_keys(jnp.asarray(target_ids, jnp.uint32), jnp.asarray(seeds, jnp.uint32))
 
 

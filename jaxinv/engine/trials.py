@@ -70,7 +70,7 @@ class Problem(flax.struct.PyTreeNode):
 
 
 class Resources(NamedTuple):
-    """By what a program runs, and who is told of it."""
+    """By what a program runs, and who hears of it."""
 
     plan: planner.GroupPlan  # how the trials are grouped
     memory: float = math.inf  # bytes that may be taken on each device
@@ -80,7 +80,7 @@ class Resources(NamedTuple):
 
 def run(
     problem: Problem, attack: Attack, numbers: Any, keys: jax.Array, resources: Resources,
-    start: Candidate | None = None,
+    initial: Candidate | None = None,
 ) -> Result:  # fmt: skip
     """Attacks every target from every seed and measures every trial.
 
@@ -97,8 +97,8 @@ def run(
       attack: static.
       numbers: its own, with an axis of seeds.
       keys: [target, seed].
-      resources: devices, memory, and who is told.
-      start: what another attack found, [target, seed, ...]; None to start from the keys.
+      resources: devices, memory, and who hears of it.
+      initial: what another attack found, [target, seed, ...]; None to start from the keys.
 
     Raises:
       UserError: not even one trial at once fits the memory.
@@ -109,7 +109,7 @@ def run(
     plan, memory = resources.plan, resources.memory
     while True:
         grid = planner.make_grid(plan, *keys.shape)
-        dealt = jax.tree.map(grid.deal, (keys, start))
+        dealt = jax.tree.map(grid.deal, (keys, initial))
         states = init_states(attack, problem, numbers, grid.seed, *dealt)
         states = jax.device_put(states, NamedSharding(_mesh(plan.devices), DEALT))
         chunk = (attack, points, plan.devices, problem, numbers, jnp.int32(every))
@@ -164,17 +164,17 @@ def collect(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def init_states(attack, problem, numbers, group_seeds, keys, start):
+def init_states(attack, problem, numbers, group_seeds, keys, initial):
     """Makes every first state: keys [group, target, seed] to states with those axes in front."""
     known = Known(None, None, None, problem.normalization, problem.image_prior)
     shape = (problem.targets.labels.shape[1], *problem.image_shape)
 
-    def of_group(seeds, keys, start):
+    def of_group(seeds, keys, initial):
         own = _of_seeds(numbers, seeds)
-        one = lambda own, key, start: attack.init(own, key, shape, known, start)  # noqa: E731
-        return jax.vmap(jax.vmap(one), in_axes=(None, 0, 0))(own, keys, start)
+        one = lambda own, key, initial: attack.init(own, key, shape, known, initial)  # noqa: E731
+        return jax.vmap(jax.vmap(one), in_axes=(None, 0, 0))(own, keys, initial)
 
-    return jax.vmap(of_group)(group_seeds, keys, start)
+    return jax.vmap(of_group)(group_seeds, keys, initial)
 
 
 def _of_seeds(numbers, seeds):

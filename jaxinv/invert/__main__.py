@@ -3,8 +3,8 @@
     python -m jaxinv.invert --update update.npz --victim lenet_zhu-cifar10 --iterations 2000
 
 The server's view: nobody knows the truth, and the seeds are ranked by how well their updates
-match. Says how well that is, beside images that anyone could guess. Writes `reconstructions.png`, the
-best seeds first, and `reconstructions.npz`.
+match. Says how well that is, beside images that anyone could guess. Writes the best ones as
+`reconstructions.png`, and all as `reconstructions.npz`.
 """
 
 import functools
@@ -20,14 +20,14 @@ from jaxinv import files
 from jaxinv.attacks import CLOSED_FORM
 from jaxinv.client import updates
 from jaxinv.data.image_prior import ImageFacts, load_prior
-from jaxinv.errors import OneLineParser, UserError, run_command
+from jaxinv.errors import UserError, run_command
 from jaxinv.invert.attack import ANNEALING, Inversion, invert
 from jaxinv.invert.verdict import SENTENCES
 from jaxinv.machine import runtime
 from jaxinv.networks.inspect import parameters_in_order
 from jaxinv.reporting.figures import style
 from jaxinv.reporting.figures.images import tile
-from jaxinv.settings import reader, schema
+from jaxinv.settings import flags, reader, schema
 from jaxinv.victim import checkpoints
 
 SHOWN = 8  # seeds in the picture
@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
     def command():
-        parser = OneLineParser(prog="python -m jaxinv.invert", description=__doc__.split("\n")[0])
-        reader.add_inverting_flags(parser)
+        parser = flags.FlagParser("python -m jaxinv.invert", __doc__.split("\n")[0])
+        flags.add_inverting(parser)
         run(*reader.load_inverting(vars(parser.parse_args(argv))))
 
     return run_command(command)
@@ -119,9 +119,9 @@ def draw(found: Inversion, seeds: np.ndarray) -> Figure:
     """Draws these seeds' reconstructions beside one another, with the verdict above them."""
     figure = Figure(figsize=(max(5.0, 1.5 * len(seeds)), 2.6), layout="constrained")
     figure.suptitle(f"{SENTENCES[found.verdict].split(';')[0]}\n{beside(found)}", fontsize=9)
-    for axes, start in zip(figure.subplots(1, len(seeds), squeeze=False)[0], seeds):
-        axes.imshow(tile(found.reconstructions[start]).squeeze(), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(f"{found.objectives[start]:.2g}", fontsize=9)
+    for axes, seed in zip(figure.subplots(1, len(seeds), squeeze=False)[0], seeds):
+        axes.imshow(tile(found.reconstructions[seed]).squeeze(), cmap="gray", vmin=0, vmax=1)
+        axes.set_title(f"{found.objectives[seed]:.2g}", fontsize=9)
         axes.set_axis_off()
     return figure
 

@@ -25,8 +25,7 @@ from jaxinv.attacks.priors import PRIORS, READ_UPDATE
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.client import kinds, updates
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, load_prior
-from jaxinv.defenses.base import Defense
-from jaxinv.defenses.base import ImageFacts as Circumstances
+from jaxinv.defenses.base import Defense, PublicFacts
 from jaxinv.engine import planner, trials
 from jaxinv.engine.closed_form import recover
 from jaxinv.engine.targets import seed_keys
@@ -159,7 +158,7 @@ def invert_all(
     if isinstance(method, str):
         if closed_form is None:
             known = ", ".join(CLOSED_FORM)
-            raise UserError(f"method={method}: give a Method, or of the closed forms one of {known}")
+            raise UserError(f"method={method}: give a Method, or a closed form: {known}")
         method, priors, iterations = Method(priors=()), {}, 1
     if precision not in runtime.PRECISIONS:
         raise UserError(f"precision={precision}: known are {', '.join(runtime.PRECISIONS)}")
@@ -220,10 +219,10 @@ def invert_all(
         update = jax.tree.map(lambda *x: np.stack(x), *(one.gradient for one in shared))
         target = cast(Target(update, given, _statistics(priors, variables, len(sent))))
         if chain:
-            circumstances = Circumstances(_path(chain, network, variables, image_shape), images)
+            facts = PublicFacts(_path(chain, network, variables, image_shape), images)
             numbers_of = cast(jax.tree.map(np.float64, strengths))
-            tell = lambda one: defenses.adapt(chain, numbers_of, one, circumstances)  # noqa: E731
-            target = target._replace(told=jax.vmap(tell)(target.update))
+            tell = lambda one: defenses.adapt(chain, numbers_of, one, facts)  # noqa: E731
+            target = target._replace(defense_knowledge=jax.vmap(tell)(target.update))
         problem = trials.Problem(
             network, image_shape, *cast((own,)), target, None, *cast((normalization, image_prior))
         )
@@ -497,4 +496,3 @@ def _check_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not value > 0:
             raise UserError(f"{name}={value}: must be positive")
-

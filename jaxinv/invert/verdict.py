@@ -2,8 +2,8 @@
 
 An objective is small or large only in comparison. Beside it stand those of a gray image and of the
 mean image, which say nothing of the private ones, and the one to be expected at the truth: what the
-rounding of the numbers that were sent leaves. A low objective says that the update is explained; what
-it leaves open (several images, pruned entries) it does not show.
+rounding of the numbers that were sent leaves. A low objective says that the update is explained;
+what it leaves open (several images, pruned entries) it does not show.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What a network's parameters do, read off its jaxpr: which layer makes the logits, which are dense.
+"""What a network's parameters do, read off its jaxpr: which layer makes its logits, in what order.
 
 Names say little of a network that someone else wrote. What reaches the logits does: `logits = h W +
 b`, perhaps averaged over the positions of a 1x1 convolution, with W and b that nothing else reads.
@@ -107,7 +107,7 @@ def find_classifier(
 
 
 def _mean_of(eqn, made):
-    """The variable whose mean over positions an equation computes, sum times 1 / number; or None."""
+    """The variable of which an equation makes the mean over positions; None where it does not."""
     sums, factor = eqn.invars
     if isinstance(sums, Literal):
         sums, factor = factor, sums

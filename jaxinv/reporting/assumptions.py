@@ -44,7 +44,7 @@ def assumptions(study: StudySummary) -> list[dict[str, Any]]:
 
 
 def labels_found(study: StudySummary) -> list[dict[str, Any]]:
-    """One row per cell whose labels the attacker was not told: how many of them it has right."""
+    """One row per cell whose labels the attacker does not know: how many of them it has right."""
     rows = []
     for cell in study.cells:
         settings = study.run.config["cells"][cell.number]

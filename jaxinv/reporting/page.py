@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from jaxinv.reporting.assumptions import SUFFICIENT, labels_found
 from jaxinv.reporting.consensus import quarter
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.seeds import alt_text, averages
@@ -18,7 +19,6 @@ from jaxinv.reporting.statistics import BestOfK, Interval
 from jaxinv.reporting.study import CellSummary, StudySummary, count_text, interval_text, number_text
 from jaxinv.reporting.tables import Row, size_text
 from jaxinv.reporting.text import ASSUMED, AVERAGED, CAPTIONS, DEFINITIONS, NOT_TRIED, PAGE
-from jaxinv.reporting.assumptions import SUFFICIENT, labels_found
 from jaxinv.runs.results import SETTINGS
 from jaxinv.settings.naming import setting_text
 

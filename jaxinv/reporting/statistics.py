@@ -1,8 +1,8 @@
 """Statistics over targets and seeds: means, variance components, best of k, success rates.
 
 Everything takes arrays `[target, seed]` in which NaN is a failed trial. Targets are treated as a
-random sample of the images one could attack, seeds as a random sample of the attack's initial images. Seeds
-of one target are therefore no independent evidence: intervals are over targets.
+random sample of the images one could attack, seeds as a random sample of the attack's initial
+images. Seeds of one target are therefore no independent evidence: intervals are over targets.
 
 How failures and exact reconstructions enter:
   - a mean or a variance of trials with a failure among them is NaN, never one of the survivors;

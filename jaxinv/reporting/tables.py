@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxinv.files import write_file
-from jaxinv.reporting import defense_curves, assumptions
+from jaxinv.reporting import assumptions, defense_curves
 from jaxinv.reporting.statistics import mean_interval, ranked_quantile, target_interval
 from jaxinv.reporting.study import CellSummary, StudySummary
 

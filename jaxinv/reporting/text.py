@@ -53,8 +53,8 @@ ASSUMED = (
 )
 DEFINITIONS = [
     ("Target, seed, trial, cell", "A target is one shared update, of one or several images. A seed "
-     "names one random initial image of the attack. A trial is one target attacked from one seed. A cell "
-     "is one setting of the sweep and holds targets × seeds trials."),
+     "names one random initial image of the attack. A trial is one target attacked from one seed. "
+     "A cell is one setting of the sweep and holds targets × seeds trials."),
     ("PSNR", "10 log<sub>10</sub>(1 / MSE) in dB, on pixels clamped to [0, 1] with data range 1; "
      "per image, then the mean over the target’s images. Reconstructions of several images are "
      "matched one to one to the truths first. An exact reconstruction has PSNR ∞ and is not "

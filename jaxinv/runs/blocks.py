@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxinv import defenses
-from jaxinv.engine.cells import NUMBERS, CellInputs, attack_cell
+from jaxinv.engine.cells import CellInputs, attack_cell
 from jaxinv.engine.targets import seed_keys
 from jaxinv.runs import results
 from jaxinv.runs.rows import trace_rows, trial_rows
@@ -75,7 +75,7 @@ def run_block(
     ids, seeds = material.ids, range(study.plan.seeds)
     attacked = attack_cell(
         cell, material, seed_keys(ids[:, 0], seeds),
-        {name: getattr(cell, name) for name in NUMBERS}, study.plan.memory, progress, announce,
+        cell.numbers(), study.plan.memory, progress, announce,
     )  # fmt: skip
     result = attacked.result
     quantized = np.round(np.nan_to_num(result.pixels) * 255).astype(np.uint8)

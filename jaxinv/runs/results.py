@@ -26,7 +26,7 @@ from jaxinv.attacks.priors import PRIORS
 from jaxinv.errors import UserError
 from jaxinv.files import write_file
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 # What identifies a trial and what was measured of it. Images of one target are matched one to one
 # before measuring; `psnr`, `ssim`, `mse` are means over the target's images, `psnr_best` the best.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxinv.engine import trials
-from jaxinv.engine.cells import CellResult, CellInputs
+from jaxinv.engine.cells import CellInputs, CellResult
 from jaxinv.runs import results
 from jaxinv.settings import schema
 

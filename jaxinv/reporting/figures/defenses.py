@@ -85,7 +85,11 @@ def _words(label: str) -> str:
 
 
 def _draw_curves(
-    ax: Axes, found: Sequence[Curve], measure: Callable[[CellSummary], Interval], colors: dict, name: str
+    ax: Axes,
+    found: Sequence[Curve],
+    measure: Callable[[CellSummary], Interval],
+    colors: dict,
+    name: str,
 ) -> None:
     """Draws one defense's curves of one measure."""
     strengths = sorted({s for c in found for s, _ in c.points if s > 0})

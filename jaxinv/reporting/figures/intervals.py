@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from jaxinv.reporting.assumptions import labels_found
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.statistics import Interval
 from jaxinv.reporting.study import CellSummary, StudySummary, number_text
-from jaxinv.reporting.assumptions import labels_found
 from jaxinv.settings.naming import setting_text
 
 
@@ -69,7 +69,7 @@ def success_rate(study: StudySummary, width: float = ps.WIDE) -> Figure:
 
 @ps.styled
 def label_accuracy(study: StudySummary, width: float = ps.WIDE) -> Figure:
-    """Draws the share of labels that an attacker who was not told them has right."""
+    """Draws the share of labels that an attacker who does not know them has right."""
     found = labels_found(study)
     rows = []
     for row in found:

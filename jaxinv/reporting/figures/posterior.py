@@ -58,7 +58,9 @@ def coverage(posterior: Posterior) -> Float[np.ndarray, " nominal"]:
 
 
 @ps.styled
-def posterior(posteriors: Sequence[tuple[CellSummary, Posterior]], width: float = ps.WIDE) -> Figure:
+def posterior(
+    posteriors: Sequence[tuple[CellSummary, Posterior]], width: float = ps.WIDE
+) -> Figure:
     """Draws truth, image, standard deviation and error, and the observed coverage of intervals."""
     shown = choose_evenly(list(posteriors), ps.MOST_CELLS)
     colors = ps.cell_colors(len(shown))

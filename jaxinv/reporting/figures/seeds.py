@@ -15,7 +15,14 @@ from matplotlib.ticker import MaxNLocator
 from jaxinv.reporting.consensus import quarter
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.statistics import BestOfK, ranked_quantile
-from jaxinv.reporting.study import CellSummary, StudySummary, choose_evenly, count_text, number_text, traces
+from jaxinv.reporting.study import (
+    CellSummary,
+    StudySummary,
+    choose_evenly,
+    count_text,
+    number_text,
+    traces,
+)
 from jaxinv.settings.naming import setting_text
 
 
@@ -131,7 +138,9 @@ def psnr_distribution(study: StudySummary, width: float = ps.WIDE) -> Figure:
     return sheet.figure
 
 
-def _draw_seeds(sheet: ps.Sheet, ax: Axes, at: int, cell: CellSummary, target: int, color: object) -> None:
+def _draw_seeds(
+    sheet: ps.Sheet, ax: Axes, at: int, cell: CellSummary, target: int, color: object
+) -> None:
     """Draws one target's seeds of one cell as a swarm with its marks."""
     low, high = ax.get_ylim()
     span = ax.get_xlim()[1] - ax.get_xlim()[0]
@@ -311,7 +320,9 @@ def shown_cells(study: StudySummary, most: int = ps.MOST_CELLS) -> list[CellSumm
     return choose_evenly(study.cells, most)
 
 
-def left_out(study: StudySummary, cells: Sequence[CellSummary], targets: Sequence[int] | None = None) -> str:
+def left_out(
+    study: StudySummary, cells: Sequence[CellSummary], targets: Sequence[int] | None = None
+) -> str:
     """Says what a figure does not show; nothing where it shows all."""
     parts = []
     if targets is not None and len(targets) < len(study.target_ids):
