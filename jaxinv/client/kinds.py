@@ -28,7 +28,7 @@ NEAR = 0.05  # relative error of a last layer that is taken for one image's
 SURE = 3.0  # factor by which the scale of several images' update can be told
 
 
-class SharedUpdates(NamedTuple):
+class Received(NamedTuple):
     """An update as the attacks take it."""
 
     gradient: PyTree  # float32 or float64, in the gradient's direction
@@ -79,7 +79,7 @@ def understand(
     sent: PyTree, old: PyTree, kind: str = AUTO, *, images: int = 1, steps: int = 1,
     rate: float | None = None, classifier: Classifier | None = None, params: PyTree = None,
     name: str = "update",
-) -> SharedUpdates:  # fmt: skip
+) -> Received:  # fmt: skip
     """Checks what a client sent, and makes a gradient of it.
 
     Args:
@@ -144,7 +144,7 @@ def understand(
     if kind not in ("gradient", "summed-gradient") or (factor and exact and abs(factor - 1) > 0.02):
         rounding *= max(1.0, _norm(old) / _norm(sent if kind != "weights" else gradient))
     gradient = _map(lambda x: x / divisor, gradient)
-    return SharedUpdates(gradient, scaled, kind, factor, rounding, tuple(remarks))
+    return Received(gradient, scaled, kind, factor, rounding, tuple(remarks))
 
 
 def check_numbers(tree: PyTree, name: str) -> None:

@@ -55,7 +55,7 @@ class Inversion(NamedTuple):
     trace_steps: np.ndarray  # [point]
     trace_objectives: Float[np.ndarray, "point seed"]
     guesses: Guesses  # objectives of images that say nothing, and the truth's expected one
-    sent: kinds.Shared  # how the update was read
+    sent: kinds.Received  # how the update was read
 
     @property
     def best(self) -> Float[np.ndarray, "batch height width channel"]:
@@ -173,8 +173,8 @@ def invert_all(
     if second_order:
         lr, priors = 1.0, {}
         image_prior = image_prior or _photographs(image_shape, mean, std)
-    classes = _classes(network, variables, image_shape, method.batch_norm)
     sent = [_of_network(variables["params"], plain(update)) for update in sent]
+    classes = _classes(network, variables, image_shape, method.batch_norm)
     own = _attacked(variables, sent)
 
     chain, strengths = _defense(defense)
@@ -239,22 +239,22 @@ def invert_all(
                 problem, method, cast(numbers), keys, trials.Resources(plan, limit, progress)
             )
         rounding = max(one.rounding for one in shared)
-        beside = guesses(problem, method, settings, images, rounding)
-    return [_inversion(result, row, *of) for row, of in enumerate(zip(beside, shared))]
-
-
-def _inversion(
-    result: trials.Result, target: int, beside: Guesses, shared: kinds.Shared
-) -> Inversion:
-    """One target's part of a result."""
-    finite = np.asarray(result.finite[target])
-    objectives = np.where(finite, np.asarray(result.objective[target]), np.nan)
-    best = 0 if np.isnan(objectives).all() else int(np.nanargmin(objectives))
-    labels = np.asarray(result.labels[target][best])
-    return Inversion(
-        np.asarray(result.pixels[target]), objectives, labels, np.asarray(result.trace.step),
-        np.asarray(result.trace.objective[:, target]), beside, shared,
-    )  # fmt: skip
+        objective = np.where(result.finite, np.asarray(result.objective), np.inf)
+        best = objective.argmin(axis=1)
+        found = np.asarray(result.labels)[np.arange(len(best)), best]
+        beside = guesses(problem, method, settings, found, rounding)
+    return [
+        Inversion(
+            np.asarray(result.pixels[row]),
+            np.where(np.isfinite(objective[row]), objective[row], np.nan),
+            found[row],
+            np.asarray(result.trace.step),
+            np.asarray(result.trace.objective[:, row]),
+            beside[row],
+            shared[row],
+        )
+        for row in range(len(sent))
+    ]
 
 
 def _as_network(model: Any, loss: Callable | None) -> Any:
@@ -415,7 +415,7 @@ def _read_labels(
     return method, np.stack([np.asarray(read(variables, single(g))) for g in gradients])
 
 
-def _check_scale(setting: str, holds: bool, shared: Sequence[kinds.Shared]) -> None:
+def _check_scale(setting: str, holds: bool, shared: Sequence[kinds.Received]) -> None:
     """Refuses updates of unknown scale to what needs it."""
     for one in shared:
         if not holds and not one.scaled:

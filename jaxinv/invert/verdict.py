@@ -20,7 +20,7 @@ from jaxinv.attacks.objectives import OBJECTIVES, Comparison, compare
 from jaxinv.engine import trials
 from jaxinv.types import named
 
-MATCHED, PARTLY = 0.1, 0.5  # of the objective of the better guess
+MATCHED, PARTLY = 1 / 30, 1 / 5  # of the objective of the better guess
 COMPUTING = 1e-6  # relative error of a gradient that is computed again in float32
 
 
@@ -49,18 +49,21 @@ SENTENCES = {
 
 
 def guesses(
-    problem: trials.Problem, attack: Any, settings: Mapping[str, Any], images: int, rounding: float
-) -> list[Guesses]:
+    problem: trials.Problem, attack: Any, settings: Mapping[str, Any], labels: np.ndarray,
+    rounding: float,
+) -> list[Guesses]:  # fmt: skip
     """Measures the guesses for each target.
 
     Args:
       problem: all targets.
       attack: whose objective it is.
       settings: with the client's rate.
-      images: of a target.
+      labels: [target, image, ...], as they are taken to be.
       rounding: relative error of the updates' numbers.
     """
-    shape = (images, *problem.image_shape)
+    shape = (labels.shape[1], *problem.image_shape)
+    targets = problem.targets._replace(labels=jnp.asarray(labels))
+    problem = problem.replace(targets=targets)
     kind = problem.normalization.mean.dtype
     gray = jnp.broadcast_to(problem.normalization.normalize(jnp.asarray(0.5, kind)), shape)
     mean = jnp.zeros(shape, kind)
@@ -93,11 +96,9 @@ def _objectives(attack, problem, client_lr, gray, mean):
         known = Known(
             loss, problem.variables["params"], target, problem.normalization, problem.image_prior
         )
-        classes = getattr(attack, "classes", 0)
-        logits = jnp.zeros((len(gray), classes), gray.dtype) if classes else None
 
         def of_images(images):
-            update, _ = simulate_update(simulation, known, client_lr, Candidate(images, logits))
+            update, _ = simulate_update(simulation, known, client_lr, Candidate(images, None))
             if getattr(attack, "any_scale", False):
                 update = scale_towards(update, target.update)
             return named(OBJECTIVES, attack.objective)(compare(update, target.update))
