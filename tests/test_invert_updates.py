@@ -140,7 +140,7 @@ def test_numbers_of_every_real_type_are_taken_and_their_rounding_is_known(sender
     [
         (np.nan, "Conv_0/kernel has 1 NaN of 108"),
         (np.inf, "Conv_0/kernel has 1 infinite of 108"),
-        (1e300, "its norm is 1e\\+300; scale it"),
+        (1e300, "its norm is inf; scale it"),
         (1j, "Conv_0/kernel holds complex128; an update is of real numbers"),
         ("a", "Conv_0/kernel holds <U"),
         (np.datetime64("2020-01-01"), "Conv_0/kernel holds datetime64"),
@@ -149,9 +149,8 @@ def test_numbers_of_every_real_type_are_taken_and_their_rounding_is_known(sender
 )
 def test_what_is_no_update_is_refused(sender, value, message):
     sent = jax.tree.map(np.copy, sender.gradient(1))
-    kernel = np.zeros(sent["Conv_0"]["kernel"].shape, np.result_type(type(value), np.float64))
+    kernel = sent["Conv_0"]["kernel"].astype(np.float64)
     if isinstance(value, float):
-        kernel += sent["Conv_0"]["kernel"]
         kernel.flat[5] = value
     else:
         kernel = np.full(kernel.shape, value)
