@@ -292,6 +292,24 @@ def test_settings_that_cannot_be_are_one_line(theirs, settings, message):
         theirs.invert(**settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "adm"}, "method.optimizer='adm': unknown; known are adam, sgd, lbfgs"),
+        ({"sign": "no"}, "method.sign='no': unknown; known are hard, soft, none"),
+        ({"objective": "cos"}, "method.objective='cos': unknown; known are cosine, l2"),
+        ({"init_from": "gray"}, "method.init_from='gray': unknown; known are normal"),
+        ({"optimizer": "lbfgs"}, "method.optimizer='lbfgs': .* use sign='none'"),
+        ({"defense": ("prune",)}, "method.defense: give it as defense=, with its strengths"),
+    ],
+)
+def test_a_method_is_checked(theirs, settings, message):
+    with pytest.raises(UserError, match=message):
+        theirs.invert(method=jaxinv.Method(**settings))
+    with pytest.raises(UserError, match=r"priors\['prior_epoch_order'\]=0.1: known are prior_b"):
+        theirs.invert(priors={"prior_epoch_order": 0.1})
+
+
 def test_an_update_of_another_network_is_refused(theirs):
     with pytest.raises(UserError, match=r"must be those of.*there is no other among Conv"):
         theirs.invert({"other": np.ones(3)})
@@ -309,6 +327,34 @@ def test_importing_the_command_leaves_the_function():
         "assert jaxinv.invert.__name__ == 'invert' and callable(jaxinv.invert)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "adm"}, "method.optimizer='adm': unknown; known are adam, sgd, lbfgs"),
+        ({"sign": "no"}, "method.sign='no': unknown; known are hard, soft, none"),
+        ({"objective": "cos"}, "method.objective='cos': unknown; known are cosine, l2"),
+        ({"init_from": "gray"}, "method.init_from='gray': unknown; known are normal"),
+        ({"optimizer": "lbfgs"}, "method.optimizer='lbfgs': .* use sign='none'"),
+        ({"defense": ("prune",)}, "method.defense: invert takes the update as it is"),
+    ],
+)
+def test_a_method_is_checked(settings, message):
+    params = {"Dense_0": {"kernel": np.zeros((3, 2))}}
+    with pytest.raises(UserError, match=message):
+        jaxinv.invert(
+            Theirs(), {"params": params}, params, image_shape=(8, 8, 2),
+            method=jaxinv.Method(**settings),
+        )  # fmt: skip
+    with pytest.raises(UserError, match=r"priors\['prior_epoch_order'\]=0.1: known are prior_f"):
+        jaxinv.invert(
+            Theirs(),
+            {"params": params},
+            params,
+            image_shape=(8, 8, 2),
+            priors={"prior_epoch_order": 0.1},
+        )
 
 
 def test_a_loss_function_will_do():
@@ -363,6 +409,9 @@ def test_the_command_reads_the_label_and_writes_the_pictures(sent, tmp_path, cap
         assert str(arrays["verdict"]) == "not"
 
 
+OF_TILES = ["--update", "U", "--victim", "lenet_zhu-tiles"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -380,6 +429,7 @@ def test_the_command_reads_the_label_and_writes_the_pictures(sent, tmp_path, cap
         (["--update", "U", "--victim", "V", "--prior-batch-norm", "1"], "no BatchNorm"),
         (["--update", "U", "--victim", "V", "--client-epochs", "2"], "client_lr: .* takes 2 steps"),
         (["--update", "U", "--victim", "V", "--update-kind", "weights"], "is it a gradient"),
+        (["--update", "U", "--victim", "V", "--gram", "on"], "unrecognized arguments: --gram on"),
         (["--update", "U", "--victim", "V", "--out", "U"], "is a file; give a folder"),
     ],
 )

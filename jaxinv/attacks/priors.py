@@ -4,7 +4,7 @@ Each maps what the attacker sees of its candidate (`View`) to a scalar. A prior 
 not computed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxinv.attacks.analytic import features
-from jaxinv.types import PyTree, Target, named
+from jaxinv.types import PyTree, Target
 
 SEEDS = "seeds"  # the axis along which the seeds of one target stand beside one another
 
@@ -110,24 +110,48 @@ def order_distance(images: Float[Array, "epoch image height width channel"]) -> 
     return jnp.square(means - means.mean(axis=0)).mean()
 
 
-PRIORS: dict[str, Callable[[View], Float[Array, ""]]] = {
-    "tv": lambda view: total_variation(view.images),
-    "tv_isotropic": lambda view: isotropic_variation(view.images),
-    "tv_color": lambda view: color_variation(view.images),
-    "prior_l2": lambda view: jnp.square(view.images).mean(),
-    "prior_batch_norm": lambda view: statistics_distance(view.statistics, view.target.statistics),
-    "prior_group": lambda view: group_distance(view.images),
-    "prior_features": feature_distance,
-    "prior_epoch_order": lambda view: order_distance(view.images),
+class Prior(NamedTuple):
+    """An entry of `PRIORS`: the penalty, and what it needs beside the candidate's images."""
+
+    penalty: Callable[[View], Float[Array, ""]]
+    update: bool = False  # the candidate's update, so that every weight gradient is kept
+    statistics: bool = False  # those of BatchNorm, of the candidate and of the target
+    seeds: bool = False  # the target's other seeds, so that they are computed together
+    epochs: bool = False  # images of their own for each of the client's epochs
+
+
+PRIORS: dict[str, Prior] = {
+    "tv": Prior(lambda view: total_variation(view.images)),
+    "tv_isotropic": Prior(lambda view: isotropic_variation(view.images)),
+    "tv_color": Prior(lambda view: color_variation(view.images)),
+    "prior_l2": Prior(lambda view: jnp.square(view.images).mean()),
+    "prior_batch_norm": Prior(
+        lambda view: statistics_distance(view.statistics, view.target.statistics), statistics=True
+    ),
+    "prior_group": Prior(lambda view: group_distance(view.images), seeds=True),
+    "prior_features": Prior(feature_distance, update=True),
+    "prior_epoch_order": Prior(lambda view: order_distance(view.images), epochs=True),
 }
-READ_UPDATE = {"prior_features"}  # the priors that need the candidate's update itself
 
 
-def weighted_sum(weights: dict[str | Callable, Any], view: View) -> Float[Array, ""]:
+def entry_of(prior: str | Prior | Callable) -> Prior:
+    """The prior of a name; a function of a `View` is one that may look at everything in it."""
+    if isinstance(prior, str):
+        return PRIORS[prior]
+    return prior if isinstance(prior, Prior) else Prior(prior, update=True)
+
+
+def needing(need: str, priors: Iterable[str | Prior | Callable] = PRIORS) -> tuple:
+    """Those of some priors that need something: a field of `Prior`."""
+    return tuple(prior for prior in priors if getattr(entry_of(prior), need))
+
+
+def weighted_sum(weights: dict[str | Prior | Callable, Any], view: View) -> Float[Array, ""]:
     """Adds the priors up, each times its weight."""
-    return sum((w * named(PRIORS, prior)(view) for prior, w in weights.items()), jnp.zeros(()))
+    parts = (w * entry_of(prior).penalty(view) for prior, w in weights.items())
+    return sum(parts, jnp.zeros(()))
 
 
-def key_of(prior: str | Callable) -> str:
-    """A name for a prior that is a function, by which weights can be sorted."""
-    return prior if isinstance(prior, str) else f"{prior.__qualname__}:{id(prior)}"
+def key_of(prior: str | Prior | Callable) -> str:
+    """A name for a prior that has none in the table, by which weights can be sorted."""
+    return prior if isinstance(prior, str) else f"own:{id(entry_of(prior).penalty)}"

@@ -61,6 +61,7 @@ def run(asked: schema.Inverting, cell: schema.Cell) -> None:
     )  # fmt: skip
     runtime.use_compilation_cache()
     runtime.use_all_cores()
+    runtime.check_precision(cell.precision)
     prior = None
     if cell.has_image_prior():
         facts = ImageFacts(

@@ -18,10 +18,10 @@ from jaxtyping import Array, Float
 from jaxinv import defenses
 from jaxinv.attacks import CLOSED_FORM
 from jaxinv.attacks.gauss_newton import GaussNewton
-from jaxinv.attacks.gradient_matching import RATES, Method
+from jaxinv.attacks.gradient_matching import RATES, Method, check, may_drop_gradients
 from jaxinv.attacks.gram import choose_rule
 from jaxinv.attacks.labels import LABELS, infer
-from jaxinv.attacks.priors import PRIORS, READ_UPDATE
+from jaxinv.attacks.priors import PRIORS, Prior, needing
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.client import kinds, updates
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, load_prior
@@ -34,7 +34,7 @@ from jaxinv.invert.verdict import Guesses, guesses, verdict
 from jaxinv.machine import runtime
 from jaxinv.networks.inspect import classifier_path, find_classifier
 from jaxinv.networks.user import UserNetwork, output_shape, plain
-from jaxinv.types import Normalization, PyTree, Target
+from jaxinv.types import Normalization, PyTree, Target, named
 
 # The numbers of a second-order attack where none are given.
 ANNEALING = MappingProxyType(
@@ -160,6 +160,10 @@ def invert_all(
             known = ", ".join(CLOSED_FORM)
             raise UserError(f"method={method}: give a Method, or a closed form: {known}")
         method, priors, iterations = Method(priors=()), {}, 1
+    if isinstance(method, Method):
+        check(method)
+    if method.defense:
+        raise UserError("method.defense: give it as defense=, with its strengths")
     if precision not in runtime.PRECISIONS:
         raise UserError(f"precision={precision}: known are {', '.join(runtime.PRECISIONS)}")
     _check_positive(
@@ -199,7 +203,7 @@ def invert_all(
         )
         for number, update in enumerate(sent)
     ]  # fmt: skip
-    any_scale = second_order or method.objective == "cosine" or chain
+    any_scale = second_order or chain
     _check_scale("method.objective=l2", any_scale or method.objective != "l2", shared)
     if given is None:
         method, given = _read_labels(
@@ -231,7 +235,7 @@ def invert_all(
             result = recover(problem, closed_form, method.objective, keys)
         else:
             plan = planner.first_plan(
-                own["params"], len(sent), seeds, images, whole="prior_group" in priors
+                own["params"], len(sent), seeds, images, whole=bool(needing("seeds", priors))
             )
             numbers = method.numbers(seeds, {**ANNEALING, **annealing, **priors, **settings})
             limit = planner.memory_limit(memory)
@@ -431,13 +435,11 @@ def _with_priors(
     steps: int, chain: tuple,
 ) -> Method:  # fmt: skip
     """The method with its priors, and what follows from them for the program."""
-    read = READ_UPDATE & {prior for prior in priors if isinstance(prior, str)}
     classifier = ()
-    if read:
+    if "prior_features" in priors:
         classifier = classifier_path(network, variables, jnp.zeros((1, *image_shape)))
     method = method._replace(priors=tuple(priors), classifier=classifier)
-    whole = steps > 1 or read or chain or any(not isinstance(prior, str) for prior in priors)
-    if whole:
+    if not may_drop_gradients(priors, steps, chain):
         return method._replace(gram=None)
     return method if method.gram else method._replace(gram=choose_rule("auto", method.objective))
 
@@ -458,7 +460,7 @@ def _defense(defense: Any) -> tuple[tuple, tuple]:
 
 def _path(chain, network, variables, image_shape):
     """Where the classifier is, for a defense that asks."""
-    if "soteria" not in chain:
+    if not any(named(defenses.DEFENSES, name).tells_classifier for name in chain):
         return ()
     return classifier_path(network, variables, jnp.zeros((1, *image_shape)))
 
@@ -483,11 +485,13 @@ def _photographs(
 def _checked(priors: Mapping[Any, float], variables: PyTree) -> Mapping[Any, float]:
     """Refuses priors that are none."""
     for prior, weight in priors.items():
-        if not (callable(prior) or prior in PRIORS) or not weight >= 0:
-            known = ", ".join(sorted(PRIORS))
+        own = not isinstance(prior, str) and (callable(prior) or isinstance(prior, Prior))
+        known = own or (prior in PRIORS and prior not in needing("epochs"))
+        if not known or not weight >= 0:
+            known = ", ".join(sorted(set(PRIORS) - {*needing("epochs")}))
             raise UserError(f"priors[{prior!r}]={weight}: known are {known}, weights from 0 up")
         if prior == "prior_batch_norm" and weight > 0 and "batch_stats" not in variables:
-            raise UserError("priors['statistics']: the model has no BatchNorm; leave it out")
+            raise UserError("priors['prior_batch_norm']: the model has no BatchNorm; leave it out")
     return priors
 
 
