@@ -327,3 +327,122 @@ def test_importing_the_command_leaves_the_function():
         "assert jaxinv.invert.__name__ == 'invert' and callable(jaxinv.invert)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_loss_function_will_do():
+    """A client that is no Flax module at all, and a batch in two local steps."""
+
+    def loss(params, images, labels):
+        logits = jax.nn.sigmoid(images.reshape(len(images), -1) @ params["w"]) @ params["v"]
+        return client.cross_entropy(logits, labels)
+
+    random = np.random.default_rng(0)
+    params = {"w": random.normal(size=(12, 30)), "v": random.normal(size=(30, 3))}
+    params = jax.tree.map(jnp.float32, params)
+    images, labels = jnp.float32(random.uniform(size=(2, 2, 2, 3))), jnp.array([0, 2])
+    local = client.Local(1, 1)
+    own = client.loss_fn(loss, {})
+    update = jax.jit(lambda: client.update(own, params, images, labels, local, 0.1)[0])()
+    found = jaxinv.invert(
+        loss, {"params": params}, update, image_shape=(2, 2, 3), labels=labels, seeds=4,
+        iterations=300, client_lr=0.1, priors={}, method=jaxinv.Method(local=local),
+    )  # fmt: skip
+    assert np.nanmin(found.objectives) < 1e-3
+    np.testing.assert_allclose(found.best, images, atol=0.1)
+    with pytest.raises(UserError, match="labels=idlg: cannot be read under a loss of your own"):
+        jaxinv.invert(loss, {"params": params}, update, image_shape=(2, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def sent(tmp_path_factory):
+    """An update of a shipped tile on a shipped victim, as a file; and its label's name."""
+    victim = jaxinv.load_victim("lenet_zhu-tiles")
+    tiles = data.load("tiles", split="test", ids=[3])
+    image = Normalization.of(victim.info.mean, victim.info.std).normalize(tiles.images / 255)
+    loss = client.loss_fn(victim.module, victim.variables)
+    params = victim.variables["params"]
+    update = jax.jit(lambda: client.gradient(loss, params, image, tiles.labels)[0])()
+    path = tmp_path_factory.mktemp("update") / "update.npz"
+    updates.save(path, update)
+    return path, update, tiles.classes[tiles.labels[0]]
+
+
+def test_the_command_reads_the_label_and_writes_the_pictures(sent, tmp_path, capsys):
+    path, _, label = sent
+    flags = ["--victim", "lenet_zhu-tiles", "--seeds", "2", "--iterations", "4", "--out"]
+    assert command(["--update", str(path), *flags, str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert f"labels: {label}" in shown
+    assert "not: no better than a guess" in shown  # after four steps
+    assert re.search(r"a gray image 0\.\d+, the mean image 0\.\d+, the truth 6e-08", shown)
+    assert (tmp_path / "out" / "reconstructions.png").stat().st_size > 1000
+    with np.load(tmp_path / "out" / "reconstructions.npz") as arrays:
+        assert arrays["reconstructions"].shape == (2, 1, 32, 32, 3)
+        assert str(arrays["verdict"]) == "not"
+
+
+OF_TILES = ["--update", "U", "--victim", "lenet_zhu-tiles"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--victim", "lenet_zhu-tiles"], "--update: the file to attack"),
+        (["--update", "U"], "--victim: the network that the update is of"),
+        (["--update", "U", "--victim", "lenet_zhu-cifar10"], r"Dense_0/bias is \(7,\)"),
+        (["--update", "no.npz", "--victim", "V"], "no.npz: cannot be read as"),
+        (["--update", "U", "--victim", "V", "--labels", "known"], "give --classes"),
+        (
+            ["--update", "U", "--victim", "V", "--classes", "99"],
+            "99 is no class; the network has 7",
+        ),
+        (["--update", "U", "--victim", "V", "--attack", "analytic"], "first layer is dense"),
+        (["--update", "U", "--victim", "V", "--batch-norm", "train"], "the model has no BatchNorm"),
+        (["--update", "U", "--victim", "V", "--prior-batch-norm", "1"], "no BatchNorm"),
+        (["--update", "U", "--victim", "V", "--client-epochs", "2"], "client_lr: .* takes 2 steps"),
+        (["--update", "U", "--victim", "V", "--update-kind", "weights"], "is it a gradient"),
+        (["--update", "U", "--victim", "V", "--gram", "on"], "unrecognized arguments: --gram on"),
+        (["--update", "U", "--victim", "V", "--out", "U"], "is a file; give a folder"),
+    ],
+)
+def test_bad_input_is_one_line(sent, tmp_path, capsys, flags, message):
+    names = {"U": str(sent[0]), "V": "lenet_zhu-tiles"}
+    flags = [names.get(flag, flag) for flag in flags]
+    flags += [] if "--out" in flags else ["--out", str(tmp_path / "out")]
+    assert command(flags) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert re.search(message, error), error
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_example_of_flower_runs_from_the_servers_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    example = runpy.run_path(str(EXAMPLES / "flower_update.py"))
+    assert example["main"](["--seeds", "2", "--iterations", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert "round_1.npz: of a photograph of class rocket" in shown
+    assert "labels: rocket" in shown
+    assert "0.1 times the mean gradient" in shown
+
+
+def test_the_example_of_pytorch_runs(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    example = runpy.run_path(str(EXAMPLES / "from_pytorch.py"))
+    found = example["main"](seeds=1, iterations=2)
+    assert found.sent.factor == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("page", ["updates", "your_own_defense"])
+def test_the_code_of_the_pages_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(defenses, "DEFENSES", dict(defenses.DEFENSES))
+    text = (EXAMPLES.parent / "docs" / f"{page}.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    assert blocks
+    scope: dict = {}
+    for block in blocks:
+        exec(block, scope)
+    if page == "your_own_defense":
+        assert (tmp_path / "runs" / "drop" / "report.html").exists()
