@@ -117,6 +117,18 @@ class Run:
     trials: dict[str, np.ndarray]
     traces: dict[str, np.ndarray]
 
+    def to_pandas(self) -> Any:
+        """The trials as a pandas DataFrame, a row each.
+
+        Raises:
+          UserError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise UserError("to_pandas: needs pandas; pip install jaxinv[pandas]") from None
+        return pandas.DataFrame(self.trials)
+
     def extras(self, cell: int) -> dict[str, np.ndarray]:
         """Reads what is there beside a cell's trials, in its targets' order; {} without.
 

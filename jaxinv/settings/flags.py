@@ -32,20 +32,18 @@ _GROUPS = (
 )  # fmt: skip
 # What of a cell does not concern an update that is there already.
 _NOT_INVERTED = {
-    "dataset", "model", "width", "network_seed", "batch_norm", "grouping", "shuffled",
-    "assumed_images", "assumed_batch", "assumed_lr", "defense", "adaptive", "polish", "posterior",
-    "prior_batch_norm", "prior_epoch_order", "gram",
+    "dataset", "model", "width", "network_seed", "grouping", "shuffled", "client_lr",
+    "assumed_images", "assumed_batch", "assumed_lr", "adaptive", "polish", "posterior",
+    "prior_epoch_order", "gram",
 }  # fmt: skip
 _SEVERAL = {"space", "resources", "stop_at"}  # several values make a list, not an axis
 
 
 class FlagParser(OneLineParser):
-    """A parser of settings: flags in groups, written out in full."""
+    """A parser of settings: flags in groups."""
 
     def __init__(self, prog: str, description: str):
-        super().__init__(
-            prog=prog, description=description, allow_abbrev=False, formatter_class=_OneEllipsis
-        )
+        super().__init__(prog=prog, description=description, formatter_class=_OneEllipsis)
         self._named = {name: self.add_argument_group(name) for name in _GROUPS}
 
     def group(self, name: str) -> Any:

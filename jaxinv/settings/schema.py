@@ -35,6 +35,7 @@ from jaxinv.attacks.labels import LABELS
 from jaxinv.attacks.objectives import OBJECTIVES
 from jaxinv.attacks.priors import PRIORS
 from jaxinv.client import BATCH_NORM, Local
+from jaxinv.client.kinds import AUTO, KINDS
 from jaxinv.data import GROUPINGS
 from jaxinv.data.image_prior import IMAGE_PRIORS
 from jaxinv.errors import UserError
@@ -725,9 +726,15 @@ class Inverting(_Strict):
     """What `jaxinv.invert` is asked for beside the settings of one cell. Each field is a flag."""
 
     update: FilePath = _flag(
-        "update", ..., "The shared update: an .npz file, or a folder of Orbax "
-        "(jaxinv.client.updates).", "FILE|DIR",
+        "update", ..., "The shared update: an .npz or .safetensors file, or a folder of Orbax "
+        "(docs/updates.md).", "FILE|DIR",
     )  # fmt: skip
+    update_kind: Annotated[str, _of((AUTO, *KINDS))] = _flag(
+        "update", AUTO, "What was sent; auto tells from the numbers what can be told."
+    )
+    client_lr: float | None = _flag(
+        "update", None, "The client's learning rate, where it is known.", gt=0
+    )
     classes: Annotated[
         tuple[Annotated[int, Field(ge=0, le=MOST_COUNT)], ...] | None, BeforeValidator(_split)
     ] = _flag(

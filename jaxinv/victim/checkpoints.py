@@ -15,13 +15,13 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jaxinv import data, files, networks
 from jaxinv.errors import UserError
@@ -47,6 +47,9 @@ class Privacy(BaseModel):
     assumptions: str
 
 
+_Size = Annotated[int, Field(ge=1, le=4096)]  # of an image; more is a damaged file
+
+
 class Info(BaseModel):
     """What info.json says of a checkpoint."""
 
@@ -56,20 +59,26 @@ class Info(BaseModel):
     width: int | None  # None where the network has no such setting
     dataset: str
     classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]  # height, width, channel
+    image_shape: tuple[_Size, _Size, _Size]  # height, width, channel
     mean: tuple[float, ...]  # per channel, of pixels in [0, 1]: the network's normalization
-    std: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
     recipe: dict[str, Any]  # every setting of the training
     epochs: int  # finished
     steps: int
     train_accuracy: float | None  # over the last whole epoch, as trained; None before its end
-    test_accuracy: float
+    test_accuracy: Annotated[float, Field(ge=0, le=1)]
     seconds: float  # of training, compilation included
     hardware: str
     versions: dict[str, str]
     privacy: Privacy | None = None  # of a training with DP-SGD
     storage: str = "float32"  # precision of the variables, which every load gives back as float32
     digest: str = ""  # filled in by `save`
+
+    @model_validator(mode="after")
+    def _of_channels(self) -> "Info":
+        if not len(self.mean) == len(self.std) == self.image_shape[2]:
+            raise ValueError("mean and std: must be of as many channels as image_shape")
+        return self
 
 
 class TrainedVictim(NamedTuple):
