@@ -329,34 +329,6 @@ def test_importing_the_command_leaves_the_function():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"optimizer": "adm"}, "method.optimizer='adm': unknown; known are adam, sgd, lbfgs"),
-        ({"sign": "no"}, "method.sign='no': unknown; known are hard, soft, none"),
-        ({"objective": "cos"}, "method.objective='cos': unknown; known are cosine, l2"),
-        ({"init_from": "gray"}, "method.init_from='gray': unknown; known are normal"),
-        ({"optimizer": "lbfgs"}, "method.optimizer='lbfgs': .* use sign='none'"),
-        ({"defense": ("prune",)}, "method.defense: invert takes the update as it is"),
-    ],
-)
-def test_a_method_is_checked(settings, message):
-    params = {"Dense_0": {"kernel": np.zeros((3, 2))}}
-    with pytest.raises(UserError, match=message):
-        jaxinv.invert(
-            Theirs(), {"params": params}, params, image_shape=(8, 8, 2),
-            method=jaxinv.Method(**settings),
-        )  # fmt: skip
-    with pytest.raises(UserError, match=r"priors\['prior_epoch_order'\]=0.1: known are prior_f"):
-        jaxinv.invert(
-            Theirs(),
-            {"params": params},
-            params,
-            image_shape=(8, 8, 2),
-            priors={"prior_epoch_order": 0.1},
-        )
-
-
 def test_a_loss_function_will_do():
     """A client that is no Flax module at all, and a batch in two local steps."""
 
