@@ -7,6 +7,8 @@ from jaxinv.invert import Inversion, invert, invert_all
 from jaxinv.runs.results import read_run
 from jaxinv.victim.checkpoints import TrainedVictim, load_victim
 
+__version__ = "0.2.0"
+
 # The name of the function and of the package that it is in: importing `jaxinv.invert` here, first,
 # leaves it the function's for good.
 __all__ = [

@@ -78,10 +78,13 @@ class Loader:
     """Loads what cells attack, each data set and each victim once."""
 
     def __init__(self, plan: schema.Plan, split: str = "test"):
-        self._plan, self._split = plan, split
-        self._datasets: dict[tuple, data.Dataset] = {}
-        self._victims: dict[tuple, Victim] = {}
-        self._priors: dict[tuple, tuple] = {}
+        self._plan = plan
+        self._load = functools.cache(
+            functools.partial(data.load, split=split, data_dir=plan.data_dir)
+        )
+        self._untrained = functools.cache(untrained)
+        self._trained = functools.cache(_load_victim)
+        self._load_prior = functools.cache(load_prior)
 
     def __call__(self, cell: schema.Cell) -> CellInputs:
         """Loads a cell's victim and private batches.
@@ -115,10 +118,7 @@ class Loader:
         facts = ImageFacts(
             cell.dataset, self._plan.data_dir, shape, tuple(dataset.mean), tuple(dataset.std)
         )
-        key = cell.image_prior, facts
-        if key not in self._priors:
-            self._priors[key] = load_prior(*key)
-        return self._priors[key]
+        return self._load_prior(cell.image_prior, facts)
 
     def _targets(self, cell: schema.Cell, dataset: data.Dataset) -> tuple[np.ndarray, ...]:
         """The images, labels and ids of a cell's targets, [target, image, ...]."""
@@ -135,19 +135,14 @@ class Loader:
 
     def _victim(self, cell: schema.Cell, dataset: data.Dataset) -> Victim:
         """The network of a cell: a checkpoint's, or freshly initialized."""
-        shape, classes = dataset.images.shape[1:], len(dataset.classes)
-        key = (cell.victim, cell.model, cell.width, cell.network_seed, classes, shape)
-        if key not in self._victims:
-            if cell.victim is None:
-                self._victims[key] = untrained(
-                    cell.model, classes=classes, width=cell.width,
-                    seed=cell.network_seed, image_shape=shape,
-                )  # fmt: skip
-            else:
-                trained = checkpoints.load_victim(cell.victim)
-                checkpoints.check_fits(trained, dataset)
-                self._victims[key] = trained.as_victim()
-        return self._victims[key]
+        if cell.victim is None:
+            return self._untrained(
+                cell.model, classes=len(dataset.classes), width=cell.width,
+                seed=cell.network_seed, image_shape=dataset.images.shape[1:],
+            )  # fmt: skip
+        trained, victim = self._trained(cell.victim)
+        checkpoints.check_fits(trained, dataset)
+        return victim
 
     def _dataset(self, cell: schema.Cell) -> data.Dataset:
         """The images of a cell's targets: the first ones, or those asked for."""
@@ -157,12 +152,13 @@ class Loader:
         wanted = self._plan.targets * cell.images if ids is None else tuple(ids)
         if ids is None and cell.grouping != "stored":
             wanted = None  # all there are, to choose from
-        key = (cell.dataset, wanted)
-        if key not in self._datasets:
-            self._datasets[key] = data.load(
-                cell.dataset, split=self._split, ids=wanted, data_dir=self._plan.data_dir
-            )
-        return self._datasets[key]
+        return self._load(cell.dataset, ids=wanted)
+
+
+def _load_victim(name: str) -> tuple[checkpoints.TrainedVictim, Victim]:
+    """A checkpoint, and what of it is attacked."""
+    trained = checkpoints.load_victim(name)
+    return trained, trained.as_victim()
 
 
 def attack_cell(

@@ -26,7 +26,7 @@ from jaxinv.invert.verdict import SENTENCES
 from jaxinv.machine import runtime
 from jaxinv.networks.inspect import parameters_in_order
 from jaxinv.reporting.figures import style
-from jaxinv.reporting.figures.images import tile
+from jaxinv.reporting.figures.pictures import tile
 from jaxinv.settings import flags, reader, schema
 from jaxinv.victim import checkpoints
 

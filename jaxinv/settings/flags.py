@@ -40,12 +40,10 @@ _SEVERAL = {"space", "resources", "stop_at"}  # several values make a list, not 
 
 
 class FlagParser(OneLineParser):
-    """A parser of settings: flags in groups, written out in full."""
+    """A parser of settings: flags in groups."""
 
     def __init__(self, prog: str, description: str):
-        super().__init__(
-            prog=prog, description=description, allow_abbrev=False, formatter_class=_OneEllipsis
-        )
+        super().__init__(prog=prog, description=description, formatter_class=_OneEllipsis)
         self._named = {name: self.add_argument_group(name) for name in _GROUPS}
 
     def group(self, name: str) -> Any:

@@ -222,7 +222,7 @@ class Cell(_Strict):
     """One setting of everything. Each field is a flag, a key of a sweep file, a possible axis."""
 
     dataset: str = _flag(
-        "data", "tiles", "Images to attack: 'tiles' (shipped) or a tensorflow-datasets name.",
+        "data", "tiles", "Images to attack: 'tiles', a tensorflow-datasets name, or your folder or .npz.",
         "NAME",
     )  # fmt: skip
     images: int = _flag("data", 1, "Images behind each shared update.", ge=1, le=MOST_COUNT)
@@ -541,7 +541,7 @@ class Training(_Strict):
     """What `jaxinv.train` is asked for. Each field is a flag."""
 
     dataset: str = _flag(
-        "data", "tiles", "Images to train on: 'tiles' (shipped) or a tensorflow-datasets name.",
+        "data", "tiles", "Images to train on: 'tiles', a tensorflow-datasets name, or your folder or .npz.",
         "NAME",
     )  # fmt: skip
     augment: bool = _flag("data", True, "Whether images are randomly cropped and flipped.")

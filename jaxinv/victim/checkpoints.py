@@ -9,7 +9,6 @@ A folder is written under a temporary name and renamed: it is there whole or not
 not notice a changed byte, so the digest is checked on every load.
 """
 
-import csv
 import json
 import logging
 import os
@@ -206,10 +205,7 @@ def write(
         ocp.save(temporary / "arrays", stored)
         # Orbax wrote the folder's path on its maker's machine into it; that it is there is enough.
         (temporary / "arrays" / "commit_success.txt").write_text("Checkpoint commit was successful")
-        with open(temporary / "log.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(log[0]) if log else [])
-            writer.writeheader()
-            writer.writerows(log)
+        files.write_file(temporary / "log.csv", lambda f: f.write(files.csv_bytes(log)))
         text = json.dumps({**fields, "digest": digest(tree)}, indent=2) + "\n"
         files.write_file(temporary / "info.json", lambda f: f.write(text.encode()))
         shutil.rmtree(folder, ignore_errors=True)
