@@ -5,10 +5,10 @@ import tomllib
 
 import pytest
 
-import jaxinv
 from jaxinv import prepare, search, sweep, train
 from jaxinv.client import Local
 from jaxinv.errors import UserError
+from jaxinv.invert import __main__ as invert
 from jaxinv.settings import flags, reader, schema
 from jaxinv.settings.naming import naming_settings
 from jaxinv.settings.schema import RENAMED
