@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and the folders that come with the package."""
 
 import csv
 import io
@@ -6,6 +6,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+
+def shipped(folder: str) -> Path:
+    """A folder that comes along: inside an installed package, beside the package in a clone."""
+    package = Path(__file__).parent
+    return package / folder if (package / folder).is_dir() else package.parent / folder
 
 
 def write_file(path: Path, write: Callable) -> None:
