@@ -161,7 +161,7 @@ def run_elsewhere(
     )  # fmt: skip
     look()
     there = results.read_config(study.folder)
-    there["sessions"][-1]["device"] = "; ".join(sorted(set(devices)))
+    there["sessions"][-1]["device"] = "; ".join(sorted(set(devices)))  # ty: ignore[not-subscriptable]
     results.write_config(study.folder, there)
 
 
