@@ -448,3 +448,35 @@ class Inverting(_Strict):
     memory: float | None = Field(None, gt=0, description="GiB to take, of each accelerator")
     data_dir: str | None = Field(None, description="tensorflow-datasets folder (or TFDS_DATA_DIR)")
     out: str = Field("runs/inversion", description="folder of the pictures and arrays")
+
+
+class Auditing(_Strict):
+    """What `jaxinv.audit` is asked for. Each field is a flag."""
+
+    victim: str = Field(description="the network that the client received: a name or a folder")
+    ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_split)] = Field(
+        min_length=1, description="the client's images, by their position in the data set: 17,23"
+    )
+    update: str | None = Field(
+        None, description="what it sends: an .npz, or a folder of Orbax; without, it is computed"
+    )
+    dataset: str | None = Field(None, description="of the images; without, the victim's own")
+    split: str = Field("test", description="of the data set")
+    data_dir: str | None = Field(None, description="tensorflow-datasets folder (or TFDS_DATA_DIR)")
+    defense: Annotated[str, AfterValidator(_chain)] = Field(
+        "none", description="what the client does to its update, known to the attacker: noise:1e-2"
+    )
+    client_epochs: int = Field(1, ge=1, description="passes of the client over its images")
+    client_batch: int | None = Field(None, ge=1, description="images of a local step; else all")
+    client_lr: float = Field(0.1, gt=0, description="rate of the local steps")
+    candidates: int = Field(2000, ge=2, description="among whom the images are named")
+    games: int = Field(100, ge=2, description="with batches like this one, for the intervals")
+    method: Literal["auto", "matched", "omp", "ridge", "slab"] = Field(
+        "auto", description="of identification"
+    )
+    image_prior: Annotated[str, _known(IMAGE_PRIORS)] = Field(
+        "spectrum", description="what the attacker knows of images: a Gaussian prior"
+    )
+    quick: bool = Field(False, description="no ceiling and no reconstruction: seconds")
+    seed: int = Field(0, ge=0, description="of the games")
+    out: str = Field("runs/audit", description="folder of the page and the numbers")

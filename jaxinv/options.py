@@ -21,6 +21,7 @@ from jaxinv.attacks.gradient_matching import RATES
 from jaxinv.config import (
     OF_VICTIM,
     VICTIMS_OWN,
+    Auditing,
     Cell,
     Inverting,
     Plan,
@@ -311,6 +312,28 @@ def load_inverting(flags: Mapping[str, Any]) -> tuple[Inverting, Cell]:
     else:
         settings["images"] = str(len(classes))
     return inverting, _product(settings)[0]
+
+
+def add_audit_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `jaxinv.audit`."""
+    _add_fields(parser, Auditing, switches=("quick",))
+
+
+def load_auditing(flags: Mapping[str, Any]) -> Auditing:
+    """Validates the flags of `add_audit_flags`.
+
+    Raises:
+      UserError: one line that names the setting and what it may be.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    if "victim" not in given:
+        raise UserError("--victim: the network that the client received; give a name or a folder")
+    if "ids" not in given:
+        raise UserError("--ids: the client's images; give their positions in the data set, 17,23")
+    asked = _validate(Auditing, given)
+    if len(asked.ids) % (asked.client_batch or 1):
+        raise UserError(f"--client-batch {asked.client_batch}: does not divide the images of --ids")
+    return asked
 
 
 def add_workers_flags(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,6 @@
 """Which images are in an update: exact where the algebra says so, chance where nothing is said."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special, stats
@@ -45,9 +44,9 @@ def test_score_by_jvp_is_the_dot_product(scene):
     loss = games.loss_of(victim.module, victim.variables)
     candidates = normalized(scene)
     keys = jax.random.split(jax.random.key(1), 3)
-    updates = jax.vmap(
-        lambda key: jax.tree.map(lambda x: jax.random.normal(key, x.shape), params)
-    )(keys)
+    updates = jax.vmap(lambda key: jax.tree.map(lambda x: jax.random.normal(key, x.shape), params))(
+        keys
+    )
     rows = ident.gradients(loss, params, candidates)
     flat = jax.vmap(ident.flatten)(updates)
     # 48 is no multiple of 20: the filler at the end is dropped.
@@ -182,9 +181,7 @@ def test_local_steps_by_the_midpoint(scene):
     # To first order the sum of the steps' gradients is the midpoint's, times epochs / batch.
     victim, normalization, pool = scene
     rules = games.Rules(images=4, local=local, client_lr=0.05)
-    shared = games.share(
-        victim.module, victim.variables, normalization, pool, members[:1], rules
-    )
+    shared = games.share(victim.module, victim.variables, normalization, pool, members[:1], rules)
     update = jax.tree.map(lambda x: x[0], shared.targets.update)
     params = victim.variables["params"]
     loss = games.loss_of(victim.module, victim.variables)

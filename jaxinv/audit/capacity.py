@@ -102,8 +102,8 @@ def of_loss(loss: client.LossFn, params: PyTree, image_shape: tuple[int, int, in
     for name, two, three in zip(small.names, small.bounds, large.bounds, strict=True):
         per_image = three[0] - two[0]
         cuts.append(Cut(name, per_image, two[0] - 2 * per_image + two[1]))
-    # Behind the loss nothing is left to cross. The derivatives of an image's logits sum to zero, and
-    # with them those of the last layer's weights and bias.
+    # Behind the loss nothing is left to cross. The derivatives of an image's logits sum to zero,
+    # and with them those of the last layer's weights and bias.
     parameters = tree_size(params)
     cuts[-1] = cuts[-1]._replace(fixed=parameters - small.closing, per_image=0)
     return Capacity(

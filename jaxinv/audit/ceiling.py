@@ -12,8 +12,7 @@ rigorous bound (van Trees) would average J^T J over the prior.
 
 References: Guo et al. 2022, "Bounding training data reconstruction in private (deep) learning",
   arXiv 2201.12383 (Cramer-Rao bounds from the Jacobian); Papandreou & Yuille 2010 (perturb and
-  solve); Hutchinson 1989 (traces by probes); Zhang et al. 2023, "Surrogate model extension"; Z. Zhang
-  et al., ICLR 2024, I2F (the influence of a perturbation on the reconstruction).
+  solve); Hutchinson 1989 (traces by probes).
 """
 
 import functools

@@ -2,8 +2,8 @@
 
 An attacker who names the one true image of N equally likely candidates with probability p has told
 the mechanism's output with the image from its output without, at a false positive rate of 1 / N on
-average. Of a mu-GDP mechanism (a Gaussian one is, with mu = sqrt(steps) / multiplier) no attack does
-better than p = Phi(Phi^-1(1/N) + mu) (`privacy.reconstruction_bound`). So
+average. Of a mu-GDP mechanism (a Gaussian one is, with mu = sqrt(steps) / multiplier) no attack
+does better than p = Phi(Phi^-1(1/N) + mu) (`privacy.reconstruction_bound`). So
 
     mu >= Phi^-1(p_low) - Phi^-1(1/N)
 
@@ -56,9 +56,7 @@ def lower_bound(
         raise ValueError(f"candidates={candidates}: an attacker needs at least two to choose among")
     low = clopper_pearson(successes, games, 2 * level - 1).low
     mu = max(0.0, float(special.ndtri(low) - special.ndtri(1 / candidates))) if low > 0 else 0.0
-    return Bound(
-        successes / games, low, mu, gdp_epsilon(mu, delta), delta, games, candidates
-    )
+    return Bound(successes / games, low, mu, gdp_epsilon(mu, delta), delta, games, candidates)
 
 
 def gdp_delta(mu: float, epsilon: float) -> float:
@@ -96,8 +94,8 @@ def informed_scores(
     """Plays an informed adversary's games: log-likelihood ratios over the steps of a training.
 
     The adversary knows all examples but one, and subtracts their clipped gradients from what each
-    step releases: left are the target's own and the noise of the sum. With g the candidate's clipped
-    gradient the log-likelihood ratio against its absence is, summed over the steps,
+    step releases: left are the target's own and the noise of the sum. With g the candidate's
+    clipped gradient the log-likelihood ratio against its absence is, summed over the steps,
 
         (<g, released> - |g|^2 / 2) / std^2.
 

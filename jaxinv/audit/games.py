@@ -215,19 +215,22 @@ def variants(images: np.ndarray) -> dict[str, np.ndarray]:
     Args:
       images: uint8 [image, height, width, channel].
     """
-    shift = lambda rows, columns: np.roll(  # noqa: E731
-        np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect"), (rows, columns), (1, 2)
-    )[:, 2:-2, 2:-2]
     lighter = lambda factor: np.clip(images * np.float32(factor), 0, 255).astype(np.uint8)  # noqa: E731
     return {
         "flipped": images[:, :, ::-1],
-        "one pixel down": shift(1, 0),
-        "one pixel up": shift(-1, 0),
-        "one pixel right": shift(0, 1),
-        "one pixel left": shift(0, -1),
+        "one pixel down": _shifted(images, 1, 0),
+        "one pixel up": _shifted(images, -1, 0),
+        "one pixel right": _shifted(images, 0, 1),
+        "one pixel left": _shifted(images, 0, -1),
         "5% lighter": lighter(1.05),
         "5% darker": lighter(0.95),
     }
+
+
+def _shifted(images: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Moves images by up to two pixels; what comes in is what lies at the border, mirrored."""
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+    return np.roll(padded, (rows, columns), axis=(1, 2))[:, 2:-2, 2:-2]
 
 
 def nearest(images: np.ndarray, labels: np.ndarray, position: int, count: int) -> np.ndarray:

@@ -176,7 +176,8 @@ def sketch(
 def measure(
     loss: client.LossFn, params: PyTree, candidates: Candidates, updates: PyTree, *,
     clip: float | None = None, variances: PyTree | None = None, sent_only: bool = False,
-    noisy: bool = False, rows: Float[np.ndarray, "candidate entry"] | None = None, stored: float = STORED,
+    noisy: bool = False, rows: Float[np.ndarray, "candidate entry"] | None = None,
+    stored: float = STORED,
 ) -> Products:  # fmt: skip
     """Computes all inner products of candidates and updates.
 

@@ -57,6 +57,7 @@ def mean_share(values: Float[np.ndarray, " trial"], level: float = LEVEL) -> Sha
 
 def _limits(below: int, above: int, trials: int, tail: float) -> tuple[float, float]:
     """The shares under which counts from `below` up, and up to `above`, are as rare as `tail`."""
-    low = 0.0 if below == 0 else float(special.betaincinv(below, trials - below + 1, tail))
-    high = 1.0 if above == trials else float(special.betaincinv(above + 1, trials - above, 1 - tail))
+    inverse = lambda a, b, p: float(special.betaincinv(a, b, p))  # noqa: E731
+    low = 0.0 if below == 0 else inverse(below, trials - below + 1, tail)
+    high = 1.0 if above == trials else inverse(above + 1, trials - above, 1 - tail)
     return low, high
