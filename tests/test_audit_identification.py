@@ -22,27 +22,17 @@ def scene():
         random.integers(0, 256, (N, *SHAPE), dtype=np.uint8),
         random.integers(0, 10, N).astype(np.int32),
     )
-    return victim, Normalization.of((0.5,) * 3, (0.25,) * 3), pool
-
-
-def normalized(scene):
-    _, normalization, pool = scene
-    images = np.asarray(normalization.normalize(pool.images / np.float32(255)))
-    return ident.Candidates(images, pool.labels)
+    normalization = Normalization.of((0.5,) * 3, (0.25,) * 3)
+    return games.network(victim.module, victim.variables, normalization), pool
 
 
 def play(scene, members, **rules):
-    victim, normalization, pool = scene
-    return games.play(
-        victim.module, victim.variables, normalization, pool, members, games.Rules(**rules)
-    )
+    return games.play(*scene, members, games.Rules(**rules))
 
 
 def test_score_by_jvp_is_the_dot_product(scene):
-    victim = scene[0]
-    params = victim.variables["params"]
-    loss = games.loss_of(victim.module, victim.variables)
-    candidates = normalized(scene)
+    network, pool = scene
+    loss, params, candidates = network.loss, network.params, network.normalize(pool)
     keys = jax.random.split(jax.random.key(1), 3)
     updates = jax.vmap(lambda key: jax.tree.map(lambda x: jax.random.normal(key, x.shape), params))(
         keys
@@ -55,15 +45,12 @@ def test_score_by_jvp_is_the_dot_product(scene):
 
 
 def test_gradients_are_those_of_the_client(scene):
-    victim = scene[0]
-    loss = games.loss_of(victim.module, victim.variables)
-    candidates = normalized(scene)
-    rows = ident.gradients(loss, victim.variables["params"], candidates)
-    own, _ = client.gradient(
-        loss, victim.variables["params"], candidates.images[5:6], candidates.labels[5:6]
-    )
+    network, pool = scene
+    loss, params, candidates = network.loss, network.params, network.normalize(pool)
+    rows = ident.gradients(loss, params, candidates)
+    own, _ = client.gradient(loss, params, candidates.images[5:6], candidates.labels[5:6])
     np.testing.assert_allclose(rows[5], ident.flatten(own), rtol=1e-4, atol=1e-6)
-    clipped = ident.gradients(loss, victim.variables["params"], candidates, clip=0.5)
+    clipped = ident.gradients(loss, params, candidates, clip=0.5)
     assert np.linalg.norm(clipped, axis=1) == pytest.approx(
         np.minimum(np.linalg.norm(rows, axis=1), 0.5), rel=1e-4
     )
@@ -179,29 +166,22 @@ def test_local_steps_by_the_midpoint(scene):
     outcome = games.count(play(scene, members, images=4, local=local, client_lr=0.05))
     assert outcome.recall.value == 1
     # To first order the sum of the steps' gradients is the midpoint's, times epochs / batch.
-    victim, normalization, pool = scene
-    rules = games.Rules(images=4, local=local, client_lr=0.05)
-    shared = games.share(victim.module, victim.variables, normalization, pool, members[:1], rules)
+    network, pool = scene
+    shared = games.share(*scene, members[:1], games.Rules(4, local=local, client_lr=0.05))
     update = jax.tree.map(lambda x: x[0], shared.targets.update)
-    params = victim.variables["params"]
-    loss = games.loss_of(victim.module, victim.variables)
     errors = []
-    for at in (params, ident.midpoint(params, update, 0.05)):
-        rows = ident.gradients(loss, at, normalized(scene))
+    for at in (network.params, ident.midpoint(network.params, update, 0.05)):
+        rows = ident.gradients(network.loss, at, network.normalize(pool))
         errors.append(np.linalg.norm(rows[members[0]].sum(0) - ident.flatten(update)))
     assert errors[1] < 0.2 * errors[0]
 
 
 def test_unknown_labels_are_tried_all(scene):
-    victim, normalization, pool = scene
-    candidates = normalized(scene)
+    network, pool = scene
     members = games.draw(4, 1, N)
-    shared = games.share(
-        victim.module, victim.variables, normalization, pool, members, games.Rules()
-    )
-    every = ident.all_labels(candidates, 10)
-    loss = games.loss_of(victim.module, victim.variables)
-    products = ident.measure(loss, victim.variables["params"], every, shared.targets.update)
+    shared = games.share(*scene, members, games.Rules())
+    every = ident.all_labels(network.normalize(pool), 10)
+    products = ident.measure(network.loss, network.params, every, shared.targets.update)
     ranking = ident.best_of_labels(ident.identify(products, 1, "matched"), 10)
     assert ranking.scores.shape == (4, N)
     assert (np.asarray(ranking.picks)[:, 0] == members[:, 0]).all()
@@ -221,15 +201,11 @@ def test_sketch_keeps_inner_products_and_sums():
 
 def test_sketched_candidates_are_named_all_the_same(scene, monkeypatch):
     monkeypatch.setattr(ident, "SKETCH", 256)
-    monkeypatch.setitem(ident.sketch.__globals__, "SKETCH", 256)
-    victim, normalization, pool = scene
-    loss = games.loss_of(victim.module, victim.variables)
+    network, pool = scene
     members = games.draw(4, 3, N)
-    shared = games.share(
-        victim.module, victim.variables, normalization, pool, members, games.Rules(images=3)
-    )
+    shared = games.share(*scene, members, games.Rules(images=3))
     products = ident.measure(
-        loss, victim.variables["params"], normalized(scene), shared.targets.update, stored=0
+        network.loss, network.params, network.normalize(pool), shared.targets.update, stored=0
     )
     picks = np.asarray(ident.identify(products, 3, "omp", 1 / 3).picks)
     assert (np.sort(picks) == np.sort(members)).all()

@@ -75,7 +75,7 @@ class Audit(NamedTuple):
 
 def audit(
     module: nn.Module, variables: PyTree, normalization: Normalization,
-    images: np.ndarray, image_labels: np.ndarray, candidates: games.Pool, *,
+    images: np.ndarray, image_labels: np.ndarray, others: games.Pool, *,
     update: PyTree | None = None, setting: Setting = Setting(),  # noqa: B008
     image_prior: ImagePrior | None = None,
 ) -> Audit:  # fmt: skip
@@ -85,7 +85,7 @@ def audit(
       module, variables, normalization: the network and how it sees pixels.
       images: the client's, uint8 [image, height, width, channel].
       image_labels: their classes.
-      candidates: other images of the same kind, for the games; the client's are added.
+      others: other images of the same kind, among which its own are named.
       update: what the client sends; None: it is computed, as `setting` says.
       setting: what the client did, and how much is tried.
       image_prior: what an attacker knows of images; None leaves ceiling and reconstruction out.
@@ -95,34 +95,35 @@ def audit(
     """
     images, image_labels = np.asarray(images), np.asarray(image_labels, np.int32)
     count = len(image_labels)
-    if len(candidates.labels) < 2 * count:
+    if len(others.labels) < count:
         raise UserError(
-            f"--candidates {len(candidates.labels)}: an update of {count} images needs at least "
-            f"{2 * count} to choose among"
+            f"--candidates {len(others.labels) + count}: an update of {count} images needs "
+            f"{2 * count} to choose among, or more"
         )
     pool = games.Pool(
-        np.concatenate([images, candidates.images]),
-        np.concatenate([image_labels, candidates.labels]),
+        np.concatenate([images, others.images]),
+        np.concatenate([image_labels, others.labels]),
     )
     own = np.arange(count)[None]
     rules = _rules(setting, count)
-    shared = games.share(module, variables, normalization, pool, own, rules)
+    network = games.network(module, variables, normalization)
+    shared = games.share(network, pool, own, rules)
     if update is None:
         update = jax.tree.map(lambda x: x[0], shared.targets.update)
-    params = variables["params"]
-    loss = games.loss_of(module, variables)
-    normalized = games.ident.Candidates(
-        np.asarray(normalization.normalize(pool.images / np.float32(255))), pool.labels
-    )
-    rows = _once(lambda: games.ident.gradients(loss, params, normalized))
-    rows = rows if len(pool.labels) * tree_size(params) * 4 <= games.ident.STORED else None
+    candidates = network.normalize(pool)
+    stored = len(pool.labels) * tree_size(network.params) * 4 <= games.ident.STORED
+    rows = None
+    if stored:
+        rows = _once(lambda: games.ident.gradients(network.loss, network.params, candidates))
     lead = jax.tree.map(lambda x: jnp.asarray(x)[None], update)
-    ranking = games.attack(loss, params, normalized, lead, shared.targets.told, rules, rows)
+    ranking = games.attack(network, candidates, lead, shared.targets.told, rules, rows)
     members = games.draw(setting.games, count, len(pool.labels), setting.seed)
-    played = games.play(module, variables, normalization, pool, members, rules, rows)
+    played = games.play(network, pool, members, rules, rows)
     outcome = games.count(played)
     chain = defenses.parse(setting.defense)
-    inspection = server.inspect(loss, params, normalized.images[:count], image_labels)
+    inspection = server.inspect(
+        network.loss, network.params, candidates.images[:count], image_labels
+    )
     truth = Truth(jnp.asarray(images / np.float32(255)), jnp.asarray(image_labels))
     ceiling = found = None
     if image_prior is not None and setting.ceiling and setting.local.steps(count) == 1:
@@ -142,7 +143,7 @@ def audit(
             wins = round(outcome.recall.value * outcome.games)
             shown = dp.lower_bound(wins, outcome.games, len(pool.labels), 1e-5)
     return Audit(
-        count, tree_size(params), setting,
+        count, tree_size(network.params), setting,
         capacity(module, variables, pool.images.shape[1:]),
         int(np.isin(np.asarray(ranking.picks)[0], own).sum()), outcome, inspection, ceiling,
         tuple(found or ()), float(metrics.mean_colour(truth, normalization).psnr), bound, shown,
@@ -359,8 +360,8 @@ def filter(
     """
     count = len(image_labels)
     normalized = normalization.normalize(np.asarray(images) / np.float32(255))
-    loss = games.loss_of(module, variables)
-    seen = server.inspect(loss, variables["params"], normalized, image_labels)
+    network = games.network(module, variables, normalization)
+    seen = server.inspect(network.loss, network.params, normalized, image_labels)
     reasons = []
     if count == 1:
         reasons.append("one image alone: the update is its gradient; take more images")

@@ -5,6 +5,7 @@ gets the update and the candidates in an order that says nothing. Its success is
 that are independent given the candidates, with exact intervals and chance beside it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,6 +21,37 @@ from jaxinv.types import Normalization, PyTree, Truth
 
 FALSE_POSITIVES = (0.01, 0.001)  # rates at which the rate of true positives is reported
 FALSE_ALARMS = 0.01  # of updates that hold no candidate
+
+
+class Network(NamedTuple):
+    """The network that the clients received, and how it sees pixels."""
+
+    module: nn.Module
+    variables: PyTree
+    normalization: Normalization
+    loss: client.LossFn
+
+    @property
+    def params(self) -> PyTree:
+        """Where the gradients are taken."""
+        return self.variables["params"]
+
+    def normalize(self, pool: "Pool") -> ident.Candidates:
+        """A pool as the network sees it."""
+        images = self.normalization.normalize(pool.images / np.float32(255))
+        return ident.Candidates(np.asarray(images), np.asarray(pool.labels, np.int32))
+
+
+def network(module: nn.Module, variables: PyTree, normalization: Normalization) -> Network:
+    """Makes a network; without running statistics it is compiled once for all parameters."""
+    if set(variables) == {"params"}:
+        return Network(module, variables, normalization, _loss_of(module))
+    return Network(module, variables, normalization, client.loss_fn(module, variables))
+
+
+@functools.lru_cache(maxsize=16)
+def _loss_of(module: nn.Module) -> client.LossFn:
+    return client.loss_fn(module, {})
 
 
 class Pool(NamedTuple):
@@ -65,9 +97,8 @@ def draw(games: int, images: int, candidates: int, seed: int = 0) -> Int[np.ndar
 
 
 def share(
-    module: nn.Module, variables: PyTree, normalization: Normalization, pool: Pool,
-    members: Int[np.ndarray, "game image"], rules: Rules,
-) -> trials.Shared:  # fmt: skip
+    network: Network, pool: Pool, members: Int[np.ndarray, "game image"], rules: Rules
+) -> trials.Shared:
     """Lets the clients of the games share their updates, as a sweep does."""
     chain = defenses.parse(rules.defense)
     names = defenses.names(chain)
@@ -75,47 +106,32 @@ def share(
     clients = trials.Clients(local=rules.local, defense=names, told=names)
     keys = trials.noise_keys(range(len(members)), [0] * len(members))
     return trials.make_targets(
-        module, variables, truths, normalization, clients, rules.client_lr,
-        strengths=defenses.strengths(chain), draw_keys=keys,
+        network.module, network.variables, truths, network.normalization, clients,
+        rules.client_lr, strengths=defenses.strengths(chain), draw_keys=keys,
     )  # fmt: skip
 
 
 def play(
-    module: nn.Module, variables: PyTree, normalization: Normalization, pool: Pool,
-    members: Int[np.ndarray, "game image"], rules: Rules,
+    network: Network, pool: Pool, members: Int[np.ndarray, "game image"], rules: Rules,
     rows: Callable[[], Float[np.ndarray, "candidate entry"]] | None = None,
 ) -> Played:  # fmt: skip
     """Plays games among the candidates of a pool.
 
     Args:
-      module, variables, normalization: the victim.
+      network: the victim.
       pool: the candidates.
       members: of each game.
       rules: what the clients do and how the attacker names them.
       rows: gives the candidates' undefended gradients, where they were computed before.
     """
-    shared = share(module, variables, normalization, pool, members, rules)
-    candidates = ident.Candidates(
-        np.asarray(normalization.normalize(pool.images / np.float32(255))), pool.labels
-    )
-    loss = loss_of(module, variables)
+    shared = share(network, pool, members, rules)
+    candidates = network.normalize(pool)
     rankings = [
-        attack(loss, variables["params"], candidates, update, told, rules, rows)
+        attack(network, candidates, update, told, rules, rows)
         for update, told in _together(shared.targets, rules)
     ]
     scores = np.concatenate([np.asarray(r.scores) for r in rankings])
     return Played(members, scores, np.concatenate([np.asarray(r.picks) for r in rankings]))
-
-
-_LOSSES: dict[int, tuple] = {}
-
-
-def loss_of(module: nn.Module, variables: PyTree) -> client.LossFn:
-    """The loss of a victim, one object for each, so that its programs are compiled once."""
-    key = id(variables)
-    if key not in _LOSSES:
-        _LOSSES[key] = (client.loss_fn(module, variables), variables)
-    return _LOSSES[key][0]
 
 
 def _together(targets, rules: Rules):
@@ -135,14 +151,14 @@ RESCALED = {"clip", "sign"}  # after which the weight of an image is not known
 
 
 def attack(
-    loss: client.LossFn, params: PyTree, candidates: ident.Candidates, updates: PyTree,
+    network: Network, candidates: ident.Candidates, updates: PyTree,
     told: defenses.Told | tuple, rules: Rules,
     rows: Callable[[], Float[np.ndarray, "candidate entry"]] | None = None,
 ) -> ident.Ranking:  # fmt: skip
     """Names the images of updates, knowing what the client does.
 
     Args:
-      loss, params: of the network that the client received.
+      network: that the client received.
       candidates: who may be in the updates.
       updates: shaped like `params` with a leading axis; of one alone, but for defenses that mean
         the same for every update.
@@ -165,11 +181,12 @@ def attack(
             variances, variance = own.variances, 1.0
         if "dpsgd" in names:
             clip = float(own.strengths[0][0])
+    params = network.params
     if steps > 1:
         params = ident.midpoint(params, jax.tree.map(lambda x: x[0], updates), rules.client_lr)
     known = None if rows is None or steps > 1 or clip is not None else rows()
     products = ident.measure(
-        loss, params, candidates, updates, clip=clip, variances=variances,
+        network.loss, params, candidates, updates, clip=clip, variances=variances,
         sent_only=bool(names & SPARSE), noisy=variance > 0, rows=known,
     )  # fmt: skip
     return ident.identify(products, rules.images, rules.method, weight, variance)

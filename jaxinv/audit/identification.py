@@ -156,9 +156,7 @@ def flatten(tree: PyTree) -> Float[Array, " entry"]:
     return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
 
 
-def sketch(
-    rows: Float[np.ndarray, "row entry"], size: int = SKETCH
-) -> Float[np.ndarray, "row size"]:
+def sketch(rows: Float[np.ndarray, "row entry"], size: int) -> Float[np.ndarray, "row size"]:
     """Adds the entries up, with random signs, in `size` sums: inner products stay as they are.
 
     On average; <a, b> is off by about |a| |b| / sqrt(size). The sketch of a sum is the sum of the
@@ -224,7 +222,7 @@ def measure(
             return rows
         squares.append(_squares(rows))
         crosses.append(shared @ rows.T)
-        return sketch(rows)
+        return sketch(rows, SKETCH)
 
     rows = gradients(loss, params, candidates, clip, scales, keep)
     count = len(rows)
@@ -233,7 +231,9 @@ def measure(
         cross = shared @ rows.T
     else:
         np.fill_diagonal(gram, np.concatenate(squares)[:count])
-        cross = np.concatenate(crosses, axis=1)[:, :count] if noisy else sketch(shared) @ rows.T
+        cross = (
+            np.concatenate(crosses, axis=1)[:, :count] if noisy else sketch(shared, SKETCH) @ rows.T
+        )
     return Products(gram, cross, _squares(shared), entries)
 
 

@@ -1,4 +1,4 @@
-"""`python -m jaxinv.audit.study`: the tables and the figure of docs/results.md on what updates leak.
+"""`python -m jaxinv.audit.study`: tables and figure of what updates leak, for docs/results.md.
 
     python -m jaxinv.audit.study identification [--victims lenet_zhu lenet_zhu-cifar10 ...]
     python -m jaxinv.audit.study noise harder false-alarms privacy ceiling cost figure
@@ -33,7 +33,7 @@ from jaxinv.audit.capacity import capacity
 from jaxinv.errors import run_command
 from jaxinv.image_prior import Facts, load_prior
 from jaxinv.inversion import invert
-from jaxinv.types import Normalization, Truth
+from jaxinv.types import Normalization, Truth, tree_size
 
 VICTIMS = (
     "lenet_zhu", "lenet_zhu-cifar10", "convnet:16", "convnet-w16-cifar10", "resnet18:16",
@@ -68,9 +68,7 @@ class Scene:
     """A victim and its candidates, with what is computed once."""
 
     name: str
-    module: Any
-    variables: Any
-    normalization: Normalization
+    network: games.Network
     pool: games.Pool
     dataset: data.Dataset
     _rows: np.ndarray | None = None
@@ -78,32 +76,23 @@ class Scene:
     def rows(self) -> np.ndarray:
         """The candidates' gradients."""
         if self._rows is None:
-            self._rows = ident.gradients(self.loss, self.variables["params"], self.candidates)
+            self._rows = ident.gradients(self.network.loss, self.network.params, self.candidates)
         return self._rows
-
-    @property
-    def loss(self):
-        """Of the victim."""
-        return games.loss_of(self.module, self.variables)
 
     @property
     def candidates(self) -> ident.Candidates:
         """Normalized."""
-        images = self.normalization.normalize(self.pool.images / np.float32(255))
-        return ident.Candidates(np.asarray(images), self.pool.labels)
+        return self.network.normalize(self.pool)
 
     @property
-    def stored(self) -> bool:
-        """Whether the candidates' gradients are kept."""
-        entries = sum(x.size for x in jax.tree.leaves(self.variables["params"]))
-        return len(self.pool.labels) * entries * 4 <= ident.STORED
+    def known_rows(self) -> Callable[[], np.ndarray] | None:
+        """Gives the candidates' gradients where they are kept."""
+        size = len(self.pool.labels) * tree_size(self.network.params) * 4
+        return self.rows if size <= ident.STORED else None
 
     def play(self, members: np.ndarray, rules: games.Rules) -> games.Played:
         """Plays games among the candidates."""
-        rows = self.rows if self.stored else None
-        return games.play(
-            self.module, self.variables, self.normalization, self.pool, members, rules, rows
-        )
+        return games.play(self.network, self.pool, members, rules, self.known_rows)
 
 
 def load(name: str, candidates: int) -> Scene:
@@ -113,13 +102,14 @@ def load(name: str, candidates: int) -> Scene:
     pool = games.Pool(images.images, images.labels)
     if "-" in name:
         victim = checkpoints.load_victim(name)
-        return Scene(name, victim.module, victim.variables, normalization, pool, images)
+        network = games.network(victim.module, victim.variables, normalization)
+        return Scene(name, network, pool, images)
     model, _, width = name.partition(":")
     victim = victims.untrained(
         model, classes=10, width=int(width) if width else None, seed=0, image_shape=(32, 32, 3)
     )
-    label = f"{name}, untrained"
-    return Scene(label, victim.module, victim.variables, normalization, pool, images)
+    network = games.network(victim.module, victim.variables, normalization)
+    return Scene(f"{name}, untrained", network, pool, images)
 
 
 def method_of(asked: Options, defense: str) -> str:
@@ -185,18 +175,15 @@ def methods(asked: Options) -> list[Row]:
 
 
 def harder(asked: Options) -> list[Row]:
-    """One image of an update, among its own augmentations and its nearest neighbors of its class."""
+    """One image of an update, among its augmentations and its nearest neighbors of its class."""
     rows = []
     for name in asked.victims:
         scene = load(name, asked.candidates)
-        loss, params = scene.loss, scene.variables["params"]
         targets = games.draw(asked.games, 1, asked.candidates)
         whole = data.load("cifar10", split="test")
         for defense in asked.defenses:
             rules = games.Rules(1, "matched", defense)
-            shared = games.share(
-                scene.module, scene.variables, scene.normalization, scene.pool, targets, rules
-            )
+            shared = games.share(scene.network, scene.pool, targets, rules)
             wins: dict[str, list[bool]] = {"augmentations": [], "nearest of its class": []}
             for game, (target,) in enumerate(targets):
                 one = scene.pool.images[target][None]
@@ -211,9 +198,8 @@ def harder(asked: Options) -> list[Row]:
                     (shared.targets.update, shared.targets.told),
                 )
                 for kind, (images, labels) in pools.items():
-                    pixels = scene.normalization.normalize(images / np.float32(255))
-                    among = ident.Candidates(np.asarray(pixels), labels.astype(np.int32))
-                    ranking = games.attack(loss, params, among, update, told, rules)
+                    among = scene.network.normalize(games.Pool(images, labels))
+                    ranking = games.attack(scene.network, among, update, told, rules)
                     wins[kind].append(int(ranking.picks[0, 0]) == 0)
             for kind, won in wins.items():
                 share = games.clopper_pearson(sum(won), len(won))
@@ -239,13 +225,10 @@ def false_alarms(asked: Options) -> list[Row]:
                 first = dataclasses.replace(scene, pool=inside, _rows=None)
                 played = first.play(games.draw(asked.games, images, half), rules)
                 outside = half + games.draw(asked.games, images, half, seed=1)
-                shared = games.share(
-                    scene.module, scene.variables, scene.normalization, scene.pool, outside, rules
-                )
+                shared = games.share(scene.network, scene.pool, outside, rules)
                 empty = games.attack(
-                    scene.loss, scene.variables["params"], first.candidates,
-                    shared.targets.update, shared.targets.told, rules,
-                    first.rows if first.stored else None,
+                    scene.network, first.candidates, shared.targets.update,
+                    shared.targets.told, rules, first.known_rows,
                 )  # fmt: skip
                 share, _ = games.found_without_alarm(played, np.asarray(empty.scores))
                 rows.append({
@@ -262,7 +245,9 @@ def private(asked: Options) -> list[Row]:
     rows = []
     for name in asked.victims:
         scene = load(name, asked.candidates)
-        clipped = ident.gradients(scene.loss, scene.variables["params"], scene.candidates, clip=1.0)
+        clipped = ident.gradients(
+            scene.network.loss, scene.network.params, scene.candidates, clip=1.0
+        )
         targets = games.draw(asked.games, 1, asked.candidates)[:, 0]
         for multiplier in MULTIPLIERS:
             for steps in (1, 100):
@@ -299,9 +284,7 @@ def ceiling(asked: Options) -> list[Row]:
             defense = f"noise:{variance:g}" if variance else "none"
             rules = games.Rules(1, defense=defense)
             members = np.arange(asked.games)[:, None]
-            shared = games.share(
-                scene.module, scene.variables, scene.normalization, scene.pool, members, rules
-            )
+            shared = games.share(scene.network, scene.pool, members, rules)
             for i in range(asked.games):
                 truth = Truth(
                     jnp.asarray(scene.pool.images[i][None] / np.float32(255)),
@@ -312,12 +295,12 @@ def ceiling(asked: Options) -> list[Row]:
                     (shared.targets.update, shared.targets.told),
                 )
                 bound = ceiling_of(
-                    scene.module, scene.variables, scene.normalization, truth, prior,
+                    *scene.network[:3], truth, prior,
                     told.variances if told else None,
                 )  # fmt: skip
                 with runtime.arithmetic("float32") as cast:
                     found = invert(
-                        scene.module, scene.variables, update, image_shape=(32, 32, 3),
+                        *scene.network[:2], update, image_shape=(32, 32, 3),
                         labels=truth.labels.tolist(), mean=own.mean, std=own.std, seeds=1,
                         iterations=28, method=GaussNewton(), image_prior=cast(prior),
                     )  # fmt: skip
@@ -347,7 +330,7 @@ def capacities(asked: Options) -> list[Row]:
     rows = []
     for name in asked.victims:
         scene = load(name, 1)
-        found = capacity(scene.module, scene.variables, (32, 32, 3))
+        found = capacity(*scene.network[:2], (32, 32, 3))
         rows.append({
             "victim": scene.name, "parameters": found.parameters, "images": found.images,
             "binding": found.binding.layer, "equality": found.equality,
@@ -362,17 +345,14 @@ def cost(asked: Options) -> list[Row]:
     rows = []
     for name in asked.victims:
         scene = load(name, asked.candidates)
-        params = scene.variables["params"]
         members = games.draw(1, asked.batches[0], asked.candidates)
         rules = games.Rules(asked.batches[0])
-        shared = games.share(
-            scene.module, scene.variables, scene.normalization, scene.pool, members, rules
-        )
-        update = shared.targets.update
+        shared = games.share(scene.network, scene.pool, members, rules)
+        update, of = shared.targets.update, (scene.network.loss, scene.network.params)
         few = ident.Candidates(*(x[: 2 * ident.CHUNK] for x in scene.candidates))
         parts: dict[str, Callable[[ident.Candidates], Any]] = {
-            "scores by jvp": lambda c: ident.scores(scene.loss, params, c, update),  # noqa: B023
-            "gradients, Gram": lambda c: ident.measure(scene.loss, params, c, update),  # noqa: B023
+            "scores by jvp": lambda c: ident.scores(*of, c, update),  # noqa: B023
+            "gradients, Gram": lambda c: ident.measure(*of, c, update),  # noqa: B023
         }
         for part, run in parts.items():
             run(few)
@@ -382,14 +362,12 @@ def cost(asked: Options) -> list[Row]:
             rows.append({"victim": scene.name, "candidates": asked.candidates,
                          "part": part, "seconds": seconds})  # fmt: skip
         for method in ident.METHODS:
-            call = lambda m: ident.identify(result, rules.images, m, 1 / rules.images)  # noqa: B023
-            for last in (False, True):
-                start = time.perf_counter()
-                jax.block_until_ready(call(method))
-                seconds = time.perf_counter() - start
-            if last:
-                rows.append({"victim": scene.name, "candidates": asked.candidates,
-                             "part": method, "seconds": seconds})  # fmt: skip
+            ident.identify(result, rules.images, method, 1 / rules.images)
+            start = time.perf_counter()
+            jax.block_until_ready(ident.identify(result, rules.images, method, 1 / rules.images))
+            seconds = time.perf_counter() - start
+            rows.append({"victim": scene.name, "candidates": asked.candidates,
+                         "part": method, "seconds": seconds})  # fmt: skip
     markdown(rows, list(rows[0]))
     return rows
 
