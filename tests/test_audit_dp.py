@@ -1,8 +1,10 @@
 """Epsilon from identification: never more than was spent, and not much less."""
 
+import functools
+
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special
 
 from jaxinv import privacy
 from jaxinv.audit import dp
@@ -15,7 +17,7 @@ def success_of(candidates, mu, games, random):
 
     The largest of N - 1 normals is drawn by its distribution function, Phi(t)^(N - 1).
     """
-    best = stats.norm.ppf(random.random(games) ** (1 / (candidates - 1)))
+    best = special.ndtri(random.random(games) ** (1 / (candidates - 1)))
     return int((random.normal(mu, 1, games) > best).sum())
 
 
@@ -26,15 +28,13 @@ def test_never_above_the_accountant(multiplier, steps):
     random = np.random.default_rng(0)
     promised = privacy.epsilon(privacy.Spent(multiplier, 1.0, steps), DELTA)
     mu = steps**0.5 / multiplier
-    shown = [
-        dp.lower_bound(success_of(100, mu, 400, random), 400, 100, DELTA).epsilon
-        for _ in range(1000)
-    ]
-    assert np.mean(np.array(shown) > promised) <= 0.05
-    assert max(shown) > 0 or mu < 0.6
+    bound = functools.cache(lambda wins: dp.lower_bound(wins, 400, 100, DELTA).epsilon)
+    shown = np.array([bound(success_of(100, mu, 400, random)) for _ in range(1000)])
+    assert (shown > promised).mean() <= 0.05
+    assert np.median(shown) > (0.3 if mu >= 1 else 0) * promised * (mu < 4)
 
 
-@pytest.mark.parametrize(("multiplier", "factor"), [(0.5, 1.35), (1.0, 1.8)])
+@pytest.mark.parametrize(("multiplier", "factor"), [(0.5, 1.1), (1.0, 1.15)])
 def test_within_a_factor_of_the_accountant(multiplier, factor):
     """N = 10,000 candidates and 100,000 games."""
     random = np.random.default_rng(1)

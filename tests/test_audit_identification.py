@@ -1,6 +1,7 @@
 """Which images are in an update: exact where the algebra says so, chance where nothing is said."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special, stats
@@ -108,7 +109,8 @@ def test_swaps_repair_a_greedy_choice():
     rows = np.float32([[1, 0, 0], [0, 1, 0], [1, 1, 0.05], [0, 0, 1]])
     update = rows[[0, 1]].mean(axis=0, keepdims=True)
     products = ident.Products(rows @ rows.T, update @ rows.T, np.square(update).sum(1), 3)
-    own = ident.Products(products.gram, products.cross[0], products.power[0], 3)
+    gram, cross = jnp.asarray(products.gram), jnp.asarray(products.cross[0])
+    own = ident.Products(gram, cross, products.power[0], 3)
     assert 2 in np.asarray(ident._greedy(own, 2, 0.5))
     assert sorted(np.asarray(ident.identify(products, 2, "omp", 0.5).picks)[0]) == [0, 1]
 
@@ -167,10 +169,10 @@ def test_local_steps_by_the_midpoint(scene):
     assert outcome.recall.value == 1
     # To first order the sum of the steps' gradients is the midpoint's, times epochs / batch.
     network, pool = scene
-    shared = games.share(*scene, members[:1], games.Rules(4, local=local, client_lr=0.05))
+    shared = games.share(*scene, members[:1], games.Rules(4, local=local, client_lr=0.002))
     update = jax.tree.map(lambda x: x[0], shared.targets.update)
     errors = []
-    for at in (network.params, ident.midpoint(network.params, update, 0.05)):
+    for at in (network.params, ident.midpoint(network.params, update, 0.002)):
         rows = ident.gradients(network.loss, at, network.normalize(pool))
         errors.append(np.linalg.norm(rows[members[0]].sum(0) - ident.flatten(update)))
     assert errors[1] < 0.2 * errors[0]

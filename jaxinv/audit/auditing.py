@@ -4,6 +4,7 @@ The client's view: it knows its images and what it did to its update, and asks w
 receives the update, knows the network and was told of the defense could learn.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -114,7 +115,7 @@ def audit(
     stored = len(pool.labels) * tree_size(network.params) * 4 <= games.ident.STORED
     rows = None
     if stored:
-        rows = _once(lambda: games.ident.gradients(network.loss, network.params, candidates))
+        rows = functools.cache(lambda: _rows_of(network, candidates))
     lead = jax.tree.map(lambda x: jnp.asarray(x)[None], update)
     ranking = games.attack(network, candidates, lead, shared.targets.told, rules, rows)
     members = games.draw(setting.games, count, len(pool.labels), setting.seed)
@@ -163,16 +164,9 @@ def choose_method(defense: str, steps: int = 1) -> str:
     return "ridge" if defense == defenses.NONE and steps == 1 else "slab"
 
 
-def _once(compute):
-    """Computes a value when it is first asked for."""
-    found = []
-
-    def get():
-        if not found:
-            found.append(compute())
-        return found[0]
-
-    return get
+def _rows_of(network: games.Network, candidates: games.ident.Candidates) -> games.ident.Rows:
+    rows = games.ident.gradients(network.loss, network.params, candidates)
+    return games.ident.Rows(rows, rows @ rows.T)
 
 
 def ceiling_of(

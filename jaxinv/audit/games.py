@@ -113,7 +113,7 @@ def share(
 
 def play(
     network: Network, pool: Pool, members: Int[np.ndarray, "game image"], rules: Rules,
-    rows: Callable[[], Float[np.ndarray, "candidate entry"]] | None = None,
+    rows: Callable[[], ident.Rows] | None = None,
 ) -> Played:  # fmt: skip
     """Plays games among the candidates of a pool.
 
@@ -153,7 +153,7 @@ RESCALED = {"clip", "sign"}  # after which the weight of an image is not known
 def attack(
     network: Network, candidates: ident.Candidates, updates: PyTree,
     told: defenses.Told | tuple, rules: Rules,
-    rows: Callable[[], Float[np.ndarray, "candidate entry"]] | None = None,
+    rows: Callable[[], ident.Rows] | None = None,
 ) -> ident.Ranking:  # fmt: skip
     """Names the images of updates, knowing what the client does.
 
@@ -187,7 +187,7 @@ def attack(
     known = None if rows is None or steps > 1 or clip is not None else rows()
     products = ident.measure(
         network.loss, params, candidates, updates, clip=clip, variances=variances,
-        sent_only=bool(names & SPARSE), noisy=variance > 0, rows=known,
+        sent_only=bool(names & SPARSE), noisy=variance > 0, known=known,
     )  # fmt: skip
     return ident.identify(products, rules.images, rules.method, weight, variance)
 

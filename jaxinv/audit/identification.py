@@ -11,10 +11,9 @@ the methods see are the inner products of gradients and update (`Products`):
 * matched: <g_j, u> / |g_j|, each candidate for itself;
 * omp: adds the candidate that explains most, again and again, then swaps one for another as long as
   that explains more (orthogonal matching pursuit with weights that are all the same);
-* ridge: least squares over all candidates at once. Exact without noise, as long as there are fewer
-  candidates than parameters;
-* slab: the probability of each candidate that it is there (weights 0 or `weight`: spike and slab),
-  coordinate by coordinate, from a wide noise to the true one.
+* ridge: the best linear estimate over all candidates at once. Without noise it is least squares,
+  exact as long as there are fewer candidates than parameters;
+* slab: the most probable set (weights 0 or `weight`: spike and slab) near the linear estimate.
 
 References: matched filter: any text on detection; Pati et al. 1993 (OMP); gradients of different
   images are nearly orthogonal: ICLR 2023, "Effective passive membership inference attacks in
@@ -22,9 +21,8 @@ References: matched filter: any text on detection; Pati et al. 1993 (OMP); gradi
 """
 
 import functools
-import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +40,6 @@ STORED = 2 * 2**30  # bytes of gradients that are kept; beyond, a sketch of each
 SKETCH = 8192  # numbers of a sketch
 RIDGE = 1e-6  # of the least squares, relative to a unit diagonal
 MOST_SWAPS = 4  # per image of the update
-SWEEPS = 24  # of the coordinate-wise posterior
 LEAST_VARIANCE = 1e-6  # of the noise, relative to the mean square of the update's entries
 
 
@@ -60,6 +57,13 @@ class Products(NamedTuple):
     cross: Float[Array, "*update candidate"]
     power: Float[Array, "*update"]  # |u|^2
     entries: int  # of an update
+
+
+class Rows(NamedTuple):
+    """The candidates' gradients, and their products with one another."""
+
+    rows: Float[np.ndarray, "candidate entry"]
+    gram: Float[np.ndarray, "candidate candidate"]
 
 
 class Ranking(NamedTuple):
@@ -209,9 +213,11 @@ def measure(
         if len(shared) > 1:
             raise ValueError("each pruned update leaves other entries: measure one at a time")
         sent = (shared[0] != 0).astype(np.float32)
-    if rows is not None:
+    if known is not None:
+        if scales is None and not sent_only:
+            return Products(known.gram, shared @ known.rows.T, _squares(shared), entries)
         along = 1 if scales is None else np.asarray(flatten(_spread(scales, params)))
-        rows = rows * (sent * along)
+        rows = known.rows * (sent * along)
         return Products(rows @ rows.T, shared @ rows.T, _squares(shared), entries)
     crosses, squares = [], []
     sketched = len(candidates.labels) * entries * 4 > stored
@@ -275,86 +281,60 @@ def best_of_labels(ranking: Ranking, classes: int) -> Ranking:
     return Ranking(jnp.reshape(ranking.scores, shape).max(axis=-1), ranking.picks // classes)
 
 
-# --- The methods: (products of one update, images, weight, variance) -> ranking -------------------
+# --- The methods: (products, images, weight, variance) -> ranking, of all updates at once ---------
 
 
-def matched(products: Products, images: int, weight: float | None, variance: Array) -> Ranking:
+def matched(products: Products, images: int, weight: Array | None, variance: Array) -> Ranking:
     """Each candidate's cosine to the update."""
     del weight, variance
-    norms = _norms(products.gram) * jnp.sqrt(products.power)
+    norms = _norms(products.gram) * jnp.sqrt(products.power)[:, None]
     return _ranked(products.cross / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny), images)
 
 
-def omp(products: Products, images: int, weight: float | None, variance: Array) -> Ranking:
-    """Greedy picks, then swaps; the scores are cosines to what the other picks leave."""
-    del variance
-    return _swapped(products, _greedy(products, images, weight), weight)
+def omp(products: Products, images: int, weight: Array | None, variance: Array) -> Ranking:
+    """Greedy picks, then swaps; the scores are log-odds given the other picks."""
+    picks = _each(lambda own, w: _greedy(own, images, w), products, weight)
+    return _settle(products, picks, weight, variance)
 
 
-def ridge(products: Products, images: int, weight: float | None, variance: Array) -> Ranking:
-    """Least squares over all candidates; z-scores where the noise is known.
+def ridge(products: Products, images: int, weight: Array | None, variance: Array) -> Ranking:
+    """The linear estimate of least error over all candidates at once, as log-odds.
 
-    Under noise of variance v the weights' covariance is v A^-1 K A^-1, A = K + v.
+    Taking the weights for independent, w with probability B / N and else 0, of variance t, the best
+    linear estimate is x = (K + v / t)^-1 (c - K m) + m with the mean m = w B / N; without noise it
+    is least squares, under much noise the matched filter. The error of x_j has the variance
+    t s_j (1 - s_j), s = diag((K + v / t)^-1 K), and candidate j is there rather than not by
+
+        (w / t) (x_j - m - w s_j / 2).
     """
-    del weight
-    norms = jnp.maximum(_norms(products.gram), 1e-6 * _norms(products.gram).max())
-    unit = products.gram / norms[:, None] / norms
-    # Of unit gradients; what the noise adds to each is its variance over the squared norm.
-    level = jnp.maximum(RIDGE, variance / norms**2)
+    gram, count = products.gram, products.cross.shape[1]
+    weight = _assumed(products, images, weight, variance)
+    share = images / count
+    spread = weight.mean() ** 2 * share * (1 - share)
+    norms = jnp.maximum(_norms(gram), 1e-6 * _norms(gram).max())
+    unit = gram / norms[:, None] / norms
+    level = jnp.maximum(RIDGE, variance / spread / norms**2)  # of unit gradients
     factor = jax.scipy.linalg.cho_factor(unit + jnp.diag(level))
-    weights = jax.scipy.linalg.cho_solve(factor, products.cross / norms)
-    inverse = jax.scipy.linalg.cho_solve(factor, jnp.eye(len(norms), dtype=unit.dtype))
-    spread = jnp.sqrt(jnp.maximum(jnp.einsum("ij,jk,ki->i", inverse, unit, inverse), 1e-12))
-    # Without noise every weight is known, and comparing them in units of the gradients' own is what
-    # tells 1 / images from 0.
-    noisy = weights / spread / jnp.sqrt(jnp.maximum(variance, 1e-30))
-    return _ranked(jnp.where(variance > 0, noisy, weights / norms), images)
+    left = products.cross - (weight * share)[:, None] * gram.sum(axis=1)
+    found = jax.scipy.linalg.cho_solve(factor, (left / norms).T).T / norms
+    inverse = jax.scipy.linalg.cho_solve(factor, jnp.eye(count, dtype=gram.dtype))
+    seen = 1 - level * jnp.diagonal(inverse)
+    odds = weight[:, None] / spread * (found - weight[:, None] * seen / 2)
+    return _ranked(odds, images)
 
 
-def slab(products: Products, images: int, weight: float | None, variance: Array) -> Ranking:
-    """Log-odds of each candidate to be one of the images, by coordinate-wise variational Bayes.
-
-    With q_j the probability of candidate j,
-
-        logit q_j = logit(images / N) + (w <g_j, r_j> - w^2 |g_j|^2 / 2) / v,
-
-    r_j = u - w sum over i != j of q_i g_i. The noise's variance v falls geometrically to the true
-    one: at the first all candidates share the update, at the last few explain it.
-    """
-    gram, cross = products.gram, products.cross
-    count, kind = len(cross), cross.dtype
-    if weight is None:
-        weight = _scale_of(products, _greedy(products, images, None))
-    floor = LEAST_VARIANCE * products.power / products.entries
-    first, last = products.power / images, jnp.maximum(variance, floor)
-    prior = math.log(images / max(count - images, 1))
-    diagonal = jnp.diagonal(gram)
-
-    def sweep(carry, share):
-        v = first ** (1 - share) * last**share
-
-        def one(carry, j):
-            q, along = carry  # along = K q
-            left = cross[j] - weight * (along[j] - q[j] * diagonal[j])
-            odds = prior + (weight * left - weight**2 * diagonal[j] / 2) / v
-            new = jax.nn.sigmoid(odds)
-            return (q.at[j].set(new), along + (new - q[j]) * gram[j]), odds
-
-        return lax.scan(one, carry, jnp.arange(count))
-
-    q = jnp.full(count, images / count, kind)
-    shares = jnp.minimum(jnp.arange(SWEEPS) / (SWEEPS - 4), 1).astype(kind)
-    _, odds = lax.scan(sweep, (q, gram @ q), shares)
-    return _ranked(odds[-1], images)
+def slab(products: Products, images: int, weight: Array | None, variance: Array) -> Ranking:
+    """The most probable set (weights 0 or w: spike and slab), from where `ridge` ends, by swaps."""
+    return _settle(products, ridge(products, images, weight, variance).picks, weight, variance)
 
 
-METHODS: dict[str, Callable[[Products, int, float | None, Array], Ranking]] = {
+METHODS: dict[str, Callable[[Products, int, Array | None, Array], Ranking]] = {
     "matched": matched, "omp": omp, "ridge": ridge, "slab": slab,
 }  # fmt: skip
 
 
 def identify(
-    products: Products, images: int, method: str = "omp", weight: float | None = None,
+    products: Products, images: int, method: str = "slab", weight: float | None = None,
     variance: float = 0.0,
 ) -> Ranking:  # fmt: skip
     """Ranks the candidates of every update.
@@ -368,19 +348,24 @@ def identify(
         one that fits best.
       variance: of the noise on each entry; 1 for products in units of it.
     """
-    return _identify(method, images, weight is None, products._replace(entries=0),
-                     products.entries, 0.0 if weight is None else weight, variance)  # fmt: skip
+    gram, cross, power, entries = products
+    weights = None if weight is None else np.full(len(cross), weight, cross.dtype)
+    return _identify(method, images, entries, gram, cross, power, weights, variance)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 4))
-def _identify(method, images, free, products, entries, weight, variance):
-    def one(update):
-        own = Products(products.gram, *update, entries)
-        return METHODS[method](own, images, None if free else weight, variance)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _identify(method, images, entries, gram, cross, power, weights, variance):
+    return METHODS[method](Products(gram, cross, power, entries), images, weights, variance)
 
-    if method == "ridge":  # whose factor is one for all
-        return jax.vmap(one)((products.cross, products.power))
-    return lax.map(one, (products.cross, products.power))
+
+def _each(function: Callable, products: Products, *more: Any) -> Any:
+    """A function of one update's products, for each update in turn."""
+
+    def one(own):
+        cross, power, *rest = own
+        return function(Products(products.gram, cross, power, products.entries), *rest)
+
+    return lax.map(one, (products.cross, products.power, *more))
 
 
 def _norms(gram: Array) -> Float[Array, " candidate"]:
@@ -391,7 +376,18 @@ def _ranked(scores: Array, images: int) -> Ranking:
     return Ranking(scores, lax.top_k(scores, images)[1])
 
 
-def _merit(weight: float | None, with_update: Array, square: Array) -> Array:
+def _assumed(products: Products, images: int, weight: Array | None, variance: Array) -> Array:
+    """The weight, or where it is not known the one at which B random candidates have that power."""
+    if weight is not None:
+        return weight
+    count, diagonal = products.cross.shape[1], jnp.diagonal(products.gram)
+    between = (products.gram.sum() - diagonal.sum()) / (count * (count - 1))
+    expected = images * diagonal.mean() + images * (images - 1) * jnp.maximum(between, 0)
+    power = products.power - products.entries * variance
+    return jnp.sqrt(jnp.maximum(power, 1e-3 * products.power) / expected)
+
+
+def _merit(weight: Array | None, with_update: Array, square: Array) -> Array:
     """How much of |u|^2 a sum of gradients explains, s, of which <s, u> and |s|^2 are given.
 
     With the weight known |u|^2 - |u - w s|^2, else at the best weight, that is not negative.
@@ -402,7 +398,7 @@ def _merit(weight: float | None, with_update: Array, square: Array) -> Array:
     return 2 * weight * with_update - weight**2 * square
 
 
-def _greedy(products: Products, images: int, weight: float | None) -> Int[Array, " image"]:
+def _greedy(products: Products, images: int, weight: Array | None) -> Int[Array, " image"]:
     """Picks the candidate that adds most to what is explained, again and again."""
     gram, cross = products.gram, products.cross
     diagonal = jnp.diagonal(gram)
@@ -419,7 +415,12 @@ def _greedy(products: Products, images: int, weight: float | None) -> Int[Array,
     return lax.scan(pick, start, None, length=images)[1]
 
 
-def _swapped(products: Products, picks: Array, weight: float | None) -> Ranking:
+def _settle(products: Products, picks: Array, weight: Array | None, variance: Array) -> Ranking:
+    """Swaps the picks of every update as long as that explains more; log-odds given the others."""
+    return _each(lambda own, picks, w: _swapped(own, picks, w, variance), products, picks, weight)
+
+
+def _swapped(products: Products, picks: Array, weight: Array | None, variance: Array) -> Ranking:
     """Replaces one pick by another candidate, the best such swap, while that explains more."""
     gram, cross = products.gram, products.cross
     diagonal = jnp.diagonal(gram)
@@ -432,12 +433,9 @@ def _swapped(products: Products, picks: Array, weight: float | None) -> Ranking:
     def merits(picks, rows):
         """Of every swap: [pick, candidate]."""
         along, with_update, square = sums(picks, rows)
-        out, into = picks[:, None], slice(None)
-        changed = (
-            square + diagonal[out] + diagonal[into]
-            - 2 * along[out] + 2 * along[into] - 2 * rows
-        )  # fmt: skip
-        merit = _merit(weight, with_update - cross[out] + cross[into], changed)
+        out = picks[:, None]
+        changed = square + diagonal[out] + diagonal - 2 * along[out] + 2 * along - 2 * rows
+        merit = _merit(weight, with_update - cross[out] + cross, changed)
         chosen = jnp.zeros(len(cross), bool).at[picks].set(True)
         return jnp.where(chosen, -jnp.inf, merit)
 
@@ -453,19 +451,14 @@ def _swapped(products: Products, picks: Array, weight: float | None) -> Ranking:
         return picks, rows, left - 1, better
 
     picks, rows, *_ = lax.while_loop(
-        lambda carry: (carry[2] > 0) & carry[3], swap,
+        lambda carry: (carry[2] > 0) & carry[3],
+        swap,
         (picks, gram[picks], jnp.int32(MOST_SWAPS * images), jnp.bool_(images < len(cross))),
-    )  # fmt: skip
+    )
     along, with_update, square = sums(picks, rows)
     scale = with_update / jnp.maximum(square, jnp.finfo(square.dtype).tiny)
     weight = scale if weight is None else weight
     chosen = jnp.zeros(len(cross), cross.dtype).at[picks].set(1)
     left = cross - weight * (along - chosen * diagonal)
-    norms = jnp.maximum(_norms(gram) * jnp.sqrt(products.power), jnp.finfo(cross.dtype).tiny)
-    return Ranking(left / norms, picks)
-
-
-def _scale_of(products: Products, picks: Array) -> Array:
-    """The weight at which a set's sum is nearest to the update."""
-    square = products.gram[picks][:, picks].sum()
-    return products.cross[picks].sum() / jnp.maximum(square, jnp.finfo(square.dtype).tiny)
+    noise = jnp.maximum(variance, LEAST_VARIANCE * products.power / products.entries)
+    return Ranking((weight * left - weight**2 * diagonal / 2) / noise, picks)

@@ -71,12 +71,13 @@ class Scene:
     network: games.Network
     pool: games.Pool
     dataset: data.Dataset
-    _rows: np.ndarray | None = None
+    _rows: ident.Rows | None = None
 
-    def rows(self) -> np.ndarray:
+    def rows(self) -> ident.Rows:
         """The candidates' gradients."""
         if self._rows is None:
-            self._rows = ident.gradients(self.network.loss, self.network.params, self.candidates)
+            found = ident.gradients(self.network.loss, self.network.params, self.candidates)
+            self._rows = ident.Rows(found, found @ found.T)
         return self._rows
 
     @property
@@ -85,7 +86,7 @@ class Scene:
         return self.network.normalize(self.pool)
 
     @property
-    def known_rows(self) -> Callable[[], np.ndarray] | None:
+    def known_rows(self) -> Callable[[], ident.Rows] | None:
         """Gives the candidates' gradients where they are kept."""
         size = len(self.pool.labels) * tree_size(self.network.params) * 4
         return self.rows if size <= ident.STORED else None
