@@ -7,12 +7,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxinv import cells, config, data, planner, trials, victims
+from jaxinv import data
 from jaxinv.attacks import ATTACKS
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gradient_matching import RATES
-from jaxinv.image_prior import Facts, load_prior
+from jaxinv.data.image_prior import Facts, load_prior
+from jaxinv.engine import cells, planner, trials
+from jaxinv.engine.targets import Shared, start_keys
+from jaxinv.settings import schema
 from jaxinv.types import Normalization, PyTree
+from jaxinv.victim import untrained as victims
 
 CLASSES = 10  # as the PyTorch references have; the tiles have fewer
 SHAPE = (32, 32, 3)
@@ -28,14 +32,14 @@ class Assembled(NamedTuple):
     plan: planner.Plan
 
 
-def cell_of(attack: str, **settings) -> config.Cell:
+def cell_of(attack: str, **settings) -> schema.Cell:
     """The cell of a named attack, with some of its settings given anew."""
     given = ATTACKS[attack] | settings
     rate = RATES[given.get("optimizer", "adam")]
-    return config.Cell(attack=attack, **{"lr": rate} | given)
+    return schema.Cell(attack=attack, **{"lr": rate} | given)
 
 
-def tiles(cell: config.Cell, targets: int) -> cells.Material:
+def tiles(cell: schema.Cell, targets: int) -> cells.Material:
     """The first tiles, again from the first where there are too few, on an untrained network."""
     there = data.load("tiles")
     chosen = np.arange(targets * cell.images).reshape(targets, -1) % len(there.ids)
@@ -57,8 +61,8 @@ def untrained(name: str, width: int | None) -> victims.Victim:
 
 
 def assemble(
-    cell: config.Cell, material: cells.Material, seeds: int, cast: Callable[[PyTree], PyTree],
-    shared: trials.Shared | None = None,
+    cell: schema.Cell, material: cells.Material, seeds: int, cast: Callable[[PyTree], PyTree],
+    shared: Shared | None = None,
 ) -> Assembled:  # fmt: skip
     """Lets the clients share their updates and makes what the loop takes.
 
@@ -73,13 +77,13 @@ def assemble(
     if shared is None:
         shared = cells.share(cell, material, attack, cast)
     problem = cells.problem_of(material, shared.targets, cast)
-    keys = trials.start_keys(material.ids[:, 0], range(seeds))
+    keys = start_keys(material.ids[:, 0], range(seeds))
     plan = planner.first_plan(
         problem.variables["params"], *keys.shape, cell.images, "group" in attack.priors
     )
     return Assembled(attack, problem, cast(attack.numbers(seeds, settings(cell))), keys, plan)
 
 
-def settings(cell: config.Cell) -> dict[str, Any]:
+def settings(cell: schema.Cell) -> dict[str, Any]:
     """What of a cell is traced."""
     return {name: getattr(cell, name) for name in cells.NUMBERS}

@@ -34,8 +34,11 @@ from rich.table import Column, Table
 from benchmarks.assembly import assemble, cell_of, tiles
 from benchmarks.peak import matmul_peak
 from benchmarks.race import Form, race
-from jaxinv import client, config, planner, runtime, trials
-from jaxinv.cells import attack_of, shapes_of
+from jaxinv import client
+from jaxinv.engine import planner, trials
+from jaxinv.engine.cells import attack_of, shapes_of
+from jaxinv.machine import runtime
+from jaxinv.settings import schema
 
 
 class Case(NamedTuple):
@@ -134,14 +137,14 @@ def naive():
 
 
 @functools.cache
-def step_flops(cell: config.Cell) -> float:
+def step_flops(cell: schema.Cell) -> float:
     """Floating-point operations of one trial-iteration in its plain form, by XLA's count."""
     material = tiles(cell, targets=1)
     attack = attack_of(cell.model_copy(update={"gram": "off"}), material)
     return trials.step_flops(shapes_of(material, attack, cell.images), attack)
 
 
-def jax_form(label: str, cell: config.Cell, size: tuple[int, int]) -> Form:
+def jax_form(label: str, cell: schema.Cell, size: tuple[int, int]) -> Form:
     """Compiles the attack's loop.
 
     Args:

@@ -18,8 +18,11 @@ from rich.table import Table
 from benchmarks.assembly import assemble, cell_of, tiles
 from benchmarks.attack import jax_form
 from benchmarks.race import race
-from jaxinv import config, runtime, trials
 from jaxinv.attacks import CLOSED_FORM
+from jaxinv.engine import trials
+from jaxinv.engine.closed_form import recover
+from jaxinv.machine import runtime
+from jaxinv.settings import schema
 
 SIZE = (4, 8)  # targets, seeds
 RESNET = {"model": "resnet20", "width": 16}
@@ -76,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.print(out)
 
 
-def time_whole(cell: config.Cell, seconds: float) -> float:
+def time_whole(cell: schema.Cell, seconds: float) -> float:
     """Times a whole attack after its compilation: ms a trial, the best of some rounds."""
     with runtime.arithmetic(cell.precision) as cast:
         attack = whole_attack(cell, cast)
@@ -91,12 +94,12 @@ def time_whole(cell: config.Cell, seconds: float) -> float:
     return 1e3 * best / (SIZE[0] * SIZE[1])
 
 
-def whole_attack(cell: config.Cell, cast: Callable) -> Callable[[], trials.Result]:
+def whole_attack(cell: schema.Cell, cast: Callable) -> Callable[[], trials.Result]:
     """The attack of a cell on its targets, measurements included, to be called."""
     made = assemble(cell, tiles(cell, SIZE[0]), SIZE[1], cast)
     if cell.attack in CLOSED_FORM:
         closed_form = CLOSED_FORM[cell.attack]
-        return lambda: trials.recover(made.problem, closed_form, cell.objective, made.keys)
+        return lambda: recover(made.problem, closed_form, cell.objective, made.keys)
     resources = trials.Resources(made.plan)
     return lambda: trials.run(made.problem, made.attack, made.numbers, made.keys, resources)
 

@@ -25,9 +25,10 @@ from rich.table import Table
 
 from benchmarks.assembly import cell_of, settings, tiles
 from benchmarks.race import read_network
-from jaxinv import planner, trials
-from jaxinv.cells import attack_of, shapes_of
-from jaxinv.gram import RULES
+from jaxinv.attacks.gram import RULES
+from jaxinv.engine import planner, trials
+from jaxinv.engine.cells import attack_of, shapes_of
+from jaxinv.engine.targets import start_keys
 
 # Memory is assigned before code is generated: no reason to wait for good code.
 UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -68,7 +69,7 @@ def temporary_bytes(
     problem = shapes_of(material, attack, cell.images)
     numbers = attack.numbers(seeds, settings(cell))
     grid = planner.make_grid(planner.Plan(1, seeds), 1, seeds)
-    keys = grid.deal(trials.start_keys([0], range(seeds)))
+    keys = grid.deal(start_keys([0], range(seeds)))
     init = functools.partial(trials.init_states, attack)
     states = jax.eval_shape(init, problem, numbers, grid.seed, keys, None)
     mesh = Mesh(np.array([device]), ("trial",), axis_types=(AxisType.Auto,))

@@ -5,7 +5,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.race import Form, race
-from jaxinv import runtime
+from jaxinv.machine import runtime
 
 
 def matmul_peak(seconds: float) -> float:

@@ -21,10 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.race import read_network
-from jaxinv import checkpoints, client, data, runtime, victims
-from jaxinv.convolution import conv_p, dgrad_p, wgrad_p
-from jaxinv.objectives import compare, cosine
+from jaxinv import client, data
+from jaxinv.attacks.objectives import compare, cosine
+from jaxinv.machine import runtime
+from jaxinv.networks.convolution import conv_p, dgrad_p, wgrad_p
 from jaxinv.types import Normalization
+from jaxinv.victim import checkpoints
+from jaxinv.victim.untrained import Victim, untrained
 
 NETWORKS = ("lenet_zhu", "convnet:16", "resnet18:16", "mobilenetv2:8")
 ROUNDINGS = {"float32": None, "TensorFloat-32": 10, "bfloat16": 7}  # bits of a factor's mantissa
@@ -43,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = Table("network", "candidate", *ROUNDINGS)
     for text in arguments.networks:
         name, width = read_network(text)
-        victim = victims.untrained(name, classes=10, width=width, seed=1, image_shape=(32, 32, 3))
+        victim = untrained(name, classes=10, width=width, seed=1, image_shape=(32, 32, 3))
         add_rows(table, text, victim)
     for name in arguments.victims:
         add_rows(table, name, checkpoints.load_victim(name))
     console.print(table)
 
 
-def add_rows(table: Table, name: str, victim: victims.Victim) -> None:
+def add_rows(table: Table, name: str, victim: Victim) -> None:
     """Studies one network: a row for each candidate."""
     tile = data.load("tiles", ids=1)
     normalization = Normalization.of(tile.mean, tile.std)
@@ -74,7 +77,7 @@ def compare_gradients(found: np.ndarray, exact: np.ndarray) -> str:
 
 
 def image_gradients(
-    victim: victims.Victim,
+    victim: Victim,
     truth: np.ndarray,
     candidates: Sequence[np.ndarray],
     dtype: type,

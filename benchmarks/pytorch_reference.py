@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from jaxinv.models.mobilenet import HEAD, STAGES, scale_channels
+from jaxinv.networks.mobilenet import HEAD, STAGES, scale_channels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMAGE = (1, 3, 32, 32)
@@ -20,7 +20,7 @@ TV = 0.01  # weight of the total variation
 
 
 def lenet_zhu(side: int = 8, classes: int = 10) -> nn.Module:
-    """LeNetZhu, as in jaxinv.models.lenet_zhu; `side` is that of its last feature map."""
+    """LeNetZhu, as in jaxinv.networks.lenet_zhu; `side` is that of its last feature map."""
     layers, channels = [], 3
     for stride in (2, 2, 1):
         layers += [nn.Conv2d(channels, 12, 5, stride, 2), nn.Sigmoid()]
@@ -29,7 +29,7 @@ def lenet_zhu(side: int = 8, classes: int = 10) -> nn.Module:
 
 
 def convnet(width: int) -> nn.Module:
-    """ConvNet, as in jaxinv.models.convnet."""
+    """ConvNet, as in jaxinv.networks.convnet."""
     layers, channels = [], 3
     for stage in ((1, 2, 2, 4, 4, 4), (4, 4)):
         for factor in stage:
@@ -62,7 +62,7 @@ class _BasicBlock(nn.Module):
 
 
 def resnet(width: int, *blocks: int) -> nn.Module:
-    """A ResNet of basic blocks, as in jaxinv.models.resnet."""
+    """A ResNet of basic blocks, as in jaxinv.networks.resnet."""
     layers = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
     channels = width
     for stage, count in enumerate(blocks):
@@ -95,7 +95,7 @@ class _InvertedResidual(nn.Module):
 
 
 def mobilenetv2(width: int) -> nn.Module:
-    """MobileNetV2, as in jaxinv.models.mobilenet."""
+    """MobileNetV2, as in jaxinv.networks.mobilenet."""
     layers, channels = [*_convolution(3, width, 3), nn.ReLU6()], width
     for expansion, published, blocks, first_stride in STAGES:
         features = scale_channels(published, width / 32)

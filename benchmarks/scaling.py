@@ -18,7 +18,8 @@ from benchmarks.assembly import cell_of
 from benchmarks.attack import header, jax_form, step_flops
 from benchmarks.peak import matmul_peak
 from benchmarks.race import race, read_network
-from jaxinv import config, runtime
+from jaxinv.machine import runtime
+from jaxinv.settings import schema
 
 FACTORS = (1, 2, 4, 8)  # on targets, batch and width
 SEEDS = (1, 4, 16, 64)
@@ -75,7 +76,7 @@ def table(name: str, width: int | None, seconds: float, peak: float) -> Table:
     return out
 
 
-def cell_at(name: str, point: Point) -> config.Cell:
+def cell_at(name: str, point: Point) -> schema.Cell:
     """The settings at a point."""
     return cell_of("geiping", model=name, width=point.width, images=point.batch)
 

@@ -33,11 +33,16 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.assembly import Assembled, assemble, cell_of, settings
-from jaxinv import cells, checkpoints, config, metrics, planner, runtime, trials
-from jaxinv import plot_style as ps
+from jaxinv import metrics
 from jaxinv.attacks.base import Candidate
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
-from jaxinv.statistics import choose_lowest
+from jaxinv.engine import cells, planner, trials
+from jaxinv.engine.targets import Shared, start_keys
+from jaxinv.machine import runtime
+from jaxinv.reporting.figures import style as ps
+from jaxinv.reporting.statistics import choose_lowest
+from jaxinv.settings import schema
+from jaxinv.victim import checkpoints
 
 HEIGHT, LABEL_GAP = 3.5, 0.18  # inches: of the panel, and between names beside it
 EXACT = 100.0  # dB from which on float32 could not tell; drawn at the head of the figure
@@ -92,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.victim:
         info = checkpoints.read_info(checkpoints.find(arguments.victim))
         network = {"model": info.model, "width": info.width, "victim": arguments.victim}
-    plan = config.Plan(targets=arguments.targets, data_dir=arguments.data_dir)
+    plan = schema.Plan(targets=arguments.targets, data_dir=arguments.data_dir)
     load = cells.Loader(plan)
     console.print(f"jax {jax.__version__}, {runtime.hardware()}")
     found: dict[str, list[Point]] = {}
@@ -116,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ps.save(figure, arguments.out, ("png",))
 
 
-def points(line: Line, cell: config.Cell, material: cells.Material, limit: float) -> list[Point]:
+def points(line: Line, cell: schema.Cell, material: cells.Material, limit: float) -> list[Point]:
     """Runs an attack with each number of steps that the time allows, then polishes the last end."""
     # An update that is polished to its last digit must have that digit: see `cells.attack_cell`.
     with runtime.arithmetic("float64" if cell.polish else cell.precision) as exact:
@@ -135,7 +140,7 @@ def points(line: Line, cell: config.Cell, material: cells.Material, limit: float
 
 
 def polished(
-    cell: config.Cell, material: cells.Material, shared: trials.Shared, result: trials.Result,
+    cell: schema.Cell, material: cells.Material, shared: Shared, result: trials.Result,
     end: Point, cast: Callable,
 ) -> list[Point]:  # fmt: skip
     """Polishes what an attack of one seed found: a point behind each step."""
@@ -143,7 +148,7 @@ def polished(
     problem = cells.problem_of(material, shared.targets, cast)
     made = Assembled(
         attack, problem, cast(attack.numbers(1, settings(cell))),
-        trials.start_keys(material.ids[:, 0], range(1)),
+        start_keys(material.ids[:, 0], range(1)),
         planner.Plan(1, 1, jax.local_device_count()),
     )  # fmt: skip
     start = Candidate(result.candidates.images, None)
@@ -208,7 +213,7 @@ def has_reference(model: str) -> bool:
 
 
 def pytorch_points(
-    line: Line, cell: config.Cell, material: cells.Material, limit: float
+    line: Line, cell: schema.Cell, material: cells.Material, limit: float
 ) -> list[Point]:
     """The same attack in PyTorch, one target after the other."""
     from benchmarks import pytorch_reference as reference

@@ -16,8 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.race import Form, race, read_network
-from jaxinv import runtime, training, victims
+from jaxinv.machine import runtime
 from jaxinv.types import Normalization
+from jaxinv.victim import training
+from jaxinv.victim.untrained import Victim, untrained
 
 BATCH = 128
 EXAMPLES = 1024
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = Table("network", *names, "cost of DP-SGD")
     for network in arguments.networks:
         name, width = read_network(network)
-        victim = victims.untrained(name, classes=10, width=width, seed=0, image_shape=SHAPE)
+        victim = untrained(name, classes=10, width=width, seed=0, image_shape=SHAPE)
         private = [
             jax_form(victim, arguments.precision, training.Private(1.0, 1.0, BATCH, microbatch))
             for microbatch in MICROBATCHES
@@ -58,9 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.print(out)
 
 
-def jax_form(
-    victim: victims.Victim, precision: str, private: training.Private | None = None
-) -> Form:
+def jax_form(victim: Victim, precision: str, private: training.Private | None = None) -> Form:
     """The compiled training loop."""
     recipe = training.Recipe(1_000_000, 0.1, "cosine", True, precision, private)
     # The state is donated to every step: each form needs parameters of its own.

@@ -10,15 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinv import planner, runtime, trials
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import RATES, Method
+from jaxinv.attacks.gram import choose_rule
+from jaxinv.attacks.labels import LABELS, infer
+from jaxinv.attacks.priors import PRIORS, READ_UPDATE
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
+from jaxinv.data.image_prior import Facts, ImagePrior, load_prior
+from jaxinv.engine import planner, trials
+from jaxinv.engine.targets import start_keys
 from jaxinv.errors import UserError
-from jaxinv.gram import choose_rule
-from jaxinv.image_prior import Facts, ImagePrior, load_prior
-from jaxinv.labels import LABELS, classifier_path, infer
-from jaxinv.priors import PRIORS, READ_UPDATE
+from jaxinv.machine import runtime
+from jaxinv.networks.inspect import classifier_path
 from jaxinv.types import Normalization, PyTree, Target
 
 # The numbers of a second-order attack where none are given.
@@ -80,17 +83,17 @@ def invert(
       update: the gradient of the client's loss, shaped like `variables["params"]`; or, with
         `method.local` of several steps, initial minus final parameters, in any scale.
       image_shape: height, width, channel of one image.
-      labels: class of each private image; or the rule (`jaxinv.labels.LABELS`) by which they are
+      labels: class of each private image; or the rule (`attacks.labels.LABELS`) by which they are
         read off the update of a module.
       images: how many to read.
       mean, std: the model sees `(pixels - mean) / std`; scalars or one per channel.
       seeds: number of random starts.
       iterations, lr: steps, learning rate; None is the optimiser's (`gradient_matching.RATES`).
-      priors: weights of priors by name (`jaxinv.priors.PRIORS`).
+      priors: weights of priors by name (`jaxinv.attacks.priors.PRIORS`).
       method: `jaxinv.Method`, objective, optimizer, sign, schedule, init, box and the client's
         local steps, of which the default is Geiping's on a single gradient; or
         `jaxinv.GaussNewton`, the second-order attack, which takes no `lr` and no `priors`.
-      image_prior: of a second-order attack (`jaxinv.image_prior`); None: natural photographs.
+      image_prior: of a second-order attack (`jaxinv.data.image_prior`); None: natural photographs.
       annealing: numbers of a second-order attack (`gauss_newton.Numbers`).
       client_lr: the rate of the client's local steps, where there are several.
       precision: of the arithmetic, one of `runtime.PRECISIONS`.
@@ -150,7 +153,7 @@ def invert(
         )
         numbers = cast(method.numbers(seeds, {**ANNEALING, **annealing, **weights, **settings}))
         result = trials.run(
-            problem, method, numbers, trials.start_keys([0], range(seeds)),
+            problem, method, numbers, start_keys([0], range(seeds)),
             trials.Resources(plan, planner.memory_limit(memory), progress),
         )  # fmt: skip
     return Inversion(

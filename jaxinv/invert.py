@@ -14,11 +14,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from jaxinv import checkpoints, config, files, options, plot_style, runtime, updates
+from jaxinv import files
+from jaxinv.client import updates
+from jaxinv.data.image_prior import Facts, load_prior
 from jaxinv.errors import OneLineParser, UserError, run_command
-from jaxinv.image_prior import Facts, load_prior
 from jaxinv.inversion import ANNEALING, Inversion, invert
-from jaxinv.plot_images import tile
+from jaxinv.machine import runtime
+from jaxinv.reporting.figures import style
+from jaxinv.reporting.figures.images import tile
+from jaxinv.settings import reader, schema
+from jaxinv.victim import checkpoints
 
 SHOWN = 8  # starts in the picture
 
@@ -28,13 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command():
         parser = OneLineParser(prog="python -m jaxinv.invert", description=__doc__.split("\n")[0])
-        options.add_inverting_flags(parser)
-        run(*options.load_inverting(vars(parser.parse_args(argv))))
+        reader.add_inverting_flags(parser)
+        run(*reader.load_inverting(vars(parser.parse_args(argv))))
 
     return run_command(command)
 
 
-def run(asked: config.Inverting, cell: config.Cell) -> None:
+def run(asked: schema.Inverting, cell: schema.Cell) -> None:
     """Attacks and writes the results.
 
     Raises:
@@ -72,14 +77,14 @@ def run(asked: config.Inverting, cell: config.Cell) -> None:
     arrays = {"reconstructions": found.reconstructions, "objectives": found.objectives,
               "labels": found.labels}  # fmt: skip
     files.write_file(folder / "reconstructions.npz", lambda f: np.savez_compressed(f, **arrays))
-    plot_style.save(draw(found, order[:SHOWN]), folder / "reconstructions", ("png",))
+    style.save(draw(found, order[:SHOWN]), folder / "reconstructions", ("png",))
     console.print(f"labels: {', '.join(names)}")
     console.print(f"objective: best {found.objectives[order[0]]:.3g}", end=", ")
     console.print(f"median {np.nanmedian(found.objectives):.3g} of {asked.seeds} starts")
     console.print(f"pictures: {folder / 'reconstructions.png'}")
 
 
-@plot_style.styled
+@style.styled
 def draw(found: Inversion, starts: np.ndarray) -> Figure:
     """Draws these starts' reconstructions beside one another, each with its objective."""
     figure = Figure(figsize=(1.5 * len(starts), 1.8), layout="constrained")

@@ -14,23 +14,14 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from jaxinv import (
-    defense_curves,
-    plot_defenses,
-    plot_images,
-    plot_intervals,
-    plot_posterior,
-    plot_spectrum,
-    plots,
-    report_page,
-    report_tables,
-    unknowns,
-)
-from jaxinv import plot_style as ps
 from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.files import write_file
-from jaxinv.results import Run, read_run
-from jaxinv.summary import Study, interval_text, number_text, setting_text, summarize
+from jaxinv.reporting import defense_curves, page, tables, unknowns
+from jaxinv.reporting.figures import defenses, images, intervals, posterior, seeds, spectrum
+from jaxinv.reporting.figures import style as ps
+from jaxinv.reporting.study import Study, interval_text, number_text, summarize
+from jaxinv.runs.results import Run, read_run
+from jaxinv.settings.naming import setting_text
 
 # Dimitrov et al. 2022 (Data Leakage in Federated Averaging) count a CIFAR-100 image as recovered
 # above 19 dB.
@@ -51,14 +42,14 @@ def build(folder: Path, success_psnr: float = SUCCESS_PSNR, console: Console | N
     if not math.isfinite(success_psnr):
         raise UserError(f"--success-psnr must be a finite number of dB, got {success_psnr}")
     study = summarize(_read(folder), success_psnr)
-    tables = {name: make(study) for name, make in report_tables.TABLES.items()}
+    rows = {name: make(study) for name, make in tables.TABLES.items()}
     try:
         (folder / "tables").mkdir(exist_ok=True)
-        for name, rows in tables.items():
-            report_tables.write(folder / "tables" / f"{name}.csv", rows)
+        for name, table in rows.items():
+            tables.write(folder / "tables" / f"{name}.csv", table)
         pictures = _draw(study, folder / "plots")
-        page = report_page.render(study, tables, pictures).encode()
-        write_file(folder / "report.html", lambda file: file.write(page))
+        html = page.render(study, rows, pictures).encode()
+        write_file(folder / "report.html", lambda file: file.write(html))
     except OSError as error:
         raise UserError(f"{folder}: the report cannot be written there ({error})") from None
     _print(study, console or Console())
@@ -74,43 +65,41 @@ def _read(folder: Path) -> Run:
         raise UserError(f"{folder}: rows cannot be read ({error})") from None
 
 
-def _draw(study: Study, folder: Path) -> dict[str, report_page.Picture]:
+def _draw(study: Study, folder: Path) -> dict[str, page.Picture]:
     """Draws every figure for the page's width, to files, and again for a phone's."""
     folder.mkdir(exist_ok=True)
-    album = plot_images.read_album(study)
+    album = images.read_album(study)
     figures: dict[str, Callable[[float], Figure]] = {
-        "psnr_by_step": lambda width: plots.psnr_by_step(study, width),
-        "psnr_distribution": lambda width: plots.psnr_distribution(study, width),
-        "reconstructions": lambda width: plot_images.reconstructions(study, album, width),
-        "success_rate": lambda width: plot_intervals.success_rate(study, width),
+        "psnr_by_step": lambda width: seeds.psnr_by_step(study, width),
+        "psnr_distribution": lambda width: seeds.psnr_distribution(study, width),
+        "reconstructions": lambda width: images.reconstructions(study, album, width),
+        "success_rate": lambda width: intervals.success_rate(study, width),
     }
     if study.has_spread:
         figures |= {
-            "pixel_statistics": lambda width: plot_images.pixel_statistics(study, album, width),
-            "best_of_k": lambda width: plots.best_of_k(study, width),
-            "variance_components": lambda width: plot_intervals.variance_components(study, width),
+            "pixel_statistics": lambda width: images.pixel_statistics(study, album, width),
+            "best_of_k": lambda width: seeds.best_of_k(study, width),
+            "variance_components": lambda width: intervals.variance_components(study, width),
         }
     if study.pairs:
-        figures["paired_differences"] = lambda width: plot_intervals.paired_differences(
-            study, width
-        )
+        figures["paired_differences"] = lambda width: intervals.paired_differences(study, width)
     if any(len(curve.points) > 1 for curve in defense_curves.curves(study)):
-        figures["defense_curves"] = lambda width: plot_defenses.defense_curves(study, width)
+        figures["defense_curves"] = lambda width: defenses.defense_curves(study, width)
     if defense_curves.private_cells(study):
-        figures["trade_off"] = lambda width: plot_defenses.trade_off(study, width)
+        figures["trade_off"] = lambda width: defenses.trade_off(study, width)
     if unknowns.labels_found(study):
-        figures["label_accuracy"] = lambda width: plot_intervals.label_accuracy(study, width)
-    if posteriors := plot_posterior.read_posteriors(study):
-        figures["posterior"] = lambda width: plot_posterior.posterior(posteriors, width)
-    if plot_spectrum.has_spectra(study):
-        figures["spectrum"] = lambda width: plot_spectrum.spectrum(study, width)
+        figures["label_accuracy"] = lambda width: intervals.label_accuracy(study, width)
+    if posteriors := posterior.read_posteriors(study):
+        figures["posterior"] = lambda width: posterior.posterior(posteriors, width)
+    if spectrum.has_spectra(study):
+        figures["spectrum"] = lambda width: spectrum.spectrum(study, width)
     pictures = {}
     for name, draw in figures.items():
         wide = draw(ps.WIDE)
         ps.save(wide, folder / name)
-        pictures[name] = report_page.Picture(
-            wide=report_page.embed_files(folder / name),
-            narrow=report_page.embed_figure(draw(ps.NARROW)),
+        pictures[name] = page.Picture(
+            wide=page.embed_files(folder / name),
+            narrow=page.embed_figure(draw(ps.NARROW)),
         )
     return pictures
 
@@ -125,9 +114,9 @@ def _print(study: Study, console: Console) -> None:
                  *averaged, "oracle\nbest", f"above {threshold}\n[95%]"):  # fmt: skip
         table.add_column(name, justify="right", no_wrap=True)
     best = ["attacker_best", *(["consensus_quarter"] if averaged else []), "oracle_best"]
-    for row in report_tables.summary(study):
+    for row in tables.summary(study):
         is_cell = row["cell"] != ""
-        size = report_tables.size_text(row)
+        size = tables.size_text(row)
         span = interval_text(row["psnr_low"], row["psnr_high"], 1)
         mean = f"{number_text(row['psnr_mean'])}\n{span}"
         limits = interval_text(100 * row["success_low"], 100 * row["success_high"], 0)
@@ -141,7 +130,7 @@ def _print(study: Study, console: Console) -> None:
             f"{100 * row['success_rate']:.0f}%\n{limits}".rstrip(),
         )
     console.print(table)
-    for sentence in report_page.findings(study):
+    for sentence in page.findings(study):
         console.print(sentence, highlight=False, markup=False)
     console.print(f"report: {study.run.folder / 'report.html'}", highlight=False, markup=False)
 

@@ -12,6 +12,7 @@ References: Jamieson & Talwalkar 2016, arXiv 1502.07943 (successive halving).
 """
 
 import csv
+import io
 import json
 import math
 import shlex
@@ -26,9 +27,13 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import qmc
 
-from jaxinv import cells, config, files, options, runtime, trials
+from jaxinv import files
 from jaxinv.attacks import unused_settings
+from jaxinv.engine import cells
+from jaxinv.engine.targets import start_keys
 from jaxinv.errors import OneLineParser, UserError, run_command
+from jaxinv.machine import runtime
+from jaxinv.settings import reader, schema
 
 ETA = 4  # candidates fall, and iterations rise, by this factor from rung to rung
 
@@ -38,14 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command():
         parser = OneLineParser(prog="python -m jaxinv.search", description=__doc__.split("\n")[0])
-        options.add_search_flags(parser)
+        reader.add_search_flags(parser)
         words = shlex.join(sys.argv[1:] if argv is None else argv)
-        run(options.load_search(vars(parser.parse_args(argv))), f"python -m jaxinv.search {words}")
+        run(reader.load_search(vars(parser.parse_args(argv))), f"python -m jaxinv.search {words}")
 
     return run_command(command)
 
 
-def draw(search: config.Search) -> dict[str, np.ndarray]:
+def draw(search: schema.Search) -> dict[str, np.ndarray]:
     """Draws the candidates, evenly in the logarithm: name of a setting -> its values."""
     dimensions = len(search.space)
     if search.draw == "sobol":
@@ -66,7 +71,7 @@ def rungs(candidates: int, rungs: int, iterations: int) -> list[tuple[int, int]]
     ]
 
 
-def run(study: config.SearchStudy, command: str) -> None:
+def run(study: schema.SearchStudy, command: str) -> None:
     """Runs the rungs that are not done, then writes the table and the sweep file of the winner.
 
     Raises:
@@ -115,7 +120,7 @@ def run(study: config.SearchStudy, command: str) -> None:
 
 
 def measure(
-    study: config.SearchStudy,
+    study: schema.SearchStudy,
     material: cells.Material,
     numbers: dict[str, np.ndarray],
     iterations: int,
@@ -139,7 +144,7 @@ def measure(
     # Along the axis of starts: candidate by candidate, each with the same seeds.
     each = {name: getattr(cell, name) for name in cells.NUMBERS} | {"iterations": iterations}
     each |= {name: np.repeat(of, len(seeds)) for name, of in numbers.items()}
-    keys = jnp.tile(trials.start_keys(material.ids[:, 0], seeds), (1, count))
+    keys = jnp.tile(start_keys(material.ids[:, 0], seeds), (1, count))
     result, baseline, *_ = cells.attack_cell(
         cell, material, keys, each, study.plan.memory,
         announce=lambda plan: console.print(f"plan: {plan}", soft_wrap=True),
@@ -169,19 +174,20 @@ def _read(path: Path, asked: dict[str, Any]) -> dict[str, list[float]] | None:
     return there["measured"]
 
 
-def _write(study: config.SearchStudy, rows: list[dict[str, Any]], command: str) -> None:
+def _write(study: schema.SearchStudy, rows: list[dict[str, Any]], command: str) -> None:
     """Writes all candidates, and the winner as a sweep file."""
-    with open(study.folder / "candidates.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_file(study.folder / "candidates.csv", lambda f: f.write(table.getvalue().encode()))
     last = max(row["rung"] for row in rows)
     best = next(row for row in rows if row["rung"] == last)
     settings = study.cell.model_dump(exclude_none=True)
     unused = unused_settings(study.cell.attack)
     settings = {name: value for name, value in settings.items() if name not in unused}
     if study.cell.victim is not None:
-        settings = {k: v for k, v in settings.items() if k not in config.OF_VICTIM}
+        settings = {k: v for k, v in settings.items() if k not in schema.OF_VICTIM}
     settings |= {name: best[name] for name in study.search.space}
     words = (
         f"Chosen by {best['chosen_by']} on the training split among {study.search.candidates} "

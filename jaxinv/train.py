@@ -20,20 +20,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from jaxinv import (
-    checkpoints,
-    config,
-    data,
-    models,
-    options,
-    privacy,
-    rng,
-    runtime,
-    training,
-    victims,
-)
+from jaxinv import data, networks, rng
 from jaxinv.errors import OneLineParser, UserError, run_command
+from jaxinv.machine import runtime
+from jaxinv.privacy import accounting
+from jaxinv.settings import reader, schema
 from jaxinv.types import Normalization, PyTree
+from jaxinv.victim import checkpoints, training
+from jaxinv.victim.untrained import untrained
 
 STEPS_PER_CALL = 50  # between two moves of the progress bar
 STATE_SECONDS = 300.0  # what a kill may cost
@@ -51,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command():
         parser = OneLineParser(prog="python -m jaxinv.train", description=__doc__.split("\n")[0])
-        options.add_training_flags(parser)
-        settings = options.load_training(vars(parser.parse_args(argv)))
+        reader.add_training_flags(parser)
+        settings = reader.load_training(vars(parser.parse_args(argv)))
         runtime.use_compilation_cache()
         Trainer(settings).run()
 
@@ -62,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 class Trainer:
     """One training: what is fixed for all of it, and the state that moves."""
 
-    def __init__(self, settings: config.Training):
+    def __init__(self, settings: schema.Training):
         """Loads the data and builds the network.
 
         Raises:
@@ -78,7 +72,7 @@ class Trainer:
             settings.dataset, split=split, data_dir=settings.data_dir
         )
         self.dataset, test = load("train"), load("test")
-        models.check_image_size(settings.model, settings.dataset, self.dataset.images.shape[1:])
+        networks.check_image_size(settings.model, settings.dataset, self.dataset.images.shape[1:])
         examples = len(self.dataset.labels)
         if settings.batch > examples:
             raise UserError(f"--batch {settings.batch}: {settings.dataset} has {examples} images")
@@ -97,7 +91,7 @@ class Trainer:
             training.Data(jnp.asarray(d.images), jnp.asarray(d.labels))
             for d in (self.dataset, test)
         )
-        victim = victims.untrained(
+        victim = untrained(
             settings.model, classes=len(self.dataset.classes), width=settings.width,
             seed=settings.seed, image_shape=self.dataset.images.shape[1:],
         )  # fmt: skip
@@ -122,10 +116,10 @@ class Trainer:
             )
         multiplier = settings.noise_multiplier
         if multiplier is None:
-            multiplier = privacy.calibrate(
+            multiplier = accounting.calibrate(
                 settings.target_epsilon, settings.delta, rate, steps, settings.accountant
             )
-        self.sizes = privacy.poisson_sizes(settings.seed, examples, rate, steps)
+        self.sizes = accounting.poisson_sizes(settings.seed, examples, rate, steps)
         # On a CPU a few examples stay in the cache.
         microbatch = settings.microbatch or (8 if jax.default_backend() == "cpu" else 128)
         return training.Private(settings.clip, multiplier, settings.batch, microbatch)
@@ -136,12 +130,12 @@ class Trainer:
         if private is None:
             return None
         rate, steps = private.batch / len(self.dataset.labels), int(self.state.step)
-        spent = privacy.Spent(private.noise_multiplier, rate, steps)
-        epsilon = lambda kind: privacy.epsilon(spent, delta, kind) if steps else 0.0  # noqa: E731
+        spent = accounting.Spent(private.noise_multiplier, rate, steps)
+        epsilon = lambda kind: accounting.epsilon(spent, delta, kind) if steps else 0.0  # noqa: E731
         return checkpoints.Privacy(
             noise_multiplier=private.noise_multiplier, clip=private.clip, sampling_rate=rate,
             steps=steps, delta=delta, epsilon_pld=epsilon("pld"), epsilon_rdp=epsilon("rdp"),
-            assumptions=privacy.ASSUMPTIONS,
+            assumptions=accounting.ASSUMPTIONS,
         )  # fmt: skip
 
     def _batches(self) -> np.ndarray:
@@ -152,7 +146,7 @@ class Trainer:
         microbatch = self.recipe.private.microbatch
         room = -(-int(self.sizes.max()) // microbatch) * microbatch
         own = self.sizes[self.epoch * self.steps_per_epoch :][: self.steps_per_epoch]
-        return privacy.poisson_batches(seed, self.epoch, examples, own, room)
+        return accounting.poisson_batches(seed, self.epoch, examples, own, room)
 
     def run(self) -> None:
         """Trains, or goes on, to the end.
@@ -242,9 +236,9 @@ class Trainer:
         step = int(self.state.step)
         kept = "nothing was kept yet"
         if self._resume():
-            good = config.Stop("epoch", self.epoch)
+            good = schema.Stop("epoch", self.epoch)
             if self._steps_within():
-                good = config.Stop("step", int(self.state.step))
+                good = schema.Stop("step", int(self.state.step))
             self._keep([good])
             kept = f"{good.kind} {good.value} is kept as {self.folder}-{good.name}"
         raise UserError(
@@ -257,7 +251,7 @@ class Trainer:
         """Steps taken of the epoch that is not finished."""
         return int(self.state.step) - self.epoch * self.steps_per_epoch
 
-    def _stops(self, kind: str) -> list[config.Stop]:
+    def _stops(self, kind: str) -> list[schema.Stop]:
         """The checkpoints asked for on the way, of one kind."""
         return [stop for stop in self.settings.stop_at if stop.kind == kind]
 
@@ -269,13 +263,18 @@ class Trainer:
             self.module, self.state.variables, self.test_data, self.normalization
         )
 
-    def _keep(self, stops: Sequence[config.Stop]) -> None:
+    def _keep(self, stops: Sequence[schema.Stop]) -> None:
         """Saves a checkpoint for each of these stops."""
         for stop in stops:
             self._save(self.folder.with_name(f"{self.folder.name}-{stop.name}"))
 
     def _save(self, folder: Path) -> None:
         """Saves the network as it is now."""
+        storage = self.settings.storage
+        variables, accuracy = self.state.variables, self._test_accuracy()
+        if storage != "float32":
+            variables = checkpoints.rounded(variables, storage)
+            accuracy = training.accuracy(self.module, variables, self.test_data, self.normalization)
         info = checkpoints.Info(
             model=self.settings.model,
             width=getattr(self.module, "width", None),
@@ -288,18 +287,20 @@ class Trainer:
             epochs=self.epoch,
             steps=int(self.state.step),
             train_accuracy=self.log[-1]["train_accuracy"] if self.log else None,
-            test_accuracy=self._test_accuracy(),
+            test_accuracy=accuracy,
             seconds=round(self.seconds, 1),
             hardware=runtime.hardware(),
             versions=runtime.versions(("jax", "flax", "optax")),
             privacy=self._spent(),
+            storage=storage,
         )
-        checkpoints.save(folder, self.state.variables, info, self.log)
+        checkpoints.save(folder, variables, info, self.log)
 
     def _recipe(self) -> dict[str, Any]:
         """Every setting that has a say in the parameters, as JSON knows it."""
-        private = () if self.settings.dp else ("dp", *options.OF_PRIVACY)
-        return self.settings.model_dump(exclude={"out", "data_dir", "stop_at", *private}) | {
+        private = () if self.settings.dp else ("dp", *reader.OF_PRIVACY)
+        left_out = {"out", "data_dir", "stop_at", "storage", *private}
+        return self.settings.model_dump(exclude=left_out) | {
             "momentum": training.MOMENTUM, "weight_decay": training.WEIGHT_DECAY,
         }  # fmt: skip
 
@@ -362,10 +363,10 @@ def _as_tree(state: training.State) -> PyTree:
     return {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
 
 
-def checkpoint_folder(settings: config.Training) -> Path:
+def checkpoint_folder(settings: schema.Training) -> Path:
     """Where the trained network goes: a name means a folder in `checkpoints/`."""
     if settings.out is None:
-        width = settings.width or models.NETWORKS[settings.model].width
+        width = settings.width or networks.NETWORKS[settings.model].width
         parts = [settings.model, f"w{width}" if width else "", settings.dataset.replace("/", "-")]
         return Path(checkpoints.FOLDER) / "-".join(filter(None, parts))
     out = Path(settings.out)

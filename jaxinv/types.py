@@ -33,7 +33,7 @@ class Target(NamedTuple):
     update: PyTree  # shaped like the network's parameters
     labels: Int[Array, " batch"]
     statistics: PyTree = ()  # of the client's batch, per BatchNorm layer, where they are sent along
-    told: Any = ()  # `defenses.Told`, where the attacker knows the client's defense
+    told: Any = ()  # `defenses.base.Told`, where the attacker knows the client's defense
 
 
 class Normalization(NamedTuple):

@@ -16,9 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import planner, rng, trials, victims
+from jaxinv import rng
 from jaxinv.attacks.gradient_matching import Method
+from jaxinv.engine import planner, trials
+from jaxinv.engine.targets import make_targets, start_keys
 from jaxinv.types import Normalization, Truth
+from jaxinv.victim.untrained import untrained
 
 
 class Problem:
@@ -28,16 +31,14 @@ class Problem:
     seeds = 4
 
     def __init__(self):
-        self.victim = victims.untrained(
-            "lenet_zhu", classes=10, width=None, seed=0, image_shape=self.shape
-        )
+        self.victim = untrained("lenet_zhu", classes=10, width=None, seed=0, image_shape=self.shape)
         self.normalization = Normalization(jnp.full(3, 0.5), jnp.full(3, 0.25))
         images = jax.random.uniform(rng.stream_key(rng.Stream.DATA, 0), (2, 1, *self.shape))
         self.truths = Truth(images, jnp.array([[3], [7]]))
-        self.targets = trials.make_targets(
+        self.targets = make_targets(
             self.victim.module, self.victim.variables, self.truths, self.normalization
         ).targets
-        self.keys = trials.start_keys([0, 1], range(self.seeds))
+        self.keys = start_keys([0, 1], range(self.seeds))
 
     def run(
         self, *, iterations=12, targets=None, truths=None, keys=None, group=2, devices=1, lr=0.1,

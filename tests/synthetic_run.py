@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxinv import config, defenses, results
-from jaxinv.sweep import COLUMNS
+from jaxinv import defenses
+from jaxinv.runs import results
+from jaxinv.runs.rows import COLUMNS
+from jaxinv.settings import schema
 
 SESSION = {
     "started": "2026-01-05T10:00:00+00:00",
@@ -14,7 +16,7 @@ SESSION = {
     "versions": {"jaxinv": "0.1.0", "jax": "0.10.2", "numpy": "2.4.0"},
     "device": "cpu, 2 cores",
 }
-DEFAULTS = config.Cell(dataset="cifar10", model="convnet", width=16, tv=1e-3).model_dump()
+DEFAULTS = schema.Cell(dataset="cifar10", model="convnet", width=16, tv=1e-3).model_dump()
 
 
 def write_run(

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import client, labels, trials
-from jaxinv.attacks import base
+from jaxinv import client
+from jaxinv.attacks import base, labels
 from jaxinv.attacks import gradient_matching as attack
-from jaxinv.objectives import compare, cosine, l2
-from jaxinv.priors import total_variation
+from jaxinv.attacks.objectives import compare, cosine, l2
+from jaxinv.attacks.priors import total_variation
+from jaxinv.engine import trials
 from jaxinv.types import Normalization, Target
 
 

@@ -19,8 +19,8 @@ from benchmarks import (
     time_to_quality,
     training,
 )
-from jaxinv import victims
-from jaxinv.image_prior import Facts, load_prior
+from jaxinv.data.image_prior import Facts, load_prior
+from jaxinv.victim.untrained import untrained
 
 QUICK = ["--seconds", "0.01"]
 SMALL = (8, 8, 3)
@@ -31,7 +31,7 @@ def small(cell):
     whole = assembly.tiles(cell, targets=1)
     scale = (tuple(np.asarray(x).tolist()) for x in whole.normalization)
     prior, _ = load_prior("photographs", Facts("tiles", None, SMALL, *scale))
-    victim = victims.untrained("lenet_zhu", classes=10, width=None, seed=0, image_shape=SMALL)
+    victim = untrained("lenet_zhu", classes=10, width=None, seed=0, image_shape=SMALL)
     return whole._replace(victim=victim, images=whole.images[:, :, ::4, ::4], image_prior=prior)
 
 

@@ -6,8 +6,10 @@ import shutil
 import jax
 import pytest
 
-from jaxinv import checkpoints, data, load_victim, victims
+from jaxinv import data, load_victim
 from jaxinv.errors import UserError
+from jaxinv.victim import checkpoints
+from jaxinv.victim.untrained import digest, untrained
 
 INFO = checkpoints.Info(
     model="resnet20", width=4, dataset="tiles", classes=tuple("abcdefg"), image_shape=(8, 8, 3),
@@ -19,7 +21,7 @@ INFO = checkpoints.Info(
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints") / "one"
-    victim = victims.untrained("resnet20", classes=7, width=4, seed=3, image_shape=(8, 8, 3))
+    victim = untrained("resnet20", classes=7, width=4, seed=3, image_shape=(8, 8, 3))
     checkpoints.save(folder, victim.variables, INFO, [{"epoch": 1, "loss": 0.5}])
     return victim, folder
 
@@ -38,7 +40,7 @@ def largest_file(folder):
 def test_reads_back_to_the_bit(saved):
     victim, folder = saved
     loaded = load_victim(folder)
-    assert loaded.digest == victim.digest == victims.digest(loaded.variables)
+    assert loaded.digest == victim.digest == digest(loaded.variables)
     assert loaded.info == INFO.model_copy(update={"digest": victim.digest})
     assert type(loaded.module) is type(victim.module)
     assert (folder / "log.csv").read_text().split() == ["epoch,loss", "1,0.5"]

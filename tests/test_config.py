@@ -4,12 +4,14 @@ import tomllib
 
 import pytest
 
-from jaxinv import options, summary, sweep
+from jaxinv import sweep
 from jaxinv.errors import UserError
+from jaxinv.settings import reader
+from jaxinv.settings.naming import naming_settings
 
 
 def study(path=None, **flags):
-    return options.load_study(path, flags)
+    return reader.load_study(path, flags)
 
 
 def test_default_study_is_the_documented_one():
@@ -60,11 +62,11 @@ def test_vary_tables_ask_one_question_each_around_one_cell(tmp_path):
     assert made.axes["width"] == [8, 16, None]
     assert made.axes["tv"] == [0.01, 0.1]
     settings = [cell.model_dump() for cell in made.cells]
-    names = [summary.naming_settings(made.axes, settings, i) for i in range(4)]
+    names = [naming_settings(made.axes, settings, i) for i in range(4)]
     assert names[0] == {"model": "convnet", "width": 8, "tv": 0.01}
     assert names[1:3] == [{"width": 16}, {"tv": 0.1}]
     assert names[3]["victim"] == "lenet_zhu-cifar10"
-    assert {c.lr for c in options.load_study(file, {}, "wide").cells} == {0.5}
+    assert {c.lr for c in reader.load_study(file, {}, "wide").cells} == {0.5}
     # A flag holds in every question, and makes one cell of those that differed in it alone.
     assert [(c.width, c.tv) for c in study(file, tv=["1"]).cells[:2]] == [(8, 1.0), (16, 1.0)]
 
@@ -80,7 +82,7 @@ def test_shipped_sweeps_are_valid(pytestconfig):
                      if "victim" in t]  # fmt: skip
             victims = [v for names in named for v in ([names] if isinstance(names, str) else names)]
             if all((pytestconfig.rootpath / "checkpoints" / v).exists() for v in victims):
-                options.load_study(file, {}, preset)  # others are to be trained first
+                reader.load_study(file, {}, preset)  # others are to be trained first
 
 
 def test_what_follows_from_the_attack_names_no_cell(tmp_path):
@@ -147,7 +149,7 @@ def test_bad_files_name_themselves(tmp_path):
             study(file)
     file.write_text("[preset.full.run]\ntargets = 1")
     with pytest.raises(UserError, match=r"--preset large: .* does not have it; known: full"):
-        options.load_study(file, {}, "large")
+        reader.load_study(file, {}, "large")
 
 
 @pytest.mark.parametrize(

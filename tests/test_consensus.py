@@ -5,7 +5,7 @@ from itertools import combinations, permutations
 import numpy as np
 import pytest
 
-from jaxinv import consensus as cs
+from jaxinv.reporting import consensus as cs
 
 NAN = np.nan
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxinv import convolution, models
-from jaxinv.convolution import conv_general_dilated, fast_convolutions
-from jaxinv.models.mobilenet import InvertedResidual
-from jaxinv.models.resnet import Bottleneck, ResNet
-from jaxinv.objectives import compare, cosine
+from jaxinv import networks
+from jaxinv.attacks.objectives import compare, cosine
+from jaxinv.networks import convolution
+from jaxinv.networks.convolution import conv_general_dilated, fast_convolutions
+from jaxinv.networks.mobilenet import InvertedResidual
+from jaxinv.networks.resnet import Bottleneck, ResNet
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -146,7 +147,7 @@ class Mixed(nn.Module):
 
 # One of each kind of block, as shallow as shows it; the table's networks only repeat them.
 SHALLOW = {
-    "convnet": lambda: models.build("convnet", classes=3, width=2),
+    "convnet": lambda: networks.build("convnet", classes=3, width=2),
     "basic": lambda: ResNet(3, 2, (1, 1)),
     "bottleneck_gn": lambda: ResNet(3, 4, (1,), Bottleneck, "group"),
     "inverted": lambda: Inverted(),
@@ -154,8 +155,8 @@ SHALLOW = {
 WIDTHS = {"lenet_zhu": None, "mobilenetv2": 8, "mobilenetv2_gn": 8}
 # The whole table takes minutes to compile: JAXINV_ALL_NETWORKS=1 pytest tests/test_convolution.py
 WHOLE = {
-    name: lambda name=name: models.build(name, classes=3, width=WIDTHS.get(name, 2))
-    for name in (models.NETWORKS if "JAXINV_ALL_NETWORKS" in os.environ else ())
+    name: lambda name=name: networks.build(name, classes=3, width=WIDTHS.get(name, 2))
+    for name in (networks.NETWORKS if "JAXINV_ALL_NETWORKS" in os.environ else ())
 }
 
 

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import client, defenses, labels
-from jaxinv.objectives import compare, cosine
+from jaxinv import client, defenses
+from jaxinv.attacks.objectives import compare, cosine
+from jaxinv.defenses.base import Facts, Scene
+from jaxinv.networks.inspect import classifier_input, classifier_path
 from jaxinv.types import tree_size
 
 SIZE = 60_000  # entries, of each of two leaves
@@ -105,9 +107,7 @@ def test_sign_and_quantisation(update):
 @pytest.fixture(scope="module")
 def scene(problem):
     images = problem.normalization.normalize(problem.truths.images)[:, 0]
-    return defenses.Scene(
-        problem.victim.module, problem.victim.variables, images, jnp.array([3, 7])
-    )
+    return Scene(problem.victim.module, problem.victim.variables, images, jnp.array([3, 7]))
 
 
 def test_dp_sgd_of_one_image_is_clipping_and_noise(scene):
@@ -137,7 +137,7 @@ def test_dp_sgd_clips_each_image_alone_and_divides_its_noise_by_the_batch(scene)
 
 def test_soteria_drops_the_features_that_tell_most(scene):
     module, variables, images, _ = scene
-    path = labels.classifier_path(module, variables, images)
+    path = classifier_path(module, variables, images)
     tree = jax.tree.map(jnp.ones_like, variables["params"])
     sent = defend("soteria:0.25", tree, scene=scene)
     kernel = np.asarray(sent[path[0]]["kernel"])
@@ -147,7 +147,7 @@ def test_soteria_drops_the_features_that_tell_most(scene):
     others = [v for name, layer in sent.items() for k, v in layer.items()
               if (name, k) != (path[0], "kernel")]  # fmt: skip
     assert all((np.asarray(v) == 1).all() for v in others)
-    features = lambda x: labels.classifier_input(module, variables, x[None])[0]  # noqa: E731
+    features = lambda x: classifier_input(module, variables, x[None])[0]  # noqa: E731
     slope = lambda x: jax.jacrev(features)(x).reshape(len(kernel), -1)  # noqa: E731
     score = np.mean(
         [np.abs(features(x)) / np.linalg.norm(slope(x), axis=1) for x in images], axis=0
@@ -158,7 +158,7 @@ def test_soteria_drops_the_features_that_tell_most(scene):
 def told(text, shared, classifier=("c",), images=1):
     chain = defenses.parse(text)
     names, strengths = defenses.names(chain), defenses.strengths(chain)
-    return names, defenses.tell(names, strengths, shared, defenses.Facts(classifier, images))
+    return names, defenses.tell(names, strengths, shared, Facts(classifier, images))
 
 
 def distance(text, update, shared):

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxinv import executors, report, results, sweep
+from jaxinv import report, sweep
+from jaxinv.machine import executors
+from jaxinv.runs import results
 
 BLOCKS = 7  # of each of two cells: a prime number of targets makes each a block
 ARGUMENTS = [
@@ -109,7 +111,7 @@ def work(folder, answer):
 
 
 def test_slurm_makes_a_killed_call_again(tmp_path, monkeypatch):
-    # As `jaxinv.executors` imports it.
+    # As `jaxinv.machine.executors` imports it.
     monkeypatch.setenv("SUBMITIT_LOG_LEVEL", "NOCONFIG")
     submitit = pytest.importorskip("submitit")
     for name, script in SLURM.items():

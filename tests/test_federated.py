@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import client, metrics, planner, trials
+from jaxinv import client, metrics
 from jaxinv.attacks import gradient_matching as attack
 from jaxinv.attacks.base import Candidate
+from jaxinv.attacks.objectives import compare, cosine
 from jaxinv.client import Local
-from jaxinv.objectives import compare, cosine
+from jaxinv.engine import planner, trials
+from jaxinv.engine.targets import Clients, make_targets, order_keys, start_keys
 from jaxinv.types import Normalization, Target, Truth
 
 SHAPE = (4, 4, 1)
@@ -107,16 +109,16 @@ class Problem:
     def run(self, clients, method, seeds=2, plan=None, iterations=6, **numbers):
         """Attacks one target."""
         module, variables = self.victim.module, self.victim.variables
-        targets = trials.make_targets(
+        targets = make_targets(
             module, variables, self.truths, self.normalization, clients, 0.1,
-            trials.order_keys([0]),
+            order_keys([0]),
         ).targets  # fmt: skip
         settings = {"lr": 0.1, "iterations": iterations, "client_lr": 0.1, **numbers}
         problem = trials.Problem(
             module, self.shape, variables, targets, self.truths, self.normalization
         )
         return trials.run(
-            problem, method, method.numbers(seeds, settings), trials.start_keys([0], range(seeds)),
+            problem, method, method.numbers(seeds, settings), start_keys([0], range(seeds)),
             trials.Resources(plan or planner.Plan(1, seeds)),
         )  # fmt: skip
 
@@ -127,7 +129,7 @@ def test_joint_labels_are_found_beside_the_image(problem):
     method = attack.Method(
         objective="l2", priors=(), sign="none", schedule="constant", box=False, classes=10
     )
-    result = one.run(trials.Clients("joint"), method, iterations=60)
+    result = one.run(Clients("joint"), method, iterations=60)
     assert result.labels.shape == (1, 2, 1)
     assert result.labels.ravel().tolist() == [3, 3]
     assert (result.objective < result.trace.objective[0] / 3).all()
@@ -136,7 +138,7 @@ def test_joint_labels_are_found_beside_the_image(problem):
 def test_epochs_of_unknown_order_have_images_of_their_own_that_become_one(problem):
     local = Local(2, 1)
     method = attack.Method(priors=("tv", "order"), local=local, by_epoch=True)
-    clients = trials.Clients(local=local, shuffled=True)
+    clients = Clients(local=local, shuffled=True)
     result = Problem(problem).run(clients, method, tv=0.01, order=0.1)
     assert result.pixels.shape == (1, 2, 2, *problem.shape)
     assert result.finite.all()
@@ -151,7 +153,7 @@ def test_group_consistency_draws_the_starts_together(problem):
     spread = {}
     for weight in (1e-6, 1e3):
         result = Problem(problem, images=1).run(
-            trials.Clients(), attack.Method(priors=("group",), sign="none"), seeds=3,
+            Clients(), attack.Method(priors=("group",), sign="none"), seeds=3,
             plan=planner.Plan(1, 3, 1, whole=True), iterations=40, group=weight,
         )  # fmt: skip
         spread[weight] = np.std(result.pixels, axis=1).mean()

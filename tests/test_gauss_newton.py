@@ -6,12 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import client, defenses, image_prior, trials
+from jaxinv import client
 from jaxinv.attacks import gauss_newton as gn
 from jaxinv.attacks.base import Candidate, Known
 from jaxinv.attacks.uncertainty import Posterior
-from jaxinv.models.layers import BATCH_NORM_MOMENTUM
-from jaxinv.planner import Plan
+from jaxinv.data import image_prior
+from jaxinv.defenses.base import Told
+from jaxinv.engine import trials
+from jaxinv.engine.planner import Plan
+from jaxinv.engine.targets import Clients, make_targets, start_keys
+from jaxinv.networks.layers import BATCH_NORM_MOMENTUM
 from jaxinv.types import Normalization, Target, Truth
 
 SHAPE = (4, 3, 2)  # of an image
@@ -58,7 +62,7 @@ class Linear:
         update = {"w": np.stack([self.update["w"]] if updates is None else updates)}
         count = len(update["w"])
         variance = np.full(count, self.variance if noise is None else noise)
-        told = defenses.Told((), {"w": variance}, {"w": np.ones(count)})
+        told = Told((), {"w": variance}, {"w": np.ones(count)})
         target = Target(update, np.zeros((count, 1), np.int32), (), told)
         truths = Truth(np.zeros((count, 1, *SHAPE)), np.zeros((count, 1), np.int32))
         normalization = Normalization(jnp.zeros(2), jnp.ones(2))
@@ -87,7 +91,7 @@ def run(linear, problem=None, attack=ATTACK, seeds=1, iterations=12, **numbers):
             linear.problem() if problem is None else problem,
         )  # fmt: skip
         settings = NUMBERS | numbers | {"iterations": iterations, "posterior": 4000}
-        keys = trials.start_keys(range(len(problem.targets.labels)), range(seeds))
+        keys = start_keys(range(len(problem.targets.labels)), range(seeds))
         own = jax.tree.map(jnp.asarray, attack.numbers(seeds, settings))
         result = trials.run(problem, attack, own, keys, trials.Resources(Plan(1, 1)))
         return result, problem, settings, keys
@@ -250,8 +254,8 @@ def test_every_batch_norm_protocol_is_met(batch_norm, problem):
     images = jax.random.uniform(jax.random.key(3), (1, 2, 8, 8, 3))
     variables = jax.jit(module.init)(jax.random.key(0), images[0])
     truths = Truth(images, jnp.array([[0, 2]]))
-    clients = trials.Clients(batch_norm=batch_norm)
-    targets = trials.make_targets(module, variables, truths, problem.normalization, clients).targets
+    clients = Clients(batch_norm=batch_norm)
+    targets = make_targets(module, variables, truths, problem.normalization, clients).targets
     assert bool(jax.tree.leaves(targets.statistics)) == (batch_norm == "train-shared")
     prior = jax.tree.map(
         jnp.float32,
@@ -264,7 +268,7 @@ def test_every_batch_norm_protocol_is_met(batch_norm, problem):
     )
     attack = gn.GaussNewton(cg_iterations=20, batch_norm=batch_norm)
     own = attack.numbers(1, NUMBERS | {"iterations": 6})
-    keys = trials.start_keys([0], [0])
+    keys = start_keys([0], [0])
     result = trials.run(given, attack, own, keys, trials.Resources(Plan(1, 1)))
     assert result.finite.all()
     assert (result.objective < 0.1 * result.trace.objective[0]).all()

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import client, gram
-from jaxinv.objectives import OBJECTIVES, compare
+from jaxinv import client
+from jaxinv.attacks import gram
+from jaxinv.attacks.objectives import OBJECTIVES, compare
 
 
 class Mixed(nn.Module):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import fft
 
-from jaxinv import image_prior as ip
+from jaxinv.data import image_prior as ip
 from jaxinv.errors import UserError
 
 TILES = ip.Facts("tiles", None, (32, 32, 3), (0.5, 0.4, 0.3), (0.25, 0.2, 0.2))

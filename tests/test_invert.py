@@ -11,7 +11,9 @@ import optax
 import pytest
 
 import jaxinv
-from jaxinv import client, data, image_prior, updates
+from jaxinv import client, data
+from jaxinv.client import updates
+from jaxinv.data import image_prior
 from jaxinv.errors import UserError
 from jaxinv.types import Normalization
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import client, labels
+from jaxinv import client
+from jaxinv.attacks import labels
 
 CLASSES, FEATURES = 5, 12
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import models
+from jaxinv import networks
 from jaxinv.errors import UserError
-from jaxinv.models import layers
-from jaxinv.models.resnet import ResNet
-from jaxinv.victims import digest, untrained
+from jaxinv.networks import layers
+from jaxinv.networks.resnet import ResNet
+from jaxinv.victim.untrained import digest, untrained
 
 # Published counts, 10 classes on 32x32x3.
 COUNTS = [
@@ -33,7 +33,7 @@ COUNTS = [
 
 @functools.cache
 def shapes(name, width):
-    module = models.build(name, classes=10, width=width)
+    module = networks.build(name, classes=10, width=width)
     return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 
@@ -123,14 +123,14 @@ def test_group_norm_is_that_of_the_library():
 
 def test_a_width_the_multiplier_cannot_make_is_refused():
     with pytest.raises(UserError, match="--width 12: mobilenetv2 has widths that 8 divides"):
-        models.build("mobilenetv2", classes=10, width=12)
+        networks.build("mobilenetv2", classes=10, width=12)
     # Different widths are different networks.
     assert count("mobilenetv2", 8) < count("mobilenetv2", 16) < count("mobilenetv2", 32)
 
 
 def test_unknown_network_lists_the_known_ones():
     with pytest.raises(UserError, match="lenet_zhu, mlp, convnet, resnet20"):
-        models.build("lenet", classes=10)
+        networks.build("lenet", classes=10)
 
 
 def test_lenet_draws_every_parameter_from_its_interval():

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxinv import planner
+from jaxinv.engine import planner
+from jaxinv.engine.planner import Plan, make_grid
 from jaxinv.errors import UserError
-from jaxinv.planner import Plan, make_grid
 
 
 @pytest.mark.parametrize("plan", [(1, 1, 1), (2, 3, 1), (2, 3, 4), (3, 5, 2), (1, 2, 3)])

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import trials
 from jaxinv.attacks import levenberg_marquardt as lm
 from jaxinv.attacks.base import Candidate
 from jaxinv.attacks.uncertainty import Spectrum
-from jaxinv.planner import Plan
+from jaxinv.engine import trials
+from jaxinv.engine.planner import Plan
+from jaxinv.engine.targets import make_targets
 
 SIZE, OUT = 12, 40
 EVERYTHING = trials.Resources(Plan(1, 1))
@@ -79,9 +80,7 @@ def exact(problem):
         first = lambda tree: jax.tree.map(lambda x: x[:1], tree)  # noqa: E731
         variables, truths = double(problem.victim.variables), double(first(problem.truths))
         normalization = double(problem.normalization)
-        targets = trials.make_targets(
-            problem.victim.module, variables, truths, normalization
-        ).targets
+        targets = make_targets(problem.victim.module, variables, truths, normalization).targets
         given = trials.Problem(
             problem.victim.module, problem.shape, variables, targets, truths, normalization
         )

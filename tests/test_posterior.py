@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtr, ndtri
 
-from jaxinv import plot_posterior as pp
+from jaxinv.reporting.figures import posterior as pp
 
 
 def made(sharpness, updates=6, images=1):

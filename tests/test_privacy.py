@@ -7,8 +7,9 @@ import optax
 import pytest
 from scipy import optimize, special, stats
 
-from jaxinv import privacy
 from jaxinv.errors import UserError
+from jaxinv.privacy import accounting
+from jaxinv.privacy.gradient import add_noise, clipped_sum
 
 EXAMPLES, CLIP = 12, 0.7
 
@@ -34,7 +35,7 @@ def problem():
 def summed(problem, present=None, **options):
     _, examples, _, gradient = problem
     present = jnp.ones(EXAMPLES, bool) if present is None else present
-    return privacy.clipped_sum(gradient, examples, present, CLIP, **options)
+    return clipped_sum(gradient, examples, present, CLIP, **options)
 
 
 def test_each_example_is_clipped_alone_over_all_leaves(problem):
@@ -67,8 +68,8 @@ def test_absent_examples_do_not_count_whatever_they_hold(problem):
     _, (x, y), _, gradient = problem
     present = jnp.arange(EXAMPLES) < 5
     spoiled = jnp.where(present[:, None], x, jnp.nan), y
-    got, _ = privacy.clipped_sum(gradient, spoiled, present, CLIP)
-    expected, _ = privacy.clipped_sum(gradient, (x[:5], y[:5]), jnp.ones(5, bool), CLIP)
+    got, _ = clipped_sum(gradient, spoiled, present, CLIP)
+    expected, _ = clipped_sum(gradient, (x[:5], y[:5]), jnp.ones(5, bool), CLIP)
     np.testing.assert_allclose(got["w"], expected["w"], rtol=1e-5, atol=1e-5)
 
 
@@ -99,7 +100,7 @@ def test_noise_has_the_scale_and_two_thirds_and_three_halves_of_it_are_rejected(
     multiplier, clip = 1.1, 0.7
     draw = lambda scale: np.concatenate([  # noqa: E731
         np.ravel(leaf)
-        for leaf in privacy.add_noise(tree, scale * multiplier * clip, jax.random.key(5)).values()
+        for leaf in add_noise(tree, scale * multiplier * clip, jax.random.key(5)).values()
     ])  # fmt: skip
     assert noise_is(draw(1.0), multiplier * clip)
     assert not noise_is(draw(2 / 3), multiplier * clip)
@@ -116,10 +117,10 @@ def test_noise_has_the_scale_and_two_thirds_and_three_halves_of_it_are_rejected(
 
 def test_accountants_give_the_published_figures():
     """N = 50,000, batch 256, multiplier 1.1, 1,000 steps, delta 1e-5."""
-    spent = privacy.Spent(1.1, 256 / 50_000, 1000)
-    assert privacy.epsilon(spent, 1e-5, "rdp") == pytest.approx(0.979, abs=5e-4)
-    assert privacy.epsilon(spent, 1e-5, "pld") == pytest.approx(0.730, abs=5e-4)
-    assert privacy.epsilon(privacy.Spent(0.0), 1e-5) == np.inf
+    spent = accounting.Spent(1.1, 256 / 50_000, 1000)
+    assert accounting.epsilon(spent, 1e-5, "rdp") == pytest.approx(0.979, abs=5e-4)
+    assert accounting.epsilon(spent, 1e-5, "pld") == pytest.approx(0.730, abs=5e-4)
+    assert accounting.epsilon(accounting.Spent(0.0), 1e-5) == np.inf
 
 
 def test_epsilon_of_one_gaussian_is_the_closed_form():
@@ -129,18 +130,19 @@ def test_epsilon_of_one_gaussian_is_the_closed_form():
             special.ndtr(0.5 / s - eps * s) - np.exp(eps) * special.ndtr(-0.5 / s - eps * s)
         )
         exact = optimize.brentq(lambda eps: curve(eps) - 1e-5, 0, 50)
-        got = privacy.epsilon(privacy.Spent(multiplier), 1e-5)
+        got = accounting.epsilon(accounting.Spent(multiplier), 1e-5)
         assert exact <= got <= 1.002 * exact
 
 
 def test_calibration_gives_the_noise_back():
-    multiplier = privacy.calibrate(4.0, 1e-5, 1.0, 1, "rdp")
+    multiplier = accounting.calibrate(4.0, 1e-5, 1.0, 1, "rdp")
     below, above = (
-        privacy.epsilon(privacy.Spent(m), 1e-5, "rdp") for m in (multiplier, 0.999 * multiplier)
+        accounting.epsilon(accounting.Spent(m), 1e-5, "rdp")
+        for m in (multiplier, 0.999 * multiplier)
     )
     assert below <= 4.0 < above
     with pytest.raises(UserError, match="--target-epsilon"):
-        privacy.calibrate(1e-9, 1e-5, 1.0, 1, "rdp")
+        accounting.calibrate(1e-9, 1e-5, 1.0, 1, "rdp")
 
 
 def test_the_bound_is_the_power_of_the_best_test():
@@ -149,24 +151,24 @@ def test_the_bound_is_the_power_of_the_best_test():
     draws = np.random.default_rng(0).normal(size=400_000)
     threshold = -special.ndtri(prior) * multiplier  # exceeded with the prior's probability
     power = (1 + multiplier * draws > threshold).mean()
-    bound = privacy.reconstruction_bound(privacy.Spent(multiplier), prior)
+    bound = accounting.reconstruction_bound(accounting.Spent(multiplier), prior)
     assert bound == pytest.approx(power, abs=4 * (power / draws.size) ** 0.5)
     # Four steps are one of half the noise; sampling lowers it, and never below the prior.
-    composed = privacy.reconstruction_bound(privacy.Spent(2 * multiplier, 1.0, 4), prior)
+    composed = accounting.reconstruction_bound(accounting.Spent(2 * multiplier, 1.0, 4), prior)
     assert composed == pytest.approx(bound, rel=1e-6)
-    sampled = privacy.reconstruction_bound(privacy.Spent(2 * multiplier, 0.1, 4), prior)
+    sampled = accounting.reconstruction_bound(accounting.Spent(2 * multiplier, 0.1, 4), prior)
     assert prior < sampled < bound
-    nearly_all = privacy.reconstruction_bound(privacy.Spent(multiplier, 1 - 1e-9), prior)
+    nearly_all = accounting.reconstruction_bound(accounting.Spent(multiplier, 1 - 1e-9), prior)
     assert nearly_all == pytest.approx(bound, rel=2e-3)
-    assert privacy.reconstruction_bound(privacy.Spent(0.0), prior) == 1.0
+    assert accounting.reconstruction_bound(accounting.Spent(0.0), prior) == 1.0
 
 
 def test_poisson_batches_hold_every_example_with_the_same_probability():
     examples, rate, steps = 40, 0.3, 4000
-    sizes = privacy.poisson_sizes(7, examples, rate, steps)
+    sizes = accounting.poisson_sizes(7, examples, rate, steps)
     assert sizes.mean() == pytest.approx(12, abs=4 * (examples * rate * 0.7 / steps) ** 0.5)
     assert sizes.var() == pytest.approx(examples * rate * (1 - rate), rel=0.15)
-    batches = privacy.poisson_batches(7, 0, examples, sizes, 40)
+    batches = accounting.poisson_batches(7, 0, examples, sizes, 40)
     assert ((batches >= 0).sum(axis=1) == sizes).all()
     seen = np.zeros((steps, examples))
     for row, batch in zip(seen, batches):
@@ -176,5 +178,5 @@ def test_poisson_batches_hold_every_example_with_the_same_probability():
     # Alone: that one is there says nothing of another.
     correlation = np.corrcoef(seen.T)[~np.eye(examples, dtype=bool)]
     assert np.abs(correlation).max() < 5 / steps**0.5
-    other = privacy.poisson_batches(7, 1, examples, sizes, 40)
+    other = accounting.poisson_batches(7, 1, examples, sizes, 40)
     assert (other != batches).any()

@@ -11,10 +11,14 @@ import pytest
 from rich.console import Console
 from synthetic_run import write_run
 
-from jaxinv import plot_images, plot_intervals, plot_style, plots, report, report_tables
-from jaxinv.results import read_run
-from jaxinv.summary import choose_evenly, interval_text, number_text, summarize
-from jaxinv.unknowns import choose
+from jaxinv import report
+from jaxinv.reporting import tables
+from jaxinv.reporting.figures import images as plot_images
+from jaxinv.reporting.figures import intervals, style
+from jaxinv.reporting.figures import seeds as plots
+from jaxinv.reporting.study import choose_evenly, interval_text, number_text, summarize
+from jaxinv.reporting.unknowns import choose
+from jaxinv.runs.results import read_run
 
 TV = {"tv": [1e-2, 1e-3, 1e-4]}
 FIGURES = {
@@ -142,7 +146,7 @@ def test_one_start_has_no_consensus(tmp_path):
     """Nothing is read for it, and nothing said; the columns repeat the only trial there is."""
     study = summarize(read_run(write_run(tmp_path, targets=2, seeds=1)), 19.0)
     next((tmp_path / "images").glob("*.npz")).rename(tmp_path / "away.npz")
-    row = report_tables.summary(study)[0]
+    row = tables.summary(study)[0]
     assert row["psnr_consensus_quarter"] == row["psnr_consensus_all"] == row["psnr_mean"]
     (tmp_path / "away.npz").rename(tmp_path / "images" / "c0000-t0000.npz")
     assert "consensus" not in build(tmp_path)
@@ -156,7 +160,7 @@ def test_paired_differences_are_of_the_same_targets(study, tmp_path):
     assert [r["psnr_difference"] for r in read_csv(folder, "paired_differences")] == ["nan", "inf"]
     write_run(tmp_path, axes=TV, targets=3, seeds=5)
     first, second = (column(tmp_path, cell, "psnr").mean(axis=1) for cell in (0, 1))
-    row = report_tables.paired_differences(summarize(read_run(tmp_path), 19))[0]
+    row = tables.paired_differences(summarize(read_run(tmp_path), 19))[0]
     assert (row["setting"], row["reference"]) == ("tv = 0.001", "tv = 0.01")
     assert row["psnr_difference"] == pytest.approx((second - first).mean(), rel=1e-6)
 
@@ -191,8 +195,8 @@ def test_page_stands_alone_and_says_what_it_must(study):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_build(tmp_path, name, monkeypatch):
-    draw = plot_style.to_bytes  # the vector files cost as much again and draw the same
-    monkeypatch.setattr(plot_style, "to_bytes", lambda f, s: draw(f, s) if s == "png" else b"")
+    draw = style.to_bytes  # the vector files cost as much again and draw the same
+    monkeypatch.setattr(style, "to_bytes", lambda f, s: draw(f, s) if s == "png" else b"")
     write_run(tmp_path, **VARIANTS[name])
     build(tmp_path)
     page = (tmp_path / "report.html").read_text()
@@ -301,17 +305,15 @@ def test_swarm_dots_do_not_overlap():
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
     study = summarize(read_run(write_run(tmp_path, axes=TV)), 19.0)
-    first, second = (
-        plot_style.to_bytes(plot_intervals.success_rate(study), "svg") for _ in range(2)
-    )
+    first, second = (style.to_bytes(intervals.success_rate(study), "svg") for _ in range(2))
     assert first == second
 
 
 def test_a_name_too_wide_for_its_column_breaks_at_its_hyphens():
-    lines = plot_style.wrap("victim = lenet_zhu-cifar10-no-augment", 1.25, 8.8, "bold")
+    lines = style.wrap("victim = lenet_zhu-cifar10-no-augment", 1.25, 8.8, "bold")
     assert "".join(lines).replace(" ", "") == "victim=lenet_zhu-cifar10-no-augment"
-    assert all(plot_style.text_width(line, 8.8, "bold") <= 1.25 for line in lines)
-    assert plot_style.wrap("tv = 1e-05", 1.25, 8.8) == ["tv = 1e-05"]
+    assert all(style.text_width(line, 8.8, "bold") <= 1.25 for line in lines)
+    assert style.wrap("tv = 1e-05", 1.25, 8.8) == ["tv = 1e-05"]
 
 
 def test_numbers_for_people():
@@ -344,7 +346,7 @@ def defended(tmp_path_factory):
 
 def test_verdicts_name_the_least_strength_that_stops_the_attack(defended):
     study = summarize(read_run(defended), 19.0)
-    rows = {row["defense"]: row for row in report_tables.TABLES["defenses"](study)}
+    rows = {row["defense"]: row for row in tables.TABLES["defenses"](study)}
     assert {name: (row["stops"], row["tried"]) for name, row in rows.items()} == {
         "noise": (True, "0.1 to 1"), "quantize": (True, "8 to 1"), "sign": (True, ""),
     }  # fmt: skip
@@ -358,7 +360,7 @@ def test_verdicts_name_the_least_strength_that_stops_the_attack(defended):
 
 def test_the_trade_off_is_of_networks_by_epsilon(defended):
     study = summarize(read_run(defended), 19.0)
-    rows = report_tables.TABLES["dp_sgd"](study)
+    rows = tables.TABLES["dp_sgd"](study)
     assert [(r["epsilon"], r["test_accuracy"]) for r in rows] == [(1, 0.4), (8, 0.5), (np.inf, 0.6)]
     # Phi(Phi^-1(1e-4) + 1 / multiplier), by a table of the normal distribution.
     assert [r["release_bound"] for r in rows] == pytest.approx([6.43e-4, 0.0428, 1], rel=2e-3)

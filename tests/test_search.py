@@ -5,7 +5,8 @@ import csv
 import numpy as np
 import pytest
 
-from jaxinv import options, search
+from jaxinv import search
+from jaxinv.settings import reader
 
 
 def fake_measure(calls):
@@ -33,7 +34,7 @@ def read(folder):
 @pytest.mark.parametrize("draw", ["sobol", "random"])
 def test_draws_fill_their_ranges_evenly_in_the_logarithm(draw):
     space = ["tv=1e-4:1", "lr=0.01:1"]
-    study = options.load_search({"space": space, "candidates": "64", "draw": draw})
+    study = reader.load_search({"space": space, "candidates": "64", "draw": draw})
     values = search.draw(study.search)
     assert {name: len(v) for name, v in values.items()} == {"tv": 64, "lr": 64}
     for name, decades in (("tv", (-4, 0)), ("lr", (-2, 0))):
@@ -68,7 +69,7 @@ def test_the_best_survives_and_becomes_a_sweep_file(criterion, tmp_path, monkeyp
     assert abs(np.log10(float(best[name])) - at) == min(distances)
     assert {row["chosen_by"] for row in rows} == {criterion}
 
-    study = options.load_study(out / "best.toml", {})
+    study = reader.load_study(out / "best.toml", {})
     assert len(study.cells) == 1
     assert (study.cells[0].tv, study.cells[0].lr) == (float(best["tv"]), float(best["lr"]))
     assert study.cells[0].iterations == 400

@@ -8,14 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import client, options, planner, trials
+from jaxinv import client
 from jaxinv.attacks import smoothed_gauss_newton as smoothed
 from jaxinv.attacks.base import Known
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
-from jaxinv.defenses import Told
+from jaxinv.data.image_prior import of_spectrum
+from jaxinv.defenses.base import Told
+from jaxinv.engine import planner, trials
+from jaxinv.engine.targets import make_targets, start_keys
 from jaxinv.errors import UserError
-from jaxinv.image_prior import of_spectrum
-from jaxinv.models import kinks, layers
+from jaxinv.networks import kinks, layers
+from jaxinv.settings import reader
 from jaxinv.types import Normalization, Truth
 
 SHAPE = (6, 6, 1)
@@ -59,16 +62,14 @@ class Scene:
         drawn = jax.random.normal(jax.random.key(1), (2, 1, *SHAPE))
         images = NORMALIZATION.pixels(jax.vmap(lambda z: smoothed.to_images(self.prior, z))(drawn))
         self.truths = Truth(images, jnp.array([[0], [2]]))
-        self.targets = trials.make_targets(
-            module, self.variables, self.truths, NORMALIZATION
-        ).targets
+        self.targets = make_targets(module, self.variables, self.truths, NORMALIZATION).targets
 
     def problem(self, rows=slice(None)):
         own = jax.tree.map(lambda x: x[rows], (self.targets, self.truths))
         return trials.Problem(self.module, SHAPE, self.variables, *own, NORMALIZATION, self.prior)
 
     def run(self, rows=slice(None), seeds=2, group=2):
-        keys = trials.start_keys([0, 1], range(2))[rows, :seeds]
+        keys = start_keys([0, 1], range(2))[rows, :seeds]
         numbers = ATTACK.numbers(seeds, SETTINGS)
         plan = planner.Plan(1, group, 1)
         return trials.run(
@@ -234,13 +235,13 @@ def test_a_network_without_recorded_kinks_is_named():
 )
 def test_settings_that_do_not_go_together_are_one_line(flags, message):
     with pytest.raises(UserError, match=message):
-        options.load_study(None, {"attack": "smoothed_bayes", **flags})
+        reader.load_study(None, {"attack": "smoothed_bayes", **flags})
 
 
 def test_settings_of_one_attack_are_no_other_ones():
-    cell = options.load_study(None, {"attack": "smoothed_bayes", "model": "convnet"}).cells[0]
+    cell = reader.load_study(None, {"attack": "smoothed_bayes", "model": "convnet"}).cells[0]
     assert isinstance(cell.make_attack(10, ()), SmoothedGaussNewton)
     assert (cell.iterations, cell.cg_iterations, cell.posterior) == (24, 30, 0)
     for attack in ("bayes", "geiping"):
         with pytest.raises(UserError, match="--draws"):
-            options.load_study(None, {"attack": attack, "draws": "8"})
+            reader.load_study(None, {"attack": attack, "draws": "8"})

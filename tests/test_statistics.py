@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from jaxinv import statistics as st
+from jaxinv.reporting import statistics as st
 
 NAN = np.nan
 

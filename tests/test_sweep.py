@@ -7,8 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from jaxinv import cells, results, sweep
+from jaxinv import sweep
 from jaxinv.attacks import levenberg_marquardt as lm
+from jaxinv.engine import cells
+from jaxinv.runs import blocks, results
 
 ARGUMENTS = ["--targets", "2", "--seeds", "2", "--iterations", "3", "--tv", "0.01", "0"]
 
@@ -18,7 +20,7 @@ def finished(tmp_path_factory):
     """A run in two blocks per cell, never interrupted."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep, "TRIALS_PER_BLOCK", 2)
+        patch.setattr(blocks, "TRIALS_PER_BLOCK", 2)
         assert sweep.main([*ARGUMENTS, "--out", str(folder)]) == 0
     return folder
 
@@ -79,7 +81,7 @@ def test_second_order_attacks_meet_every_client(name, tmp_path, monkeypatch):
 
 def test_a_killed_run_resumes_to_the_same_rows(finished, tmp_path, monkeypatch):
     """The kill comes while a block is being written: half a file, no commit mark."""
-    monkeypatch.setattr(sweep, "TRIALS_PER_BLOCK", 2)
+    monkeypatch.setattr(blocks, "TRIALS_PER_BLOCK", 2)
     monkeypatch.setattr(sweep.report, "build", lambda folder, console: None)
     write, written = results.write_block, []
 

@@ -12,9 +12,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxinv import checkpoints, load_victim, privacy, train, training, victims
+from jaxinv import load_victim, train
 from jaxinv.errors import UserError
+from jaxinv.privacy import accounting
+from jaxinv.privacy.gradient import add_noise
 from jaxinv.types import Normalization
+from jaxinv.victim import checkpoints, training
+from jaxinv.victim.untrained import untrained
 
 # Tiles at batch 128, so that an epoch has a handful of steps.
 FLAGS = ["--model", "lenet_zhu", "--dataset", "tiles", "--epochs", "3", "--lr", "0.02"]
@@ -39,7 +43,7 @@ def test_steps_equal_plain_optax_written_out():
         jax.random.randint(keys[0], (12, 8, 8, 3), 0, 256).astype(jnp.uint8), jnp.arange(12) % 3
     )
     normalization = Normalization(jnp.full(3, 0.5), jnp.full(3, 0.25))
-    victim = victims.untrained("lenet_zhu", classes=3, width=None, seed=0, image_shape=(8, 8, 3))
+    victim = untrained("lenet_zhu", classes=3, width=None, seed=0, image_shape=(8, 8, 3))
     recipe = training.Recipe(4, 0.1, "cosine", False, "float32")
     order = jnp.asarray(training.epoch_order(0, 0, 12, 4))
     assert sorted(order.ravel().tolist()) == list(range(12))
@@ -123,7 +127,7 @@ def test_stops_hold_the_network_on_its_way(whole):
         stop: load_victim(whole.with_name(f"whole{stop}"))
         for stop in ("", "-epoch0", "-step2", "-epoch1", "-accuracy0.05")
     }
-    start = victims.untrained("lenet_zhu", classes=7, width=None, seed=0, image_shape=(32, 32, 3))
+    start = untrained("lenet_zhu", classes=7, width=None, seed=0, image_shape=(32, 32, 3))
     assert victim["-epoch0"].digest == start.digest
     assert victim["-step2"].info.steps == 2
     assert victim["-epoch1"].info.epochs == 1
@@ -137,10 +141,27 @@ def test_stops_hold_the_network_on_its_way(whole):
     assert not whole.with_name(".whole.training").exists()
 
 
+def test_bfloat16_storage_halves_a_checkpoint_and_gives_back_the_rounded_network(whole, tmp_path):
+    victim = load_victim(whole)
+    info = victim.info.model_copy(update={"storage": "bfloat16"})
+    rounded = checkpoints.rounded(victim.variables, "bfloat16")
+    checkpoints.save(tmp_path / "small", rounded, info, [])
+    small = load_victim(tmp_path / "small")
+    jax.tree.map(np.testing.assert_array_equal, small.variables, rounded)
+    for exact, kept in zip(jax.tree.leaves(victim.variables), jax.tree.leaves(small.variables)):
+        assert kept.dtype == np.float32
+        np.testing.assert_allclose(kept, exact, rtol=2**-8)
+    assert small.digest != victim.digest
+    bytes_of = lambda folder: sum(  # noqa: E731
+        f.stat().st_size for f in (folder / "arrays").rglob("*") if f.is_file()
+    )
+    assert bytes_of(tmp_path / "small") < 0.7 * bytes_of(whole)
+
+
 def test_goes_on_after_a_kill_to_the_same_digest(whole):
     folder = whole.with_name("killed")
     script = (
-        "import os, sys\nfrom jaxinv import train, training\n"
+        "import os, sys\nfrom jaxinv import train\nfrom jaxinv.victim import training\n"
         "train.STEPS_PER_CALL, train.STATE_SECONDS = 2, 0\n"
         "steps = training.run_steps\n"
         "def run(*args):\n"
@@ -170,7 +191,7 @@ def test_private_steps_equal_dp_sgd_written_out():
         jax.random.randint(keys[0], (9, 8, 8, 3), 0, 256).astype(jnp.uint8), jnp.arange(9) % 3
     )
     normalization = Normalization(jnp.full(3, 0.5), jnp.full(3, 0.25))
-    victim = victims.untrained("lenet_zhu", classes=3, width=None, seed=0, image_shape=(8, 8, 3))
+    victim = untrained("lenet_zhu", classes=3, width=None, seed=0, image_shape=(8, 8, 3))
     private = training.Private(clip=0.3, noise_multiplier=0.2, batch=4, microbatch=2)
     recipe = training.Recipe(2, 0.1, "cosine", False, "float32", private)
     order = jnp.array([[0, 4, 7, -1, -1, -1], [1, 2, 3, 8, 5, -1]])
@@ -193,7 +214,7 @@ def test_private_steps_equal_dp_sgd_written_out():
             norm = optax.global_norm(own)
             total = jax.tree.map(lambda t, g, n=norm: t + g * min(1.0, 0.3 / n), total, own)
         noise_key = jax.random.fold_in(jax.random.fold_in(keys[1], step), 1)
-        noisy = privacy.add_noise(total, 0.2 * 0.3, noise_key)
+        noisy = add_noise(total, 0.2 * 0.3, noise_key)
         g = jax.tree.map(lambda x, p: x / 4 + 5e-4 * p, noisy, params)
         rate = 0.05 * (1 + np.cos(np.pi * (step + 0.5) / 2))
         momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, g)
@@ -218,8 +239,8 @@ def test_a_private_training_says_what_it_cost_and_resumes_to_the_same_digest(tmp
     whole = load_victim(tmp_path / "whole")
     spent, steps = whole.info.privacy, whole.info.steps
     assert (spent.noise_multiplier, spent.clip, spent.steps) == (1, 1, steps)
-    mechanism = privacy.Spent(1.0, spent.sampling_rate, steps)
-    assert spent.epsilon_pld == pytest.approx(privacy.epsilon(mechanism, 1e-4, "pld"))
+    mechanism = accounting.Spent(1.0, spent.sampling_rate, steps)
+    assert spent.epsilon_pld == pytest.approx(accounting.epsilon(mechanism, 1e-4, "pld"))
     assert spent.epsilon_rdp > spent.epsilon_pld
     assert "Poisson" in spent.assumptions
     with open(tmp_path / "whole" / "log.csv") as file:

@@ -5,16 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import cells, checkpoints, client, data, options, victims
+from jaxinv import client, data
+from jaxinv.attacks.priors import statistics_distance
+from jaxinv.engine import cells
 from jaxinv.errors import UserError
-from jaxinv.priors import statistics_distance
+from jaxinv.settings import reader
+from jaxinv.victim import checkpoints
+from jaxinv.victim.untrained import untrained
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """An untrained LeNetZhu of network seed 5, kept as if it had been trained on the tiles."""
     tiles = data.load("tiles", split="test", ids=1)
-    victim = victims.untrained(
+    victim = untrained(
         "lenet_zhu", classes=len(tiles.classes), width=None, seed=5, image_shape=(32, 32, 3)
     )
     info = checkpoints.Info(
@@ -29,19 +33,19 @@ def checkpoint(tmp_path_factory):
 
 def test_a_victim_names_the_network(checkpoint):
     folder, victim = checkpoint
-    study = options.load_study(None, {"victim": [str(folder)], "tv": ["0.1"]})
+    study = reader.load_study(None, {"victim": [str(folder)], "tv": ["0.1"]})
     (cell,) = study.cells
     assert (cell.model, cell.width, cell.network_seed) == ("lenet_zhu", None, 5)
     material = cells.Loader(study.plan)(cell)
     assert material.victim.digest == victim.digest
     with pytest.raises(UserError, match="--victim names the network; leave --model out"):
-        options.load_study(None, {"victim": [str(folder)], "model": ["mlp"]})
+        reader.load_study(None, {"victim": [str(folder)], "model": ["mlp"]})
     with pytest.raises(UserError, match="--victim nobody: no such checkpoint"):
-        options.load_study(None, {"victim": ["nobody"]})
+        reader.load_study(None, {"victim": ["nobody"]})
 
 
 def test_batch_norm_protocols_need_batch_norm():
-    study = options.load_study(None, {"batch_norm": ["train"]})
+    study = reader.load_study(None, {"batch_norm": ["train"]})
     with pytest.raises(UserError, match="--batch-norm train: lenet_zhu has no BatchNorm; use eval"):
         cells.Loader(study.plan)(study.cells[0])
 
@@ -52,11 +56,11 @@ def test_presets_replace_what_the_file_says(tmp_path):
         '[grid]\nmodel = "resnet18"\nwidth = 4\ntv = 0.1\n[preset.full.grid]\nwidth = "published"\n'
         "[preset.full.run]\nseeds = 7\n"
     )
-    small, full = (options.load_study(file, {}, preset) for preset in (None, "full"))
+    small, full = (reader.load_study(file, {}, preset) for preset in (None, "full"))
     assert (small.cells[0].width, full.cells[0].width) == (4, None)
     assert (full.cells[0].tv, full.plan.seeds) == (0.1, 7)
     with pytest.raises(UserError, match="known: full"):
-        options.load_study(file, {}, "huge")
+        reader.load_study(file, {}, "huge")
 
 
 def test_training_mode_normalises_with_the_batch_and_returns_its_statistics():

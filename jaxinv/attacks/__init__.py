@@ -3,7 +3,7 @@
 A named attack is a name for settings, each of which can be given anew, of one of three families:
 gradient matching, second order (Gauss-Newton, annealed or smoothed), or a closed form, which has
 next to none.
-Only `trials.py` loops.
+Only `engine/trials.py` loops.
 """
 
 from jaxinv.attacks import analytic, spear

@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinv.errors import UserError
+from jaxinv.networks.inspect import dense_layers, subtree
 from jaxinv.types import PyTree, Target
 
 # In units of the precision: of two columns that are the same image, elementwise, three roundings
@@ -57,8 +58,8 @@ def attack(
     References: Phong et al. 2017; Geiping et al. 2020, arXiv 2003.14053, proposition 3.1.
     """
     paths = dense_layers(module, variables, image_shape)
-    kernels = [_at(variables["params"], path)["kernel"] for path in paths]
-    gradients = [_at(target.update, path) for path in paths]
+    kernels = [subtree(variables["params"], path)["kernel"] for path in paths]
+    gradients = [subtree(target.update, path) for path in paths]
     if images == 1:
         found, exact = _walk(kernels, gradients, target.labels[0])
     elif "bias" in gradients[0]:
@@ -66,31 +67,6 @@ def attack(
     else:
         raise UserError("--attack analytic: several images need a first layer with a bias")
     return Recovered(found.reshape(images, *image_shape), exact.reshape(images))
-
-
-def dense_layers(
-    module: nn.Module, variables: PyTree, image_shape: tuple[int, int, int]
-) -> list[tuple[str, ...]]:
-    """Finds the dense layers of a network, in the order of their calls: their parameters' paths.
-
-    Raises:
-      UserError: the first layer is not a dense one on all of the image.
-    """
-    seen: list[tuple[nn.Module, int]] = []
-
-    def look(next_fun, args, kwargs, context):
-        if isinstance(context.module, nn.Dense | nn.Conv) and context.method_name == "__call__":
-            seen.append((context.module, args[0].size))
-        return next_fun(*args, **kwargs)
-
-    image = jnp.zeros((1, *image_shape))
-    with nn.intercept_methods(look):
-        jax.eval_shape(module.apply, variables, image)
-    if not seen or not isinstance(seen[0][0], nn.Dense) or seen[0][1] != image.size:
-        raise UserError(
-            "--attack analytic and spear need a network whose first layer is dense: --model mlp"
-        )
-    return [layer.path for layer, _ in seen if isinstance(layer, nn.Dense)]
 
 
 def dense_input(
@@ -108,13 +84,13 @@ def features(
     Args:
       params: of the network.
       update: one gradient.
-      classifier: path of the last dense layer's parameters (`labels.classifier_path`).
+      classifier: path of the last dense layer's parameters (`networks.inspect.classifier_path`).
       label: of the image; read where the layer has no bias.
     """
-    gradient = _at(update, classifier)
+    gradient = subtree(update, classifier)
     if "bias" in gradient:
         return dense_input(gradient["kernel"], gradient["bias"])
-    delta = logit_gradient(_at(params, classifier)["kernel"], gradient["kernel"], label)
+    delta = logit_gradient(subtree(params, classifier)["kernel"], gradient["kernel"], label)
     return dense_input(gradient["kernel"], delta)
 
 
@@ -213,9 +189,3 @@ def _close(found: Array, shared: Array) -> Bool[Array, ""]:
     """Whether two arrays differ by rounding alone."""
     tolerance = CONSISTENCY * jnp.finfo(shared.dtype).eps
     return jnp.linalg.norm(found - shared) <= tolerance * jnp.linalg.norm(shared)
-
-
-def _at(tree: PyTree, path: tuple[str, ...]) -> PyTree:
-    for name in path:
-        tree = tree[name]
-    return tree

@@ -14,7 +14,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxinv import client, defenses, metrics
-from jaxinv.image_prior import ImagePrior
+from jaxinv.data.image_prior import ImagePrior
+from jaxinv.defenses.dp_sgd import clipped_mean
 from jaxinv.types import Normalization, PyTree, Target
 
 
@@ -101,7 +102,7 @@ def simulate_update(
     images, labels = candidate.images, candidate.labels(known.target.labels)
     if "dpsgd" in simulation.defense:
         clip = known.target.told.strengths[0][0]
-        update = defenses.clipped_mean(known.loss, known.params, images, labels, clip)
+        update = clipped_mean(known.loss, known.params, images, labels, clip)
         statistics = ()
     else:
         if simulation.by_epoch:

@@ -47,8 +47,8 @@ from jaxinv.attacks.base import (
     scale_towards,
     simulate_update,
 )
-from jaxinv.image_prior import coefficients, synthesize
-from jaxinv.objectives import OBJECTIVES, compare
+from jaxinv.attacks.objectives import OBJECTIVES, compare
+from jaxinv.data.image_prior import coefficients, synthesize
 from jaxinv.types import PyTree
 
 SHIFT = 1e-3  # of the preconditioner, in units of the mean diagonal of J^T J / v

@@ -16,7 +16,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxinv import client, gram
+from jaxinv import client
+from jaxinv.attacks import gram
 from jaxinv.attacks.base import (
     Candidate,
     Known,
@@ -25,8 +26,8 @@ from jaxinv.attacks.base import (
     average_epochs,
     simulate_update,
 )
-from jaxinv.objectives import OBJECTIVES, Comparison, compare
-from jaxinv.priors import View, weighted_sum
+from jaxinv.attacks.objectives import OBJECTIVES, Comparison, compare
+from jaxinv.attacks.priors import View, weighted_sum
 from jaxinv.types import PyTree
 
 # Each maps the gradient and the progress in [0, 1) to the direction the optimiser sees. The soft
@@ -130,7 +131,9 @@ class Method(NamedTuple):
     classes: int = 0  # where the labels are optimised beside the images, else 0
     classifier: tuple[str, ...] = ()  # path of the last dense layer, for the priors that ask for it
     defense: tuple[str, ...] = ()  # the client's, as far as the attacker was told
-    gram: str | None = None  # the rule (`jaxinv.gram`) by which layers keep no weight gradient
+    gram: str | None = (
+        None  # the rule (`jaxinv.attacks.gram`) by which layers keep no weight gradient
+    )
 
     @property
     def steps_per_call(self) -> int:

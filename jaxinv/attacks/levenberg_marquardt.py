@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinv import client
 from jaxinv.attacks.base import Candidate, Known, Losses, Simulation, scale_towards, simulate_update
-from jaxinv.objectives import OBJECTIVES, compare
+from jaxinv.attacks.objectives import OBJECTIVES, compare
 from jaxinv.types import PyTree
 
 Residuals = Callable[[Array], Float[Array, " residual"]]

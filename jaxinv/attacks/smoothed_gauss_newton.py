@@ -8,7 +8,7 @@ x = mean + B sqrt(S) z, which a priori are N(0, 1); the belief's spread is one n
 z = 0 and the prior's own spread, each step
 
 1. draws images from the belief, in pairs on either side of its centre, and computes their updates:
-   their mean g, and at every kink of the network (`models.kinks`) the spread of its input;
+   their mean g, and at every kink of the network (`networks.kinks`) the spread of its input;
 2. rounds each kink off by its spread: J, the Jacobian of the smoothed network at the centre;
 3. measures for every entry of the update the variance v over the draws that J does not explain;
    with the noise it makes the entry's own weight, w = 1 / (inflation v + noise). The noise is
@@ -40,10 +40,10 @@ from jaxtyping import Array, Float, Int
 from jaxinv import client
 from jaxinv.attacks.base import Candidate, Known, Losses, Simulation, simulate_update
 from jaxinv.attacks.gauss_newton import LEAST_POWER, STARTS, linearize, observed
+from jaxinv.attacks.objectives import OBJECTIVES, compare
+from jaxinv.data.image_prior import ImagePrior, coefficients, synthesize
 from jaxinv.errors import UserError
-from jaxinv.image_prior import ImagePrior, coefficients, synthesize
-from jaxinv.models import kinks
-from jaxinv.objectives import OBJECTIVES, compare
+from jaxinv.networks import kinks
 from jaxinv.types import PyTree
 
 NARROWEST = 0.005  # spread that the belief can have at the end, in units of the prior's
@@ -163,7 +163,7 @@ class SmoothedGaussNewton(NamedTuple):
         seen, inputs = lax.map(look, offsets)
         if not inputs:
             raise UserError(
-                "--attack smoothed_bayes: of networks of jaxinv.models with ReLUs; use --attack "
+                "--attack smoothed_bayes: of networks of jaxinv.networks with ReLUs; use --attack "
                 "bayes"
             )
         mean = jax.tree.map(lambda x: x.mean(axis=0), seen)

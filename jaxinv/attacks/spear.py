@@ -25,8 +25,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxinv.attacks.analytic import dense_layers
 from jaxinv.errors import UserError
+from jaxinv.networks.inspect import dense_layers, subtree
 from jaxinv.types import PyTree, Target
 
 SAMPLES = 2**20  # sets of rows, at the most
@@ -86,9 +86,7 @@ def attack(
       UserError: the first layer is not dense or has no bias.
     """
     path = dense_layers(module, variables, image_shape)[0]
-    own, sent = variables["params"], target.update
-    for name in path:
-        own, sent = own[name], sent[name]
+    own, sent = subtree(variables["params"], path), subtree(target.update, path)
     if "bias" not in sent:
         raise UserError("--attack spear needs a first layer with a bias")
     first, rest = jax.random.split(key)

@@ -1,0 +1,270 @@
+"""What the attacker takes for the labels: told, or read off the update as counts per class.
+
+The gradient of the last dense layer's bias is the mean of softmax - onehot over the images, so that
+
+    count of class c = images * (mean softmax at c - bias gradient at c).
+
+The rules differ in where they take the mean softmax from, which no update says.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import cho_factor, cho_solve
+from jaxtyping import Array, Float, Int
+
+from jaxinv.networks.inspect import classifier_input, classifier_path, subtree
+from jaxinv.types import PyTree
+
+DUMMIES = 1024  # images of noise, over all classes, by which outputs are known to scatter
+SCATTER = 0.5  # of a class's images, as a share of the dummies', where only the bias is compared
+RIDGE = 1e-4  # on the classes' features, towards their mean
+EVEN = 3e-3  # on the counts, towards equal ones
+NOISE = 3.0  # variance of each of a gradient's entries, in units of the scatter's over the dummies
+ROUNDS = 20
+
+
+class LastLayer(NamedTuple):
+    """All that a rule sees: the last dense layer, its gradient, and how its inputs scatter."""
+
+    kernel: Float[Array, "feature class"]
+    bias: Float[Array, " class"]
+    kernel_gradient: Float[Array, "class feature"]  # the mean over the local steps
+    bias_gradient: Float[Array, " class"]
+    dummies: Float[Array, "dummy feature"]  # features of noise, around their mean
+
+
+def infer(
+    rule: str, module: nn.Module, variables: PyTree, update: PyTree, image_shape: tuple[int, ...],
+    images: int, steps: int = 1,
+) -> Int[Array, " image"]:  # fmt: skip
+    """Reads the labels off an update, in ascending order, repeats included.
+
+    Args:
+      rule: one of `LABELS` but "known".
+      module, variables: the network.
+      update: in the gradient's direction (`client.update`), the sum over the local steps.
+      image_shape: height, width, channel.
+      images: how many the update is taken to be of.
+      steps: local steps it is taken to be of.
+
+    Raises:
+      UserError: the network calls no `flax.linen.Dense`.
+    """
+    path = classifier_path(module, variables, jnp.zeros((1, *image_shape)))
+    own, sent = subtree(variables["params"], path), subtree(update, path)
+    kernel = own["kernel"]
+    dummies = max(8, DUMMIES // kernel.shape[1])
+    noise = natural_noise(jax.random.key(0), (dummies, *image_shape))
+    features = classifier_input(module, variables, noise)
+    gradient = sent["kernel"].T / steps
+    if "bias" in sent:
+        bias, of_bias = own["bias"], sent["bias"] / steps
+    else:  # every class's weight gradient is its logit's times about the same features
+        bias, of_bias = jnp.zeros(kernel.shape[1]), gradient.sum(1) / features.sum(1).mean()
+    layer = LastLayer(kernel, bias, gradient, of_bias, features - features.mean(axis=0))
+    counts = LABELS[rule](layer, images)
+    classes = jnp.arange(kernel.shape[1])
+    return jnp.repeat(classes, counts, total_repeat_length=images).astype(jnp.int32)
+
+
+def natural_noise(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "image height width c"]:
+    """Draws normalised images of noise with the spectrum of photographs, amplitude 1 / frequency.
+
+    References: Field 1987 (the spectrum).
+    """
+    keys = jax.random.split(key, 3)
+    height, width, channels = shape[1:]
+    frequency = jnp.hypot(jnp.fft.fftfreq(height)[:, None], jnp.fft.fftfreq(width))
+    amplitude = 1 / jnp.maximum(frequency, 1 / max(height, width))
+    grey = jax.random.normal(keys[0], (*shape[:3], 1))
+    white = 2 * grey + jax.random.normal(keys[1], shape)
+    colored = jnp.fft.ifft2(
+        jnp.fft.fft2(white, axes=(1, 2)) * amplitude[:, :, None], axes=(1, 2)
+    ).real
+    colored -= colored.mean(axis=(1, 2, 3), keepdims=True)
+    scaled = 0.8 * colored / colored.std(axis=(1, 2, 3), keepdims=True)
+    return scaled + 0.5 * jax.random.normal(keys[2], (shape[0], 1, 1, channels))
+
+
+def apportion(shares: Float[Array, " class"], images: int) -> Int[Array, " class"]:
+    """Rounds shares to whole counts of that sum, by the largest remainders; below 0 is 0."""
+    shares = jnp.maximum(shares, 0)
+    shares *= images / jnp.maximum(shares.sum(), 1e-12)
+    counts = jnp.floor(shares)
+    left = images - counts.sum()
+    rank = jnp.argsort(jnp.argsort(counts - shares))
+    return (counts + (rank < left)).astype(jnp.int32)
+
+
+def idlg(layer: LastLayer, images: int) -> Int[Array, " class"]:
+    """One image: the class whose logit's gradient, softmax - onehot, is negative.
+
+    References: Zhao et al. 2020 (iDLG), arXiv 2001.02610.
+    """
+    counts = jnp.zeros(len(layer.bias), jnp.int32)
+    return counts.at[jnp.argmin(layer.bias_gradient)].set(images)
+
+
+def llg(layer: LastLayer, images: int) -> Int[Array, " class"]:
+    """Takes the most negative sum of weight gradients, adds what one image does to it, and repeats.
+
+    Sees ratios alone, so that the scale of the update is of no importance.
+
+    References: Wainakh et al. 2021 (LLG), arXiv 2105.09369, algorithm 1.
+    """
+    sums = layer.kernel_gradient.sum(axis=1)
+    classes = len(sums)
+    impact = jnp.where(sums < 0, sums, 0).sum() / images * (1 + 1 / classes)
+
+    def take(taken, state):
+        sums, counts = state
+        # Each class with a negative sum is there; the most negative first.
+        present = (counts == 0) & (sums < 0)
+        chosen = jnp.argmin(jnp.where(present | ~present.any(), sums, jnp.inf))
+        return sums.at[chosen].add(-impact), counts.at[chosen].add(1)
+
+    return lax.fori_loop(0, images, take, (sums, jnp.zeros(classes, jnp.int32)))[1]
+
+
+def ilrg(layer: LastLayer, images: int) -> Int[Array, " class"]:
+    """Solves for the counts, each class's softmax at the features read off its own row.
+
+    References: Ma et al. 2022 (iLRG), arXiv 2206.13191, eqs. 9 to 12.
+    """
+    features = layer.kernel_gradient / layer.bias_gradient[:, None]
+    softmax = jax.nn.softmax(features @ layer.kernel + layer.bias)
+    return apportion(_solve(softmax, layer.bias_gradient, 0.0), images)
+
+
+def counts(layer: LastLayer, images: int) -> Int[Array, " class"]:
+    """Fits the last layer's gradient by images that scatter as noise does around class means.
+
+    The class means of the features are read off the gradient (`_class_features`). Around each, the
+    dummies' scatter says what one image of that class adds to the gradient, on average and with
+    which covariance. The counts then are those that explain the gradient best in generalised least
+    squares, whole numbers of the right sum: what the softmax adds to the bias gradient beyond its
+    mean, the weight gradient shows too.
+    """
+    normal, slope = _fit(layer, _class_features(layer))
+    classes = len(slope)
+
+    def worth(counts):
+        return counts @ normal @ counts / images - 2 * slope @ counts
+
+    def more(state):
+        return state[1]
+
+    def swap(state):
+        """Gives one image of a class to another, the best such change."""
+        counts, _ = state
+        pull = 2 * (normal @ counts / images - slope)
+        between = normal.diagonal()[:, None] + normal.diagonal() - 2 * normal
+        change = pull - pull[:, None] + between / images  # [from, to]
+        change = jnp.where((counts > 0)[:, None], change, jnp.inf)
+        giver, taker = jnp.unravel_index(jnp.argmin(change), change.shape)
+        there = counts.at[giver].add(-1).at[taker].add(1)
+        better = worth(there) < worth(counts)
+        return jnp.where(better, there, counts), better
+
+    # Without the whole numbers: shares of sum 1.
+    bordered = jnp.ones((classes + 1, classes + 1)).at[:classes, :classes].set(normal)
+    bordered = bordered.at[classes, classes].set(0)
+    shares = jnp.linalg.solve(bordered, jnp.append(slope, 1))[:classes]
+    start = apportion(shares, images).astype(slope.dtype)
+    return lax.while_loop(more, swap, (start, jnp.bool_(True)))[0].astype(jnp.int32)
+
+
+def _class_features(layer: LastLayer) -> Float[Array, "class feature"]:
+    """Alternates between the counts, as shares, and the mean features of each class's images.
+
+    Given shares s, the weight gradient is M H with M = (softmax^T - 1) diag(s), linear in the
+    classes' features H but for the softmax: solved with a small pull to their common mean, for M
+    has no full rank. Given features, a class's mean softmax is that of its logits, scattered as the
+    dummies' are, and the bias gradient is linear in the shares: solved with a small pull to equal
+    ones, for a network that is certain of its images gives no gradient to tell from.
+    """
+    weights = jnp.abs(layer.bias_gradient)
+    signed = jnp.sign(layer.bias_gradient) @ layer.kernel_gradient
+    mean = signed / jnp.maximum(weights.sum(), 1e-12)
+    classes = len(layer.bias)
+    eye = jnp.eye(classes)
+    logits = lambda features: features @ layer.kernel + layer.bias  # noqa: E731
+    scatter = SCATTER * layer.dummies @ layer.kernel
+
+    def features_of(shares, features):
+        system = (jax.nn.softmax(logits(features)).T - eye) * jnp.maximum(shares, 0)
+        rest = layer.kernel_gradient - system @ common
+        normal = system.T @ system + RIDGE * eye
+        return common + jnp.linalg.solve(normal, system.T @ rest)
+
+    def turn(_, state):
+        features = lax.fori_loop(0, 2, lambda _, x: features_of(state[1], x), common)
+        softmax = jax.nn.softmax(logits(features)[:, None] + scatter).mean(axis=1)
+        return features, _solve(softmax, layer.bias_gradient, EVEN)
+
+    common = jnp.broadcast_to(mean, (classes, len(mean)))
+    start = jax.nn.softmax(logits(mean)) - layer.bias_gradient
+    return lax.fori_loop(0, ROUNDS, turn, (common, start))[0]
+
+
+def _fit(
+    layer: LastLayer, means: Float[Array, "class feature"]
+) -> tuple[Float[Array, "class class"], Float[Array, " class"]]:
+    """The least squares of the counts n: n^T normal n / images - 2 slope n is to be least.
+
+    An image with features h adds e x^T / images to the bias and weight gradients, e = softmax -
+    onehot and x = [1, h]. With E the expectations of these products by class, and C their
+    covariance by the scatter of the dummies plus `NOISE` in every entry, normal = E C^-1 E^T and
+    slope = E C^-1 gradient. C has the rank of the scatter but for the noise, and is inverted there;
+    of e x^T and e' x'^T all that is needed is their inner product (e . e') (x . x').
+    """
+    classes, dummies = len(layer.bias), len(layer.dummies)
+    # Bias and weights in one unit.
+    unit = jnp.sqrt(jnp.sum(means.mean(axis=0) ** 2) + jnp.sum(layer.dummies**2) / dummies)
+    features = (means[:, None] + layer.dummies[None]).reshape(classes * dummies, -1)
+    onehots = jnp.repeat(jnp.eye(classes), dummies, axis=0)
+    errors = jax.nn.softmax(features @ layer.kernel + layer.bias) - onehots
+    inputs = jnp.concatenate([jnp.ones((len(features), 1)), features / unit], axis=1)
+    shared = jnp.concatenate([layer.bias_gradient[:, None], layer.kernel_gradient / unit], axis=1)
+    products = (errors @ errors.T) * (inputs @ inputs.T)
+    products = products.reshape(classes, dummies, classes, dummies)
+    with_shared = ((errors @ shared) * inputs).sum(axis=1).reshape(classes, dummies, 1)
+    # Of each dummy with the expectations and the gradient.
+    known = jnp.concatenate([products.mean(axis=3), with_shared], axis=2)
+    expected = known.mean(axis=1)
+    count = classes * dummies
+    across = (known - expected[:, None]).reshape(count, -1) / count**0.5
+    scatter = products - products.mean(axis=1, keepdims=True)
+    scatter -= scatter.mean(axis=3, keepdims=True)
+    scatter = scatter.reshape(count, count) / count
+    noise = NOISE * scatter.diagonal().mean() + 1e-12
+    system = cho_factor(scatter + noise * jnp.eye(count))
+    fitted = (expected - across[:, :classes].T @ cho_solve(system, across)) / noise
+    return fitted[:, :classes], fitted[:, classes]
+
+
+def _solve(
+    softmax: Float[Array, "class class"], bias_gradient: Array, even: float
+) -> Float[Array, " class"]:
+    """Shares s of sum 1 with softmax^T s - s = bias gradient, in least squares.
+
+    Args:
+      softmax: row c is the mean softmax of the images of class c.
+      even: weight of the distance to equal shares.
+    """
+    classes = len(bias_gradient)
+    eye = jnp.eye(classes)
+    rows = jnp.concatenate([softmax.T - eye, even**0.5 * eye, 10 * jnp.ones((1, classes))])
+    equal = jnp.full(classes, even**0.5 / classes)
+    return jnp.linalg.lstsq(rows, jnp.concatenate([bias_gradient, equal, jnp.full(1, 10.0)]))[0]
+
+
+# "known": the client's labels come with the update.
+LABELS: dict[str, Callable[[LastLayer, int], Int[Array, " class"]] | None] = {
+    "known": None, "idlg": idlg, "llg": llg, "ilrg": ilrg, "counts": counts,
+}  # fmt: skip

@@ -1,0 +1,146 @@
+"""Defenses: what a client does to its update before it sends it.
+
+A defense is one entry of `DEFENSES`: a pure function of the update, its strengths and a key; beside
+it, what an attacker who was told of it makes of that. A chain of them is written
+"clip:1,noise:1e-4" and applied from left to right. Names are static and strengths are traced: a
+whole range of them shares one compilation.
+
+An attacker who is told knows the chain and its strengths, not the random draws. It puts its
+candidate's update through what the defense does on average (`expect`), and knows the variance of
+what the defense added to each layer (`variance`), infinite where nothing of it can be trusted.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxinv.defenses import compression, dp_sgd, noise, pruning, soteria
+from jaxinv.defenses.base import Defense, Facts, Scene, Told
+from jaxinv.types import PyTree
+
+NONE = "none"
+Chain = tuple[tuple[str, tuple[float, ...]], ...]
+DEFENSES: dict[str, Defense] = {
+    "dpsgd": dp_sgd.DP_SGD,
+    "noise": noise.GAUSSIAN,
+    "laplace": noise.LAPLACE,
+    "relative": noise.RELATIVE,
+    "prune": pruning.PRUNE,
+    "prune-layer": pruning.PRUNE_LAYER,
+    "top-k": pruning.TOP_K,
+    "clip": dp_sgd.CLIP,
+    "sign": compression.SIGN,
+    "quantize": compression.QUANTIZE,
+    "soteria": soteria.SOTERIA,
+}
+
+
+def parse(text: str) -> Chain:
+    """Reads "clip:1,noise:1e-4"; "none" is the empty chain.
+
+    Raises:
+      ValueError: a name is unknown, or a strength is missing, too many or outside its range.
+    """
+    if text == NONE:
+        return ()
+    chain = []
+    for position, part in enumerate(text.replace(" ", "").split(",")):
+        name, *numbers = part.split(":")
+        if name not in DEFENSES:
+            raise ValueError(f"unknown defense '{name}'; known are none, {', '.join(DEFENSES)}")
+        defense = DEFENSES[name]
+        form = ":".join([name, *(p[0].upper() for p in defense.parameters)])
+        try:
+            strengths = tuple(map(float, numbers))
+        except ValueError:
+            raise ValueError(f"'{part}' is not of the form {form}") from None
+        if len(strengths) != len(defense.parameters):
+            raise ValueError(f"'{part}' is not of the form {form}")
+        for value, (what, least, most) in zip(strengths, defense.parameters):
+            if not least <= value <= most or not math.isfinite(value):
+                top = "" if math.isinf(most) else f" and at most {most:g}"
+                raise ValueError(f"'{part}': the {what} must be at least {least:g}{top}")
+        if defense.first and position:
+            raise ValueError(f"'{name}' makes the update itself; put it first")
+        chain.append((name, strengths))
+    return tuple(chain)
+
+
+def spell(chain: Chain) -> str:
+    """Writes a chain as `parse` reads it, the same for the same chain."""
+    spelled = (":".join([name, *(f"{s:g}" for s in strengths)]) for name, strengths in chain)
+    return ",".join(spelled) or NONE
+
+
+def names(chain: Chain) -> tuple[str, ...]:
+    """The part of a chain that shapes the program."""
+    return tuple(name for name, _ in chain)
+
+
+def strengths(chain: Chain) -> tuple[tuple[float, ...], ...]:
+    """The part of a chain that is traced."""
+    return tuple(strengths for _, strengths in chain)
+
+
+def is_random(chain: Chain) -> bool:
+    """Whether another draw gives another update."""
+    return any(DEFENSES[name].random for name in names(chain))
+
+
+def defend(
+    chain: tuple[str, ...], update: PyTree, strengths: tuple, key: Array, scene: Scene
+) -> PyTree:
+    """Applies a chain to an update.
+
+    Args:
+      chain: names of `DEFENSES`.
+      update: as `client.update` has it.
+      strengths: of each.
+      key: of this trial's draw. A defense's noise does not depend on what stands before it in the
+        chain: strengths and chains compare on the same draws.
+      scene: what the client knows beside it.
+    """
+    for position, (name, own) in enumerate(zip(chain, strengths)):
+        before = chain[:position].count(name)
+        of_name = jax.random.fold_in(jax.random.fold_in(key, list(DEFENSES).index(name)), before)
+        update = DEFENSES[name].apply(update, own, of_name, scene)
+    return update
+
+
+def tell(chain: tuple[str, ...], strengths: tuple, shared: PyTree, facts: Facts) -> Told:
+    """Works out how far an attacker who knows the chain can trust what was shared.
+
+    The weights are positive-part James-Stein estimates, the share of a leaf's power that is no
+    noise: a leaf that is mostly noise tells little of the image and drowns the others in a cosine.
+    Where nothing at all can be trusted, all weights are 1 again.
+
+    Args:
+      chain, strengths: the defense.
+      shared: the defended update.
+      facts: on the rest.
+    """
+    variances = jax.tree.map(lambda x: jnp.zeros((), x.dtype), shared)
+    for name, own in zip(chain, strengths):
+        if DEFENSES[name].variance is not None:
+            found = DEFENSES[name].variance(shared, own, facts)
+            variances = jax.tree.map(jnp.add, variances, found)
+
+    def weight(x, variance):
+        power = jnp.sum(jnp.square(x))
+        # A leaf of nothing but zeros, without noise, is known as well as any other.
+        noise = jnp.where(variance > 0, x.size * variance / jnp.maximum(power, 1e-30), 0)
+        return jnp.maximum(0, 1 - noise)
+
+    weights = jax.tree.map(weight, shared, variances)
+    left = sum(w * jnp.sum(jnp.abs(x)) for w, x in zip(*map(jax.tree.leaves, (weights, shared))))
+    weights = jax.tree.map(lambda w: jnp.where(left > 0, w, 1.0), weights)
+    return Told(strengths, variances, weights)
+
+
+def expect(chain: tuple[str, ...], told: Told, update: PyTree, shared: PyTree) -> PyTree:
+    """Puts a candidate's update through what the chain does on average."""
+    for name, own in zip(chain, told.strengths):
+        update = DEFENSES[name].expect(update, own, shared)
+    return update

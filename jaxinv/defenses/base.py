@@ -1,0 +1,58 @@
+"""What a defense is: what it does to an update, and what an attacker who was told makes of that."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxinv.types import PyTree
+
+ANY = math.inf  # a strength without an upper limit
+
+
+class Scene(NamedTuple):
+    """What a client knows beside its update, for the defenses that ask."""
+
+    module: nn.Module
+    variables: PyTree
+    images: Float[Array, "batch height width channel"]  # normalised
+    labels: Array
+
+
+class Facts(NamedTuple):
+    """What an attacker who was told of a defense knows of the rest: static."""
+
+    classifier: tuple[str, ...]  # path of the last dense layer
+    images: int  # of the update
+
+
+class Told(NamedTuple):
+    """What an attacker who was told of the defense works with."""
+
+    strengths: tuple[tuple[Array, ...], ...]  # of the chain
+    variances: PyTree  # of the noise on each leaf's entries, a scalar a leaf; inf: not to be used
+    weights: PyTree  # of each leaf in an inner product, in [0, 1], by its variance
+
+
+class Defense(NamedTuple):
+    """An entry of `DEFENSES`."""
+
+    # (update, strengths, key, scene) -> update
+    apply: Callable[[PyTree, tuple, Array, Scene], PyTree]
+    parameters: tuple[tuple[str, float, float], ...]  # of each strength: name, least, most
+    # (update, strengths, shared) -> what the defense makes of the update on average
+    expect: Callable[[PyTree, tuple, PyTree], PyTree] = lambda update, strengths, shared: update
+    # (shared, strengths, facts) -> variance of what it adds to each leaf's entries, scalars
+    variance: Callable[[PyTree, tuple, Facts], PyTree] | None = None
+    random: bool = False
+    first: bool = False  # replaces the update by one of its own
+    inverse: bool = False  # whether more of the last strength protects less
+
+
+def alike(shared: PyTree, variance: Array) -> PyTree:
+    """The same variance for every leaf."""
+    return jax.tree.map(lambda x: jnp.asarray(variance, x.dtype), shared)

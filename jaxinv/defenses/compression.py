@@ -1,0 +1,60 @@
+"""Compression: fewer bits for every entry."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinv.defenses.base import Defense
+from jaxinv.types import tree_size
+
+
+def _sign(update, strengths, key, scene):
+    """Sends signs, times the mean magnitude over all parameters.
+
+    References: Bernstein et al. 2018 (signSGD); the scale: Karimireddy et al. 2019, 1901.09847.
+    """
+    size = sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(update)) / tree_size(update)
+    return jax.tree.map(lambda x: size * jnp.sign(x), update)
+
+
+def _soft_sign(update, strengths, shared):
+    """What a sign is on average where an entry is uncertain by its leaf's mean magnitude."""
+
+    def soft(x):
+        scale = lax.stop_gradient(jnp.abs(x).mean()) + 1e-30
+        return jax.scipy.special.erf(x / (math.sqrt(2) * scale))
+
+    return jax.tree.map(soft, update)
+
+
+def _quantize(update, strengths, key, scene):
+    """Rounds each leaf at random to 2^bits levels from -max to max, unbiased.
+
+    References: Alistarh et al. 2017 (QSGD), arXiv 1610.02132, with the maximum for the norm.
+    """
+    steps = jnp.exp2(jnp.round(strengths[0])) - 1
+    leaves, structure = jax.tree.flatten(update)
+
+    def quantized(x, key):
+        top = jnp.maximum(jnp.abs(x).max(), 1e-30)
+        level = (x / top + 1) / 2 * steps
+        level = jnp.floor(level + jax.random.uniform(key, x.shape, x.dtype))
+        return (jnp.minimum(level, steps) / steps * 2 - 1) * top
+
+    keys = jax.random.split(key, len(leaves))
+    return structure.unflatten([quantized(x, k) for x, k in zip(leaves, keys)])
+
+
+def _quantization_variance(shared, strengths, facts):
+    """Rounding at random to levels a step apart: step^2 / 6, on average over a cell."""
+    del facts
+    steps = jnp.exp2(jnp.round(strengths[0])) - 1
+    return jax.tree.map(lambda x: jnp.square(2 * jnp.abs(x).max() / steps) / 6, shared)
+
+
+SIGN = Defense(_sign, (), _soft_sign)
+QUANTIZE = Defense(
+    _quantize, (("bits", 1, 24),), variance=_quantization_variance, random=True, inverse=True
+)

@@ -1,0 +1,46 @@
+"""Noise on every entry of an update."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxinv.defenses.base import ANY, Defense, alike
+from jaxinv.privacy.gradient import add_noise
+from jaxinv.types import PyTree, tree_size
+
+
+def _noise(draw: Callable | None = None) -> Defense:
+    """Noise of a given variance on every entry."""
+
+    def apply(update, strengths, key, scene):
+        del scene
+        return add_noise(update, jnp.sqrt(strengths[0]), key, draw)
+
+    variance = lambda shared, strengths, facts: alike(shared, strengths[0])  # noqa: E731
+    return Defense(apply, (("variance", 0, ANY),), variance=variance, random=True)
+
+
+def _relative_noise(update, strengths, key, scene):
+    """Gaussian noise whose expected norm is the strength times the update's."""
+    del scene
+    return add_noise(update, strengths[0] * _norm(update) / math.sqrt(tree_size(update)), key)
+
+
+def _relative_variance(shared, strengths, facts):
+    """The noise has the share s^2 / (1 + s^2) of the power that was shared."""
+    del facts
+    share = jnp.square(strengths[0]) / (1 + jnp.square(strengths[0]))
+    return alike(shared, share * jnp.square(_norm(shared)) / tree_size(shared))
+
+
+def _norm(tree: PyTree) -> Float[Array, ""]:
+    """The L2 norm over all leaves."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
+GAUSSIAN = _noise()
+LAPLACE = _noise(lambda key, shape, dtype: jax.random.laplace(key, shape, dtype) / 2**0.5)
+RELATIVE = Defense(_relative_noise, (("ratio", 0, ANY),), variance=_relative_variance, random=True)

@@ -1,0 +1,317 @@
+"""Targets x seeds of any iterative attack in one compiled loop.
+
+A program runs a *chunk* of the attack for every trial: `points` times, measure the candidate, then
+take `every` steps. The host calls it until the last step is done. Compiled once per shape; the
+network's parameters, the targets and all numbers are arguments.
+"""
+
+import collections
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxinv import client, metrics
+from jaxinv.attacks.base import Attack, Candidate, Known, Losses
+from jaxinv.attacks.priors import SEEDS
+from jaxinv.data.image_prior import ImagePrior
+from jaxinv.engine import planner
+from jaxinv.types import Normalization, PyTree, Target, Truth
+
+TRACE_POINTS = 100  # per trial, at the most, beside the end
+SHARED, DEALT = PartitionSpec(), PartitionSpec("trial")  # to every device; groups among them
+
+
+class Trace(NamedTuple):
+    """What was seen on the way. Axes: point, target, seed."""
+
+    step: Int[np.ndarray, " point"]  # steps taken when measured
+    psnr: Float[Array, "point target seed"]
+    objective: Float[Array, "point target seed"]
+    prior: Float[Array, "point target seed"]
+
+
+class Result(NamedTuple):
+    """The end of every trial. Axes: target, seed."""
+
+    pixels: Float[Array, "target seed image height width channel"]  # matched to the truth's order
+    labels: Int[Array, "target seed image"]  # given, or as found beside the images
+    scores: metrics.Scores | None  # None without truths
+    objective: Float[Array, "target seed"]
+    prior: Float[Array, "target seed"]  # all priors, each times its weight
+    finite: Bool[Array, "target seed"]
+    status: np.ndarray  # [target, seed], of the trials that are finite: `results.TRIALS`
+    candidates: Candidate  # as the attack left them: not matched, not clipped
+    trace: Trace
+    plan: planner.Plan  # by which they were computed
+    bytes: int  # that its program takes of each device
+    outcome: dict[str, np.ndarray] | None = None  # what else the attack found: `Attack.outcome`
+
+
+class Problem(flax.struct.PyTreeNode):
+    """What all trials of a cell share: the network, the updates, and what is known of images."""
+
+    module: nn.Module = flax.struct.field(pytree_node=False)
+    image_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)
+    variables: PyTree
+    targets: Target  # with a leading target axis
+    truths: Truth | None  # likewise; read by the measurements alone, which are NaN without
+    normalization: Normalization
+    image_prior: ImagePrior | None = None
+
+
+class Resources(NamedTuple):
+    """By what a program runs, and who is told of it."""
+
+    plan: planner.Plan  # how the trials are grouped
+    memory: float = math.inf  # bytes that may be taken on each device
+    progress: Callable[[int, float], None] = lambda steps, psnr: None  # steps, mean PSNR
+    announce: Callable[[str], None] = lambda line: None  # the plan in a line, found or changed
+
+
+def run(
+    problem: Problem, attack: Attack, numbers: Any, keys: jax.Array, resources: Resources,
+    start: Candidate | None = None,
+) -> Result:  # fmt: skip
+    """Attacks every target from every seed and measures every trial.
+
+    Groups of trials that do not fit the memory are halved: before the start by the program's own
+    analysis, and where a device runs out nevertheless, from the start. Where one trial alone does
+    not fit, the attack is asked for a smaller form of itself.
+
+    Guarantees:
+      * no trial changes another, but where a prior couples the seeds; the truth changes none;
+      * numbers and arrays do not recompile.
+
+    Args:
+      problem: what all trials share.
+      attack: static.
+      numbers: its own, with an axis of seeds.
+      keys: [target, seed].
+      resources: devices, memory, and who is told.
+      start: what another attack found, [target, seed, ...]; None to start from the keys.
+
+    Raises:
+      UserError: not even one trial at once fits the memory.
+    """
+    total = int(numbers.iterations)
+    every = max(1, -(-total // TRACE_POINTS))
+    points = max(1, attack.steps_per_call // every)
+    plan, memory = resources.plan, resources.memory
+    while True:
+        grid = planner.make_grid(plan, *keys.shape)
+        dealt = jax.tree.map(grid.deal, (keys, start))
+        states = init_states(attack, problem, numbers, grid.seed, *dealt)
+        states = jax.device_put(states, NamedSharding(_mesh(plan.devices), DEALT))
+        chunk = (attack, points, plan.devices, problem, numbers, jnp.int32(every))
+        # Compiled ahead, to ask for its memory; the calls below find this very program.
+        program = run_chunk.lower(
+            *chunk, jnp.int32(0), jnp.int32(1), grid.target, grid.seed, states
+        ).compile()
+        needed = planner.program_bytes(program)
+        if needed > memory:
+            if plan.halved() is None and (smaller := attack.smaller()) is not None:
+                attack = smaller
+            else:
+                plan = planner.smaller(plan, needed, memory)
+            continue
+        resources.announce(planner.describe(plan, needed))
+        traces, step = [], 0
+        try:
+            while step <= total:
+                # The last point takes no step: it measures the end.
+                count = min(points, -(-(total - step) // every) + 1)
+                states, trace = run_chunk(
+                    *chunk, jnp.int32(step), jnp.int32(count), grid.target, grid.seed, states
+                )
+                taken = np.minimum(step + every * np.arange(count), total)
+                seen = (np.moveaxis(grid.gather(leaf), 2, 0)[:count] for leaf in trace)
+                traces.append(Trace(taken, *seen))
+                step += points * every
+                resources.progress(min(step, total), float(np.mean(traces[-1].psnr[-1])))
+            break
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            plan = planner.smaller(plan, needed, 0.99 * needed)  # there was less than needed
+    trace = jax.tree.map(lambda *parts: np.concatenate(parts), *traces)
+    candidates, outcome = jax.tree.map(grid.gather, (states.candidate, attack.outcome(states)))
+    return collect(problem, attack, candidates, outcome, trace, plan, needed)
+
+
+def collect(
+    problem: Problem, attack: Attack, candidates: Candidate, outcome: dict[str, np.ndarray],
+    trace: Trace, plan: planner.Plan, needed: int,
+) -> Result:  # fmt: skip
+    """Matches, scores and checks the end of all trials."""
+    pixels, found, scores, finite = finish(attack, problem, candidates)
+    objective, prior = trace.objective[-1], trace.prior[-1]
+    finite = np.asarray(finite) & np.isfinite(objective)
+    status = outcome.pop("status", np.full(objective.shape, "ok"))
+    return Result(
+        np.asarray(pixels), found, scores, objective, prior, finite, status, candidates, trace,
+        plan, needed, outcome,
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init_states(attack, problem, numbers, group_seeds, keys, start):
+    """Makes every first state: keys [group, target, seed] to states with those axes in front."""
+    known = Known(None, None, None, problem.normalization, problem.image_prior)
+    shape = (problem.targets.labels.shape[1], *problem.image_shape)
+
+    def of_group(seeds, keys, start):
+        own = _of_seeds(numbers, seeds)
+        one = lambda own, key, start: attack.init(own, key, shape, known, start)  # noqa: E731
+        return jax.vmap(jax.vmap(one), in_axes=(None, 0, 0))(own, keys, start)
+
+    return jax.vmap(of_group)(group_seeds, keys, start)
+
+
+def _of_seeds(numbers, seeds):
+    """The numbers of some seeds; the iterations are one number for all."""
+    own = jax.tree.map(lambda leaf: leaf[seeds], numbers._replace(iterations=None))
+    return own._replace(iterations=jnp.broadcast_to(numbers.iterations, seeds.shape))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(10,))
+def run_chunk(
+    attack, points, devices, problem, numbers, every, start, count, group_targets, group_seeds,
+    states,
+):  # fmt: skip
+    """`count` times: measure, then take `every` steps. States are [group, target, seed, ...].
+
+    Returns the states and (psnr, objective, prior), each [group, target, seed, point] with room for
+    `points`.
+    """
+
+    def of_device(problem, numbers, every, start, count, groups):
+        iterations = numbers.iterations  # one number for all trials: it is not batched
+
+        def of_group(arguments):
+            rows, columns, states = arguments
+            here = jax.tree.map(lambda leaf: leaf[rows], (problem.targets, problem.truths))
+            own = jax.tree.map(lambda leaf: leaf[columns], numbers._replace(iterations=None))
+            of_target = jax.vmap(trial, in_axes=(None, None, 0, 0), axis_name=SEEDS)
+            return jax.vmap(of_target, in_axes=(0, 0, None, 0))(*here, own, states)
+
+        def trial(target, truth, own, state):
+            known = Known(
+                simulate(problem.module, problem.variables, attack), problem.variables["params"],
+                target, problem.normalization, problem.image_prior,
+            )  # fmt: skip
+            own = own._replace(iterations=iterations)
+
+            def point(number, carry):
+                state, index, trace = carry
+                psnr = jnp.full((), jnp.nan)
+                if truth is not None:
+                    found = attack.reconstruct(state.candidate)
+                    psnr = metrics.trace_psnr(truth, problem.normalization, found)
+
+                def take(i, inner):
+                    state, losses = inner
+                    state, now = attack.step(own, known, index + i, state)
+                    # The losses of the first step belong to the candidate just measured.
+                    return state, jax.tree.map(lambda a, b: jnp.where(i == 0, a, b), now, losses)
+
+                none = Losses(jnp.zeros(()), jnp.zeros(()))
+                steps = jnp.clip(iterations - index, 1, every)
+                state, losses = lax.fori_loop(0, steps, take, (state, none))
+                index = jnp.minimum(index + steps, iterations)
+                measured = (psnr, losses.objective, losses.prior)
+                trace = tuple(column.at[number].set(x) for column, x in zip(trace, measured))
+                return state, index, trace
+
+            kind = state.candidate.images.dtype
+            room = tuple(jnp.full(points, jnp.nan, kind) for _ in range(3))
+            state, _, trace = lax.fori_loop(0, count, point, (state, start, room))
+            return state, trace
+
+        return lax.map(of_group, groups)
+
+    # Each device loops over its own groups and talks to no other. Without vma tracking, a gradient
+    # with respect to the replicated parameters stays this device's own (no implicit psum).
+    on_devices = jax.shard_map(
+        of_device, mesh=_mesh(devices), in_specs=(*[SHARED] * 5, DEALT), out_specs=DEALT,
+        check_vma=False,
+    )  # fmt: skip
+    return on_devices(problem, numbers, every, start, count, (group_targets, group_seeds, states))
+
+
+def _mesh(devices: int) -> jax.sharding.Mesh:
+    """The first local devices in a row; groups of trials are dealt out along it."""
+    local = np.array(jax.local_devices()[:devices])
+    return jax.sharding.Mesh(local, ("trial",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def simulate(module: nn.Module, variables: PyTree, attack: Attack) -> client.LossFn:
+    """The client's loss as the attacker simulates it."""
+    return client.loss_fn(module, variables, attack.batch_norm, "statistics" in attack.priors)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def finish(attack, problem, candidates):
+    """Matches, scores and checks the final candidates [target, seed, ...]."""
+    normalization = problem.normalization
+
+    def one(truth, given, candidate):
+        pixels, scores = normalization.pixels(attack.reconstruct(candidate)), None
+        if truth is not None:
+            pixels = metrics.match(pixels, truth.images, normalization.mean)
+            scores = metrics.score(truth, pixels)
+        found = given if candidate.logits is None else candidate.logits.argmax(axis=-1)
+        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(candidate)]
+        return pixels, found, scores, jnp.stack(finite).all()
+
+    def of_target(arguments):
+        truth, given, own = arguments
+        return lax.map(functools.partial(one, truth, given), own)
+
+    return lax.map(of_target, (problem.truths, problem.targets.labels, candidates))
+
+
+def step_flops(problem: Problem, attack: Attack) -> float:
+    """Counts the floating-point operations of one step of one trial, by XLA's own analysis.
+
+    Without those of a defense that the attacker simulates, and of what is computed twice to save
+    memory. XLA counts a loop's body once: local steps are counted as their number times one, the
+    conjugate gradients of a second-order step as all of its products.
+
+    Args:
+      problem: of one target, whose arrays may be shapes.
+      attack: of which a step is counted.
+    """
+    attack = attack._replace(defense=())
+    batch = problem.targets.labels.shape[1]
+    steps = attack.local.steps(batch)
+    if steps > 1:
+        once = attack._replace(local=client.Local())
+        if "order" in once.priors:
+            rest = tuple(name for name in once.priors if name != "order")
+            once = once._replace(priors=rest, by_epoch=False)
+        labels = jax.ShapeDtypeStruct((1, attack.local.batch or batch), jnp.int32)
+        targets = problem.targets._replace(labels=labels)
+        return steps * step_flops(problem.replace(targets=targets), once)
+    numbers = attack.numbers(1, collections.defaultdict(lambda: 1.0, iterations=1))
+    key = jax.random.key(0)[None, None]
+    states = jax.eval_shape(
+        functools.partial(init_states, attack), problem, numbers, np.zeros((1, 1), int),
+        jax.eval_shape(lambda: key[None]), None,
+    )  # fmt: skip
+    lowered = run_chunk.lower(
+        attack, 1, 1, problem, numbers, jnp.int32(1), jnp.int32(0), jnp.int32(1),
+        np.zeros((1, 1), int), np.zeros((1, 1), int), states,
+    )  # fmt: skip
+    # Of a program for a GPU only the compiled one can be analyzed.
+    analysis = lowered.cost_analysis() or lowered.compile().cost_analysis()
+    return float(analysis["flops"]) * attack.products

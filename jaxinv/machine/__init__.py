@@ -1,0 +1,1 @@
+"""The process: its devices, precision and caches; workers on other machines."""

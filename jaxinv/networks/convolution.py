@@ -1,0 +1,406 @@
+"""The convolution all networks run on: three bilinear primitives, closed at every order.
+
+A convolution, the gradient of its input and the gradient of its kernel are the three partial
+derivatives of one trilinear form
+
+    F(a, w, d) = <conv(a, w), d>      conv = dF/dd,  dgrad(d, w) = dF/da,  wgrad(a, d) = dF/dw
+
+so differentiating any of them with respect to any operand gives another of them. Each is a JAX
+primitive here, bilinear by declaration, which buys three things plain `lax.conv_general_dilated`
+does not have under `vmap(grad(grad))`:
+
+* every derivative, forward or reverse, at any order, is again one of the three (JAX's own transpose
+  of a vmapped kernel gradient is a convolution whose kernel is the whole delta map: 100 to 400
+  times slower on a CPU);
+* the batching rules know which operand varies. A mapped image under one kernel only grows the
+  batch; a kernel of its own per trial becomes a batched matrix product;
+* the lowering writes the data gradient with an explicitly flipped kernel, which XLA:CPU needs to
+  keep its fast path inside `lax.scan`.
+
+Shapes carry a leading group axis: images `[group, batch, height, width, channel]`, kernels
+`[group, kernel_height, kernel_width, channel, feature]`; one group means a kernel shared by all.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array
+
+from jaxinv.networks.depthwise import depthwise_conv
+
+
+class Geometry(NamedTuple):
+    """What is static about one convolution: enough to infer the shape of any of the three parts."""
+
+    image: tuple[int, int]  # input height, width
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
+
+    @property
+    def output(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        return tuple(
+            (size + sum(pad) - k) // stride + 1
+            for size, k, stride, pad in zip(self.image, self.kernel, self.strides, self.padding)
+        )
+
+    @property
+    def splits(self) -> bool:
+        """Whether taps can be dealt out, rows to the image and columns to the deltas (below)."""
+        overlap = all(pad < self.kernel[1] for pad in self.padding[1])
+        return self.strides[1] == 1 and overlap and self.image[1] < 2 * self.output[1]
+
+    @property
+    def reverse_padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Padding of the dilated deltas that makes a stride-1 convolution the data gradient."""
+        return tuple(
+            (k - 1 - pad[0], size + pad[0] - (out - 1) * stride - 1)
+            for size, k, stride, pad, out in zip(
+                self.image, self.kernel, self.strides, self.padding, self.output
+            )
+        )
+
+
+# --- How each part is computed ------------------------------------------------------------------
+#
+# One kernel for all goes to XLA's convolution, but where im2col is smaller than the kernel, or no
+# copy at all (1x1): there a matrix product is faster, and on images of 2x2, where XLA:CPU falls
+# back to a loop over single numbers, 100 times so.
+#
+# A kernel of its own per group, and every kernel gradient, is a batched matrix product. Whole
+# im2col copies each pixel once per tap, k*k times, and on a CPU the copies take longer than the
+# product. Where the columns have stride 1, the taps are dealt out instead: the k row taps stacked
+# into the image's channels, the k column taps into the deltas' features. Their product holds every
+# pair of taps once, the arithmetic is the same, and each side is copied k times.
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+PART_FLOATS = 2**20  # of a kernel gradient's operands at once, on a CPU: what its caches hold
+
+
+def _conv(images, kernels, geometry):
+    """conv: images [g n h w c], kernels [g kh kw c o] -> [g n oh ow o]."""
+    if images.shape[0] == 1:
+        return _conv_shared(images, kernels, geometry)
+    groups, features = kernels.shape[0], kernels.shape[-1]
+    if geometry.splits:
+        product = jnp.einsum("gtk,gko->gto", _row_taps(images, geometry), _paired(kernels))
+        return _sum_column_taps(product, geometry, features)
+    product = jnp.einsum(
+        "gtk,gko->gto", patches(images, geometry), kernels.reshape(groups, -1, features)
+    )
+    return product.reshape(groups, -1, *geometry.output, features)
+
+
+def _conv_shared(images, kernels, geometry):
+    """`_conv` by one kernel: images [1 n h w c], kernels [1 kh kw c o] -> [1 n oh ow o]."""
+    features = kernels.shape[-1]
+    positions = images.shape[1] * math.prod(geometry.output)
+    copies = positions >= features and geometry.kernel != (1, 1)
+    if copies or min(*geometry.padding[0], *geometry.padding[1]) < 0:
+        return lax.conv_general_dilated(
+            images[0], kernels[0], geometry.strides, geometry.padding,
+            dimension_numbers=_DIMENSIONS,
+        )[None]  # fmt: skip
+    product = patches(images, geometry)[0] @ kernels.reshape(-1, features)
+    return product.reshape(1, images.shape[1], *geometry.output, features)
+
+
+def _dgrad(deltas, kernels, geometry):
+    """dgrad: deltas [g n oh ow o], kernels [g kh kw c o] -> [g n h w c]."""
+    groups, batch, *_, features = deltas.shape
+    if groups == 1:
+        # XLA:CPU canonicalises convolutions outside loops only, so the flip is written out, and
+        # the barrier keeps it from being folded back.
+        flipped = lax.optimization_barrier(kernels[:, ::-1, ::-1].swapaxes(3, 4))
+        if geometry.strides == (1, 1):
+            reverse = Geometry(geometry.output, geometry.kernel, (1, 1), geometry.reverse_padding)
+            return _conv_shared(deltas, flipped, reverse)
+        return lax.conv_general_dilated(
+            deltas[0], flipped[0], (1, 1), geometry.reverse_padding,
+            lhs_dilation=geometry.strides, dimension_numbers=_DIMENSIONS,
+        )[None]  # fmt: skip
+    if geometry.splits:
+        rows = jnp.einsum("gto,gko->gtk", _column_taps(deltas, geometry), _paired(kernels))
+        shape = (geometry.output[0], geometry.image[1], geometry.kernel[0], kernels.shape[3])
+        return _overlap_add(rows.reshape(groups, batch, *shape), geometry, spatial=0)
+    columns = jnp.einsum(
+        "gto,gko->gtk",
+        deltas.reshape(groups, -1, features),
+        kernels.reshape(groups, -1, features),
+    ).reshape(groups, batch, *geometry.output, *kernels.shape[1:4])
+    rows = lax.optimization_barrier(_overlap_add(columns, geometry, spatial=0))
+    return _overlap_add(rows, geometry, spatial=1)
+
+
+def _wgrad(images, deltas, geometry):
+    """wgrad: images [g n h w c], deltas [g n oh ow o] -> [g kh kw c o]."""
+    product = jnp.einsum("gtk,gto->gko", *_wgrad_operands(images, deltas, geometry))
+    groups, channels, features = deltas.shape[0], images.shape[-1], deltas.shape[-1]
+    kernel_h, kernel_w = geometry.kernel
+    if geometry.splits:
+        return product.reshape(groups, kernel_h, channels, kernel_w, features).swapaxes(2, 3)
+    return product.reshape(groups, kernel_h, kernel_w, channels, features)
+
+
+def _wgrad_operands(images, deltas, geometry):
+    """The factors [g t k], [g t o] whose product over all positions t is the kernel gradient."""
+    if geometry.splits:
+        return _row_taps(images, geometry), _column_taps(deltas, geometry)
+    return patches(images, geometry), deltas.reshape(deltas.shape[0], -1, deltas.shape[-1])
+
+
+def _wgrad_in_parts(images, deltas, geometry):
+    """`_wgrad` with as many images at once as leave its operands in the cache, summed.
+
+    Whole, they are up to 75 MB a layer of a training batch, and the memory is what takes the time.
+    """
+    groups, batch = images.shape[:2]
+    operands = functools.partial(_wgrad_operands, geometry=geometry)
+    floats = sum(x.size for x in jax.eval_shape(operands, images[:, :1], deltas[:, :1]))
+    most = min(batch, PART_FLOATS // floats)
+    size = max((d for d in range(1, most + 1) if batch % d == 0), default=1)
+    if size == batch:
+        return _wgrad(images, deltas, geometry)
+
+    def split(x):
+        return x.reshape(groups, batch // size, size, *x.shape[2:]).swapaxes(0, 1)
+
+    def add(total, part):
+        return total + _wgrad(*part, geometry), None
+
+    shape = (groups, *geometry.kernel, images.shape[-1], deltas.shape[-1])
+    zero = jnp.zeros(shape, jnp.result_type(images, deltas))
+    return lax.scan(add, zero, (split(images), split(deltas)))[0]
+
+
+def _paired(kernels):
+    """Kernels [g kh kw c o] as the matrices [g, kh*c, kw*o] of row taps against column taps."""
+    groups, kernel_h, kernel_w, channels, features = kernels.shape
+    return kernels.swapaxes(2, 3).reshape(groups, kernel_h * channels, kernel_w * features)
+
+
+def _row_taps(images, geometry):
+    """The images once per kernel row: [g n h w c] -> [g, n*oh*w, kh*c]."""
+    stride, (out_h, _) = geometry.strides[0], geometry.output
+    images = jnp.pad(images, ((0, 0), (0, 0), geometry.padding[0], (0, 0), (0, 0)))
+    taps = [
+        lax.slice_in_dim(images, i, i + (out_h - 1) * stride + 1, stride, axis=2)
+        for i in range(geometry.kernel[0])
+    ]
+    # Fused into the product, XLA:CPU would leave its matrix library.
+    rows = lax.optimization_barrier(jnp.concatenate(taps, axis=-1))
+    return rows.reshape(images.shape[0], -1, rows.shape[-1])
+
+
+def _column_taps(deltas, geometry):
+    """The deltas once per kernel column: [g n oh ow o] -> [g, n*oh*w, kw*o].
+
+    What stands at image column x of tap j is the output column that j carries x to.
+    """
+    width, taps = geometry.image[1], geometry.kernel[1]
+    padding = geometry.reverse_padding[1]
+    padded = jnp.pad(deltas, ((0, 0), (0, 0), (0, 0), padding, (0, 0)))
+    shifted = [
+        lax.slice_in_dim(padded, taps - 1 - j, taps - 1 - j + width, axis=3) for j in range(taps)
+    ]
+    columns = lax.optimization_barrier(jnp.concatenate(shifted, axis=-1))
+    return columns.reshape(deltas.shape[0], -1, columns.shape[-1])
+
+
+def _sum_column_taps(product, geometry, features):
+    """The transpose of `_column_taps`: [g, n*oh*w, kw*o] -> [g n oh ow o]."""
+    (out_h, out_w), taps = geometry.output, geometry.kernel[1]
+    product = product.reshape(product.shape[0], -1, out_h, geometry.image[1], taps * features)
+    padded = jnp.pad(product, ((0, 0), (0, 0), (0, 0), geometry.padding[1], (0, 0)))
+    total = 0.0
+    for j in range(taps):
+        tap = lax.slice_in_dim(padded, j, j + out_w, axis=3)
+        total += lax.slice_in_dim(tap, j * features, (j + 1) * features, axis=4)
+    return total
+
+
+def patches(images: Array, geometry: Geometry) -> Array:
+    """Lays out im2col: [g n h w c] -> [g, n*oh*ow, kh*kw*c], by slicing rows, then columns."""
+    (kernel_h, kernel_w), (stride_h, stride_w) = geometry.kernel, geometry.strides
+    out_h, out_w = geometry.output
+    images = jnp.pad(images, ((0, 0), (0, 0), *geometry.padding, (0, 0)))
+    rows = jnp.stack(
+        [
+            lax.slice_in_dim(images, i, i + (out_h - 1) * stride_h + 1, stride_h, axis=2)
+            for i in range(kernel_h)
+        ],
+        axis=4,
+    )  # [g n oh w kh c]
+    # Fused into one another, the two stacks compile for minutes and run many times slower.
+    rows = lax.optimization_barrier(rows)
+    patches = jnp.stack(
+        [
+            lax.slice_in_dim(rows, j, j + (out_w - 1) * stride_w + 1, stride_w, axis=3)
+            for j in range(kernel_w)
+        ],
+        axis=5,
+    )  # [g n oh ow kh kw c]
+    return patches.reshape(images.shape[0], -1, kernel_h * kernel_w * images.shape[-1])
+
+
+def _overlap_add(columns, geometry, spatial):
+    """One axis of col2im, the transpose of `patches`: sums the taps of axis 4 into the image.
+
+    Output row y of stride s gets the taps of its phase y mod s alone, so that each phase is a sum
+    of shifted arrays and no zeros are inserted between them.
+    """
+    axis = 2 + spatial
+    stride, size = geometry.strides[spatial], geometry.image[spatial]
+    low = geometry.padding[spatial][0]
+    taps = columns.shape[4]
+    steps = -(-taps // stride)
+    phases = []
+    for phase in range(stride):
+        total = None
+        for tap in range(phase, taps, stride):
+            piece = lax.index_in_dim(columns, tap, axis=4, keepdims=False)
+            shift = tap // stride
+            pads = [(0, 0)] * piece.ndim
+            pads[axis] = (shift, steps - 1 - shift)
+            piece = jnp.pad(piece, pads)
+            total = piece if total is None else total + piece
+        phases.append(jnp.zeros_like(phases[0]) if total is None else total)
+    image = jnp.stack(phases, axis + 1).reshape(
+        *columns.shape[:axis], -1, *phases[0].shape[axis + 1 :]
+    )
+    pads = [(0, 0)] * image.ndim
+    pads[axis] = (0, max(0, low + size - image.shape[axis]))
+    return lax.slice_in_dim(jnp.pad(image, pads), low, low + size, axis=axis)
+
+
+# --- The primitives -----------------------------------------------------------------------------
+
+conv_p = Primitive("trilinear_conv")
+dgrad_p = Primitive("trilinear_dgrad")
+wgrad_p = Primitive("trilinear_wgrad")
+
+
+def _batch_shared(primitive, operands, dims, *, geometry):
+    """Batching of conv and dgrad: images into the batch axis, own kernels into the group axis."""
+    images, kernels = operands
+    size = next(x.shape[d] for x, d in zip(operands, dims) if d is not None)
+    if dims[1] is None:
+        images = jnp.moveaxis(images, dims[0], 1)
+        groups, _, batch = images.shape[:3]
+        folded = images.reshape(groups, size * batch, *images.shape[3:])
+        out = primitive.bind(folded, kernels, geometry=geometry)
+        return out.reshape(groups, size, batch, *out.shape[2:]), 1
+    return _batch_grouped(primitive, operands, dims, geometry=geometry)
+
+
+def _batch_grouped(primitive, operands, dims, *, geometry):
+    """Batching where every element has operands of its own: both fold into the group axis."""
+    size = next(x.shape[d] for x, d in zip(operands, dims) if d is not None)
+    folded = []
+    for x, dim in zip(operands, dims):
+        front = jnp.broadcast_to(x, (size, *x.shape)) if dim is None else jnp.moveaxis(x, dim, 0)
+        folded.append(front.reshape(-1, *front.shape[2:]))
+    out = primitive.bind(*folded, geometry=geometry)
+    return out.reshape(size, -1, *out.shape[1:]), 0
+
+
+def _define(primitive: Primitive, compute: Callable, lhs_rule, rhs_rule, batch_rule) -> None:
+    """Gives a primitive its value, shape, derivatives, batching and lowering."""
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames="geometry"))
+
+    def abstract(x, y, *, geometry):
+        shape = jax.eval_shape(functools.partial(compute, geometry=geometry), x, y)
+        return x.update(shape=shape.shape)
+
+    primitive.def_abstract_eval(abstract)
+    ad.defbilinear(primitive, lhs_rule, rhs_rule)
+    batching.primitive_batchers[primitive] = functools.partial(batch_rule, primitive)
+    mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=False))
+
+
+# The transposes of each part with respect to its first and second operand: the other two parts.
+_define(
+    conv_p,
+    _conv,
+    lambda d, a, w, geometry: dgrad_p.bind(d, w, geometry=geometry),
+    lambda d, a, w, geometry: wgrad_p.bind(a, d, geometry=geometry),
+    _batch_shared,
+)
+_define(
+    dgrad_p,
+    _dgrad,
+    lambda a, d, w, geometry: conv_p.bind(a, w, geometry=geometry),
+    lambda a, d, w, geometry: wgrad_p.bind(a, d, geometry=geometry),
+    _batch_shared,
+)
+_define(
+    wgrad_p,
+    _wgrad,
+    lambda w, a, d, geometry: dgrad_p.bind(d, w, geometry=geometry),
+    lambda w, a, d, geometry: conv_p.bind(a, w, geometry=geometry),
+    _batch_grouped,
+)
+mlir.register_lowering(
+    wgrad_p, mlir.lower_fun(_wgrad_in_parts, multiple_results=False), platform="cpu"
+)
+
+
+# --- Under any Flax network ---------------------------------------------------------------------
+
+
+def conv_general_dilated(
+    lhs, rhs, window_strides, padding, lhs_dilation=None, rhs_dilation=None,
+    dimension_numbers=None, feature_group_count=1, precision=None,
+):  # fmt: skip
+    """`lax.conv_general_dilated` on the trilinear primitives, as `flax.linen.Conv` calls it.
+
+    Depthwise convolutions are shifted multiply-adds. What neither covers (dilation, other feature
+    groups, not two spatial axes) goes to `lax`, with the same values.
+    """
+    plain = all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+    depthwise = feature_group_count == lhs.shape[-1] == rhs.shape[-1]
+    if rhs.ndim != 4 or not plain or not (feature_group_count == 1 or depthwise):
+        return lax.conv_general_dilated(
+            lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation,
+            dimension_numbers, feature_group_count, precision=precision,
+        )  # fmt: skip
+    image, kernel = lhs.shape[1:3], rhs.shape[:2]
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(image, kernel, window_strides, padding)
+    if depthwise:
+        return depthwise_conv(lhs, rhs, window_strides, padding)
+    geometry = Geometry(
+        tuple(image), tuple(kernel), tuple(window_strides), tuple(map(tuple, padding))
+    )
+    return conv_p.bind(lhs[None], rhs[None], geometry=geometry)[0]
+
+
+def fast_convolutions():
+    """A context in which every `nn.Conv` runs on the trilinear primitives, whoever wrote the model.
+
+    Use it around `module.apply`. Convolutions that were given an operation of their own keep it.
+    """
+
+    def interceptor(next_fun, args, kwargs, context):
+        module = context.module
+        if type(module) is not nn.Conv or context.method_name != "__call__":
+            return next_fun(*args, **kwargs)
+        if module.conv_general_dilated is not None or module.conv_general_dilated_cls is not None:
+            return next_fun(*args, **kwargs)
+        # A bound Linen module is frozen; its method reads the field when it runs.
+        object.__setattr__(module, "conv_general_dilated", conv_general_dilated)
+        try:
+            return next_fun(*args, **kwargs)
+        finally:
+            object.__setattr__(module, "conv_general_dilated", None)
+
+    return nn.intercept_methods(interceptor)

@@ -1,0 +1,1 @@
+"""Differential privacy: DP-SGD's gradient, and what it is worth."""

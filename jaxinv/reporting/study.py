@@ -1,0 +1,314 @@
+"""Rows to numbers: one `Cell` per setting of a sweep, with every statistic of the report."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from jaxinv import defenses
+from jaxinv.errors import UserError
+from jaxinv.reporting import consensus as cs
+from jaxinv.reporting import statistics as st
+from jaxinv.runs.results import BlockImages, Run
+from jaxinv.settings.naming import label_text, naming_settings
+
+_METRICS = ("psnr", "ssim", "mse", "objective", "label_accuracy", "update_cosine", "update_error")
+_FACTS = ("defense", "victim", "victim_accuracy", "victim_epsilon", "victim_delta")
+_BASELINES = ("baseline_psnr", "baseline_ssim", "baseline_mse")
+_AVERAGED = ("objective", "psnr", "mse")  # what `consensus.Trials` has of each seed
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Trials and statistics of one setting; a failed trial is NaN in every metric.
+
+    Where the client's defense was drawn several times, "seed" runs over the starts of the first
+    draw, then those of the second, and so on.
+    """
+
+    number: int
+    label: str  # "tv = 0.01"; network and data set where nothing varies
+    settings: dict[str, Any]  # that name the cell among the others
+    target_ids: list[int]
+    image_ids: list[list[int]]  # per target
+    seeds: list[int]  # of the attack's starts
+    draws: list[int]  # noise seeds of the client's defense; one where it draws nothing
+    facts: dict[str, Any]  # what all its rows say of defense and victim
+    metrics: dict[str, Float[np.ndarray, "target seed"]]
+    baselines: dict[str, Float[np.ndarray, " target"]]  # of an image of the data set's mean colour
+    failed: Bool[np.ndarray, "target seed"]
+    success_psnr: float  # dB
+    pictures: Callable[[], BlockImages]  # reads them from disk
+
+    @property
+    def psnr(self) -> Float[np.ndarray, "target seed"]:
+        """PSNR in dB; inf when exact."""
+        return self.metrics["psnr"]
+
+    @property
+    def exact(self) -> Bool[np.ndarray, "target seed"]:
+        """Trials that reconstructed every pixel exactly."""
+        return np.isposinf(self.psnr)
+
+    @cached_property
+    def mean(self) -> st.MeanInterval:
+        """Mean PSNR, its interval over targets, spread between the starts on one update."""
+        by_update = self.psnr.reshape(-1, len(self.seeds))
+        spread = st.mean_interval(by_update).seed_std
+        return st.mean_interval(self.psnr)._replace(seed_std=spread)
+
+    @cached_property
+    def components(self) -> st.VarianceComponents:
+        """Variance of PSNR between targets, between draws of noise and between starts."""
+        return st.variance_components(
+            self.psnr.reshape(len(self.target_ids), len(self.draws), len(self.seeds))
+        )
+
+    @cached_property
+    def attacker(self) -> st.BestOfK:
+        """Best of k by the attack's own objective."""
+        return st.best_of_k(self.psnr, self.metrics["objective"], draws=len(self.draws))
+
+    @cached_property
+    def oracle(self) -> st.BestOfK:
+        """Best of k by PSNR, which only somebody with the truth can choose."""
+        return st.best_of_k(self.psnr, -self.psnr, draws=len(self.draws))
+
+    @cached_property
+    def consensus(self) -> cs.Consensus:
+        """Mean images of k seeds. Reads the cell's pictures, unless there is nothing to average."""
+        if len(self.seeds) == 1:
+            return cs.Consensus(self.attacker, self.attacker, self.psnr[:, 0])
+        images = self.pictures()
+        return cs.curves(self.trials(images, target) for target in self.target_ids)
+
+    def trials(self, images: BlockImages, target_id: int) -> list[cs.Trials]:
+        """One target's trials with their pictures, of each draw of noise."""
+        at, starts = self.target_ids.index(target_id), len(self.seeds)
+        places = np.flatnonzero(images.target_ids == target_id)
+        return [
+            cs.Trials(
+                images.reconstructions[place],
+                images.truths[place],
+                *(self.metrics[name][at, draw * starts :][:starts] for name in _AVERAGED),
+            )
+            for draw, place in enumerate(places)
+        ]
+
+    def gain(self, best: st.BestOfK) -> st.Interval:
+        """PSNR in dB of a consensus of all seeds minus the pick's, paired over targets."""
+        pick = self.attacker.per_target[:, -1:]
+        return st.paired_difference(best.per_target[:, -1:], pick)
+
+    @cached_property
+    def success(self) -> st.SuccessRate:
+        """Share of trials above the threshold."""
+        return st.success_rate(self.psnr, self.success_psnr)
+
+    @cached_property
+    def attacker_pick(self) -> np.ndarray:
+        """Seed position [target] of the lowest objective, first draw; -1 where all failed."""
+        return st.choose_lowest(self.metrics["objective"][:, : len(self.seeds)])
+
+    @cached_property
+    def oracle_pick(self) -> np.ndarray:
+        """Seed position [target] of the highest PSNR, first draw; -1 where all failed."""
+        return st.choose_lowest(-self.psnr[:, : len(self.seeds)])
+
+    def baseline(self, metric: str) -> float:
+        """Mean over targets of the mean-colour baseline's `psnr`, `ssim` or `mse`."""
+        return float(self.baselines[f"baseline_{metric}"].mean())
+
+
+class Pair(NamedTuple):
+    """A cell against another on the same targets and seeds."""
+
+    cell: Cell
+    reference: Cell
+    difference: st.Interval  # of PSNR in dB, over targets
+
+
+@dataclass(frozen=True)
+class Study:
+    """A run with its cells, as tables, plots and page read it."""
+
+    run: Run
+    cells: list[Cell]
+
+    @property
+    def target_ids(self) -> list[int]:
+        """Targets that some cell has finished, in the study's order."""
+        return list(dict.fromkeys(t for cell in self.cells for t in cell.target_ids))
+
+    @property
+    def planned_trials(self) -> int:
+        """Trials the whole study was asked for."""
+        config = self.run.config
+        draws = len(config["noise_seeds"])
+        chains = [defenses.parse(cell["defense"]) for cell in config["cells"]]
+        updates = sum(draws if defenses.is_random(chain) else 1 for chain in chains)
+        return updates * len(config["target_ids"]) * len(config["seeds"])
+
+    @property
+    def finished_trials(self) -> int:
+        """Trials there are, failed ones included."""
+        return sum(cell.failed.size for cell in self.cells)
+
+    @property
+    def failed_trials(self) -> int:
+        """Trials that turned non-finite."""
+        return int(sum(cell.failed.sum() for cell in self.cells))
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether some target was attacked more than once, and so tells luck from the image."""
+        return any(cell.psnr.shape[1] > 1 for cell in self.cells)
+
+    @property
+    def has_starts(self) -> bool:
+        """Whether some update was attacked from several starts, among which one can choose."""
+        return any(len(cell.seeds) > 1 for cell in self.cells)
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """Every later cell against the first, where both have the same targets and seeds."""
+        first, *others = self.cells
+        same = lambda c: (c.target_ids, c.seeds) == (first.target_ids, first.seeds)  # noqa: E731
+        return [
+            Pair(cell, first, st.paired_difference(cell.psnr, first.psnr))
+            for cell in others
+            if same(cell)
+        ]
+
+    def baseline_of(self, target_id: int) -> float:
+        """Baseline PSNR in dB of one target, from the first cell that has it."""
+        for cell in self.cells:
+            if target_id in cell.target_ids:
+                position = cell.target_ids.index(target_id)
+                return float(cell.baselines["baseline_psnr"][position])
+        raise KeyError(target_id)
+
+
+def summarize(run: Run, success_psnr: float) -> Study:
+    """Arranges a run's rows as cells.
+
+    Raises:
+      UserError: a cell lacks some seed of a target, which no finished block does.
+    """
+    return Study(
+        run, [_cell(run, int(number), success_psnr) for number in np.unique(run.trials["cell"])]
+    )
+
+
+def _read_pictures(run: Run, number: int, target_ids: list[int]) -> BlockImages:
+    """Reads a cell's pictures, which must have all its targets."""
+    try:
+        images = run.images(number)
+        if lacking := set(target_ids) - set(images.target_ids.tolist()):
+            raise ValueError(f"there is no target {min(lacking)}")
+        return images
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise UserError(
+            f"{run.folder}/images: pictures of cell {number} cannot be read "
+            f"({error}); delete the cell's files and run the sweep's command again"
+        ) from None
+
+
+def traces(
+    study: Study, cell: Cell, target_ids: list[int]
+) -> tuple[np.ndarray, dict[int, Float[np.ndarray, "seed step"]]]:
+    """Collects PSNR by step for some targets of a cell.
+
+    Returns:
+      The steps, and per target the PSNR of every seed, NaN where not measured.
+    """
+    rows = study.run.traces
+    at = np.flatnonzero((rows["cell"] == cell.number) & np.isin(rows["target_id"], target_ids))
+    steps, step_of = np.unique(rows["step"][at], return_inverse=True)
+    trials = len(cell.draws) * len(cell.seeds)
+    curves = {t: np.full((trials, len(steps)), np.nan) for t in target_ids}
+    seed_of = _position(cell.draws, cell.seeds, rows["noise_seed"][at], rows["seed"][at])
+    for target, curve in curves.items():
+        mine = rows["target_id"][at] == target
+        curve[seed_of[mine], step_of[mine]] = rows["psnr"][at][mine]
+    return steps, curves
+
+
+def _position(draws: list[int], seeds: list[int], noise_seed: Any, seed: Any) -> np.ndarray:
+    """Where trials stand among those of their target."""
+    return np.searchsorted(draws, noise_seed) * len(seeds) + np.searchsorted(seeds, seed)
+
+
+def _cell(run: Run, number: int, success_psnr: float) -> Cell:
+    """Arranges one cell's rows as [target, seed] arrays."""
+    rows = {name: column[run.trials["cell"] == number] for name, column in run.trials.items()}
+    order = {t: i for i, t in enumerate(run.config["target_ids"])}
+    ids = sorted(set(rows["target_id"].tolist()), key=lambda t: order.get(t, len(order)))
+    seeds = sorted(set(rows["seed"].tolist()))
+    draws = sorted(set(rows["noise_seed"].tolist()))
+    shape = len(ids), len(draws) * len(seeds)
+    at = _position(draws, seeds, rows["noise_seed"], rows["seed"])
+    place = [ids.index(t) for t in rows["target_id"]], at
+    counts = np.zeros(shape, int)
+    np.add.at(counts, place, 1)
+    if (counts != 1).any():
+        raise UserError(
+            f"{run.folder}: cell {number} does not hold each seed of each target once; delete its "
+            "files in trials/ and run the sweep's command again"
+        )
+    status = np.empty(shape, dtype=object)
+    status[place] = rows["status"]
+    failed = status == "nonfinite"
+    columns = {}
+    for name in _METRICS + _BASELINES:
+        columns[name] = np.empty(shape)
+        columns[name][place] = rows[name]
+    first = [int(np.flatnonzero(rows["target_id"] == t)[0]) for t in ids]
+    settings = naming_settings(run.config["axes"], run.config["cells"], number)
+    return Cell(
+        number=number,
+        label=label_text(settings) or f"{rows['model'][0]} on {rows['dataset'][0]}",
+        settings=settings,
+        target_ids=ids,
+        image_ids=[[int(i) for i in rows["image_ids"][row]] for row in first],
+        seeds=seeds,
+        draws=draws,
+        facts={name: rows[name][0] for name in _FACTS},
+        metrics={name: np.where(failed, np.nan, columns[name]) for name in _METRICS},
+        baselines={name: columns[name][:, 0] for name in _BASELINES},
+        failed=failed,
+        success_psnr=success_psnr,
+        pictures=lambda: _read_pictures(run, number, ids),
+    )
+
+
+def number_text(value: float, digits: int = 2) -> str:
+    """Prints a number for people: an em dash for what is undefined, ∞ for exact."""
+    if math.isnan(value):
+        return "—"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def interval_text(low: float, high: float, digits: int = 2) -> str:
+    """Prints an interval's limits; nothing where they are undefined."""
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    return f"[{number_text(low, digits)}, {number_text(high, digits)}]"
+
+
+def count_text(count: int, noun: str) -> str:
+    """Prints a count with its noun: "1 seed", "32 seeds"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def choose_evenly(items: list, most: int) -> list:
+    """Keeps at most `most` items, spread evenly, first and last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]

@@ -1,0 +1,1 @@
+"""A run folder: blocks of work, their rows, and the files they are in."""

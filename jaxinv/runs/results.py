@@ -1,0 +1,263 @@
+"""Rows on disk: one run folder, one frozen schema, written so that a kill loses one block at most.
+
+    runs/NAME/
+      run.json               what was asked for, and every session that worked on it
+      trials/BLOCK.parquet   one row per trial; written last: its presence commits the block
+      traces/BLOCK.parquet   PSNR and objective by step
+      images/BLOCK.npz       reconstructions and truths, uint8
+      extras/BLOCK.npz       of each target's best seed: singular values and least determined
+                             directions after a polish; image and standard deviation of bayes
+
+A *block* is one cell on a group of targets, named `c0003-t0008` (cell 3, targets from position 8).
+Every file is written under a temporary name, flushed to disk and renamed.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jaxinv.attacks.priors import PRIORS
+from jaxinv.errors import UserError
+from jaxinv.files import write_file
+
+SCHEMA_VERSION = 6
+
+# What identifies a trial and what was measured of it. Images of one target are matched one to one
+# before measuring; `psnr`, `ssim`, `mse` are means over the target's images, `psnr_best` the best.
+_MEASURED = [
+    ("schema_version", pa.int32()),
+    ("cell", pa.int32()),
+    ("target_id", pa.int64()),  # position, in the dataset's original order, of the first image
+    ("image_ids", pa.list_(pa.int64())),
+    ("noise_seed", pa.int64()),  # names the draw of the client's defense; 0 where it draws nothing
+    ("seed", pa.int64()),  # names the attack's random start
+    # "ok", or "nonfinite", a failure; of a closed form "exact" or "mixture", by the update's own
+    # evidence; of a polish "converged", "stalled" or "steps", which were all taken.
+    ("status", pa.string()),
+    ("psnr", pa.float64()),  # dB, pixels in [0, 1], data range 1; inf when exact
+    ("psnr_best", pa.float64()),
+    ("psnr_images", pa.list_(pa.float64())),  # of each image
+    ("ssim", pa.float64()),
+    ("mse", pa.float64()),  # pixels in [0, 1]
+    ("objective", pa.float64()),  # distance between the updates at the end, without the prior
+    ("prior", pa.float64()),  # all priors at the end, each times its weight
+    ("label_accuracy", pa.float64()),
+    ("baseline_psnr", pa.float64()),  # the same metrics for an image of the data set's mean colour
+    ("baseline_ssim", pa.float64()),
+    ("baseline_mse", pa.float64()),
+    ("update_cosine", pa.float64()),  # of what was shared with the update before the defense
+    ("update_error", pa.float64()),  # |shared - update| / |update|
+    ("victim_digest", pa.string()),  # sha256 of the attacked parameters
+    ("victim_accuracy", pa.float64()),  # on the test split; null where it was not trained
+    ("victim_epsilon", pa.float64()),  # of its training with DP-SGD, else null; by PLD
+    ("victim_delta", pa.float64()),
+    ("prior_source", pa.string()),  # of what images the attack's prior was made; null without
+    ("prior_images", pa.int32()),  # and of how many
+    ("targets_at_once", pa.int32()),  # of the plan by which the trial was computed
+    ("seeds_at_once", pa.int32()),
+    ("devices", pa.int32()),
+    ("program_bytes", pa.int64()),  # of each device, by the compiler's analysis
+]
+# Every setting of the cell. `objective_type` is the setting `objective`, whose name the measured
+# value holds.
+SETTINGS = [
+    ("dataset", pa.string()),
+    ("model", pa.string()),
+    ("width", pa.int32()),  # null where the network has none
+    ("network_seed", pa.int64()),
+    ("victim", pa.string()),  # the checkpoint; null where the network is untrained
+    ("batch_norm", pa.string()),
+    ("images", pa.int32()),  # images per target
+    ("grouping", pa.string()),
+    ("client_epochs", pa.int32()),
+    ("client_batch", pa.int32()),  # null: all images in one step
+    ("client_lr", pa.float64()),
+    ("shuffled", pa.bool_()),
+    ("assumed_images", pa.int32()),  # null: the attacker knows
+    ("assumed_batch", pa.int32()),
+    ("assumed_lr", pa.float64()),
+    ("labels", pa.string()),
+    ("defense", pa.string()),  # a chain, as `defenses.parse` reads it
+    ("told", pa.bool_()),  # whether the attacker knows it
+    ("attack", pa.string()),
+    ("objective_type", pa.string()),
+    *((name, pa.float64()) for name in PRIORS),  # their weights
+    ("optimizer", pa.string()),
+    ("sign", pa.string()),
+    ("lr", pa.float64()),
+    ("schedule", pa.string()),
+    ("init", pa.string()),
+    ("box", pa.bool_()),
+    ("iterations", pa.int32()),
+    ("image_prior", pa.string()),
+    ("anneal_from", pa.float64()),
+    ("anneal_to", pa.float64()),
+    ("cg_iterations", pa.int32()),
+    ("damping", pa.float64()),
+    ("tolerance", pa.float64()),
+    ("posterior", pa.int32()),
+    ("draws", pa.int32()),
+    ("inflation", pa.float64()),
+    ("polish", pa.int32()),
+    ("gram", pa.string()),  # "auto" | "on" | "off"
+    ("precision", pa.string()),
+]
+TRIALS = pa.schema(_MEASURED + SETTINGS)
+TRACES = pa.schema(
+    [
+        ("schema_version", pa.int32()),
+        ("cell", pa.int32()),
+        ("target_id", pa.int64()),
+        ("noise_seed", pa.int64()),
+        ("seed", pa.int64()),
+        ("step", pa.int32()),  # iterations done when measured
+        ("psnr", pa.float32()),
+        ("objective", pa.float32()),
+    ]
+)
+
+
+class BlockImages(NamedTuple):
+    """The pictures of one block, pixels as uint8."""
+
+    target_ids: np.ndarray  # [target], each as often as its defense was drawn
+    seeds: np.ndarray  # [seed]
+    reconstructions: np.ndarray  # [target, seed, batch, height, width, channel]
+    truths: np.ndarray  # [target, batch, height, width, channel]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder read back. `trials` and `traces` map column names to NumPy arrays."""
+
+    folder: Path
+    config: dict[str, Any]
+    trials: dict[str, np.ndarray]
+    traces: dict[str, np.ndarray]
+
+    def extras(self, cell: int) -> dict[str, np.ndarray]:
+        """Reads what is there beside a cell's trials, in its targets' order; {} without."""
+        paths = sorted((self.folder / "extras").glob(f"c{cell:04d}-*.npz"))
+        blocks = [np.load(path) for path in paths]
+        return (
+            {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
+            if blocks
+            else {}
+        )
+
+    def images(self, cell: int) -> BlockImages:
+        """Reads the pictures of one cell, its blocks joined along the target axis."""
+        blocks = []
+        for path in sorted((self.folder / "images").glob(f"c{cell:04d}-*.npz")):
+            if (self.folder / "trials" / f"{path.stem}.parquet").exists():
+                with np.load(path) as arrays:
+                    blocks.append(BlockImages(**{k: arrays[k] for k in BlockImages._fields}))
+        return BlockImages(
+            np.concatenate([b.target_ids for b in blocks]),
+            blocks[0].seeds,
+            np.concatenate([b.reconstructions for b in blocks]),
+            np.concatenate([b.truths for b in blocks]),
+        )
+
+
+def block_name(cell: int, first_target: int) -> str:
+    """Names a block by its cell and the position of its first target in the study's list."""
+    return f"c{cell:04d}-t{first_target:04d}"
+
+
+def is_done(folder: Path, block: str) -> bool:
+    """Says whether the block was committed."""
+    return (folder / "trials" / f"{block}.parquet").exists()
+
+
+def write_block(
+    folder: Path,
+    block: str,
+    trials: Mapping[str, Sequence],
+    traces: Mapping[str, Sequence],
+    images: BlockImages,
+    extras: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Commits one finished block: pictures and traces first, the trials last as commit mark."""
+    if extras:
+        arrays = {name: x.astype(np.float32) for name, x in extras.items()}
+        write_file(folder / "extras" / f"{block}.npz", lambda f: np.savez_compressed(f, **arrays))
+    write_file(
+        folder / "images" / f"{block}.npz", lambda f: np.savez_compressed(f, **images._asdict())
+    )
+    for name, schema, columns in (("traces", TRACES, traces), ("trials", TRIALS, trials)):
+        table = pa.table(dict(columns), schema=schema)
+        write_file(
+            folder / name / f"{block}.parquet",
+            lambda f, table=table: pq.write_table(table, f, compression="zstd"),
+        )
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a run folder's configuration and all committed rows, in cell, target, seed order.
+
+    Raises:
+      UserError: the folder is no run folder, holds no finished block, or has another schema.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if config is None:
+        raise UserError(f"{folder}: no run.json there; give the folder that a sweep wrote (--out)")
+    blocks = sorted(p.stem for p in (folder / "trials").glob("*.parquet"))
+    if not blocks:
+        raise UserError(f"{folder}: no finished trials yet; run the sweep's command again first")
+    return Run(
+        folder,
+        config,
+        _read_columns([folder / "trials" / f"{b}.parquet" for b in blocks], TRIALS),
+        _read_columns([folder / "traces" / f"{b}.parquet" for b in blocks], TRACES),
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Reads run.json; None where there is none."""
+    try:
+        config = json.loads((Path(folder) / "run.json").read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, json.JSONDecodeError) as error:
+        message = f"{folder}/run.json cannot be read ({error}); choose another --out"
+        raise UserError(message) from None
+    if config.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(
+            f"{folder}: written with schema {config.get('schema_version')}, this version reads "
+            f"{SCHEMA_VERSION}; choose another --out"
+        )
+    return config
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Writes run.json atomically."""
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **config}, indent=2) + "\n"
+    write_file(Path(folder) / "run.json", lambda f: f.write(text.encode()))
+
+
+def _read_columns(paths: Sequence[Path], schema: pa.Schema) -> dict[str, np.ndarray]:
+    """Reads and joins Parquet files of one schema; nested and text columns become objects."""
+    table = pa.concat_tables([pq.read_table(p, schema=schema) for p in paths])
+    return {
+        name: np.array(table[name].to_pylist(), dtype=object)
+        if pa.types.is_string(table[name].type)
+        else _object_array(table[name].to_pylist())
+        if pa.types.is_list(table[name].type)
+        else table[name].to_numpy()
+        for name in schema.names
+    }
+
+
+def _object_array(values: list) -> np.ndarray:
+    """One object per row, also where all rows are lists of one length."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array

@@ -1,0 +1,79 @@
+"""A block's results as columns: one row per trial, and one per trial and point of its trace."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxinv.engine import trials
+from jaxinv.engine.cells import Attacked, Material
+from jaxinv.runs import results
+from jaxinv.settings import schema
+
+PLAN = ("targets_at_once", "seeds_at_once", "devices")  # what of a plan the rows keep
+COLUMNS = {"objective": "objective_type"}  # settings whose name a measured value holds
+
+
+def trial_rows(
+    cell: schema.Cell, number: int, material: Material, attacked: Attacked, ids: np.ndarray,
+    seeds: Sequence[int],
+) -> dict[str, Sequence]:  # fmt: skip
+    """Lays the results of cell `number` out as columns, one row per target and seed."""
+    result, baseline, accuracy, shared, _ = attacked
+    victim, shape = material.victim, result.objective.shape
+    rows = shape[0] * shape[1]
+    spread = lambda per_target: np.repeat(np.asarray(per_target), shape[1])  # noqa: E731
+    failed = ~result.finite
+    measured = result.scores._asdict() | {"objective": result.objective, "prior": result.prior}
+    of_images = measured.pop("psnr_images")
+    measured = {
+        name: np.where(failed, np.nan, np.asarray(values, np.float64)).ravel()
+        for name, values in measured.items()
+    }
+    of_images = np.where(failed[..., None], np.nan, np.asarray(of_images, np.float64))
+    asked = cell.model_dump()
+    settings = {COLUMNS.get(name, name): [value] * rows for name, value in asked.items()}
+    plan = {name: getattr(result.plan, name) for name in PLAN}
+    return settings | measured | {
+        "schema_version": [results.SCHEMA_VERSION] * rows,
+        "cell": [number] * rows,
+        "target_id": spread(ids[:, 0]),
+        "image_ids": [list(map(int, batch)) for batch in ids for _ in seeds],
+        "noise_seed": spread(material.draws),
+        "seed": list(seeds) * shape[0],
+        "status": np.where(failed, "nonfinite", result.status).ravel(),
+        "psnr_images": of_images.reshape(rows, -1).tolist(),
+        "label_accuracy": np.asarray(accuracy, np.float64).ravel(),
+        "baseline_psnr": spread(baseline.psnr).astype(np.float64),
+        "baseline_ssim": spread(baseline.ssim).astype(np.float64),
+        "baseline_mse": spread(baseline.mse).astype(np.float64),
+        "update_cosine": spread(shared.cosine).astype(np.float64),
+        "update_error": spread(shared.error).astype(np.float64),
+        "victim_digest": [victim.digest] * rows,
+        "victim_accuracy": [victim.accuracy] * rows,
+        "victim_epsilon": [victim.epsilon] * rows,
+        "victim_delta": [victim.delta] * rows,
+        "prior_source": [material.prior_source and material.prior_source.name] * rows,
+        "prior_images": [material.prior_source and material.prior_source.images] * rows,
+        **{name: [value] * rows for name, value in plan.items()},
+        "program_bytes": [result.bytes] * rows,
+    }  # fmt: skip
+
+
+def trace_rows(
+    number: int, result: trials.Result, material: Material, seeds: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Lays the traces of cell `number` out as columns, one row per target, seed and point."""
+    trace = result.trace
+    points, targets, _ = trace.psnr.shape
+    rows = trace.psnr.size
+    flat = lambda x: np.moveaxis(x, 0, -1).ravel().astype(np.float32)  # noqa: E731
+    return {
+        "schema_version": np.full(rows, results.SCHEMA_VERSION, np.int32),
+        "cell": np.full(rows, number, np.int32),
+        "target_id": np.repeat(material.ids[:, 0].astype(np.int64), len(seeds) * points),
+        "noise_seed": np.repeat(material.draws.astype(np.int64), len(seeds) * points),
+        "seed": np.tile(np.repeat(np.asarray(seeds, np.int64), points), targets),
+        "step": np.tile(trace.step.astype(np.int32), targets * len(seeds)),
+        "psnr": flat(trace.psnr),
+        "objective": flat(trace.objective),
+    }

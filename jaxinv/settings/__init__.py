@@ -1,0 +1,1 @@
+"""What may be asked for, how it is read, and how a cell is named by it."""

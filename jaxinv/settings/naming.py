@@ -1,0 +1,39 @@
+"""A cell's name: the settings in which it differs from the others."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def naming_settings(
+    axes: Mapping[str, Sequence], cells: Sequence[Mapping[str, Any]], number: int
+) -> dict[str, Any]:
+    """The settings that name a cell: those that vary.
+
+    In a study that varies one thing after another around its first cell, only what differs from
+    that cell; and of the first itself, all that is set.
+
+    Args:
+      axes: the settings that vary, with their values.
+      cells: every cell's settings.
+      number: of the cell.
+    """
+    mine = cells[number]
+    if len(cells) == math.prod(map(len, axes.values())):
+        return {name: mine[name] for name in axes}
+    usual = cells[0] if number else dict.fromkeys(axes)
+    return {name: mine[name] for name in axes if mine[name] != usual[name]}
+
+
+def label_text(settings: Mapping[str, Any]) -> str:
+    """Names a cell by its naming settings, "tv = 0.01, lr = 0.1"."""
+    return ", ".join(f"{name} = {setting_text(value)}" for name, value in settings.items())
+
+
+def setting_text(value: Any) -> str:
+    """Prints a setting's value briefly."""
+    if isinstance(value, float | np.floating):
+        return f"{value:g}"
+    return str(value)

@@ -1,0 +1,1 @@
+"""The network that is attacked: untrained, in training, and on disk."""
