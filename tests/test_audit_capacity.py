@@ -10,7 +10,7 @@ import pytest
 
 from jaxinv import client
 from jaxinv.audit.capacity import capacity
-from jaxinv.models import layers
+from jaxinv.networks import layers
 
 
 class Net(nn.Module):

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import client, image_prior, victims
+from jaxinv import client
 from jaxinv.audit import ceiling as ceil
+from jaxinv.data import image_prior
+from jaxinv.victim.untrained import untrained
 
 SIDE = 4
 NOISE = 0.05
@@ -120,7 +122,7 @@ def test_a_leaf_that_tells_nothing_is_left_out(linear):
 def test_more_noise_lowers_it_to_the_prior():
     """On a network: monotone in the noise, the prior's PSNR at the end."""
     with jax.enable_x64(True):
-        victim = victims.untrained("lenet_zhu", classes=10, width=None, seed=0,
+        victim = untrained("lenet_zhu", classes=10, width=None, seed=0,
                                    image_shape=(8, 8, 3))  # fmt: skip
         u, v = np.mgrid[0:8, 0:8]
         covariance = (2 / (1 + u + v) ** 2)[..., None, None] * np.eye(3)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import jaxinv
-from jaxinv import audit, client, data, updates
+from jaxinv import audit, client, data
 from jaxinv.audit import games, server
+from jaxinv.client import updates
 from jaxinv.types import Normalization
 
 

@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from jaxinv import client, victims
+from jaxinv import client
 from jaxinv.audit import games
 from jaxinv.audit import identification as ident
 from jaxinv.audit.intervals import clopper_pearson, mean_share
 from jaxinv.types import Normalization
+from jaxinv.victim.untrained import untrained
 
 N, SHAPE = 48, (8, 8, 3)
 
 
 @pytest.fixture(scope="module")
 def scene():
-    victim = victims.untrained("lenet_zhu", classes=10, width=None, seed=0, image_shape=SHAPE)
+    victim = untrained("lenet_zhu", classes=10, width=None, seed=0, image_shape=SHAPE)
     random = np.random.default_rng(0)
     pool = games.Pool(
         random.integers(0, 256, (N, *SHAPE), dtype=np.uint8),

@@ -5,15 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import client, victims
+from jaxinv import client
 from jaxinv.audit import server
+from jaxinv.victim.untrained import untrained
 
 SHAPE = (8, 8, 3)
 
 
 @pytest.fixture(scope="module")
 def scene():
-    victim = victims.untrained("lenet_zhu", classes=10, width=None, seed=0, image_shape=SHAPE)
+    victim = untrained("lenet_zhu", classes=10, width=None, seed=0, image_shape=SHAPE)
     random = np.random.default_rng(0)
     images = random.normal(size=(24, *SHAPE)) + 0.7 * random.normal(size=(24, 1, 1, 1))
     labels = jnp.arange(24) % 10

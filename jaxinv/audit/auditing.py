@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinv import client, defenses, metrics, privacy, runtime
+from jaxinv import client, defenses, metrics
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import Method
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
@@ -23,10 +23,12 @@ from jaxinv.audit import ceiling as ceilings
 from jaxinv.audit import dp, games, server
 from jaxinv.audit.capacity import Capacity, capacity
 from jaxinv.audit.intervals import Share
+from jaxinv.data.image_prior import ImagePrior
 from jaxinv.errors import UserError
-from jaxinv.image_prior import ImagePrior
 from jaxinv.inversion import invert
-from jaxinv.models import kinks
+from jaxinv.machine import runtime
+from jaxinv.networks import kinks
+from jaxinv.privacy import accounting
 from jaxinv.types import Normalization, PyTree, Truth, tree_size
 
 
@@ -138,8 +140,8 @@ def audit(
     private = dict(chain).get("dpsgd")
     bound = shown = None
     if private is not None:
-        spent = privacy.Spent(private[1])
-        bound = privacy.reconstruction_bound(spent, 1 / len(pool.labels))
+        spent = accounting.Spent(private[1])
+        bound = accounting.reconstruction_bound(spent, 1 / len(pool.labels))
         if count == 1:
             wins = round(outcome.recall.value * outcome.games)
             shown = dp.lower_bound(wins, outcome.games, len(pool.labels), 1e-5)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from jaxinv import client
-from jaxinv.convolution import conv_p
+from jaxinv.networks.convolution import conv_p
 from jaxinv.types import PyTree, tree_size
 
 _CALLS = {"pjit", "jit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call",

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 
 from jaxinv.attacks import gauss_newton as gn
 from jaxinv.attacks.levenberg_marquardt import normal_matrix
-from jaxinv.image_prior import ImagePrior, coefficients, synthesize
+from jaxinv.data.image_prior import ImagePrior, coefficients, synthesize
 from jaxinv.types import PyTree
 
 MOST_DENSE = 6144  # unknowns of which the whole matrix is made

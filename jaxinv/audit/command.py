@@ -6,13 +6,17 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from jaxinv import checkpoints, client, config, data, options, runtime, updates
+from jaxinv import client, data
 from jaxinv.audit import page
 from jaxinv.audit.auditing import Setting, audit, verdict
 from jaxinv.audit.games import Pool
+from jaxinv.client import updates
+from jaxinv.data.image_prior import Facts, load_prior
 from jaxinv.errors import OneLineParser, UserError, run_command
-from jaxinv.image_prior import Facts, load_prior
+from jaxinv.machine import runtime
+from jaxinv.settings import reader, schema
 from jaxinv.types import Normalization
+from jaxinv.victim import checkpoints
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,13 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             prog="python -m jaxinv.audit",
             description="What one update gives away, at least and at most.",
         )
-        options.add_audit_flags(parser)
-        run(options.load_auditing(vars(parser.parse_args(argv))))
+        reader.add_audit_flags(parser)
+        run(reader.load_auditing(vars(parser.parse_args(argv))))
 
     return run_command(command)
 
 
-def run(asked: config.Auditing) -> None:
+def run(asked: schema.Auditing) -> None:
     """Audits and writes the page.
 
     Raises:
@@ -70,7 +74,7 @@ def run(asked: config.Auditing) -> None:
     console.print(f"page: {Path(asked.out) / 'audit.html'}")
 
 
-def others_of(name: str, asked: config.Auditing) -> Pool:
+def others_of(name: str, asked: schema.Auditing) -> Pool:
     """The candidates beside the client's own: the first others of the split.
 
     Raises:

@@ -14,9 +14,11 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxinv import client, defenses, rng, trials
+from jaxinv import client, defenses, rng
 from jaxinv.audit import identification as ident
 from jaxinv.audit.intervals import Share, clopper_pearson, mean_share
+from jaxinv.defenses.base import Told
+from jaxinv.engine.targets import Clients, Shared, make_targets, noise_keys
 from jaxinv.types import Normalization, PyTree, Truth
 
 FALSE_POSITIVES = (0.01, 0.001)  # rates at which the rate of true positives is reported
@@ -98,14 +100,14 @@ def draw(games: int, images: int, candidates: int, seed: int = 0) -> Int[np.ndar
 
 def share(
     network: Network, pool: Pool, members: Int[np.ndarray, "game image"], rules: Rules
-) -> trials.Shared:
+) -> Shared:
     """Lets the clients of the games share their updates, as a sweep does."""
     chain = defenses.parse(rules.defense)
     names = defenses.names(chain)
     truths = Truth(pool.images[members] / np.float32(255), pool.labels[members])
-    clients = trials.Clients(local=rules.local, defense=names, told=names)
-    keys = trials.noise_keys(range(len(members)), [0] * len(members))
-    return trials.make_targets(
+    clients = Clients(local=rules.local, defense=names, told=names)
+    keys = noise_keys(range(len(members)), [0] * len(members))
+    return make_targets(
         network.module, network.variables, truths, network.normalization, clients,
         rules.client_lr, strengths=defenses.strengths(chain), draw_keys=keys,
     )  # fmt: skip
@@ -152,7 +154,7 @@ RESCALED = {"clip", "sign"}  # after which the weight of an image is not known
 
 def attack(
     network: Network, candidates: ident.Candidates, updates: PyTree,
-    told: defenses.Told | tuple, rules: Rules,
+    told: Told | tuple, rules: Rules,
     rows: Callable[[], ident.Rows] | None = None,
 ) -> ident.Ranking:  # fmt: skip
     """Names the images of updates, knowing what the client does.

@@ -31,7 +31,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxinv import client
-from jaxinv.privacy import clip_factor
+from jaxinv.privacy.gradient import clip_factor
 from jaxinv.types import PyTree, tree_size
 
 CHUNK = 256  # candidates between two returns to the host

@@ -23,17 +23,21 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from jaxinv import checkpoints, data, metrics, privacy, runtime, victims
-from jaxinv import plot_style as ps
+from jaxinv import data, metrics
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.audit import dp, games
 from jaxinv.audit import identification as ident
 from jaxinv.audit.auditing import ceiling_of, choose_method, percent
 from jaxinv.audit.capacity import capacity
+from jaxinv.data.image_prior import Facts, load_prior
 from jaxinv.errors import run_command
-from jaxinv.image_prior import Facts, load_prior
 from jaxinv.inversion import invert
+from jaxinv.machine import runtime
+from jaxinv.privacy import accounting
+from jaxinv.reporting.figures import style as ps
 from jaxinv.types import Normalization, Truth, tree_size
+from jaxinv.victim import checkpoints
+from jaxinv.victim.untrained import untrained
 
 VICTIMS = (
     "lenet_zhu", "lenet_zhu-cifar10", "convnet:16", "convnet-w16-cifar10", "resnet18:16",
@@ -106,7 +110,7 @@ def load(name: str, candidates: int) -> Scene:
         network = games.network(victim.module, victim.variables, normalization)
         return Scene(name, network, pool, images)
     model, _, width = name.partition(":")
-    victim = victims.untrained(
+    victim = untrained(
         model, classes=10, width=int(width) if width else None, seed=0, image_shape=(32, 32, 3)
     )
     network = games.network(victim.module, victim.variables, normalization)
@@ -252,7 +256,7 @@ def private(asked: Options) -> list[Row]:
         targets = games.draw(asked.games, 1, asked.candidates)[:, 0]
         for multiplier in MULTIPLIERS:
             for steps in (1, 100):
-                promised = privacy.epsilon(privacy.Spent(multiplier, 1.0, steps), DELTA)
+                promised = accounting.epsilon(accounting.Spent(multiplier, 1.0, steps), DELTA)
                 for real in (1.0, 0.5):
                     mu = steps**0.5 / multiplier / real
                     # All steps at the same parameters are one release with steps as many copies.
