@@ -21,8 +21,9 @@ def success_of(candidates, mu, games, random):
     return int((random.normal(mu, 1, games) > best).sum())
 
 
-@pytest.mark.parametrize("multiplier", [0.3, 0.5, 1, 2, 4])
-@pytest.mark.parametrize("steps", [1, 25])
+@pytest.mark.parametrize(
+    ("multiplier", "steps"), [(0.3, 1), (0.5, 1), (1, 1), (2, 1), (4, 1), (4, 25)]
+)
 def test_never_above_the_accountant(multiplier, steps):
     """1,000 audits of 400 games each: above the truth in 5% of them at the most."""
     random = np.random.default_rng(0)
@@ -31,7 +32,8 @@ def test_never_above_the_accountant(multiplier, steps):
     bound = functools.cache(lambda wins: dp.lower_bound(wins, 400, 100, DELTA).epsilon)
     shown = np.array([bound(success_of(100, mu, 400, random)) for _ in range(1000)])
     assert (shown > promised).mean() <= 0.05
-    assert np.median(shown) > (0.3 if mu >= 1 else 0) * promised * (mu < 4)
+    if 1 <= mu < 4:  # beyond, 400 games are all won and say no more
+        assert np.median(shown) > 0.3 * promised
 
 
 @pytest.mark.parametrize(("multiplier", "factor"), [(0.5, 1.1), (1.0, 1.15)])
