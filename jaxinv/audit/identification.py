@@ -178,8 +178,7 @@ def sketch(rows: Float[np.ndarray, "row entry"], size: int) -> Float[np.ndarray,
 def measure(
     loss: client.LossFn, params: PyTree, candidates: Candidates, updates: PyTree, *,
     clip: float | None = None, variances: PyTree | None = None, sent_only: bool = False,
-    noisy: bool = False, rows: Float[np.ndarray, "candidate entry"] | None = None,
-    stored: float = STORED,
+    noisy: bool = False, known: Rows | None = None, stored: float = STORED,
 ) -> Products:  # fmt: skip
     """Computes all inner products of candidates and updates.
 

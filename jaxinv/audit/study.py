@@ -161,11 +161,8 @@ def identification(asked: Options) -> list[Row]:
 
 
 def noise(asked: Options) -> list[Row]:
-    """Recall against the variance of noise, every method."""
-    rows = []
-    for variance in NOISES:
-        defense = f"noise:{variance:g}" if variance else "none"
-        rows += _played(asked, [defense])
+    """Recall against the variance of noise."""
+    rows = _played(asked, [f"noise:{variance:g}" if variance else "none" for variance in NOISES])
     markdown(rows, ["victim", "defense", "images", "method", "chance", "_recall"])
     return rows
 
