@@ -100,9 +100,33 @@ def test_all_methods_agree_on_orthogonal_gradients():
     for method in ident.METHODS:
         picks = ident.identify(products, 3, method, weight=1 / 3).picks
         assert sorted(np.asarray(picks)[0]) == [1, 4, 7]
-    # Least squares of orthonormal unit rows is <g, u> / (|g|^2 (1 + ridge)), here the weight 1/3.
-    weights = ident.identify(products, 3, "ridge").scores[0, [1, 4, 7]]
-    np.testing.assert_allclose(weights, 1 / 3 / (1 + ident.RIDGE), rtol=1e-5)
+
+
+def test_ridge_is_the_best_linear_estimate():
+    """Log-odds against the textbook's: x = m + t K (t K^2 + v K)^-1 (c - K m), no gradient alike."""
+    random = np.random.default_rng(9)
+    rows = (random.normal(size=(12, 30)) * random.uniform(0.5, 2, (12, 1))).astype(np.float32)
+    update = rows[[2, 5]].mean(axis=0, keepdims=True) + 0.3 * random.normal(size=(1, 30))
+    products = ident.Products(rows @ rows.T, update @ rows.T, np.square(update).sum(1), 30)
+    found = np.asarray(ident.identify(products, 2, "ridge", 0.5, variance=0.09).scores)[0]
+    gram, share = (rows @ rows.T).astype(np.float64), 2 / 12
+    prior, mean = 0.25 * share * (1 - share), np.full(12, 0.5 * share)
+    gain = prior * gram @ np.linalg.inv(prior * gram @ gram + 0.09 * gram)
+    x = mean + gain @ (update[0] @ rows.T - gram @ mean)
+    seen = np.diagonal(gain @ gram)
+    expected = 0.5 / prior * (x - mean - 0.5 * seen / 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_simulated_games_are_those_of_clients(scene):
+    network, pool = scene
+    rows = ident.gradients(network.loss, network.params, network.normalize(pool))
+    members = games.draw(3, 5, N)
+    quick = games.simulate(ident.Rows(rows, rows @ rows.T), members, "matched")
+    slow = play(scene, members, images=5, method="matched")
+    np.testing.assert_allclose(quick.scores, slow.scores, atol=1e-5)
+    noisy = games.simulate(ident.Rows(rows, rows @ rows.T), members, "slab", variance=1e4)
+    assert games.count(noisy).recall.value < 1
 
 
 def test_swaps_repair_a_greedy_choice():
@@ -165,17 +189,17 @@ def test_quantized_updates_are_weighted_by_layer(scene):
 
 def test_local_steps_by_the_midpoint(scene):
     members = games.draw(3, 4, N)
-    local = client.Local(epochs=2, batch=2)
+    local = client.Local(epochs=4)
     outcome = games.count(play(scene, members, images=4, local=local, client_lr=0.05))
     assert outcome.recall.value == 1
     # To first order the sum of the steps' gradients is the midpoint's, times epochs / batch.
     network, pool = scene
-    shared = games.share(*scene, members[:1], games.Rules(4, local=local, client_lr=0.002))
+    shared = games.share(*scene, members[:1], games.Rules(4, local=local, client_lr=0.01))
     update = jax.tree.map(lambda x: x[0], shared.targets.update)
     errors = []
-    for at in (network.params, ident.midpoint(network.params, update, 0.002)):
+    for at in (network.params, ident.midpoint(network.params, update, 0.01, 4)):
         rows = ident.gradients(network.loss, at, network.normalize(pool))
-        errors.append(np.linalg.norm(rows[members[0]].sum(0) - ident.flatten(update)))
+        errors.append(np.linalg.norm(rows[members[0]].mean(0) * 4 - ident.flatten(update)))
     assert errors[1] < 0.2 * errors[0]
 
 

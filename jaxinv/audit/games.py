@@ -147,6 +147,36 @@ def _together(targets, rules: Rules):
         yield part
 
 
+def simulate(
+    known: ident.Rows, members: Int[np.ndarray, "game image"], method: str, variance: float = 0.0,
+    seed: int = 0,
+) -> Played:  # fmt: skip
+    """Plays games of one gradient each, whose updates are the means of the candidates' gradients.
+
+    The same games as `play` for undefended updates and Gaussian noise, without compiling a client.
+
+    Args:
+      known: the candidates' gradients.
+      members: of each game.
+      method: one of `identification.METHODS`.
+      variance: of the noise on each entry.
+      seed: of the noise.
+    """
+    random = np.random.default_rng([int(rng.Stream.DEFENSE), seed])
+    entries = known.rows.shape[1]
+    crosses, powers = [], []
+    for own in members:
+        update = known.rows[own].mean(axis=0)
+        if variance > 0:
+            update += np.float32(variance**0.5) * random.standard_normal(entries, np.float32)
+        crosses.append(known.rows @ update)
+        powers.append(update @ update)
+    products = ident.Products(known.gram, np.stack(crosses), np.array(powers), entries)
+    images = members.shape[1]
+    ranking = ident.identify(products, images, method, 1 / images, variance)
+    return Played(members, np.asarray(ranking.scores), np.asarray(ranking.picks))
+
+
 ALIKE = {"noise", "laplace", "dpsgd", "clip"}  # defenses that mean the same for every update
 SPARSE = {"prune", "prune-layer", "top-k"}  # that send some entries alone
 RESCALED = {"clip", "sign"}  # after which the weight of an image is not known
@@ -185,7 +215,8 @@ def attack(
             clip = float(own.strengths[0][0])
     params = network.params
     if steps > 1:
-        params = ident.midpoint(params, jax.tree.map(lambda x: x[0], updates), rules.client_lr)
+        sent = jax.tree.map(lambda x: x[0], updates)
+        params = ident.midpoint(params, sent, rules.client_lr, steps)
     known = None if rows is None or steps > 1 or clip is not None else rows()
     products = ident.measure(
         network.loss, params, candidates, updates, clip=clip, variances=variances,

@@ -251,17 +251,21 @@ def _spread(scalars: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda s, x: jnp.full(x.shape, s, x.dtype), scalars, like)
 
 
-def midpoint(params: PyTree, update: PyTree, rate: float | Array) -> PyTree:
-    """The parameters half-way through a client's local steps, where it took its mean gradient.
+def midpoint(params: PyTree, update: PyTree, rate: float | Array, steps: int) -> PyTree:
+    """The mean of the parameters at which a client took the gradients of its local steps.
+
+    On a straight way: of T steps the mean lies (T - 1) / 2T of the way from the first to the last.
 
     Args:
       params: that the client received.
       update: the sum of the gradients of its steps (`client.update`).
       rate: the client's; 1 where the update is the parameters' difference itself.
+      steps: T.
 
     References: Zhu et al. 2023 (SME), whose surrogate lies on that line.
     """
-    return jax.tree.map(lambda p, u: p - rate * u / 2, params, update)
+    share = (steps - 1) / (2 * steps)
+    return jax.tree.map(lambda p, u: p - share * rate * u, params, update)
 
 
 def all_labels(candidates: Candidates, classes: int) -> Candidates:

@@ -162,7 +162,19 @@ def identification(asked: Options) -> list[Row]:
 
 def noise(asked: Options) -> list[Row]:
     """Recall against the variance of noise."""
-    rows = _played(asked, [f"noise:{variance:g}" if variance else "none" for variance in NOISES])
+    rows = []
+    for name in asked.victims:
+        scene = load(name, asked.candidates)
+        for variance in NOISES:
+            defense = f"noise:{variance:g}" if variance else "none"
+            for images in asked.batches:
+                rules = games.Rules(images, method_of(asked, defense), defense)
+                members = games.draw(asked.games, images, asked.candidates)
+                start = time.perf_counter()
+                played = games.simulate(scene.rows(), members, rules.method, variance)
+                seconds = time.perf_counter() - start
+                rows.append(_outcome(scene, games.count(played), rules, seconds))
+                write(asked.out / "noise.csv", rows)
     markdown(rows, ["victim", "defense", "images", "method", "chance", "_recall"])
     return rows
 
