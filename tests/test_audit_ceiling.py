@@ -85,9 +85,9 @@ def test_the_posterior_mean_attains_it_and_nothing_else_does(linear):
     scale = np.tile(STD, SIDE * SIDE)
     errors = np.square(scale * (estimate - x)).mean(axis=1)
     assert errors.mean() == pytest.approx(found.mse[0], abs=4 * errors.std() / count**0.5)
-    # Another ridge, as of an attacker who takes the noise for a tenth of what it is.
-    wrong = np.linalg.inv(np.linalg.inv(cov) + 10 * matrix.T @ (matrix / noise[:, None]))
-    worse = np.square(scale * (10 * (u / noise) @ matrix @ wrong - x)).mean()
+    # Another ridge, as of an attacker who takes the noise for a hundred times what it is.
+    wrong = np.linalg.inv(np.linalg.inv(cov) + 0.01 * matrix.T @ (matrix / noise[:, None]))
+    worse = np.square(scale * (0.01 * (u / noise) @ matrix @ wrong - x)).mean()
     assert worse > 1.1 * found.mse[0]
 
 

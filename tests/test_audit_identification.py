@@ -103,7 +103,7 @@ def test_all_methods_agree_on_orthogonal_gradients():
 
 
 def test_ridge_is_the_best_linear_estimate():
-    """Log-odds against the textbook's: x = m + t K (t K^2 + v K)^-1 (c - K m), no gradient alike."""
+    """Log-odds against the textbook's, x = m + t K (t K^2 + v K)^-1 (c - K m)."""
     random = np.random.default_rng(9)
     rows = (random.normal(size=(12, 30)) * random.uniform(0.5, 2, (12, 1))).astype(np.float32)
     update = rows[[2, 5]].mean(axis=0, keepdims=True) + 0.3 * random.normal(size=(1, 30))

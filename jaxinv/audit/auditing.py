@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxinv import client, defenses, metrics
 from jaxinv.attacks.gauss_newton import GaussNewton
@@ -187,18 +187,22 @@ def ceiling_of(
         variables, normalization, image_prior, variances, truth = cast(
             (variables, normalization, image_prior, variances, truth)
         )
-        update_of = update_function(module, variables, truth.labels)
+        update_of, context = _gradient_of(module), (variables, truth.labels)
         images = normalization.normalize(truth.images)
-        noise = ceilings.noise_variances(update_of(images), variances)
-        return ceilings.ceiling(update_of, images, image_prior, noise, normalization.std)
+        noise = ceilings.noise_variances(update_of(images, *context), variances)
+        return ceilings.ceiling(update_of, images, image_prior, noise, normalization.std, context)
 
 
-def update_function(
-    module: nn.Module, variables: PyTree, labels: Int[Array, " image"]
-) -> Callable[[Array], PyTree]:
-    """The gradient of a client as a function of its normalized images."""
-    loss = client.loss_fn(module, variables)
-    return jax.jit(lambda images: client.gradient(loss, variables["params"], images, labels)[0])
+@functools.lru_cache(maxsize=16)
+def _gradient_of(module: nn.Module) -> Callable[[Array, PyTree, Array], PyTree]:
+    """The gradient of a client as a function of its normalized images, variables and labels."""
+
+    @jax.jit
+    def gradient(images, variables, labels):
+        loss = client.loss_fn(module, variables)
+        return client.gradient(loss, variables["params"], images, labels)[0]
+
+    return gradient
 
 
 def reconstruct(

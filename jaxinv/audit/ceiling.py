@@ -36,7 +36,8 @@ ROUNDING = 2.0**-24  # of float32: relative, at the most
 PROBES = 16
 CG_ITERATIONS = 400
 
-UpdateFn = Callable[[Array], PyTree]  # normalized images -> update
+# Normalized images, and whatever else it depends on -> update.
+UpdateFn = Callable[..., PyTree]
 
 
 class Ceiling(NamedTuple):
@@ -76,7 +77,8 @@ def noise_variances(update: PyTree, known: PyTree | None = None) -> PyTree:
 
 def ceiling(
     update_of: UpdateFn, images: Float[Array, "image height width channel"], prior: ImagePrior,
-    variances: PyTree, std: Float[Array, " channel"], dense: bool | None = None,
+    variances: PyTree, std: Float[Array, " channel"], context: tuple = (),
+    dense: bool | None = None,
 ) -> Ceiling:  # fmt: skip
     """Computes the ceiling at some images.
 
@@ -84,11 +86,13 @@ def ceiling(
     and the least determined directions lie more digits than float32 has.
 
     Args:
-      update_of: the client's update (`client.update`) of normalized images.
+      update_of: the client's update (`client.update`) of normalized images, and of `context`. For
+        each function a program is compiled.
       images: the truth.
       prior: of normalized images.
       variances: of the noise, a scalar a leaf of the update; inf: the leaf tells nothing.
       std: per channel, of pixels in [0, 1]: the network's normalization.
+      context: further arguments of `update_of`, such as the network's parameters.
       dense: whether the whole matrix is inverted; None: where it has no more than `MOST_DENSE`
         rows. Else the trace is estimated by probes, each solved by conjugate gradients from zero,
         which stop below the truth if they stop early: the ceiling is then too high, never too low.
@@ -97,7 +101,7 @@ def ceiling(
     dense = size <= MOST_DENSE if dense is None else dense
     precisions = jax.tree.map(lambda v: jnp.where(jnp.isinf(v), 0, 1 / v), variances)
     find = _dense if dense else _probed
-    variance, error = find(update_of, images, prior, precisions, std)
+    variance, error = find(update_of, images, prior, precisions, std, context)
     prior_variance = _prior_variance(prior, std)
     axes = (1, 2, 3)
     whole = jnp.broadcast_to(prior_variance, images.shape)
@@ -108,9 +112,9 @@ def ceiling(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _dense(update_of, images, prior, precisions, std):
+def _dense(update_of, images, prior, precisions, std, context):
     """The variance of every pixel, by the Cholesky factor of the whole matrix."""
-    residuals, start = _weighted(update_of, images, prior, precisions)
+    residuals, start = _weighted(update_of, images, prior, precisions, context)
     normal = normal_matrix(residuals, start, COLUMNS)
     ridge = jnp.broadcast_to(1 / prior.variances, images.shape).ravel()
     # With a unit diagonal: the scales of the coefficients differ by orders of magnitude.
@@ -127,9 +131,9 @@ def _dense(update_of, images, prior, precisions, std):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _probed(update_of, images, prior, precisions, std):
+def _probed(update_of, images, prior, precisions, std, context):
     """The same, a noisy estimate of each pixel whose mean over an image is what counts."""
-    residuals, start = _weighted(update_of, images, prior, precisions)
+    residuals, start = _weighted(update_of, images, prior, precisions, context)
     product, precondition = _system(residuals, start, images, prior)
 
     def probe(key):
@@ -145,14 +149,14 @@ def _probed(update_of, images, prior, precisions, std):
     return found.mean(axis=0), means.std(ddof=1) / PROBES**0.5 / means.mean()
 
 
-def _weighted(update_of, images, prior, precisions):
+def _weighted(update_of, images, prior, precisions, context):
     """The update in units of its noise as a function of the prior's coefficients, and the truth."""
     start = coefficients(prior, images - prior.mean).ravel()
     roots = jax.tree.map(jnp.sqrt, precisions)
 
     def residuals(flat):
         own = prior.mean + synthesize(prior, flat.reshape(images.shape))
-        scaled = jax.tree.map(jnp.multiply, roots, update_of(own))
+        scaled = jax.tree.map(jnp.multiply, roots, update_of(own, *context))
         return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(scaled)])
 
     return residuals, start
@@ -185,7 +189,7 @@ def quick_bound(
     J in place of a matrix, for the largest networks.
     """
     precisions = jax.tree.map(lambda v: jnp.where(jnp.isinf(v), 0, 1 / v), variances)
-    residuals, start = _weighted(update_of, images, prior, precisions)
+    residuals, start = _weighted(update_of, images, prior, precisions, ())
     linear = gn.linearize(residuals, start)
     keys = jax.random.split(jax.random.key(gn.PROBE), PROBES)
 

@@ -164,14 +164,11 @@ def simulate(
     """
     random = np.random.default_rng([int(rng.Stream.DEFENSE), seed])
     entries = known.rows.shape[1]
-    crosses, powers = [], []
-    for own in members:
-        update = known.rows[own].mean(axis=0)
-        if variance > 0:
-            update += np.float32(variance**0.5) * random.standard_normal(entries, np.float32)
-        crosses.append(known.rows @ update)
-        powers.append(update @ update)
-    products = ident.Products(known.gram, np.stack(crosses), np.array(powers), entries)
+    updates = np.stack([known.rows[own].mean(axis=0) for own in members])
+    if variance > 0:
+        updates += np.float32(variance**0.5) * random.standard_normal(updates.shape, np.float32)
+    power = np.square(updates).sum(axis=1)
+    products = ident.Products(known.gram, updates @ known.rows.T, power, entries)
     images = members.shape[1]
     ranking = ident.identify(products, images, method, 1 / images, variance)
     return Played(members, np.asarray(ranking.scores), np.asarray(ranking.picks))

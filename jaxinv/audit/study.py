@@ -78,11 +78,18 @@ class Scene:
     _rows: ident.Rows | None = None
 
     def rows(self) -> ident.Rows:
-        """The candidates' gradients."""
+        """The candidates' gradients; their sketches where they are not kept."""
         if self._rows is None:
-            found = ident.gradients(self.network.loss, self.network.params, self.candidates)
+            keep = {} if self.stored else {"keep": lambda x: ident.sketch(x, ident.SKETCH)}
+            found = ident.gradients(self.network.loss, self.network.params, self.candidates, **keep)
             self._rows = ident.Rows(found, found @ found.T)
         return self._rows
+
+    @property
+    def stored(self) -> bool:
+        """Whether the candidates' gradients are kept."""
+        size = len(self.pool.labels) * tree_size(self.network.params) * 4
+        return size <= ident.STORED
 
     @property
     def candidates(self) -> ident.Candidates:
@@ -92,8 +99,7 @@ class Scene:
     @property
     def known_rows(self) -> Callable[[], ident.Rows] | None:
         """Gives the candidates' gradients where they are kept."""
-        size = len(self.pool.labels) * tree_size(self.network.params) * 4
-        return self.rows if size <= ident.STORED else None
+        return self.rows if self.stored else None
 
     def play(self, members: np.ndarray, rules: games.Rules) -> games.Played:
         """Plays games among the candidates."""
@@ -165,7 +171,8 @@ def noise(asked: Options) -> list[Row]:
     rows = []
     for name in asked.victims:
         scene = load(name, asked.candidates)
-        for variance in NOISES:
+        # A sketch would add the noise up: of a network whose gradients are not kept, none.
+        for variance in NOISES if scene.stored else NOISES[:1]:
             defense = f"noise:{variance:g}" if variance else "none"
             for images in asked.batches:
                 rules = games.Rules(images, method_of(asked, defense), defense)
