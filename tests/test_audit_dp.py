@@ -86,7 +86,7 @@ def test_nothing_won_shows_nothing():
 
 def test_informed_scores_win_as_often_as_theory_says():
     """Ten steps of orthogonal gradients of norm 1: mu = sqrt(10) / 3."""
-    rows = np.broadcast_to(np.eye(40), (10, 40, 40))
+    rows = np.broadcast_to(np.eye(40, dtype=np.float32), (10, 40, 40))
     targets = np.random.default_rng(3).integers(0, 40, 6000)
     scores = dp.informed_scores(rows, targets, std=3.0, seed=4)
     wins = (scores.argmax(axis=1) == targets).mean()

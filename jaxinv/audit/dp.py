@@ -23,6 +23,8 @@ from scipy import integrate, optimize, special, stats
 
 from jaxinv.audit.intervals import LEVEL, clopper_pearson
 
+GAMES_AT_ONCE = 1000
+
 
 class Bound(NamedTuple):
     """What some games have shown."""
@@ -99,9 +101,6 @@ def informed_scores(
 
         (<g, released> - |g|^2 / 2) / std^2.
 
-    Drawn in the candidates' space: all that the scores see of the noise are its inner products with
-    the gradients, normal with the covariance std^2 G G^T.
-
     Args:
       rows: clipped gradients of the candidates at the parameters of each step.
       targets: int [game], the true candidate of each.
@@ -109,12 +108,12 @@ def informed_scores(
       seed: of the noise.
     """
     random = np.random.default_rng(seed)
-    count = rows.shape[1]
-    total = np.zeros((len(targets), count))
+    count, entries = rows.shape[1:]
+    total = np.zeros((len(targets), count), np.float32)
     for own in rows:
-        gram = own.astype(np.float64) @ own.T.astype(np.float64)
-        values, vectors = np.linalg.eigh(gram)
-        root = vectors * np.sqrt(np.maximum(values, 0))
-        noise = std * random.normal(size=(len(targets), count)) @ root.T
-        total += gram[targets] + noise - np.diagonal(gram) / 2
-    return total / std**2
+        half = np.square(own).sum(axis=1) / 2
+        for start in range(0, len(targets), GAMES_AT_ONCE):
+            some = slice(start, start + GAMES_AT_ONCE)
+            noise = random.standard_normal((len(targets[some]), entries), np.float32)
+            total[some] += (own[targets[some]] + np.float32(std) * noise) @ own.T - half
+    return total / np.float32(std**2)
