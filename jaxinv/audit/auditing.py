@@ -107,22 +107,22 @@ def audit(
         np.concatenate([images, others.images]),
         np.concatenate([image_labels, others.labels]),
     )
-    own = np.arange(count)[None]
+    drawn = games.draw(setting.games, count, len(pool.labels), setting.seed)
+    members = np.concatenate([np.arange(count)[None], drawn])  # its own game is the first
     rules = _rules(setting, count)
     network = games.network(module, variables, normalization)
-    shared = games.share(network, pool, own, rules)
-    if update is None:
-        update = jax.tree.map(lambda x: x[0], shared.targets.update)
+    targets = games.share(network, pool, members, rules).targets
+    if update is not None:
+        sent = jax.tree.map(lambda x, own: x.at[0].set(own), targets.update, update)
+        targets = targets._replace(update=sent)
+    update = jax.tree.map(lambda x: x[0], targets.update)
     candidates = network.normalize(pool)
     stored = len(pool.labels) * tree_size(network.params) * 4 <= games.ident.STORED
     rows = None
     if stored:
         rows = functools.cache(lambda: _rows_of(network, candidates))
-    lead = jax.tree.map(lambda x: jnp.asarray(x)[None], update)
-    ranking = games.attack(network, candidates, lead, shared.targets.told, rules, rows)
-    members = games.draw(setting.games, count, len(pool.labels), setting.seed)
-    played = games.play(network, pool, members, rules, rows)
-    outcome = games.count(played)
+    played = games.answer(network, candidates, targets, members, rules, rows)
+    outcome = games.count(games.Played(*(x[1:] for x in played)))
     chain = defenses.parse(setting.defense)
     inspection = server.inspect(
         network.loss, network.params, candidates.images[:count], image_labels
@@ -130,7 +130,7 @@ def audit(
     truth = Truth(jnp.asarray(images / np.float32(255)), jnp.asarray(image_labels))
     ceiling = found = None
     if image_prior is not None and setting.ceiling and setting.local.steps(count) == 1:
-        told = shared.targets.told
+        told = targets.told
         ceiling = ceiling_of(
             module, variables, normalization, truth, image_prior,
             jax.tree.map(lambda x: x[0], told.variances) if told else None,
@@ -148,7 +148,7 @@ def audit(
     return Audit(
         count, tree_size(network.params), setting,
         capacity(module, variables, pool.images.shape[1:]),
-        int(np.isin(np.asarray(ranking.picks)[0], own).sum()), outcome, inspection, ceiling,
+        int(np.isin(played.picks[0], members[0]).sum()), outcome, inspection, ceiling,
         tuple(found or ()), float(metrics.mean_colour(truth, normalization).psnr), bound, shown,
         np.asarray(truth.images),
     )  # fmt: skip

@@ -19,7 +19,7 @@ from jaxinv.audit import identification as ident
 from jaxinv.audit.intervals import Share, clopper_pearson, mean_share
 from jaxinv.defenses.base import Told
 from jaxinv.engine.targets import Clients, Shared, make_targets, noise_keys
-from jaxinv.types import Normalization, PyTree, Truth
+from jaxinv.types import Normalization, PyTree, Target, Truth
 
 FALSE_POSITIVES = (0.01, 0.001)  # rates at which the rate of true positives is reported
 FALSE_ALARMS = 0.01  # of updates that hold no candidate
@@ -126,11 +126,24 @@ def play(
       rules: what the clients do and how the attacker names them.
       rows: gives the candidates' undefended gradients, where they were computed before.
     """
-    shared = share(network, pool, members, rules)
-    candidates = network.normalize(pool)
+    targets = share(network, pool, members, rules).targets
+    return answer(network, network.normalize(pool), targets, members, rules, rows)
+
+
+def answer(
+    network: Network, candidates: ident.Candidates, targets: Target, members: np.ndarray,
+    rules: Rules, rows: Callable[[], ident.Rows] | None = None,
+) -> Played:  # fmt: skip
+    """The attacker's part of games: the members are noted down, not looked at.
+
+    Args:
+      network, candidates, rules, rows: as in `play`, the candidates as the network sees them.
+      targets: what the clients shared, with a leading axis of games.
+      members: of each game.
+    """
     rankings = [
         attack(network, candidates, update, told, rules, rows)
-        for update, told in _together(shared.targets, rules)
+        for update, told in _together(targets, rules)
     ]
     scores = np.concatenate([np.asarray(r.scores) for r in rankings])
     return Played(members, scores, np.concatenate([np.asarray(r.picks) for r in rankings]))
