@@ -67,7 +67,7 @@ class Rules(NamedTuple):
     """What one game is."""
 
     images: int = 1  # of an update
-    method: str = "omp"
+    method: str = "slab"
     defense: str = "none"  # the client's, known to the attacker
     local: client.Local = client.Local()
     client_lr: float = 0.1
