@@ -11,9 +11,10 @@ from jaxinv import data
 from jaxinv.attacks import ATTACKS
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gradient_matching import RATES
-from jaxinv.data.image_prior import Facts, load_prior
+from jaxinv.attacks.priors import needing
+from jaxinv.data.image_prior import ImageFacts, load_prior
 from jaxinv.engine import cells, planner, trials
-from jaxinv.engine.targets import Shared, start_keys
+from jaxinv.engine.targets import SharedUpdates, seed_keys
 from jaxinv.settings import schema
 from jaxinv.types import Normalization, PyTree
 from jaxinv.victim import untrained as victims
@@ -29,25 +30,25 @@ class Assembled(NamedTuple):
     problem: trials.Problem
     numbers: Any
     keys: jax.Array  # [target, seed]
-    plan: planner.Plan
+    plan: planner.GroupPlan
 
 
 def cell_of(attack: str, **settings) -> schema.Cell:
     """The cell of a named attack, with some of its settings given anew."""
-    given = ATTACKS[attack] | settings
+    given = {**ATTACKS[attack].settings, **settings}
     rate = RATES[given.get("optimizer", "adam")]
     return schema.Cell(attack=attack, **{"lr": rate} | given)
 
 
-def tiles(cell: schema.Cell, targets: int) -> cells.Material:
+def tiles(cell: schema.Cell, targets: int) -> cells.CellInputs:
     """The first tiles, again from the first where there are too few, on an untrained network."""
     there = data.load("tiles")
     chosen = np.arange(targets * cell.images).reshape(targets, -1) % len(there.ids)
     prior = source = None
     if cell.has_image_prior():
-        facts = Facts("tiles", None, SHAPE, tuple(there.mean), tuple(there.std))
+        facts = ImageFacts("tiles", None, SHAPE, tuple(there.mean), tuple(there.std))
         prior, source = load_prior(cell.image_prior, facts)
-    return cells.Material(
+    return cells.CellInputs(
         untrained(cell.model, cell.width), Normalization.of(there.mean, there.std), CLASSES,
         there.images[chosen], there.labels[chosen], there.ids[chosen], np.zeros(targets, int),
         prior, source,
@@ -61,8 +62,8 @@ def untrained(name: str, width: int | None) -> victims.Victim:
 
 
 def assemble(
-    cell: schema.Cell, material: cells.Material, seeds: int, cast: Callable[[PyTree], PyTree],
-    shared: Shared | None = None,
+    cell: schema.Cell, material: cells.CellInputs, seeds: int, cast: Callable[[PyTree], PyTree],
+    shared: SharedUpdates | None = None,
 ) -> Assembled:  # fmt: skip
     """Lets the clients share their updates and makes what the loop takes.
 
@@ -75,15 +76,13 @@ def assemble(
     """
     attack = cells.attack_of(cell, material)
     if shared is None:
-        shared = cells.share(cell, material, attack, cast)
+        shared = cells.share(cell, material, cast)
     problem = cells.problem_of(material, shared.targets, cast)
-    keys = start_keys(material.ids[:, 0], range(seeds))
+    keys = seed_keys(material.ids[:, 0], range(seeds))
     plan = planner.first_plan(
-        problem.variables["params"], *keys.shape, cell.images, "group" in attack.priors
+        problem.variables["params"],
+        *keys.shape,
+        cell.images,
+        bool(needing("seeds", attack.priors)),
     )
-    return Assembled(attack, problem, cast(attack.numbers(seeds, settings(cell))), keys, plan)
-
-
-def settings(cell: schema.Cell) -> dict[str, Any]:
-    """What of a cell is traced."""
-    return {name: getattr(cell, name) for name in cells.NUMBERS}
+    return Assembled(attack, problem, cast(attack.numbers(seeds, cell.numbers())), keys, plan)

@@ -126,7 +126,7 @@ def table(name: str, sizes: Sequence[tuple[int, int]], seconds: float, peak: flo
 @contextlib.contextmanager
 def naive():
     """The same loop without the trilinear convolution, all seeds vmapped."""
-    plan = lambda params, targets, seeds, *_: planner.Plan(targets, seeds)  # noqa: E731
+    plan = lambda params, targets, seeds, *_: planner.GroupPlan(targets, seeds)  # noqa: E731
     with (
         mock.patch.object(client, "fast_convolutions", contextlib.nullcontext),
         mock.patch.object(planner, "first_plan", plan),

@@ -29,7 +29,7 @@ RESNET = {"model": "resnet20", "width": 16}
 # What is timed by the step: settings beside those of the attack.
 CASES = {
     "geiping": {},
-    "geiping, told of pruning": {"defense": "prune:0.9", "told": True},
+    "geiping, adaptive to pruning": {"defense": "prune:0.9", "adaptive": True},
     "dlg": {},
     "euclidean": {},
     "modern": {},

@@ -23,12 +23,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.assembly import cell_of, settings, tiles
+from benchmarks.assembly import cell_of, tiles
 from benchmarks.race import read_network
 from jaxinv.attacks.gram import RULES
 from jaxinv.engine import planner, trials
 from jaxinv.engine.cells import attack_of, shapes_of
-from jaxinv.engine.targets import start_keys
+from jaxinv.engine.targets import seed_keys
 
 # Memory is assigned before code is generated: no reason to wait for good code.
 UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -67,9 +67,9 @@ def temporary_bytes(
     material = tiles(cell, targets=1)
     attack = attack_of(cell, material)._replace(gram=gram)
     problem = shapes_of(material, attack, cell.images)
-    numbers = attack.numbers(seeds, settings(cell))
-    grid = planner.make_grid(planner.Plan(1, seeds), 1, seeds)
-    keys = grid.deal(start_keys([0], range(seeds)))
+    numbers = attack.numbers(seeds, cell.numbers())
+    grid = planner.make_grid(planner.GroupPlan(1, seeds), 1, seeds)
+    keys = grid.deal(seed_keys([0], range(seeds)))
     init = functools.partial(trials.init_states, attack)
     states = jax.eval_shape(init, problem, numbers, grid.seed, keys, None)
     mesh = Mesh(np.array([device]), ("trial",), axis_types=(AxisType.Auto,))

@@ -5,8 +5,8 @@
 The gradient of the cosine objective with respect to the image, against float64: the relative error
 and the share of pixels whose sign is another. In float32; and in float32 with the factors of every
 product, convolutions of all orders and dense layers, rounded as TensorFloat-32 (10 bits) and
-bfloat16 (7 bits) hardware does, sums in float32. At three candidates: a random start, the truth
-under noise of standard deviation 0.3, and of 0.05 (normalised). The truth is the first tile.
+bfloat16 (7 bits) hardware does, sums in float32. At three candidates: a random initial image, the
+truth under noise of standard deviation 0.3, and of 0.05 (normalized). The truth is the first tile.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from jaxinv.victim.untrained import Victim, untrained
 
 NETWORKS = ("lenet_zhu", "convnet:16", "resnet18:16", "mobilenetv2:8")
 ROUNDINGS = {"float32": None, "TensorFloat-32": 10, "bfloat16": 7}  # bits of a factor's mantissa
-NOISES = {"start": None, "truth + 0.3": 0.3, "truth + 0.05": 0.05}
+NOISES = {"initial": None, "truth + 0.3": 0.3, "truth + 0.05": 0.05}
 PRODUCTS = {p.name for p in (conv_p, dgrad_p, wgrad_p)} | {"dot_general"}
 
 

@@ -153,17 +153,17 @@ class Case(NamedTuple):
     """One target on one LeNetZhu, as arrays of the other engine: what an attack starts from."""
 
     params: Mapping[str, Mapping[str, np.ndarray]]  # of Flax
-    image: np.ndarray  # normalised; height, width, channel
+    image: np.ndarray  # normalized; height, width, channel
     label: int
-    start: np.ndarray  # likewise
-    box: tuple[np.ndarray, np.ndarray]  # of the normalised pixels, per channel
+    initial: np.ndarray  # likewise
+    box: tuple[np.ndarray, np.ndarray]  # of the normalized pixels, per channel
 
 
 def attack(case: Case, steps: int, threads: int) -> tuple[np.ndarray, float]:
     """Runs a whole attack by double backward: cosine + TV, signed Adam, step schedule, box.
 
     Returns:
-      The normalised image, and the seconds that the steps took.
+      The normalized image, and the seconds that the steps took.
     """
     torch.set_num_threads(threads)
     model = carry_over(case.params).to(DEVICE).eval()
@@ -171,7 +171,7 @@ def attack(case: Case, steps: int, threads: int) -> tuple[np.ndarray, float]:
     low, high = (torch.tensor(np.array(x), device=DEVICE).view(1, -1, 1, 1) for x in case.box)
     label = torch.tensor([case.label], device=DEVICE)
     gradient = double_backward(model, label, share(model, as_tensor(case.image), label))
-    x = as_tensor(case.start)
+    x = as_tensor(case.initial)
     optimizer = torch.optim.Adam([x], lr=0.1)
     milestones = [math.floor(steps / part) for part in (2.667, 1.6, 1.142)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)

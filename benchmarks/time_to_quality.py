@@ -9,8 +9,8 @@ each program is run before. A schedule makes a run of N steps another one than t
 longer run, so each point is the end of a run of its own; but for the polish, whose steps know
 nothing of how many there will be. Of several seeds the one with the lowest objective counts.
 
-PyTorch (`pip install torch`) runs the same attack as "geiping", from the same start, on LeNetZhu
-alone, one target after the other; on one thread or all, whichever is faster.
+PyTorch (`pip install torch`) runs the same attack as "geiping", from the same initial image, on
+LeNetZhu alone, one target after the other; on one thread or all, whichever is faster.
 """
 
 import argparse
@@ -32,12 +32,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.assembly import Assembled, assemble, cell_of, settings
+from benchmarks.assembly import Assembled, assemble, cell_of
 from jaxinv import metrics
 from jaxinv.attacks.base import Candidate
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
 from jaxinv.engine import cells, planner, trials
-from jaxinv.engine.targets import Shared, start_keys
+from jaxinv.engine.targets import SharedUpdates, seed_keys
 from jaxinv.machine import runtime
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.statistics import choose_lowest
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         measure = pytorch_points if name == "pytorch" else points
         found[name] = measure(LINES[name], cell, material, arguments.seconds)
         console.print(f"{LINES[name].words}: {found[name][-1].psnr.mean():.2f} dB")
-    baseline = mean_colour(material)
+    baseline = mean_color(material)
     console.print(table(found, baseline))
     if arguments.out is not None:
         what = arguments.victim or f"{network['model']}, untrained"
@@ -121,11 +121,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         ps.save(figure, arguments.out, ("png",))
 
 
-def points(line: Line, cell: schema.Cell, material: cells.Material, limit: float) -> list[Point]:
+def points(line: Line, cell: schema.Cell, material: cells.CellInputs, limit: float) -> list[Point]:
     """Runs an attack with each number of steps that the time allows, then polishes the last end."""
     # An update that is polished to its last digit must have that digit: see `cells.attack_cell`.
     with runtime.arithmetic("float64" if cell.polish else cell.precision) as exact:
-        shared = cells.share(cell, material, cells.attack_of(cell, material), exact)
+        shared = cells.share(cell, material, exact)
     found: list[Point] = []
     with runtime.arithmetic(cell.precision) as cast:
         made = assemble(cell, material, line.seeds, cast, shared)
@@ -140,19 +140,19 @@ def points(line: Line, cell: schema.Cell, material: cells.Material, limit: float
 
 
 def polished(
-    cell: schema.Cell, material: cells.Material, shared: Shared, result: trials.Result,
+    cell: schema.Cell, material: cells.CellInputs, shared: SharedUpdates, result: trials.Result,
     end: Point, cast: Callable,
 ) -> list[Point]:  # fmt: skip
     """Polishes what an attack of one seed found: a point behind each step."""
     attack = LevenbergMarquardt(cell.objective, cell.batch_norm, cell.local())
     problem = cells.problem_of(material, shared.targets, cast)
     made = Assembled(
-        attack, problem, cast(attack.numbers(1, settings(cell))),
-        start_keys(material.ids[:, 0], range(1)),
-        planner.Plan(1, 1, jax.local_device_count()),
+        attack, problem, cast(attack.numbers(1, cell.numbers())),
+        seed_keys(material.ids[:, 0], range(1)),
+        planner.GroupPlan(1, 1, jax.local_device_count()),
     )  # fmt: skip
-    start = Candidate(result.candidates.images, None)
-    result, clock = run(made, cell.polish, start)
+    initial = Candidate(result.candidates.images, None)
+    result, clock = run(made, cell.polish, initial)
     psnr = np.asarray(result.trace.psnr)[1:, :, 0]
     return [
         Point(end.steps + step, end.seconds + seconds / len(values), values)
@@ -165,7 +165,7 @@ class _CompiledError(Exception):
 
 
 def run(
-    made: Assembled, steps: int, start: Candidate | None = None
+    made: Assembled, steps: int, initial: Candidate | None = None
 ) -> tuple[trials.Result, list[float]]:
     """Runs an attack, its first chunk once before.
 
@@ -180,7 +180,7 @@ def run(
 
     def run_with(**callbacks: Any) -> trials.Result:
         resources = trials.Resources(made.plan, **callbacks)
-        return trials.run(made.problem, made.attack, numbers, made.keys, resources, start)
+        return trials.run(made.problem, made.attack, numbers, made.keys, resources, initial)
 
     with contextlib.suppress(_CompiledError):
         run_with(progress=leave)
@@ -213,7 +213,7 @@ def has_reference(model: str) -> bool:
 
 
 def pytorch_points(
-    line: Line, cell: schema.Cell, material: cells.Material, limit: float
+    line: Line, cell: schema.Cell, material: cells.CellInputs, limit: float
 ) -> list[Point]:
     """The same attack in PyTorch, one target after the other."""
     from benchmarks import pytorch_reference as reference
@@ -228,8 +228,8 @@ def pytorch_points(
     params, box = known.variables["params"], tuple(map(np.asarray, edges))
     images = np.asarray(known.normalization.normalize(truths.images))
     attacked = [
-        reference.Case(params, images[i, 0], int(truths.labels[i, 0]), start, box)
-        for i, start in enumerate(np.asarray(state.candidate.images)[0, :, 0, 0])
+        reference.Case(params, images[i, 0], int(truths.labels[i, 0]), initial, box)
+        for i, initial in enumerate(np.asarray(state.candidate.images)[0, :, 0, 0])
     ]
     threads = min((1, os.cpu_count()), key=lambda n: reference.attack(attacked[0], 20, n)[1])
     found: list[Point] = []
@@ -242,9 +242,9 @@ def pytorch_points(
     return found
 
 
-def mean_colour(material: cells.Material) -> float:
+def mean_color(material: cells.CellInputs) -> float:
     """PSNR of the trivial guess, over all targets."""
-    score = jax.vmap(lambda truth: metrics.mean_colour(truth, material.normalization).psnr)
+    score = jax.vmap(lambda truth: metrics.mean_color(truth, material.normalization).psnr)
     return float(score(material.truths()).mean())
 
 
@@ -258,7 +258,7 @@ def table(found: dict[str, list[Point]], baseline: float) -> Table:
                 LINES[name].words, str(point.steps), f"{point.seconds:.3g}", *shown,
                 end_section=point is line[-1],
             )  # fmt: skip
-    out.add_row("mean colour", "", "", f"{baseline:.2f}", "", "")
+    out.add_row("mean color", "", "", f"{baseline:.2f}", "", "")
     return out
 
 
@@ -321,12 +321,13 @@ def draw(found: dict[str, list[Point]], baseline: float, words: str) -> Figure:
             color=colors[name], annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colors[name], "linewidth": 0.6, "alpha": 0.6},
         )  # fmt: skip
-    ax.axhline(baseline, color=ps.BASELINE, linewidth=1.2, linestyle=(0, (4, 2.5)), zorder=1.5)
-    ax.annotate("mean colour", (0, baseline), xycoords=("axes fraction", "data"), xytext=(3, 3),
+    ps.draw_baseline(ax, baseline)
+    ax.annotate("mean color", (0, baseline), xycoords=("axes fraction", "data"), xytext=(3, 3),
                 textcoords="offset points", size=8.2, color=ps.BASELINE)  # fmt: skip
     ax.set_xlabel("seconds of attack per target")
     ax.set_ylabel("PSNR (dB)")
     ax.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     return sheet.figure
 
 

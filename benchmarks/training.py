@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         name, width = read_network(network)
         victim = untrained(name, classes=10, width=width, seed=0, image_shape=SHAPE)
         private = [
-            jax_form(victim, arguments.precision, training.Private(1.0, 1.0, BATCH, microbatch))
+            jax_form(victim, arguments.precision, training.DpSgd(1.0, 1.0, BATCH, microbatch))
             for microbatch in MICROBATCHES
             if "batch_stats" not in victim.variables
         ]
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.print(out)
 
 
-def jax_form(victim: Victim, precision: str, private: training.Private | None = None) -> Form:
+def jax_form(victim: Victim, precision: str, private: training.DpSgd | None = None) -> Form:
     """The compiled training loop."""
     recipe = training.Recipe(1_000_000, 0.1, "cosine", True, precision, private)
     # The state is donated to every step: each form needs parameters of its own.

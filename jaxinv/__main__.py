@@ -1,6 +1,7 @@
 """`jaxinv COMMAND ...`: the same commands as `python -m jaxinv.COMMAND`."""
 
 import importlib
+import importlib.util
 import sys
 
 COMMANDS = {
@@ -17,7 +18,9 @@ COMMANDS = {
 def main() -> int:
     """Hands the arguments to the command named first; returns its exit code."""
     if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
-        return importlib.import_module(f"jaxinv.{sys.argv[1]}").main(sys.argv[2:])
+        name = f"jaxinv.{sys.argv[1]}"
+        name += ".__main__" if importlib.util.find_spec(f"{name}.__main__") else ""
+        return importlib.import_module(name).main(sys.argv[2:])
     lines = [f"  {name:8} {what}" for name, what in COMMANDS.items()]
     print("usage: jaxinv COMMAND ... (COMMAND --help for its settings)", *lines, sep="\n")
     return 0 if set(sys.argv[1:]) & {"-h", "--help"} else 2

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -10,7 +11,13 @@ class UserError(ValueError):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are a `UserError`: one line, like all others."""
+    """An argument parser whose errors are a `UserError`: one line, like all others.
+
+    Flags are written out in full: `--seed` would else be taken for `--seeds`.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> None:
         """Raises instead of printing the usage and exiting."""

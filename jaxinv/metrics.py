@@ -60,7 +60,7 @@ def match(
 
     The one-to-one assignment of least total squared error (Hungarian algorithm): an update does
     not say in which order its images came. Reconstructions beyond the truth's number are dropped;
-    for images that were not found stands one of the colour `missing`.
+    for images that were not found stands one of the color `missing`.
     """
     if lacking := max(0, len(truth) - len(pixels)):
         blank = jnp.broadcast_to(missing, (lacking, *truth.shape[1:]))
@@ -75,7 +75,7 @@ def match(
 
 
 def trace_psnr(truth: Truth, normalization: Normalization, candidate: Array) -> Float[Array, ""]:
-    """Computes the mean PSNR of a candidate (normalised) for the trace."""
+    """Computes the mean PSNR of a candidate (normalized) for the trace."""
     pixels = match(normalization.pixels(candidate), truth.images, normalization.mean)
     return psnr(pixels, truth.images).mean()
 
@@ -87,8 +87,8 @@ def score(truth: Truth, pixels: Float[Array, "batch height width channel"]) -> S
     return Scores(decibels.mean(), decibels.max(), decibels, similarity, errors.mean())
 
 
-def mean_colour(truth: Truth, normalization: Normalization) -> Scores:
-    """Scores the trivial guess: every pixel the data set's mean colour."""
+def mean_color(truth: Truth, normalization: Normalization) -> Scores:
+    """Scores the trivial guess: every pixel the data set's mean color."""
     return score(truth, jnp.broadcast_to(normalization.mean, truth.images.shape))
 
 

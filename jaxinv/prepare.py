@@ -139,6 +139,8 @@ def _download(archive: Archive, path: Path) -> None:
 
 def _check_sha256(archive: Archive, path: Path) -> None:
     """Raises a UserError unless the file is the expected archive."""
+    if path.exists() and not path.is_file():  # a device may have no end
+        raise UserError(f"--archive {path}: is no file")
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -217,9 +219,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command():
         parser = OneLineParser(prog="python -m jaxinv.prepare", description=__doc__.split("\n")[0])
-        parser.add_argument("dataset", choices=ARCHIVES)
-        parser.add_argument("--data-dir", help="folder of the prepared sets (TFDS_DATA_DIR)")
-        parser.add_argument("--archive", help="the archive, if it is on disk already")
+        parser.add_argument("dataset", choices=ARCHIVES, help="Set to prepare.")
+        parser.add_argument(
+            "--data-dir", metavar="DIR", help="Folder of the sets (default: $TFDS_DATA_DIR)."
+        )
+        parser.add_argument(
+            "--archive", metavar="FILE", help="Take the archive from this file; download nothing."
+        )
         args = parser.parse_args(argv)
         is_new = prepare(ARCHIVES[args.dataset], args.data_dir, args.archive)
         print(f"{args.dataset} {'is prepared' if is_new else 'was prepared already'}")

@@ -1,10 +1,11 @@
 """Named streams of randomness, so that comparisons can share one and vary another.
 
-A key is a pure function of a stream, its seed and the indices below it: the start of attack seed 3
-on image 17 is the same in every cell, on every device, in every session.
+A key is a pure function of a stream, its seed and the indices below it: attack seed 3 on image 17
+draws the same in every cell, on every device, in every session.
 """
 
 import enum
+import zlib
 
 import jax
 
@@ -15,7 +16,7 @@ class Stream(enum.IntEnum):
     DATA = 0
     NETWORK = 1
     DEFENSE = 2
-    START = 3
+    ATTACK = 3
     TRAINING = 4
 
 
@@ -25,3 +26,8 @@ def stream_key(stream: Stream, seed: int, *indices: int) -> jax.Array:
     for index in indices:
         key = jax.random.fold_in(key, index)
     return key
+
+
+def name_key(key: jax.Array, name: str) -> jax.Array:
+    """Derives the key of a named part: it does not depend on the part's place among others."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))

@@ -2,7 +2,7 @@
 
     python -m jaxinv.search --space tv=1e-5:1e-1 lr=0.01:1 --candidates 64 --seeds 2
 
-Every candidate attacks the same images from the same starts, all in one batch. Successive halving:
+Every candidate attacks the same images from the same seeds, all in one batch. Successive halving:
 each rung has a quarter of the candidates of the one before it and four times the iterations, the
 last one the iterations asked for. The images are of the *training* split, which the attacker may
 know, so that what was found can be measured on others. A rung is written when it is done and not
@@ -11,8 +11,6 @@ computed again.
 References: Jamieson & Talwalkar 2016, arXiv 1502.07943 (successive halving).
 """
 
-import csv
-import io
 import json
 import math
 import shlex
@@ -23,6 +21,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import tomli_w
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import qmc
@@ -30,10 +29,10 @@ from scipy.stats import qmc
 from jaxinv import files
 from jaxinv.attacks import unused_settings
 from jaxinv.engine import cells
-from jaxinv.engine.targets import start_keys
-from jaxinv.errors import OneLineParser, UserError, run_command
+from jaxinv.engine.targets import seed_keys
+from jaxinv.errors import UserError, run_command
 from jaxinv.machine import runtime
-from jaxinv.settings import reader, schema
+from jaxinv.settings import flags, reader, schema
 
 ETA = 4  # candidates fall, and iterations rise, by this factor from rung to rung
 
@@ -42,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
     def command():
-        parser = OneLineParser(prog="python -m jaxinv.search", description=__doc__.split("\n")[0])
-        reader.add_search_flags(parser)
+        parser = flags.FlagParser("python -m jaxinv.search", __doc__.split("\n")[0])
+        flags.add_search(parser)
         words = shlex.join(sys.argv[1:] if argv is None else argv)
         run(reader.load_search(vars(parser.parse_args(argv))), f"python -m jaxinv.search {words}")
 
@@ -80,6 +79,7 @@ def run(study: schema.SearchStudy, command: str) -> None:
     console, search, folder = Console(), study.search, study.folder
     runtime.use_compilation_cache()
     runtime.use_all_cores()
+    runtime.check_precision(study.cell.precision)
     material = cells.Loader(study.plan, split="train")(study.cell)
     asked = {
         "search": search.model_dump(), "cell": study.cell.model_dump(),
@@ -121,7 +121,7 @@ def run(study: schema.SearchStudy, command: str) -> None:
 
 def measure(
     study: schema.SearchStudy,
-    material: cells.Material,
+    material: cells.CellInputs,
     numbers: dict[str, np.ndarray],
     iterations: int,
     console: Console,
@@ -137,14 +137,14 @@ def measure(
 
     Returns:
       Columns by candidate: means of objective, PSNR and SSIM over targets and seeds, NaN where a
-      trial failed; the mean colour's PSNR; the number of failures.
+      trial failed; the mean color's PSNR; the number of failures.
     """
     cell, seeds = study.cell, range(study.plan.seeds)
     count = len(next(iter(numbers.values())))
-    # Along the axis of starts: candidate by candidate, each with the same seeds.
-    each = {name: getattr(cell, name) for name in cells.NUMBERS} | {"iterations": iterations}
+    # Along the axis of seeds: candidate by candidate, each with the same seeds.
+    each = cell.numbers() | {"iterations": iterations}
     each |= {name: np.repeat(of, len(seeds)) for name, of in numbers.items()}
-    keys = jnp.tile(start_keys(material.ids[:, 0], seeds), (1, count))
+    keys = jnp.tile(seed_keys(material.ids[:, 0], seeds), (1, count))
     result, baseline, *_ = cells.attack_cell(
         cell, material, keys, each, study.plan.memory,
         announce=lambda plan: console.print(f"plan: {plan}", soft_wrap=True),
@@ -169,6 +169,8 @@ def _read(path: Path, asked: dict[str, Any]) -> dict[str, list[float]] | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); choose another --out") from None
+    if not isinstance(there, dict) or not {"asked", "measured"} <= set(there):
+        raise UserError(f"{path} is no rung of a search; choose another --out")
     if there["asked"] != json.loads(json.dumps(asked)):
         raise UserError(f"--out {path.parent}: holds another search; choose another --out")
     return there["measured"]
@@ -176,11 +178,7 @@ def _read(path: Path, asked: dict[str, Any]) -> dict[str, list[float]] | None:
 
 def _write(study: schema.SearchStudy, rows: list[dict[str, Any]], command: str) -> None:
     """Writes all candidates, and the winner as a sweep file."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_file(study.folder / "candidates.csv", lambda f: f.write(table.getvalue().encode()))
+    files.write_file(study.folder / "candidates.csv", lambda f: f.write(files.csv_bytes(rows)))
     last = max(row["rung"] for row in rows)
     best = next(row for row in rows if row["rung"] == last)
     settings = study.cell.model_dump(exclude_none=True)
@@ -193,15 +191,14 @@ def _write(study: schema.SearchStudy, rows: list[dict[str, Any]], command: str) 
         f"Chosen by {best['chosen_by']} on the training split among {study.search.candidates} "
         f"candidates: {command}"
     )
-    lines = [
-        'question = "How good are the settings that a search found, on other images?"',
-        f"cost = {json.dumps('')}", f"expectation = {json.dumps(words)}", "", "[run]",
-        f"targets = {study.plan.targets}", f"seeds = {study.plan.seeds}", "", "[grid]",
-        *(f"{name} = {json.dumps(value)}" for name, value in settings.items()),
-    ]  # fmt: skip
-    files.write_file(
-        study.folder / "best.toml", lambda f: f.write(("\n".join(lines) + "\n").encode())
-    )
+    best = {
+        "question": "How good are the settings that a search found, on other images?",
+        "cost": "",
+        "expectation": words.encode(errors="replace").decode(),  # a command may be no Unicode
+        "run": {"targets": study.plan.targets, "seeds": study.plan.seeds},
+        "grid": settings,
+    }
+    files.write_file(study.folder / "best.toml", lambda f: tomli_w.dump(best, f))
 
 
 def _table(rows: list[dict[str, Any]], names: list[str]) -> Table:
@@ -209,7 +206,7 @@ def _table(rows: list[dict[str, Any]], names: list[str]) -> Table:
     columns = ["rung", "candidate", *names, "iterations", "objective", "psnr", "failed"]
     table = Table(
         *("no." if c == "candidate" else "steps" if c == "iterations" else c for c in columns),
-        title=f"chosen by {rows[0]['chosen_by']}; images of the training split, whose mean colour "
+        title=f"chosen by {rows[0]['chosen_by']}; images of the training split, whose mean color "
         f"scores {rows[0]['baseline_psnr']:.2f} dB",
     )
     for row in rows:

@@ -18,12 +18,12 @@ from rich.table import Table
 
 from jaxinv import report
 from jaxinv.engine import trials
-from jaxinv.engine.cells import Loader, Material, attack_of, shapes_of
-from jaxinv.errors import OneLineParser, UserError, run_command
+from jaxinv.engine.cells import CellInputs, Loader, attack_of, shapes_of
+from jaxinv.errors import UserError, run_command
 from jaxinv.machine import executors, runtime
 from jaxinv.runs import results
 from jaxinv.runs.blocks import Block, draws_of, label, plan_blocks, run_block, trials_of, work_of
-from jaxinv.settings import reader, schema
+from jaxinv.settings import flags, reader, schema
 from jaxinv.settings.naming import label_text, naming_settings
 
 
@@ -31,22 +31,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
     def command():
-        parser = OneLineParser(prog="python -m jaxinv.sweep", description=__doc__)
-        parser.add_argument("study", nargs="?", type=Path, help="sweep file (default: built in)")
-        parser.add_argument("--dry-run", action="store_true", help="print the cells and the work")
+        parser = flags.FlagParser("python -m jaxinv.sweep", __doc__)
         parser.add_argument(
-            "--profile", metavar="DIR", help="write a profile for TensorBoard there"
+            "study", nargs="?", type=Path, metavar="STUDY", help="Sweep file (default: built in)."
         )
-        parser.add_argument("--preset", help="the sweep file's larger or smaller version, by name")
-        reader.add_workers_flags(parser)
-        reader.add_flags(parser)
+        parser.add_argument(
+            "--preset", metavar="NAME", help="Use the sweep file's larger or smaller version."
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="Print the cells and the work; run nothing."
+        )
+        flags.add_study(parser)
+        parser.group("output").add_argument(
+            "--profile", metavar="DIR", type=Path, help="Write a profile for TensorBoard there."
+        )
+        flags.add_workers(parser)
         arguments = parser.parse_args(argv)
         study = reader.load_study(arguments.study, vars(arguments), arguments.preset)
         workers = reader.load_workers(vars(arguments))
         words = shlex.join(sys.argv[1:] if argv is None else argv)
         profiled = contextlib.nullcontext()
         if arguments.profile is not None:
-            profiled = jax.profiler.trace(arguments.profile)
+            profiled = jax.profiler.trace(_profile_folder(arguments.profile))
         with profiled:
             run_study(
                 study, f"python -m jaxinv.sweep {words}".strip(), workers,
@@ -54,6 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             )  # fmt: skip
 
     return run_command(command)
+
+
+def _profile_folder(folder: Path) -> Path:
+    """Makes the folder of a profile: JAX would find only at the end that it cannot.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--profile: cannot be made there ({error})") from None
+    return folder
 
 
 def run_study(
@@ -76,6 +95,9 @@ def run_study(
     if dry_run:
         print_plan(console, study, materials, blocks)
         return
+    if workers.executor == "local":
+        for cell in study.cells:
+            runtime.check_precision(cell.precision)
     waiting = [block for block in blocks if not results.is_done(study.folder, block.name)]
     executor = None
     if waiting and workers.executor != "local":
@@ -96,7 +118,7 @@ def run_study(
 
 
 def run_here(
-    study: schema.Study, waiting: Sequence[Block], materials: Mapping[int, Material] | Sequence,
+    study: schema.Study, waiting: Sequence[Block], materials: Mapping[int, CellInputs] | Sequence,
     bar: Progress, task,
 ) -> None:  # fmt: skip
     """Runs these blocks one after the other, in this process; `materials` by the cell's index."""
@@ -162,7 +184,7 @@ def run_cell(study: schema.Study, index: int) -> str:
     return runtime.hardware()
 
 
-def open_run(study: schema.Study, material: Material, command: str) -> None:
+def open_run(study: schema.Study, material: CellInputs, command: str) -> None:
     """Makes the run folder, or joins the one there if it asks for the same.
 
     Raises:
@@ -222,7 +244,7 @@ def watch(bar: Progress, task, block: Block, study: schema.Study) -> Callable[[i
 
 
 def print_plan(
-    console: Console, study: schema.Study, materials: Sequence[Material], blocks: Sequence[Block]
+    console: Console, study: schema.Study, materials: Sequence[CellInputs], blocks: Sequence[Block]
 ) -> None:
     """Prints the cells and an estimate of the work, for --dry-run."""
     console.print(f"[bold]{study.name}[/bold]: {study.text.question}")
@@ -235,12 +257,13 @@ def print_plan(
     counted: dict[tuple, float] = {}  # tracing a network twice takes long
     for index, (cell, material) in enumerate(zip(study.cells, materials)):
         count = len(material.ids) * draws_of(cell, study.plan) * study.plan.seeds
-        images = cell.assumed_images or cell.images
-        attack = attack_of(cell, material)
-        program = (material.victim.module, attack, images, material.images.shape[2:])
-        if program not in counted:
-            counted[program] = trials.step_flops(shapes_of(material, attack, images), attack)
-        flops = counted[program]
+        flops = 0.0  # of a closed form: next to nothing
+        if cell.family().make is not None:
+            attack, images = attack_of(cell, material), cell.attacker().images
+            program = (material.victim.module, attack, images, material.images.shape[2:])
+            if program not in counted:
+                counted[program] = trials.step_flops(shapes_of(material, attack, images), attack)
+            flops = counted[program]
         work = flops * count * cell.iterations
         total += work
         settings = naming_settings(study.axes, cells, index) or {"model": cell.model}

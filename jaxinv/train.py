@@ -1,4 +1,4 @@
-"""`python -m jaxinv.train`: train a network and keep it, and what it was on the way, to attack.
+"""`python -m jaxinv.train`: train a network and save it as a victim, with checkpoints on the way.
 
     python -m jaxinv.train --model resnet18 --width 16 --dataset cifar10 --epochs 12 \\
         --schedule one-cycle --stop-at epoch:0 epoch:2 accuracy:0.5
@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from jaxinv import data, networks, rng
-from jaxinv.errors import OneLineParser, UserError, run_command
+from jaxinv.errors import UserError, run_command
 from jaxinv.machine import runtime
 from jaxinv.privacy import accounting
-from jaxinv.settings import reader, schema
+from jaxinv.settings import checks, flags, reader, schema
 from jaxinv.types import Normalization, PyTree
 from jaxinv.victim import checkpoints, training
 from jaxinv.victim.untrained import untrained
@@ -33,7 +33,7 @@ STEPS_PER_CALL = 50  # between two moves of the progress bar
 STATE_SECONDS = 300.0  # what a kill may cost
 
 
-class Within(NamedTuple):
+class EpochSums(NamedTuple):
     """Sums over the images seen in the epoch that is not finished."""
 
     loss: float = 0.0
@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
     def command():
-        parser = OneLineParser(prog="python -m jaxinv.train", description=__doc__.split("\n")[0])
-        reader.add_training_flags(parser)
+        parser = flags.FlagParser("python -m jaxinv.train", __doc__.split("\n")[0])
+        flags.add_training(parser)
         settings = reader.load_training(vars(parser.parse_args(argv)))
         runtime.use_compilation_cache()
         Trainer(settings).run()
@@ -98,11 +98,11 @@ class Trainer:
         self.module = victim.module
         self.state = training.start(self.recipe, victim.variables)
         self.epoch = 0  # finished
-        self.within = Within()
+        self.within = EpochSums()
         self.log: list[dict[str, Any]] = []  # a row per finished epoch
         self.seconds = 0.0
 
-    def _private(self, examples: int, steps: int) -> training.Private:
+    def _private(self, examples: int, steps: int) -> training.DpSgd:
         """What DP-SGD does here; draws the sizes of all batches.
 
         Raises:
@@ -122,7 +122,7 @@ class Trainer:
         self.sizes = accounting.poisson_sizes(settings.seed, examples, rate, steps)
         # On a CPU a few examples stay in the cache.
         microbatch = settings.microbatch or (8 if jax.default_backend() == "cpu" else 128)
-        return training.Private(settings.clip, multiplier, settings.batch, microbatch)
+        return training.DpSgd(settings.clip, multiplier, settings.batch, microbatch)
 
     def _spent(self) -> checkpoints.Privacy | None:
         """The privacy that the steps so far have cost."""
@@ -130,7 +130,7 @@ class Trainer:
         if private is None:
             return None
         rate, steps = private.batch / len(self.dataset.labels), int(self.state.step)
-        spent = accounting.Spent(private.noise_multiplier, rate, steps)
+        spent = accounting.Mechanism(private.noise_multiplier, rate, steps)
         epsilon = lambda kind: accounting.epsilon(spent, delta, kind) if steps else 0.0  # noqa: E731
         return checkpoints.Privacy(
             noise_multiplier=private.noise_multiplier, clip=private.clip, sampling_rate=rate,
@@ -200,11 +200,11 @@ class Trainer:
             self.seconds = seconds_before + time.monotonic() - started
             if last in stops and last < self.steps_per_epoch:
                 self._keep([stops[last]])
-            self.within = Within(loss, correct)
+            self.within = EpochSums(loss, correct)
             if time.monotonic() - written > STATE_SECONDS and last < self.steps_per_epoch:
                 self._write_state()
                 written = time.monotonic()
-        self.epoch, self.within = self.epoch + 1, Within()
+        self.epoch, self.within = self.epoch + 1, EpochSums()
         self.log.append(
             {
                 "epoch": self.epoch,
@@ -298,7 +298,7 @@ class Trainer:
 
     def _recipe(self) -> dict[str, Any]:
         """Every setting that has a say in the parameters, as JSON knows it."""
-        private = () if self.settings.dp else ("dp", *reader.OF_PRIVACY)
+        private = () if self.settings.dp else ("dp", *checks.OF_PRIVACY)
         left_out = {"out", "data_dir", "stop_at", "storage", *private}
         return self.settings.model_dump(exclude=left_out) | {
             "momentum": training.MOMENTUM, "weight_decay": training.WEIGHT_DECAY,
@@ -354,11 +354,11 @@ class Trainer:
         leaves = [tree[name] for name in sorted(tree)]
         self.state = jax.tree.unflatten(structure, map(jnp.asarray, leaves))
         self.log, self.seconds = fields["log"], fields["seconds"]
-        self.epoch, self.within = len(self.log), Within(*fields["within"])
+        self.epoch, self.within = len(self.log), EpochSums(*fields["within"])
         return True
 
 
-def _as_tree(state: training.State) -> PyTree:
+def _as_tree(state: training.TrainingState) -> PyTree:
     """The state's leaves by number: Orbax gives back no named tuples."""
     return {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
 

@@ -1,7 +1,7 @@
 """The vocabulary every room shares: who knows what, and in which units."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 PyTree = Any
+
+
+def named(table: Mapping[str, Any], entry: Any) -> Any:
+    """An entry of a table by its name; what is no name is itself such an entry."""
+    return table[entry] if isinstance(entry, str) else entry
 
 
 def tree_size(tree: PyTree) -> int:
@@ -33,7 +38,7 @@ class Target(NamedTuple):
     update: PyTree  # shaped like the network's parameters
     labels: Int[Array, " batch"]
     statistics: PyTree = ()  # of the client's batch, per BatchNorm layer, where they are sent along
-    told: Any = ()  # `defenses.base.Told`, where the attacker knows the client's defense
+    defense_knowledge: Any = ()  # `defenses.base.DefenseKnowledge`, of an adaptive attacker
 
 
 class Normalization(NamedTuple):
@@ -56,5 +61,5 @@ class Normalization(NamedTuple):
         return jnp.clip(normalized * self.std + self.mean, 0.0, 1.0)
 
     def box(self, normalized: Array) -> Array:
-        """Projects onto the normalised images whose pixels lie in [0, 1]."""
+        """Projects onto the normalized images whose pixels lie in [0, 1]."""
         return jnp.clip(normalized, -self.mean / self.std, (1.0 - self.mean) / self.std)

@@ -2,11 +2,17 @@
 
 import math
 import os
+from pathlib import Path
 
 # Compilation is the cost of this suite; what it computes is small.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+
+# What one worker compiled, the others and the next run need not.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "jaxinv-tests")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 # In the environment, so that a test's subprocess computes with the same devices, bit for bit.
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
@@ -19,7 +25,7 @@ import pytest
 from jaxinv import rng
 from jaxinv.attacks.gradient_matching import Method
 from jaxinv.engine import planner, trials
-from jaxinv.engine.targets import make_targets, start_keys
+from jaxinv.engine.targets import make_targets, seed_keys
 from jaxinv.types import Normalization, Truth
 from jaxinv.victim.untrained import untrained
 
@@ -38,18 +44,18 @@ class Problem:
         self.targets = make_targets(
             self.victim.module, self.victim.variables, self.truths, self.normalization
         ).targets
-        self.keys = start_keys([0, 1], range(self.seeds))
+        self.keys = seed_keys([0, 1], range(self.seeds))
 
     def run(
         self, *, iterations=12, targets=None, truths=None, keys=None, group=2, devices=1, lr=0.1,
-        memory=math.inf,
+        tv=0.01, memory=math.inf,
     ):  # fmt: skip
         """Attacks; every call with the default shapes shares one compilation."""
         keys = self.keys if keys is None else keys
-        settings = {"lr": lr, "client_lr": 1.0, "tv": 0.01, "iterations": iterations}
+        settings = {"lr": lr, "client_lr": 1.0, "tv": tv, "iterations": iterations}
         return trials.run(
             self.problem(targets, truths), Method(), Method().numbers(keys.shape[1], settings),
-            keys, trials.Resources(planner.Plan(1, group, devices), memory),
+            keys, trials.Resources(planner.GroupPlan(1, group, devices), memory),
         )  # fmt: skip
 
     def problem(self, targets=None, truths=None, image_prior=None):

@@ -19,7 +19,7 @@ from benchmarks import (
     time_to_quality,
     training,
 )
-from jaxinv.data.image_prior import Facts, load_prior
+from jaxinv.data.image_prior import ImageFacts, load_prior
 from jaxinv.victim.untrained import untrained
 
 QUICK = ["--seconds", "0.01"]
@@ -30,7 +30,7 @@ def small(cell):
     """One tile of 8x8 pixels on LeNetZhu."""
     whole = assembly.tiles(cell, targets=1)
     scale = (tuple(np.asarray(x).tolist()) for x in whole.normalization)
-    prior, _ = load_prior("photographs", Facts("tiles", None, SMALL, *scale))
+    prior, _ = load_prior("photographs", ImageFacts("tiles", None, SMALL, *scale))
     victim = untrained("lenet_zhu", classes=10, width=None, seed=0, image_shape=SMALL)
     return whole._replace(victim=victim, images=whole.images[:, :, ::4, ::4], image_prior=prior)
 
@@ -48,7 +48,7 @@ def test_attacks(capsys, monkeypatch):
     monkeypatch.setattr(attacks, "SIZE", (1, 2))
     monkeypatch.setitem(attacks.WHOLE, "bayes", {"iterations": 1, "cg_iterations": 2})
     monkeypatch.setitem(attacks.WHOLE, "analytic", attacks.DENSE | {"width": 16})
-    names = ["geiping, told of pruning", "bayes", "analytic"]
+    names = ["geiping, adaptive to pruning", "bayes", "analytic"]
     attacks.main(["--attacks", *names, *QUICK])
     printed = capsys.readouterr().out
     assert all(name in printed for name in names)
@@ -87,7 +87,7 @@ def test_time_to_quality(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(time_to_quality.cells, "Loader", lambda plan: small)
     path = tmp_path / "figure.png"
     time_to_quality.main(["--targets", "1", "--attacks", *toy, "--out", str(path)])
-    assert "mean colour" in capsys.readouterr().out
+    assert "mean color" in capsys.readouterr().out
     assert path.read_bytes().startswith(b"\x89PNG")
     with open(path.with_suffix(".csv"), newline="") as file:
         rows = [(row["attack"], row["steps"]) for row in csv.DictReader(file)]

@@ -7,7 +7,7 @@ import pytest
 
 from jaxinv import client, defenses
 from jaxinv.attacks.objectives import compare, cosine
-from jaxinv.defenses.base import Facts, Scene
+from jaxinv.defenses.base import ClientContext, PublicFacts
 from jaxinv.networks.inspect import classifier_input, classifier_path
 from jaxinv.types import tree_size
 
@@ -89,7 +89,7 @@ def test_clipping_bounds_the_norm_over_all_leaves():
     assert np.isfinite(slope["a"]).all()
 
 
-def test_sign_and_quantisation(update):
+def test_sign_and_quantization(update):
     signs = defend("sign", update)["a"]
     np.testing.assert_array_equal(np.sign(signs), np.sign(update["a"]))
     mean = np.abs(np.concatenate([np.ravel(v) for v in update.values()])).mean()
@@ -107,7 +107,7 @@ def test_sign_and_quantisation(update):
 @pytest.fixture(scope="module")
 def scene(problem):
     images = problem.normalization.normalize(problem.truths.images)[:, 0]
-    return Scene(problem.victim.module, problem.victim.variables, images, jnp.array([3, 7]))
+    return ClientContext(problem.victim.module, problem.victim.variables, images, jnp.array([3, 7]))
 
 
 def test_dp_sgd_of_one_image_is_clipping_and_noise(scene):
@@ -155,15 +155,15 @@ def test_soteria_drops_the_features_that_tell_most(scene):
     assert set(dropped) == set(np.argsort(score)[-len(dropped) :])
 
 
-def told(text, shared, classifier=("c",), images=1):
+def known(text, shared, classifier=("c",), images=1):
     chain = defenses.parse(text)
     names, strengths = defenses.names(chain), defenses.strengths(chain)
-    return names, defenses.tell(names, strengths, shared, Facts(classifier, images))
+    return names, defenses.adapt(names, strengths, shared, PublicFacts(classifier, images))
 
 
 def distance(text, update, shared):
-    """The cosine distance that an attacker who was told sees between them."""
-    names, knowledge = told(text, shared)
+    """The cosine distance that an adaptive attacker sees between them."""
+    names, knowledge = known(text, shared)
     expected = defenses.expect(names, knowledge, update, shared)
     return float(cosine(compare(expected, shared, knowledge.weights)))
 
@@ -185,21 +185,21 @@ def test_signs_are_expected_softly(update):
 def test_layers_of_noise_count_less_and_never_all_count_nothing(update):
     """A leaf's weight is the share of its power that is no noise: 1/(1 + v) and 0 here."""
     shared = defend("noise:0.5", update)
-    _, knowledge = told("noise:0.5", shared)
+    _, knowledge = known("noise:0.5", shared)
     assert knowledge.weights["a"] == pytest.approx(1 / 1.5, rel=0.02)
     assert knowledge.variances["a"] == 0.5
     assert knowledge.weights["b"].max() < 0.02
     assert distance("noise:0.5", update, shared) < cosine(compare(update, shared)) - 0.05
     for text in ("relative:0.7071", "dpsgd:1:0.70711"):
-        weights = told(text, defend("noise:0.5", {"a": update["a"]}))[1].weights
+        weights = known(text, defend("noise:0.5", {"a": update["a"]}))[1].weights
         assert weights["a"] == pytest.approx(1 / 1.5, rel=0.02)
-    _, nothing = told("noise:1e6", shared)
+    _, nothing = known("noise:1e6", shared)
     assert all((np.asarray(w) == 1).all() for w in jax.tree.leaves(nothing.weights))
 
 
 def test_the_layer_that_soteria_defends_is_left_out(update):
     shared = {"c": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
-    weights = told("soteria:0.5", shared)[1].weights["c"]
+    weights = known("soteria:0.5", shared)[1].weights["c"]
     assert not np.any(weights["kernel"])
     assert np.all(weights["bias"])
 

@@ -11,7 +11,7 @@ from jaxinv.attacks.base import Candidate
 from jaxinv.attacks.objectives import compare, cosine
 from jaxinv.client import Local
 from jaxinv.engine import planner, trials
-from jaxinv.engine.targets import Clients, make_targets, order_keys, start_keys
+from jaxinv.engine.targets import ClientSettings, make_targets, order_keys, seed_keys
 from jaxinv.types import Normalization, Target, Truth
 
 SHAPE = (4, 4, 1)
@@ -118,18 +118,18 @@ class Problem:
             module, self.shape, variables, targets, self.truths, self.normalization
         )
         return trials.run(
-            problem, method, method.numbers(seeds, settings), start_keys([0], range(seeds)),
-            trials.Resources(plan or planner.Plan(1, seeds)),
+            problem, method, method.numbers(seeds, settings), seed_keys([0], range(seeds)),
+            trials.Resources(plan or planner.GroupPlan(1, seeds)),
         )  # fmt: skip
 
 
 def test_joint_labels_are_found_beside_the_image(problem):
-    """DLG with Adam: the logits' label, and a start for them that no seed shares."""
+    """DLG with Adam: the logits' label, and initial logits that no seed shares."""
     one = Problem(problem, images=1)
     method = attack.Method(
         objective="l2", priors=(), sign="none", schedule="constant", box=False, classes=10
     )
-    result = one.run(Clients("joint"), method, iterations=60)
+    result = one.run(ClientSettings("joint"), method, iterations=60)
     assert result.labels.shape == (1, 2, 1)
     assert result.labels.ravel().tolist() == [3, 3]
     assert (result.objective < result.trace.objective[0] / 3).all()
@@ -137,9 +137,9 @@ def test_joint_labels_are_found_beside_the_image(problem):
 
 def test_epochs_of_unknown_order_have_images_of_their_own_that_become_one(problem):
     local = Local(2, 1)
-    method = attack.Method(priors=("tv", "order"), local=local, by_epoch=True)
-    clients = Clients(local=local, shuffled=True)
-    result = Problem(problem).run(clients, method, tv=0.01, order=0.1)
+    method = attack.Method(priors=("tv", "prior_epoch_order"), local=local, by_epoch=True)
+    clients = ClientSettings(local=local, shuffled=True)
+    result = Problem(problem).run(clients, method, tv=0.01, prior_epoch_order=0.1)
     assert result.pixels.shape == (1, 2, 2, *problem.shape)
     assert result.finite.all()
     assert (result.objective < result.trace.objective[0]).all()
@@ -153,8 +153,8 @@ def test_group_consistency_draws_the_starts_together(problem):
     spread = {}
     for weight in (1e-6, 1e3):
         result = Problem(problem, images=1).run(
-            Clients(), attack.Method(priors=("group",), sign="none"), seeds=3,
-            plan=planner.Plan(1, 3, 1, whole=True), iterations=40, group=weight,
+            ClientSettings(), attack.Method(priors=("prior_group",), sign="none"), seeds=3,
+            plan=planner.GroupPlan(1, 3, 1, whole=True), iterations=40, prior_group=weight,
         )  # fmt: skip
         spread[weight] = np.std(result.pixels, axis=1).mean()
     assert spread[1e3] < 0.3 * spread[1e-6]

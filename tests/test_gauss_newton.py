@@ -11,10 +11,10 @@ from jaxinv.attacks import gauss_newton as gn
 from jaxinv.attacks.base import Candidate, Known
 from jaxinv.attacks.uncertainty import Posterior
 from jaxinv.data import image_prior
-from jaxinv.defenses.base import Told
+from jaxinv.defenses.base import DefenseKnowledge
 from jaxinv.engine import trials
-from jaxinv.engine.planner import Plan
-from jaxinv.engine.targets import Clients, make_targets, start_keys
+from jaxinv.engine.planner import GroupPlan
+from jaxinv.engine.targets import ClientSettings, make_targets, seed_keys
 from jaxinv.networks.layers import BATCH_NORM_MOMENTUM
 from jaxinv.types import Normalization, Target, Truth
 
@@ -62,8 +62,8 @@ class Linear:
         update = {"w": np.stack([self.update["w"]] if updates is None else updates)}
         count = len(update["w"])
         variance = np.full(count, self.variance if noise is None else noise)
-        told = Told((), {"w": variance}, {"w": np.ones(count)})
-        target = Target(update, np.zeros((count, 1), np.int32), (), told)
+        knowledge = DefenseKnowledge((), {"w": variance}, {"w": np.ones(count)})
+        target = Target(update, np.zeros((count, 1), np.int32), (), knowledge)
         truths = Truth(np.zeros((count, 1, *SHAPE)), np.zeros((count, 1), np.int32))
         normalization = Normalization(jnp.zeros(2), jnp.ones(2))
         return trials.Problem(
@@ -91,9 +91,9 @@ def run(linear, problem=None, attack=ATTACK, seeds=1, iterations=12, **numbers):
             linear.problem() if problem is None else problem,
         )  # fmt: skip
         settings = NUMBERS | numbers | {"iterations": iterations, "posterior": 4000}
-        keys = start_keys(range(len(problem.targets.labels)), range(seeds))
+        keys = seed_keys(range(len(problem.targets.labels)), range(seeds))
         own = jax.tree.map(jnp.asarray, attack.numbers(seeds, settings))
-        result = trials.run(problem, attack, own, keys, trials.Resources(Plan(1, 1)))
+        result = trials.run(problem, attack, own, keys, trials.Resources(GroupPlan(1, 1)))
         return result, problem, settings, keys
 
 
@@ -118,7 +118,7 @@ def test_draws_have_the_posterior_covariance(linear, solved):
         attack = Posterior(ATTACK)
         numbers = jax.tree.map(jnp.asarray, attack.numbers(1, settings))
         found = trials.run(
-            problem, attack, numbers, keys, trials.Resources(Plan(1, 1)), result.candidates
+            problem, attack, numbers, keys, trials.Resources(GroupPlan(1, 1)), result.candidates
         )
     _, covariance = linear.posterior()
     expected = np.sqrt(np.diag(covariance))
@@ -156,10 +156,10 @@ def test_noise_that_nobody_told_of_is_found():
     noisy = Linear(200.0, entries=4 * PIXELS)
     distance = lambda x: np.linalg.norm(np.ravel(x) - noisy.truth)  # noqa: E731
     blind, *_ = run(noisy, attack=ATTACK._replace(defense=()), iterations=40)
-    told = distance(noisy.posterior()[0])
+    knowing = distance(noisy.posterior()[0])
     fitted = np.linalg.lstsq(noisy.matrix, noisy.update["w"] - noisy.offset, rcond=None)[0]
-    assert distance(blind.candidates.images) < 1.2 * told
-    assert distance(fitted) > 1.4 * told
+    assert distance(blind.candidates.images) < 1.2 * knowing
+    assert distance(fitted) > 1.4 * knowing
 
 
 def test_targets_in_a_batch_equal_those_alone(linear, solved):
@@ -220,11 +220,11 @@ def of_lenet(problem):
 
 def test_lenet_gives_its_images_away(problem, of_lenet):
     given, attack, own = of_lenet
-    result = trials.run(given, attack, own, problem.keys[:, :2], trials.Resources(Plan(1, 1)))
+    result = trials.run(given, attack, own, problem.keys[:, :2], trials.Resources(GroupPlan(1, 1)))
     assert result.scores.psnr.min() > 30
     assert (result.objective < 1e-3 * result.trace.objective[0]).all()
     other = given.replace(truths=given.truths._replace(images=1 - given.truths.images))
-    again = trials.run(other, attack, own, problem.keys[:, :2], trials.Resources(Plan(1, 1)))
+    again = trials.run(other, attack, own, problem.keys[:, :2], trials.Resources(GroupPlan(1, 1)))
     np.testing.assert_array_equal(again.pixels, result.pixels)  # the truth is for metrics alone
 
 
@@ -233,7 +233,7 @@ def test_the_scale_of_an_update_does_not_matter(problem, of_lenet):
     given, attack, own = of_lenet
     scaled = jax.tree.map(lambda x: 0.01 * x, given.targets.update)
     other = given.replace(targets=given.targets._replace(update=scaled))
-    result = trials.run(other, attack, own, problem.keys[:, :2], trials.Resources(Plan(1, 1)))
+    result = trials.run(other, attack, own, problem.keys[:, :2], trials.Resources(GroupPlan(1, 1)))
     assert result.scores.psnr.min() > 30
 
 
@@ -254,7 +254,7 @@ def test_every_batch_norm_protocol_is_met(batch_norm, problem):
     images = jax.random.uniform(jax.random.key(3), (1, 2, 8, 8, 3))
     variables = jax.jit(module.init)(jax.random.key(0), images[0])
     truths = Truth(images, jnp.array([[0, 2]]))
-    clients = Clients(batch_norm=batch_norm)
+    clients = ClientSettings(batch_norm=batch_norm)
     targets = make_targets(module, variables, truths, problem.normalization, clients).targets
     assert bool(jax.tree.leaves(targets.statistics)) == (batch_norm == "train-shared")
     prior = jax.tree.map(
@@ -268,8 +268,8 @@ def test_every_batch_norm_protocol_is_met(batch_norm, problem):
     )
     attack = gn.GaussNewton(cg_iterations=20, batch_norm=batch_norm)
     own = attack.numbers(1, NUMBERS | {"iterations": 6})
-    keys = start_keys([0], [0])
-    result = trials.run(given, attack, own, keys, trials.Resources(Plan(1, 1)))
+    keys = seed_keys([0], [0])
+    result = trials.run(given, attack, own, keys, trials.Resources(GroupPlan(1, 1)))
     assert result.finite.all()
     assert (result.objective < 0.1 * result.trace.objective[0]).all()
 
@@ -279,7 +279,7 @@ def test_a_wrong_update_gives_nothing_back(problem, of_lenet):
     given, attack, own = of_lenet
     turned = jax.tree.map(lambda x: -x[..., ::-1], given.targets.update)
     wrong = given.replace(targets=given.targets._replace(update=turned))
-    result = trials.run(wrong, attack, own, problem.keys[:, :2], trials.Resources(Plan(1, 1)))
+    result = trials.run(wrong, attack, own, problem.keys[:, :2], trials.Resources(GroupPlan(1, 1)))
     assert np.nanmax(result.scores.psnr) < 15
 
 

@@ -7,7 +7,7 @@ from scipy import fft
 from jaxinv.data import image_prior as ip
 from jaxinv.errors import UserError
 
-TILES = ip.Facts("tiles", None, (32, 32, 3), (0.5, 0.4, 0.3), (0.25, 0.2, 0.2))
+TILES = ip.ImageFacts("tiles", None, (32, 32, 3), (0.5, 0.4, 0.3), (0.25, 0.2, 0.2))
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def test_the_transform_is_orthonormal_and_comes_back(kind):
 
 @pytest.mark.parametrize("kind", ["spectrum", "covariance"])
 def test_variances_are_those_of_the_images(kind):
-    """Of white noise with correlated colours: the colours' eigenvalues at every frequency."""
+    """Of white noise with correlated colors: the colors' eigenvalues at every frequency."""
     random = np.random.default_rng(0)
     mix = np.array([[2.0, 0, 0], [1, 1, 0], [0, 0, 0.5]])
     pixels = random.normal(size=(4000, 4, 4, 3)) @ mix.T
@@ -85,8 +85,8 @@ def test_a_prior_is_made_once_and_a_torn_one_again(cache, monkeypatch):
 
 
 def test_photographs_fit_other_sizes_and_grey_images():
-    grey = TILES._replace(shape=(28, 40, 1), mean=(0.5,), std=(0.25,))
-    prior, source = ip.load_prior("photographs", grey)
+    gray = TILES._replace(shape=(28, 40, 1), mean=(0.5,), std=(0.25,))
+    prior, source = ip.load_prior("photographs", gray)
     assert prior.mean.shape == prior.variances.shape == (28, 40, 1)
     assert source.name == "shipped photographs"
     assert prior.variances[0, 0, 0] > 100 * prior.variances[-1, -1, 0]  # low frequencies dominate

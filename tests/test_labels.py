@@ -72,7 +72,7 @@ def test_reads_a_batch_off_the_update_of_a_network_and_of_its_local_steps(bias):
 
 
 def test_noise_looks_like_photographs():
-    """Neighbours are alike, and the frequencies fall as one over themselves."""
+    """Neighbors are alike, and the frequencies fall as one over themselves."""
     images = np.asarray(labels.natural_noise(jax.random.key(0), (64, 32, 32, 3)))
     left, right = images[:, :, :-1].ravel(), images[:, :, 1:].ravel()
     assert np.corrcoef(left, right)[0, 1] > 0.7
@@ -80,7 +80,7 @@ def test_noise_looks_like_photographs():
     assert power[1] > 2 * power[4] > 4 * power[15]
 
 
-def test_the_fit_is_generalised_least_squares():
+def test_the_fit_is_generalized_least_squares():
     """Against the covariance of the gradient's entries written out, and inverted as it is."""
     with jax.enable_x64(True):
         layer = jax.tree.map(

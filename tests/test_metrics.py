@@ -12,8 +12,8 @@ from jaxinv import metrics
 from jaxinv.types import Normalization, Truth
 
 # Compiled whole: op by op they take ten times as long to test.
-psnr, ssim, match, score, mean_colour = map(
-    jax.jit, (metrics.psnr, metrics.ssim, metrics.match, metrics.score, metrics.mean_colour)
+psnr, ssim, match, score, mean_color = map(
+    jax.jit, (metrics.psnr, metrics.ssim, metrics.match, metrics.score, metrics.mean_color)
 )
 
 
@@ -63,9 +63,9 @@ def test_a_lost_image_does_not_spoil_the_matching_of_the_others(rng_numpy):
     np.testing.assert_array_equal(matched[[0, 2]], truth[[0, 2]])
 
 
-def test_mean_colour_baseline():
+def test_mean_color_baseline():
     truth = Truth(jnp.full((1, 16, 16, 3), 0.75), jnp.zeros(1, int))
-    scores = mean_colour(truth, Normalization(jnp.full(3, 0.25), jnp.ones(3)))
+    scores = mean_color(truth, Normalization(jnp.full(3, 0.25), jnp.ones(3)))
     np.testing.assert_allclose(scores.mse, 0.25)
     np.testing.assert_allclose(scores.psnr, 10 * np.log10(4), rtol=1e-6)
 

@@ -150,7 +150,7 @@ def test_digest_tells_parameters_apart():
 
 
 def test_the_maximum_is_found_again_on_the_way_back():
-    """Compiled as one program, which may round the normalised input twice, in two ways."""
+    """Compiled as one program, which may round the normalized input twice, in two ways."""
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (2, 7, 6, 8))
     weights = jax.random.normal(keys[1], (2, 2, 2, 8))

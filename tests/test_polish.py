@@ -9,11 +9,11 @@ from jaxinv.attacks import levenberg_marquardt as lm
 from jaxinv.attacks.base import Candidate
 from jaxinv.attacks.uncertainty import Spectrum
 from jaxinv.engine import trials
-from jaxinv.engine.planner import Plan
+from jaxinv.engine.planner import GroupPlan
 from jaxinv.engine.targets import make_targets
 
 SIZE, OUT = 12, 40
-EVERYTHING = trials.Resources(Plan(1, 1))
+EVERYTHING = trials.Resources(GroupPlan(1, 1))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def smooth():
     return of, truth
 
 
-def polished(smooth, start, columns):
+def polished(smooth, initial, columns):
     of, truth = smooth
     with jax.enable_x64(True):
         shared = of(jnp.asarray(truth))
@@ -36,7 +36,7 @@ def polished(smooth, start, columns):
                 jnp.float64(lm.FIRST_DAMPING), columns,
             )
         )  # fmt: skip
-        return jax.tree.map(np.asarray, run(jnp.asarray(start)))
+        return jax.tree.map(np.asarray, run(jnp.asarray(initial)))
 
 
 @pytest.mark.parametrize("columns", [5, 0])  # 12 unknowns: two blocks and a rest; none stored
@@ -85,18 +85,18 @@ def exact(problem):
             problem.victim.module, problem.shape, variables, targets, truths, normalization
         )
         noise = 0.1 * np.random.default_rng(0).normal(size=(1, 1, *truths.images.shape[1:]))
-        start = Candidate(np.asarray(normalization.normalize(truths.images + noise)), None)
+        initial = Candidate(np.asarray(normalization.normalize(truths.images + noise)), None)
         attack = lm.LevenbergMarquardt()
         own = double(attack.numbers(1, {"client_lr": 1.0, "iterations": 3}))
         keys = problem.keys[:1, :1]
-        return given, trials.run(given, attack, own, keys, EVERYTHING, start), keys
+        return given, trials.run(given, attack, own, keys, EVERYTHING, initial), keys
 
 
 def test_lenet_gives_the_exact_image_away(exact):
     _, end, _ = exact
     assert end.status.tolist() == [["converged"]]
     assert end.scores.psnr.item() > 200
-    # The digits double from step to step, so that few factorisations are needed.
+    # The digits double from step to step, so that few factorizations are needed.
     assert end.trace.psnr.ravel()[1] > end.trace.psnr.ravel()[0] + 40
 
 

@@ -117,10 +117,10 @@ def test_noise_has_the_scale_and_two_thirds_and_three_halves_of_it_are_rejected(
 
 def test_accountants_give_the_published_figures():
     """N = 50,000, batch 256, multiplier 1.1, 1,000 steps, delta 1e-5."""
-    spent = accounting.Spent(1.1, 256 / 50_000, 1000)
+    spent = accounting.Mechanism(1.1, 256 / 50_000, 1000)
     assert accounting.epsilon(spent, 1e-5, "rdp") == pytest.approx(0.979, abs=5e-4)
     assert accounting.epsilon(spent, 1e-5, "pld") == pytest.approx(0.730, abs=5e-4)
-    assert accounting.epsilon(accounting.Spent(0.0), 1e-5) == np.inf
+    assert accounting.epsilon(accounting.Mechanism(0.0), 1e-5) == np.inf
 
 
 def test_epsilon_of_one_gaussian_is_the_closed_form():
@@ -130,14 +130,14 @@ def test_epsilon_of_one_gaussian_is_the_closed_form():
             special.ndtr(0.5 / s - eps * s) - np.exp(eps) * special.ndtr(-0.5 / s - eps * s)
         )
         exact = optimize.brentq(lambda eps: curve(eps) - 1e-5, 0, 50)
-        got = accounting.epsilon(accounting.Spent(multiplier), 1e-5)
+        got = accounting.epsilon(accounting.Mechanism(multiplier), 1e-5)
         assert exact <= got <= 1.002 * exact
 
 
 def test_calibration_gives_the_noise_back():
     multiplier = accounting.calibrate(4.0, 1e-5, 1.0, 1, "rdp")
     below, above = (
-        accounting.epsilon(accounting.Spent(m), 1e-5, "rdp")
+        accounting.epsilon(accounting.Mechanism(m), 1e-5, "rdp")
         for m in (multiplier, 0.999 * multiplier)
     )
     assert below <= 4.0 < above
@@ -151,16 +151,16 @@ def test_the_bound_is_the_power_of_the_best_test():
     draws = np.random.default_rng(0).normal(size=400_000)
     threshold = -special.ndtri(prior) * multiplier  # exceeded with the prior's probability
     power = (1 + multiplier * draws > threshold).mean()
-    bound = accounting.reconstruction_bound(accounting.Spent(multiplier), prior)
+    bound = accounting.reconstruction_bound(accounting.Mechanism(multiplier), prior)
     assert bound == pytest.approx(power, abs=4 * (power / draws.size) ** 0.5)
     # Four steps are one of half the noise; sampling lowers it, and never below the prior.
-    composed = accounting.reconstruction_bound(accounting.Spent(2 * multiplier, 1.0, 4), prior)
+    composed = accounting.reconstruction_bound(accounting.Mechanism(2 * multiplier, 1.0, 4), prior)
     assert composed == pytest.approx(bound, rel=1e-6)
-    sampled = accounting.reconstruction_bound(accounting.Spent(2 * multiplier, 0.1, 4), prior)
+    sampled = accounting.reconstruction_bound(accounting.Mechanism(2 * multiplier, 0.1, 4), prior)
     assert prior < sampled < bound
-    nearly_all = accounting.reconstruction_bound(accounting.Spent(multiplier, 1 - 1e-9), prior)
+    nearly_all = accounting.reconstruction_bound(accounting.Mechanism(multiplier, 1 - 1e-9), prior)
     assert nearly_all == pytest.approx(bound, rel=2e-3)
-    assert accounting.reconstruction_bound(accounting.Spent(0.0), prior) == 1.0
+    assert accounting.reconstruction_bound(accounting.Mechanism(0.0), prior) == 1.0
 
 
 def test_poisson_batches_hold_every_example_with_the_same_probability():

@@ -13,9 +13,9 @@ from jaxinv.attacks import smoothed_gauss_newton as smoothed
 from jaxinv.attacks.base import Known
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.data.image_prior import of_spectrum
-from jaxinv.defenses.base import Told
+from jaxinv.defenses.base import DefenseKnowledge
 from jaxinv.engine import planner, trials
-from jaxinv.engine.targets import make_targets, start_keys
+from jaxinv.engine.targets import make_targets, seed_keys
 from jaxinv.errors import UserError
 from jaxinv.networks import kinks, layers
 from jaxinv.settings import reader
@@ -69,9 +69,9 @@ class Scene:
         return trials.Problem(self.module, SHAPE, self.variables, *own, NORMALIZATION, self.prior)
 
     def run(self, rows=slice(None), seeds=2, group=2):
-        keys = start_keys([0, 1], range(2))[rows, :seeds]
+        keys = seed_keys([0, 1], range(2))[rows, :seeds]
         numbers = ATTACK.numbers(seeds, SETTINGS)
-        plan = planner.Plan(1, group, 1)
+        plan = planner.GroupPlan(1, group, 1)
         return trials.run(
             self.problem(rows), ATTACK, numbers, keys, trials.Resources(plan, math.inf)
         )
@@ -186,7 +186,7 @@ def test_the_attack_finds_the_images(found):
     assert (found.scores.psnr > found.trace.psnr[0] + 15).all()
 
 
-def test_a_trial_does_not_depend_on_its_neighbours_and_repeats(scene, found):
+def test_a_trial_does_not_depend_on_its_neighbors_and_repeats(scene, found):
     alone = scene.run(rows=slice(1, 2), seeds=1, group=1)
     np.testing.assert_allclose(alone.pixels[0, 0], found.pixels[1, 0], atol=5e-3)
     again = scene.run()
@@ -198,7 +198,7 @@ def test_noise_bounds_the_weights(scene):
     """Where it is known; and where a residual is there that the draws do not scatter by."""
     target = jax.tree.map(lambda x: x[0], scene.targets)
     variance = jax.tree.map(lambda x: jnp.float32(0.25), target.update)
-    target = target._replace(told=Told((), variance, ()))
+    target = target._replace(defense_knowledge=DefenseKnowledge((), variance, ()))
     known = Known(None, None, target, NORMALIZATION, scene.prior)
     numbers = smoothed.Numbers(jnp.float32(50), jnp.float32(1), 1)
 

@@ -121,7 +121,7 @@ def test_draws_of_noise_are_a_level_of_their_own():
 
 
 def test_the_best_of_k_is_chosen_among_the_starts_on_one_draw():
-    values = np.array([[1.0, 2, 3, 10, 20, 30]])  # two draws of three starts
+    values = np.array([[1.0, 2, 3, 10, 20, 30]])  # two draws of three seeds
     best = st.best_of_k(values, -values, draws=2)
     np.testing.assert_allclose(best.mean, [11, (8 / 3 + 80 / 3) / 2, 16.5])
 

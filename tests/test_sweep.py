@@ -48,9 +48,11 @@ SECOND_ORDER = {
     "four local steps": ["--client-epochs", "2", "--client-batch", "1", "--images", "2"],
     "labels counted": ["--images", "2", "--labels", "counts", "--init", "prior"],
     "labels joint": ["--labels", "joint"],
-    "noise, told": ["--defense", "noise:1e-2", "--told", "true", "--damping", "0.01"],
-    "pruned, told": ["--defense", "prune:0.9", "--told", "true", "--image-prior", "photographs"],
-    "DP-SGD, told": ["--defense", "dpsgd:1:0.001", "--told", "true"],
+    "noise, adaptive": ["--defense", "noise:1e-2", "--adaptive", "true", "--damping", "0.01"],
+    "pruned, adaptive": [
+        "--defense", "prune:0.9", "--adaptive", "true", "--image-prior", "photographs"
+    ],
+    "DP-SGD, adaptive": ["--defense", "dpsgd:1:0.001", "--adaptive", "true"],
     "float64, polished": ["--polish", "1"],
 }  # fmt: skip
 
@@ -161,12 +163,12 @@ def test_draws_of_noise_are_told_apart_from_starts(defended):
     kept, error = rows["update_cosine"], rows["update_error"]
     np.testing.assert_allclose(kept[:2], 1, rtol=1e-6)
     assert (error[:2] == 0).all()
-    # Starts share their draw of the noise, and draws differ.
+    # Seeds share their draw of the noise, and draws differ.
     assert kept[2] == kept[3] != kept[4] == kept[5]
     # The same draws at another strength: 100 times the standard deviation.
     np.testing.assert_allclose(error[6:10], 100 * error[2:6], rtol=1e-4)
     assert (kept[6:10] < kept[2:6]).all()
-    # Every start is the same with every draw.
+    # Every seed is the same with every draw.
     trace = results.read_run(defended).traces
     first = trace["psnr"][trace["step"] == 0].reshape(-1, 2)
     assert (first == first[0]).all()

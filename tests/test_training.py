@@ -192,7 +192,7 @@ def test_private_steps_equal_dp_sgd_written_out():
     )
     normalization = Normalization(jnp.full(3, 0.5), jnp.full(3, 0.25))
     victim = untrained("lenet_zhu", classes=3, width=None, seed=0, image_shape=(8, 8, 3))
-    private = training.Private(clip=0.3, noise_multiplier=0.2, batch=4, microbatch=2)
+    private = training.DpSgd(clip=0.3, noise_multiplier=0.2, batch=4, microbatch=2)
     recipe = training.Recipe(2, 0.1, "cosine", False, "float32", private)
     order = jnp.array([[0, 4, 7, -1, -1, -1], [1, 2, 3, 8, 5, -1]])
     start = victim.variables["params"]
@@ -239,7 +239,7 @@ def test_a_private_training_says_what_it_cost_and_resumes_to_the_same_digest(tmp
     whole = load_victim(tmp_path / "whole")
     spent, steps = whole.info.privacy, whole.info.steps
     assert (spent.noise_multiplier, spent.clip, spent.steps) == (1, 1, steps)
-    mechanism = accounting.Spent(1.0, spent.sampling_rate, steps)
+    mechanism = accounting.Mechanism(1.0, spent.sampling_rate, steps)
     assert spent.epsilon_pld == pytest.approx(accounting.epsilon(mechanism, 1e-4, "pld"))
     assert spent.epsilon_rdp > spent.epsilon_pld
     assert "Poisson" in spent.assumptions

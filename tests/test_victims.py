@@ -1,4 +1,4 @@
-"""Attacking what a checkpoint holds, and clients that normalise with their batch's statistics."""
+"""Attacking what a checkpoint holds, and clients that normalize with their batch's statistics."""
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ def test_presets_replace_what_the_file_says(tmp_path):
         reader.load_study(file, {}, "huge")
 
 
-def test_training_mode_normalises_with_the_batch_and_returns_its_statistics():
+def test_training_mode_normalizes_with_the_batch_and_returns_its_statistics():
     """One BatchNorm by hand: mean and variance over batch and places, running statistics unread."""
     import flax.linen as nn
 

@@ -31,7 +31,7 @@ NEWTON_STEPS = 10
 class Recovered(NamedTuple):
     """What an attack found, and what of it is the truth by the update's own evidence."""
 
-    images: Float[Array, "image height width channel"]  # normalised; mixtures where not exact
+    images: Float[Array, "image height width channel"]  # normalized; mixtures where not exact
     exact: Bool[Array, " image"]
 
 
@@ -136,8 +136,8 @@ def split(
 ) -> tuple[Float[Array, "image channel"], Bool[Array, " image"]]:
     """Tells images that are alone at some neurons of a ReLU layer from mixtures.
 
-    The columns dW_i / db_i are sorted along a random line, on which equal ones are neighbours; the
-    largest groups of neighbours that agree in every element are the images.
+    The columns dW_i / db_i are sorted along a random line, on which equal ones are neighbors; the
+    largest groups of neighbors that agree in every element are the images.
 
     Returns:
       The inputs of the largest groups, and whether at least `AGREEING` neurons gave them. The rest

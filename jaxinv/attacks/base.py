@@ -5,7 +5,7 @@ seed are its *numbers*, a NamedTuple of arrays that the attack itself makes of t
 that it may look at is `Known`; the truth is not in it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxinv import client, defenses, metrics
 from jaxinv.data.image_prior import ImagePrior
-from jaxinv.defenses.dp_sgd import clipped_mean
-from jaxinv.types import Normalization, PyTree, Target
+from jaxinv.defenses import DEFENSES
+from jaxinv.types import Normalization, PyTree, Target, named
 
 
 class Known(NamedTuple):
@@ -32,7 +32,7 @@ class Known(NamedTuple):
 class Candidate(NamedTuple):
     """What an attack moves."""
 
-    images: Float[Array, "*epoch image height width channel"]  # normalised
+    images: Float[Array, "*epoch image height width channel"]  # normalized
     logits: Float[Array, "image class"] | None  # of the labels; None where they are given
 
     def labels(self, given: Int[Array, " image"]) -> Array:
@@ -60,7 +60,7 @@ class Attack(Protocol):
 
     def init(
         self, numbers: Any, key: Array, shape: tuple[int, ...], known: Known,
-        start: Candidate | None,
+        initial: Candidate | None,
     ) -> Any:  # fmt: skip
         """Makes the first state: from what another attack found, or else drawn from the key."""
 
@@ -74,13 +74,35 @@ class Attack(Protocol):
         """
 
     def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
-        """The attacker's normalised images."""
+        """The attacker's normalized images."""
 
     def outcome(self, state: Any) -> dict[str, Array]:
         """What of the last state is kept beside the candidate."""
 
     def smaller(self) -> "Attack | None":
         """The same attack in less memory, for a trial that does not fit alone."""
+
+
+class Assumed(NamedTuple):
+    """What of the client and its network an attack is built for, beside its own settings."""
+
+    local: client.Local = client.Local()  # the client's steps
+    images: int = 1  # of the update
+    defense: tuple[str, ...] = ()  # as far as it is known
+    classes: int = 0  # where the labels are optimized beside the images, else 0
+    classifier: tuple[str, ...] = ()  # path of the last dense layer, where something asks for it
+
+
+class Family(NamedTuple):
+    """A kind of attack: how it is made of settings, which of them it reads, what it is for."""
+
+    make: Callable[[Any, Assumed], Attack] | None  # of a cell's settings; None: no iterations
+    reads: frozenset[str]  # settings beyond those of client and network, the labels, the objective
+    inits: tuple[str, ...] = ()  # what `init` may be
+    local_steps: bool = True  # whether an update of several steps can be attacked
+    joint_labels: bool = True  # whether labels can be optimized beside the images
+    each_image: bool = True  # whether it can adapt to a defense of each image's gradient
+    only_kinked: bool = False  # whether it is for networks with kinks alone
 
 
 class Simulation(NamedTuple):
@@ -100,9 +122,9 @@ def simulate_update(
       The update, and the statistics of the candidate's batch.
     """
     images, labels = candidate.images, candidate.labels(known.target.labels)
-    if "dpsgd" in simulation.defense:
-        clip = known.target.told.strengths[0][0]
-        update = clipped_mean(known.loss, known.params, images, labels, clip)
+    if replaced := simulation.defense and named(DEFENSES, simulation.defense[0]).of_each_image:
+        strengths = known.target.defense_knowledge.strengths[0]
+        update = replaced(known.loss, known.params, images, labels, strengths)
         statistics = ()
     else:
         if simulation.by_epoch:
@@ -111,8 +133,8 @@ def simulate_update(
             known.loss, known.params, images, labels, simulation.local, client_lr
         )
     if simulation.defense:
-        told, shared = known.target.told, known.target.update
-        update = defenses.expect(simulation.defense, told, update, shared)
+        knowledge, shared = known.target.defense_knowledge, known.target.update
+        update = defenses.expect(simulation.defense, knowledge, update, shared)
     return update, statistics
 
 
@@ -124,7 +146,7 @@ def scale_towards(update: PyTree, shared: PyTree) -> PyTree:
 
 
 def average_epochs(candidate: Candidate) -> Float[Array, "image height width channel"]:
-    """The attacker's images, normalised: those of the epochs matched to the first's, and averaged.
+    """The attacker's images, normalized: those of the epochs matched to the first's, and averaged.
 
     References: Dimitrov et al. 2022, arXiv 2206.12395, section 5.4.
     """

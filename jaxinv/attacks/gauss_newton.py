@@ -1,17 +1,17 @@
 """Annealed Gauss-Newton: the most probable image, given the update and a Gaussian image prior.
 
-Minimises, over the normalised images x of a client and where asked over the logits of their labels,
+Minimizes, over the normalized images x of a client and where asked over the logits of their labels,
 
     sum over layers of |update(x) - shared|^2 / (2 v)  +  (x - mean)^T S^-1 (x - mean) / 2
 
 with the noise variance v of each layer: what a defense that the attacker knows has added, and an
 error of the model that falls geometrically from step to step. While it is large the prior decides,
 the problem is nearly linear and has one solution; as it falls, the solution is followed
-(graduated optimisation). So no random start is needed, and the loss of digits in float32 is all
-that ends it. An attacker who does not know of noise finds it: no variance is taken below the mean
-square of what is left of its layer's residual.
+(graduated optimization). So no random initial image is needed, and the loss of digits in float32 is
+all that ends it. An attacker who does not know of noise finds it: no variance is taken below the
+mean square of what is left of its layer's residual.
 
-Each step linearises the update, J = d update / d x, solves
+Each step linearizes the update, J = d update / d x, solves
 
     (J^T J / v + S^-1) d = gradient
 
@@ -25,7 +25,7 @@ preconditioner is diagonal there too, 1 / (1 / S + m) with m a part of the mean 
 J^T J / v: the prior alone, S, is a bad one as soon as the update says more than it.
 
 References: Nocedal & Wright 2006, chapters 7 and 10; Blake & Zisserman 1987 (graduated
-  optimisation); Balunović et al. 2022, arXiv 2111.04706 (the Bayes attacker).
+  optimization); Balunović et al. 2022, arXiv 2111.04706 (the Bayes attacker).
 """
 
 from collections.abc import Callable, Mapping
@@ -40,7 +40,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxinv import client
 from jaxinv.attacks.base import (
+    Assumed,
     Candidate,
+    Family,
     Known,
     Losses,
     Simulation,
@@ -49,7 +51,7 @@ from jaxinv.attacks.base import (
 )
 from jaxinv.attacks.objectives import OBJECTIVES, compare
 from jaxinv.data.image_prior import coefficients, synthesize
-from jaxinv.types import PyTree
+from jaxinv.types import PyTree, named
 
 SHIFT = 1e-3  # of the preconditioner, in units of the mean diagonal of J^T J / v
 LEAST_POWER = 1e-6  # of a layer's mean square, in units of that of all: none is without scale
@@ -63,7 +65,7 @@ add, dot, multiply, size = optax.tree.add, optax.tree.vdot, optax.tree.mul, opta
 
 # The first coefficients, in units of the prior's standard deviations. From the mean itself images
 # of one label would never part.
-STARTS: dict[str, float] = {"mean": SYMMETRY_BREAKING, "prior": 1.0}
+PRIOR_INITS: dict[str, float] = {"mean": SYMMETRY_BREAKING, "prior": 1.0}
 
 # Coefficients of the images and, where they are not known, logits of the labels.
 Unknowns = tuple[Array, Array | None]
@@ -120,12 +122,12 @@ class GaussNewton(NamedTuple):
     """What shapes the compiled program: a change recompiles."""
 
     objective: str = "l2"  # that is reported, and chooses among seeds
-    init_from: str = "mean"  # a name of `STARTS`
+    init_from: str = "mean"  # a name of `PRIOR_INITS`
     cg_iterations: int = 80
     batch_norm: str = "eval"
     local: client.Local = client.Local()
-    classes: int = 0  # where the labels are optimised beside the images, else 0
-    defense: tuple[str, ...] = ()  # the client's, as far as the attacker was told
+    classes: int = 0  # where the labels are optimized beside the images, else 0
+    defense: tuple[str, ...] = ()  # the client's, as far as the attacker knows it
     any_scale: bool = True  # whether the update may be a multiple of what it is taken for
 
     priors: tuple[str, ...] = ()  # none of `priors.PRIORS`
@@ -148,22 +150,22 @@ class GaussNewton(NamedTuple):
 
     def init(
         self, numbers: Numbers, key: Array, shape: tuple[int, ...], known: Known,
-        start: Candidate | None = None,
+        initial: Candidate | None = None,
     ) -> State:  # fmt: skip
         """Starts at the prior's mean, or at a draw from the prior."""
         del numbers
         prior = known.image_prior
         kind = prior.mean.dtype
-        if start is None:
-            scale = STARTS[self.init_from]
+        if initial is None:
+            scale = PRIOR_INITS[self.init_from]
             draw = scale * jax.random.normal(key, shape, jnp.float32).astype(kind)
             images = prior.mean + synthesize(prior, jnp.sqrt(prior.variances) * draw)
             logits = jnp.zeros((shape[0], self.classes), kind) if self.classes else None
-            start = Candidate(images, logits)
-        return State(start, jnp.bool_(True))
+            initial = Candidate(images, logits)
+        return State(initial, jnp.bool_(True))
 
     def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
-        """The attacker's normalised images."""
+        """The attacker's normalized images."""
         return candidate.images
 
     def outcome(self, state: State) -> dict[str, Array]:
@@ -185,7 +187,7 @@ class GaussNewton(NamedTuple):
         """Takes one step of one trial; see `base.Attack`."""
         residuals_of = self.residual_function(numbers, known)
         unknowns = to_unknowns(known, state.candidate)
-        objective = OBJECTIVES[self.objective](compare(*residuals_of(unknowns)[1]))
+        objective = named(OBJECTIVES, self.objective)(compare(*residuals_of(unknowns)[1]))
         losses = Losses(objective, prior_energy(known, unknowns))
 
         def move(state):
@@ -240,7 +242,7 @@ class GaussNewton(NamedTuple):
         self, numbers: Numbers, known: Known, residuals: Callable[[Unknowns], PyTree],
         unknowns: Unknowns, error: Float[Array, ""],
     ) -> System:  # fmt: skip
-        """Linearises the residuals, with the noise of each layer for a model error's variance."""
+        """Linearizes the residuals, with the noise of each layer for a model error's variance."""
         linear = linearize(residuals, unknowns)
         weights = self.precisions(known, linear.residuals, error)
         # The mean diagonal of J^T J / v, by one random direction (Hutchinson 1989).
@@ -262,7 +264,7 @@ class GaussNewton(NamedTuple):
         total = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(shared)) / size(shared)
         known_noise = jax.tree.map(jnp.zeros_like, powers)
         if self.defense:
-            known_noise = (known.target.told.variances, known_noise[1])
+            known_noise = (known.target.defense_knowledge.variances, known_noise[1])
 
         def precision(power, noise, r):
             modeled = noise + error * jnp.maximum(power, LEAST_POWER * total)
@@ -330,3 +332,21 @@ def random_signs(like: PyTree) -> PyTree:
     keys = jax.random.split(jax.random.key(PROBE), len(leaves))
     signs = (jax.random.rademacher(k, x.shape, jnp.int32) for k, x in zip(keys, leaves))
     return structure.unflatten([s.astype(x.dtype) for s, x in zip(signs, leaves)])
+
+
+def make(settings: Any, assumed: Assumed) -> GaussNewton:
+    """The attack of a cell's settings."""
+    return GaussNewton(
+        settings.objective, settings.init, settings.cg_iterations, settings.batch_norm,
+        assumed.local, assumed.classes, assumed.defense,
+    )  # fmt: skip
+
+
+FAMILY = Family(
+    make,
+    frozenset(
+        {"init", "iterations", "polish", "adaptive", "image_prior", "cg_iterations", "anneal_from",
+         "anneal_to", "damping", "tolerance", "posterior"}
+    ),
+    inits=tuple(PRIOR_INITS),
+)  # fmt: skip

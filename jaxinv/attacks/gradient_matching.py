@@ -1,13 +1,13 @@
 """Gradient matching: move the images until the update they would cause is the one that was shared.
 
-Minimises objective(update(x), target) + the priors, each times its weight, over the normalised
+Minimizes objective(update(x), target) + the priors, each times its weight, over the normalized
 images x, and where asked over their labels too. The default of every field below is the recipe of
 Geiping et al. 2020 ("Inverting Gradients"): cosine distance and total variation, Adam on the sign
 of the gradient, a step schedule, and after every step a projection onto the images whose pixels lie
 in [0, 1].
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,9 @@ from jaxtyping import Array, Float, Int
 from jaxinv import client
 from jaxinv.attacks import gram
 from jaxinv.attacks.base import (
+    Assumed,
     Candidate,
+    Family,
     Known,
     Losses,
     Simulation,
@@ -27,10 +29,11 @@ from jaxinv.attacks.base import (
     simulate_update,
 )
 from jaxinv.attacks.objectives import OBJECTIVES, Comparison, compare
-from jaxinv.attacks.priors import View, weighted_sum
-from jaxinv.types import PyTree
+from jaxinv.attacks.priors import PRIORS, View, key_of, needing, weighted_sum
+from jaxinv.errors import UserError
+from jaxinv.types import PyTree, named
 
-# Each maps the gradient and the progress in [0, 1) to the direction the optimiser sees. The soft
+# Each maps the gradient and the progress in [0, 1) to the direction the optimizer sees. The soft
 # sign tanh(s g) / s with s = 1 - progress is breaching's; it hardens into the plain gradient.
 SIGNS: dict[str, Callable[[Array, Array], Array]] = {
     "hard": lambda gradient, progress: jnp.sign(gradient),
@@ -56,7 +59,7 @@ HISTORY, LINE_SEARCH = 100, 20  # as DLG; evaluations of a line search
 def patterned(key: jax.Array, shape: tuple[int, ...], size: int = 4) -> Array:
     """A normal tile of size x size pixels, repeated over the image.
 
-    References: Wei et al. 2020, arXiv 2004.10397 (patterned starts converge more often).
+    References: Wei et al. 2020, arXiv 2004.10397 (patterned initial images converge more often).
     """
     *front, height, width, channels = shape
     tile = jax.random.normal(key, (*front, size, size, channels), jnp.float32)
@@ -68,7 +71,7 @@ INITS: dict[str, Callable[..., Array]] = {
     "normal": lambda key, shape: jax.random.normal(key, shape, jnp.float32),
     "uniform": lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0),
     "patterned": patterned,
-    "grey": lambda key, shape: jnp.zeros(shape, jnp.float32),
+    "gray": lambda key, shape: jnp.zeros(shape, jnp.float32),
 }
 
 
@@ -116,21 +119,24 @@ class AttackState(NamedTuple):
 
 
 class Method(NamedTuple):
-    """What shapes the compiled program: a change recompiles."""
+    """What shapes the compiled program: a change recompiles.
 
-    objective: str = "cosine"
-    priors: tuple[str, ...] = ("tv",)  # those with a weight
-    optimizer: str = "adam"
-    sign: str = "hard"
-    schedule: str = "step"
-    init_from: str = "normal"  # a name of `INITS`
+    Where a name of a table is wanted, a function like those in it does as well.
+    """
+
+    objective: str | Callable = "cosine"
+    priors: tuple[str | Callable, ...] = ("tv",)  # those with a weight
+    optimizer: str | Callable = "adam"
+    sign: str | Callable = "hard"
+    schedule: str | Callable = "step"
+    init_from: str | Callable = "normal"  # of `INITS`
     box: bool = True
     batch_norm: str = "eval"  # what the client does, and the attacker simulates: client.BATCH_NORM
     local: client.Local = client.Local()  # the client's local steps, as the attacker simulates them
     by_epoch: bool = False  # images of their own for each epoch, whose order is not known
-    classes: int = 0  # where the labels are optimised beside the images, else 0
+    classes: int = 0  # where the labels are optimized beside the images, else 0
     classifier: tuple[str, ...] = ()  # path of the last dense layer, for the priors that ask for it
-    defense: tuple[str, ...] = ()  # the client's, as far as the attacker was told
+    defense: tuple[str, ...] = ()  # the client's, as far as the attacker knows it
     gram: str | None = (
         None  # the rule (`jaxinv.attacks.gram`) by which layers keep no weight gradient
     )
@@ -148,30 +154,30 @@ class Method(NamedTuple):
     def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Numbers:
         """Makes the traced part of settings, each one number for all seeds or one for each."""
         spread = lambda x: np.broadcast_to(np.asarray(x, np.float64), (seeds,))  # noqa: E731
-        weights = {name: spread(settings[name]) for name in self.priors}
+        weights = {key_of(prior): spread(settings[prior]) for prior in self.priors}
         rates = (spread(settings[name]) for name in ("lr", "client_lr"))
         return Numbers(*rates, weights, np.int32(settings["iterations"]))
 
     def init(
         self, numbers: Numbers, key: Array, shape: tuple[int, ...], known: Known,
-        start: Candidate | None = None,
+        initial: Candidate | None = None,
     ) -> AttackState:  # fmt: skip
-        """Draws the random start of one trial.
+        """Draws the random initial image of one trial.
 
-        The start is not projected: the first projection comes after the first step, as published.
-        In float64 it is the same start.
+        It is not projected: the first projection comes after the first step, as published. In
+        float64 it is the same image.
         """
         kind = known.normalization.mean.dtype
-        if start is None:
+        if initial is None:
             front = (self.local.epochs,) if self.by_epoch else ()
-            images = INITS[self.init_from](key, (*front, *shape)).astype(kind)
+            images = named(INITS, self.init_from)(key, (*front, *shape)).astype(kind)
             logits = None
             if self.classes:
                 of_labels = jax.random.fold_in(key, 1)
                 logits = jax.random.normal(of_labels, (shape[0], self.classes), jnp.float32)
                 logits = logits.astype(kind)
-            start = Candidate(images, logits)
-        return AttackState(start, OPTIMIZERS[self.optimizer]().init(start))
+            initial = Candidate(images, logits)
+        return AttackState(initial, named(OPTIMIZERS, self.optimizer)().init(initial))
 
     def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
         """The attacker's images; of several epochs, their mean."""
@@ -203,7 +209,7 @@ class Method(NamedTuple):
             return between, (), statistics
         simulation = Simulation(self.local, self.by_epoch, self.defense)
         update, statistics = simulate_update(simulation, known, numbers.client_lr, candidate)
-        weights = target.told.weights if self.defense else None
+        weights = target.defense_knowledge.weights if self.defense else None
         return compare(update, target.update, weights), update, statistics
 
     def step(
@@ -227,22 +233,84 @@ class Method(NamedTuple):
             view = View(
                 candidate.images, update, statistics, known.target, known.params, self.classifier
             )
-            weights = {name: numbers.weights[name] for name in self.priors}
-            losses = Losses(OBJECTIVES[self.objective](between), weighted_sum(weights, view))
+            weights = {prior: numbers.weights[key_of(prior)] for prior in self.priors}
+            losses = Losses(named(OBJECTIVES, self.objective)(between), weighted_sum(weights, view))
             return losses.objective + losses.prior, losses
 
         (value, losses), gradient = jax.value_and_grad(loss, has_aux=True)(state.candidate)
         progress = jnp.minimum(index, numbers.iterations - 1) / numbers.iterations
-        direction = gradient._replace(images=SIGNS[self.sign](gradient.images, progress))
-        optimizer = optax.with_extra_args_support(OPTIMIZERS[self.optimizer]())
+        direction = gradient._replace(images=named(SIGNS, self.sign)(gradient.images, progress))
+        optimizer = optax.with_extra_args_support(named(OPTIMIZERS, self.optimizer)())
         descent, optimizer_state = optimizer.update(
             direction, state.optimizer, state.candidate,
             value=value, grad=gradient, value_fn=lambda candidate: loss(candidate)[0],
         )  # fmt: skip
-        rate = numbers.lr * SCHEDULES[self.schedule](index, numbers.iterations)
+        rate = numbers.lr * named(SCHEDULES, self.schedule)(index, numbers.iterations)
         candidate = jax.tree.map(lambda x, d: x - rate * d, state.candidate, descent)
         if self.box:
             candidate = candidate._replace(images=known.normalization.box(candidate.images))
         moved = AttackState(candidate, optimizer_state)
         go = index < numbers.iterations
         return jax.tree.map(lambda new, old: jnp.where(go, new, old), moved, state), losses
+
+
+# The fields of a method that are names, and the tables that have them.
+_NAMES = {
+    "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "sign": SIGNS, "schedule": SCHEDULES,
+    "init_from": INITS, "batch_norm": client.BATCH_NORM,
+}  # fmt: skip
+
+
+def check(method: Method) -> None:
+    """Checks the names in a method.
+
+    Raises:
+      UserError: one is unknown (the known ones are listed), or the optimizer cannot have the sign.
+    """
+    for field, table in _NAMES.items():
+        name = getattr(method, field)
+        if isinstance(name, str) and name not in table:
+            raise UserError(f"method.{field}={name!r}: unknown; known are {', '.join(table)}")
+    if method.optimizer == "lbfgs" and method.sign != "none":
+        raise UserError("method.optimizer='lbfgs': needs the gradient itself; use sign='none'")
+
+
+STATIC = ("optimizer", "sign", "schedule", "box")  # settings that are fields of a `Method`
+
+
+def make(settings: Any, assumed: Assumed) -> Method:
+    """The method of a cell's settings."""
+    priors = tuple(name for name in PRIORS if getattr(settings, name) > 0)
+    return Method(
+        **{name: getattr(settings, name) for name in ("objective", "batch_norm", *STATIC)},
+        init_from=settings.init,
+        priors=priors,
+        local=assumed.local,
+        by_epoch=bool(needing("epochs", priors)),
+        classes=assumed.classes,
+        classifier=assumed.classifier,
+        defense=assumed.defense,
+        gram=gram.choose_rule(settings.gram, settings.objective)
+        if may_drop_gradients(priors, assumed.local.steps(assumed.images), assumed.defense)
+        else None,
+    )
+
+
+def may_drop_gradients(priors: Iterable[str], steps: int, defense: Sequence[str] = ()) -> bool:
+    """Whether nothing asks for the candidate's weight gradients themselves.
+
+    Args:
+      priors: names.
+      steps: of the client, as the attacker takes it.
+      defense: names that the attacker knows.
+    """
+    return steps == 1 and not defense and not needing("update", priors)
+
+
+FAMILY = Family(
+    make,
+    frozenset(
+        {*PRIORS, *STATIC, "lr", "init", "gram", "iterations", "polish", "adaptive"}
+    ),
+    inits=tuple(INITS),
+)  # fmt: skip

@@ -1,6 +1,6 @@
 """Levenberg-Marquardt on the difference of the updates: from a good image to the exact one.
 
-Minimises |r(x)|^2, r(x) = update(x) - shared update, over the images x, with the steps
+Minimizes |r(x)|^2, r(x) = update(x) - shared update, over the images x, with the steps
 
     (J^T J + damping D) s = J^T r,      J the Jacobian of r at x, D the diagonal of J^T J.
 
@@ -10,11 +10,11 @@ ReLU, it stalls: this polishes what another attack has found. There is no prior,
 not kept in their box: the solution lies inside it, and the way there may lead along its outside.
 
 The system is solved in float64 by conjugate gradients. Their preconditioner is J^T J itself at the
-first of some points, computed and factorised in float32: a matrix that is right to seven digits
+first of some points, computed and factorized in float32: a matrix that is right to seven digits
 leaves of ten or fourteen orders of magnitude between the singular values three at the most.
 
 References: Levenberg 1944; Marquardt 1963; Nocedal & Wright 2006, section 10.3; Carson & Higham
-  2018 (factorisations in a lower precision as preconditioners).
+  2018 (factorizations in a lower precision as preconditioners).
 """
 
 from collections.abc import Callable, Mapping
@@ -29,14 +29,14 @@ from jaxtyping import Array, Float, Int
 from jaxinv import client
 from jaxinv.attacks.base import Candidate, Known, Losses, Simulation, scale_towards, simulate_update
 from jaxinv.attacks.objectives import OBJECTIVES, compare
-from jaxinv.types import PyTree
+from jaxinv.types import PyTree, named
 
 Residuals = Callable[[Array], Float[Array, " residual"]]
 
 STATUS = ("steps", "converged", "stalled")  # how a trial ended: its steps were spent, or by itself
 TOLERANCE = 1e-13  # of the residual, relative to the shared update: converged
 FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-6, 1e-18, 1e2  # relative to the diagonal
-REUSES = 12  # Newton steps under one factorisation, at the most
+REUSES = 12  # Newton steps under one factorization, at the most
 CG_ITERATIONS = 300
 CG_TOLERANCE = 1e-10
 SHIFT = 1e-4  # of the preconditioner, with a unit diagonal: float32 is not positive definite below
@@ -95,18 +95,18 @@ class LevenbergMarquardt(NamedTuple):
 
     def init(
         self, numbers: Numbers, key: Array, shape: tuple[int, ...], known: Known,
-        start: Candidate | None,
+        initial: Candidate | None,
     ) -> State:  # fmt: skip
         """Starts where another attack ended; labels found beside the images stand."""
         del numbers, key, shape
-        if start is None:
+        if initial is None:
             raise ValueError("Levenberg-Marquardt polishes what another attack has found")
         kind = known.normalization.mean.dtype
-        start = jax.tree.map(lambda x: x.astype(kind), start)
-        return State(start, jnp.asarray(FIRST_DAMPING, kind), jnp.int32(0))
+        initial = jax.tree.map(lambda x: x.astype(kind), initial)
+        return State(initial, jnp.asarray(FIRST_DAMPING, kind), jnp.int32(0))
 
     def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
-        """The attacker's normalised images."""
+        """The attacker's normalized images."""
         return candidate.images
 
     def outcome(self, state: State) -> dict[str, Array]:
@@ -120,11 +120,11 @@ class LevenbergMarquardt(NamedTuple):
     def step(
         self, numbers: Numbers, known: Known, index: Int[Array, ""], state: State
     ) -> tuple[State, Losses]:
-        """Takes the steps of one factorisation; see `base.Attack`."""
+        """Takes the steps of one factorization; see `base.Attack`."""
         update = update_function(self.local, numbers.client_lr, known, state.candidate)
         shared = known.target.update
         here = scale_towards(update(state.candidate.images), shared)
-        objective = OBJECTIVES[self.objective](compare(here, shared))
+        objective = named(OBJECTIVES, self.objective)(compare(here, shared))
 
         def move(state):
             images = state.candidate.images
@@ -158,7 +158,7 @@ def descend(
     Args:
       residuals: of the images in a row; once differentiable both ways.
       shared_norm: |shared update|, which residuals are relative to.
-      x: the start.
+      x: the initial image.
       damping: relative to the diagonal of J^T J.
       columns: of J^T J that are computed at once; 0: no preconditioner.
 

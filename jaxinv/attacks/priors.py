@@ -4,7 +4,7 @@ Each maps what the attacker sees of its candidate (`View`) to a scalar. A prior 
 not computed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +15,13 @@ from jaxtyping import Array, Float
 from jaxinv.attacks.analytic import features
 from jaxinv.types import PyTree, Target
 
-SEEDS = "seeds"  # the axis along which the starts of one target stand beside one another
+SEEDS = "seeds"  # the axis along which the seeds of one target stand beside one another
 
 
 class View(NamedTuple):
     """What a prior may look at: the candidate, what it would cause, and the target."""
 
-    images: Float[Array, "*epoch image height width channel"]  # normalised
+    images: Float[Array, "*epoch image height width channel"]  # normalized
     update: PyTree  # the candidate's; () where no prior asks for it
     statistics: PyTree  # of the candidate's BatchNorm layers
     target: Target
@@ -32,7 +32,7 @@ class View(NamedTuple):
 def total_variation(images: Float[Array, "*batch height width channel"]) -> Float[Array, ""]:
     """Computes mean|x[i+1, j] - x[i, j]| + mean|x[i, j+1] - x[i, j]|, without padding.
 
-    Anisotropic, means and not sums, on the normalised images. A weight published with another
+    Anisotropic, means and not sums, on the normalized images. A weight published with another
     formula does not carry over.
 
     References: Geiping et al. 2020, arXiv 2003.14053, eq. 4 and its public code.
@@ -77,9 +77,9 @@ def statistics_distance(statistics: PyTree, shared: PyTree) -> Float[Array, ""]:
 
 
 def group_distance(images: Float[Array, "*batch height width channel"]) -> Float[Array, ""]:
-    """Computes the mean squared distance to the mean of the target's other starts and itself.
+    """Computes the mean squared distance to the mean of the target's other seeds and itself.
 
-    Each start is drawn to that mean, which stands still meanwhile: the trials of a target are no
+    Each seed is drawn to that mean, which stands still meanwhile: the trials of a target are no
     longer independent of one another.
 
     References: Yin et al. 2021, arXiv 2104.07586, eq. 11, there after registration of the images.
@@ -110,19 +110,48 @@ def order_distance(images: Float[Array, "epoch image height width channel"]) -> 
     return jnp.square(means - means.mean(axis=0)).mean()
 
 
-PRIORS: dict[str, Callable[[View], Float[Array, ""]]] = {
-    "tv": lambda view: total_variation(view.images),
-    "tv_isotropic": lambda view: isotropic_variation(view.images),
-    "tv_color": lambda view: color_variation(view.images),
-    "norm": lambda view: jnp.square(view.images).mean(),
-    "statistics": lambda view: statistics_distance(view.statistics, view.target.statistics),
-    "group": lambda view: group_distance(view.images),
-    "features": feature_distance,
-    "order": lambda view: order_distance(view.images),
+class Prior(NamedTuple):
+    """An entry of `PRIORS`: the penalty, and what it needs beside the candidate's images."""
+
+    penalty: Callable[[View], Float[Array, ""]]
+    update: bool = False  # the candidate's update, so that every weight gradient is kept
+    statistics: bool = False  # those of BatchNorm, of the candidate and of the target
+    seeds: bool = False  # the target's other seeds, so that they are computed together
+    epochs: bool = False  # images of their own for each of the client's epochs
+
+
+PRIORS: dict[str, Prior] = {
+    "tv": Prior(lambda view: total_variation(view.images)),
+    "tv_isotropic": Prior(lambda view: isotropic_variation(view.images)),
+    "tv_color": Prior(lambda view: color_variation(view.images)),
+    "prior_l2": Prior(lambda view: jnp.square(view.images).mean()),
+    "prior_batch_norm": Prior(
+        lambda view: statistics_distance(view.statistics, view.target.statistics), statistics=True
+    ),
+    "prior_group": Prior(lambda view: group_distance(view.images), seeds=True),
+    "prior_features": Prior(feature_distance, update=True),
+    "prior_epoch_order": Prior(lambda view: order_distance(view.images), epochs=True),
 }
-READ_UPDATE = {"features"}  # the priors that need the candidate's update itself
 
 
-def weighted_sum(weights: dict[str, Any], view: View) -> Float[Array, ""]:
+def entry_of(prior: str | Prior | Callable) -> Prior:
+    """The prior of a name; a function of a `View` is one that may look at everything in it."""
+    if isinstance(prior, str):
+        return PRIORS[prior]
+    return prior if isinstance(prior, Prior) else Prior(prior, update=True)
+
+
+def needing(need: str, priors: Iterable[str | Prior | Callable] = PRIORS) -> tuple:
+    """Those of some priors that need something: a field of `Prior`."""
+    return tuple(prior for prior in priors if getattr(entry_of(prior), need))
+
+
+def weighted_sum(weights: dict[str | Prior | Callable, Any], view: View) -> Float[Array, ""]:
     """Adds the priors up, each times its weight."""
-    return sum((w * PRIORS[name](view) for name, w in weights.items()), jnp.zeros(()))
+    parts = (w * entry_of(prior).penalty(view) for prior, w in weights.items())
+    return sum(parts, jnp.zeros(()))
+
+
+def key_of(prior: str | Prior | Callable) -> str:
+    """A name for a prior that has none in the table, by which weights can be sorted."""
+    return prior if isinstance(prior, str) else f"own:{id(entry_of(prior).penalty)}"

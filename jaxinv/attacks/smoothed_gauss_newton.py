@@ -2,14 +2,14 @@
 
 The update of a ReLU network is a step function of the image: between two kinks it is nearly linear,
 and its derivative there says nothing of what lies behind them. So the attack keeps a belief, a
-Gaussian around the current image, and linearises the update over the belief in place of at a point
-(iterated statistical linearisation). All is in the whitened coefficients z of the image prior,
+Gaussian around the current image, and linearizes the update over the belief in place of at a point
+(iterated statistical linearization). All is in the whitened coefficients z of the image prior,
 x = mean + B sqrt(S) z, which a priori are N(0, 1); the belief's spread is one number for each. From
 z = 0 and the prior's own spread, each step
 
-1. draws images from the belief, in pairs on either side of its centre, and computes their updates:
+1. draws images from the belief, in pairs on either side of its center, and computes their updates:
    their mean g, and at every kink of the network (`networks.kinks`) the spread of its input;
-2. rounds each kink off by its spread: J, the Jacobian of the smoothed network at the centre;
+2. rounds each kink off by its spread: J, the Jacobian of the smoothed network at the center;
 3. measures for every entry of the update the variance v over the draws that J does not explain;
    with the noise it makes the entry's own weight, w = 1 / (inflation v + noise). The noise is
    known, or what of a layer's residual is far above the scatter of the draws;
@@ -38,13 +38,21 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxinv import client
-from jaxinv.attacks.base import Candidate, Known, Losses, Simulation, simulate_update
-from jaxinv.attacks.gauss_newton import LEAST_POWER, STARTS, linearize, observed
+from jaxinv.attacks.base import (
+    Assumed,
+    Candidate,
+    Family,
+    Known,
+    Losses,
+    Simulation,
+    simulate_update,
+)
+from jaxinv.attacks.gauss_newton import LEAST_POWER, PRIOR_INITS, linearize, observed
 from jaxinv.attacks.objectives import OBJECTIVES, compare
 from jaxinv.data.image_prior import ImagePrior, coefficients, synthesize
 from jaxinv.errors import UserError
 from jaxinv.networks import kinks
-from jaxinv.types import PyTree
+from jaxinv.types import PyTree, named
 
 NARROWEST = 0.005  # spread that the belief can have at the end, in units of the prior's
 STEP_LENGTHS = (1.0, 0.5, 0.25)
@@ -80,12 +88,12 @@ class SmoothedGaussNewton(NamedTuple):
     """What shapes the compiled program: a change recompiles."""
 
     objective: str = "l2"  # that is reported, and chooses among seeds
-    init_from: str = "mean"  # a name of `gauss_newton.STARTS`
+    init_from: str = "mean"  # a name of `gauss_newton.PRIOR_INITS`
     cg_iterations: int = 30
     draws: int = 16  # of the belief at each step, an even number
     batch_norm: str = "eval"
     local: client.Local = client.Local()
-    defense: tuple[str, ...] = ()  # the client's, as far as the attacker was told
+    defense: tuple[str, ...] = ()  # the client's, as far as the attacker knows it
 
     priors: tuple[str, ...] = ()  # none of `priors.PRIORS`
 
@@ -107,20 +115,20 @@ class SmoothedGaussNewton(NamedTuple):
 
     def init(
         self, numbers: Numbers, key: Array, shape: tuple[int, ...], known: Known,
-        start: Candidate | None = None,
+        initial: Candidate | None = None,
     ) -> State:  # fmt: skip
         """Starts at the prior's mean, or at a draw from the prior, and believes the prior."""
         del numbers
         kind = known.image_prior.mean.dtype
         of_start, of_draws = jax.random.split(key)
-        if start is None:
+        if initial is None:
             draw = jax.random.normal(of_start, shape, jnp.float32).astype(kind)
-            images = to_images(known.image_prior, STARTS[self.init_from] * draw)
-            start = Candidate(images, None)
-        return State(start, jnp.ones(shape, kind), of_draws)
+            images = to_images(known.image_prior, PRIOR_INITS[self.init_from] * draw)
+            initial = Candidate(images, None)
+        return State(initial, jnp.ones(shape, kind), of_draws)
 
     def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
-        """The attacker's normalised images."""
+        """The attacker's normalized images."""
         return candidate.images
 
     def outcome(self, state: State) -> dict[str, Array]:
@@ -137,7 +145,7 @@ class SmoothedGaussNewton(NamedTuple):
         """Takes one step of one trial; see `base.Attack`."""
         z = to_whitened(known.image_prior, state.candidate.images)
         update, _ = self.observe(numbers, known, known.loss, z)[0]
-        objective = OBJECTIVES[self.objective](compare(update, known.target.update))
+        objective = named(OBJECTIVES, self.objective)(compare(update, known.target.update))
         losses = Losses(objective, jnp.vdot(z, z) / 2 / z.size)
 
         def move(state):
@@ -154,7 +162,7 @@ class SmoothedGaussNewton(NamedTuple):
     def _step(
         self, numbers: Numbers, known: Known, z: Whitened, spread: Whitened, key: Array
     ) -> tuple[Whitened, Whitened]:
-        """Moves the centre of the belief; says what spread the update leaves."""
+        """Moves the center of the belief; says what spread the update leaves."""
         shared = observed(known)
         of_draws, of_probes = jax.random.split(key)
         offsets = spread * pairs(of_draws, self.draws, z.shape).astype(z.dtype)
@@ -186,10 +194,10 @@ class SmoothedGaussNewton(NamedTuple):
             signs_like(of_probes, residual, PROBES),
         )  # fmt: skip
         slope, *probes = lax.map(pulled_back, errors)
-        diagonal = over_neighbours(known.image_prior, jnp.square(jnp.stack(probes)).mean(axis=0))
+        diagonal = over_neighbors(known.image_prior, jnp.square(jnp.stack(probes)).mean(axis=0))
         solved = solve(product, spread * (slope + z), self.cg_iterations)
         descent = spread * solved
-        # Some of the draws, both of a pair: their mean is the centre.
+        # Some of the draws, both of a pair: their mean is the center.
         half, quarter = self.draws // 2, max(1, self.draws // 4)
         some = jnp.concatenate([offsets[:quarter], offsets[half : half + quarter]])
 
@@ -232,7 +240,7 @@ class SmoothedGaussNewton(NamedTuple):
         total = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(shared)) / size(shared)
         noise = jax.tree.map(lambda x: jnp.zeros((), x.dtype), shared)
         if self.defense:
-            noise = (known.target.told.variances, noise[1])
+            noise = (known.target.defense_knowledge.variances, noise[1])
 
         def weight(x, center, line, sent, noise):
             own = jnp.square(x - center - line).mean(axis=0)
@@ -294,8 +302,8 @@ def solve(product: Callable[[Whitened], Whitened], right: Whitened, iterations: 
         after = jnp.vdot(residual, residual)
         return solution, residual, residual + after / square * direction, after, count + 1
 
-    start = (jnp.zeros_like(right), right, right, jnp.vdot(right, right), 0)
-    return lax.while_loop(running, iterate, start)[0]
+    initial = (jnp.zeros_like(right), right, right, jnp.vdot(right, right), 0)
+    return lax.while_loop(running, iterate, initial)[0]
 
 
 def kink_spread(inputs: Float[Array, "draw image *rest"]) -> Float[Array, "image *rest"]:
@@ -325,7 +333,7 @@ def signs_like(key: Array, tree: PyTree, count: int) -> PyTree:
     return structure.unflatten([s.astype(x.dtype) for s, x in zip(signs, leaves)])
 
 
-def over_neighbours(prior: ImagePrior, diagonal: Whitened) -> Whitened:
+def over_neighbors(prior: ImagePrior, diagonal: Whitened) -> Whitened:
     """Geometric mean over coefficients of like prior variance: of few probes each is uncertain."""
     order = jnp.argsort(prior.variances.ravel())
 
@@ -347,3 +355,25 @@ def to_whitened(prior: ImagePrior, images: Float[Array, "image height width chan
 def to_images(prior: ImagePrior, z: Whitened) -> Float[Array, "image height width channel"]:
     """Images of whitened coefficients."""
     return prior.mean + synthesize(prior, jnp.sqrt(prior.variances) * z)
+
+
+def make(settings: Any, assumed: Assumed) -> SmoothedGaussNewton:
+    """The attack of a cell's settings."""
+    return SmoothedGaussNewton(
+        settings.objective, settings.init, settings.cg_iterations, settings.draws,
+        settings.batch_norm, assumed.local, assumed.defense,
+    )  # fmt: skip
+
+
+FAMILY = Family(
+    make,
+    frozenset(
+        {"init", "iterations", "polish", "adaptive", "image_prior", "cg_iterations", "draws",
+         "inflation"}
+    ),
+    inits=tuple(PRIOR_INITS),
+    local_steps=False,
+    joint_labels=False,
+    each_image=False,
+    only_kinked=True,
+)  # fmt: skip

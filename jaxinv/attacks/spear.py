@@ -40,7 +40,7 @@ MATCHED = 0.999  # share of the ReLU's signs by which a batch is taken for found
 class Found(NamedTuple):
     """A batch, and what the attacker can say of it."""
 
-    images: Float[Array, "image height width channel"]  # normalised
+    images: Float[Array, "image height width channel"]  # normalized
     exact: Bool[Array, " image"]  # one for all: a wrong one is in each other
     match: Float[Array, ""]  # share of the ReLU's signs that agree with the zeros of dL/dz
     samples: Int[Array, ""]  # sets of rows drawn

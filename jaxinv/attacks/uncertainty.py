@@ -66,14 +66,14 @@ class Spectrum(NamedTuple):
         rate = np.broadcast_to(np.asarray(settings["client_lr"], np.float64), (seeds,))
         return SpectrumNumbers(rate, np.int32(1))
 
-    def init(self, numbers, key, shape, known, start) -> SpectrumState:
+    def init(self, numbers, key, shape, known, initial) -> SpectrumState:
         """Room for what will be found, at the image another attack has found."""
         del numbers, key
         kind = known.normalization.mean.dtype
-        start = jax.tree.map(lambda x: x.astype(kind), start)
-        pixels = start.images.size
+        initial = jax.tree.map(lambda x: x.astype(kind), initial)
+        pixels = initial.images.size
         least = min(LEAST_DETERMINED, pixels)
-        return SpectrumState(start, jnp.zeros(pixels, kind), jnp.zeros((least, *shape), kind))
+        return SpectrumState(initial, jnp.zeros(pixels, kind), jnp.zeros((least, *shape), kind))
 
     def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
         """The images as they came."""
@@ -149,19 +149,19 @@ class Posterior(NamedTuple):
         own = self.attack.numbers(seeds, settings)
         return own._replace(iterations=np.int32(steps), anneal_from=own.anneal_to)
 
-    def init(self, numbers, key, shape, known, start) -> PosteriorState:
+    def init(self, numbers, key, shape, known, initial) -> PosteriorState:
         """No draws, at the image that the attack has found."""
         del numbers, shape
         kind = known.normalization.mean.dtype
-        start = jax.tree.map(lambda x: x.astype(kind), start)
-        return PosteriorState(start, key, jnp.zeros_like(start.images), jnp.int32(0))
+        initial = jax.tree.map(lambda x: x.astype(kind), initial)
+        return PosteriorState(initial, key, jnp.zeros_like(initial.images), jnp.int32(0))
 
     def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
         """The images as they came."""
         return candidate.images
 
     def outcome(self, state: PosteriorState) -> dict[str, Array]:
-        """The image, and the standard deviation of each pixel; normalised."""
+        """The image, and the standard deviation of each pixel; normalized."""
         count = np.maximum(np.asarray(state.draws), 1)
         squares = np.asarray(state.squares)
         std = np.sqrt(squares / count.reshape(*count.shape, *[1] * 4))

@@ -1,7 +1,7 @@
 """The audit of one update: capacity, identification, ceiling, reconstruction, and a verdict.
 
 The client's view: it knows its images and what it did to its update, and asks what anyone who
-receives the update, knows the network and was told of the defense could learn.
+receives the update, knows the network and knows the defense could learn.
 """
 
 import functools
@@ -25,7 +25,7 @@ from jaxinv.audit.capacity import Capacity, capacity
 from jaxinv.audit.intervals import Share
 from jaxinv.data.image_prior import ImagePrior
 from jaxinv.errors import UserError
-from jaxinv.inversion import invert
+from jaxinv.invert import invert
 from jaxinv.machine import runtime
 from jaxinv.networks import kinks
 from jaxinv.privacy import accounting
@@ -130,10 +130,10 @@ def audit(
     truth = Truth(jnp.asarray(images / np.float32(255)), jnp.asarray(image_labels))
     ceiling = found = None
     if image_prior is not None and setting.ceiling and setting.local.steps(count) == 1:
-        told = targets.told
+        knowledge = targets.defense_knowledge
         ceiling = ceiling_of(
             module, variables, normalization, truth, image_prior,
-            jax.tree.map(lambda x: x[0], told.variances) if told else None,
+            jax.tree.map(lambda x: x[0], knowledge.variances) if knowledge else None,
         )  # fmt: skip
     if image_prior is not None and setting.reconstruct:
         found = reconstruct(module, variables, normalization, truth, update, image_prior, setting)
@@ -149,7 +149,7 @@ def audit(
         count, tree_size(network.params), setting,
         capacity(module, variables, pool.images.shape[1:]),
         int(np.isin(played.picks[0], members[0]).sum()), outcome, inspection, ceiling,
-        tuple(found or ()), float(metrics.mean_colour(truth, normalization).psnr), bound, shown,
+        tuple(found or ()), float(metrics.mean_color(truth, normalization).psnr), bound, shown,
         np.asarray(truth.images),
     )  # fmt: skip
 
@@ -230,7 +230,8 @@ def reconstruct(
             mean=np.asarray(normalization.mean).tolist(),
             std=np.asarray(normalization.std).tolist(),
             labels=truth.labels.tolist(), images=count, method=method,
-            client_lr=setting.client_lr, **more,
+            client_lr=setting.client_lr if setting.local.steps(count) > 1 else None,
+            defense=setting.defense, **more,
         )  # fmt: skip
         if np.isnan(result.objectives).all():
             continue

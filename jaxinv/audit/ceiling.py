@@ -70,7 +70,7 @@ def rounding_variances(update: PyTree) -> PyTree:
 
 
 def noise_variances(update: PyTree, known: PyTree | None = None) -> PyTree:
-    """Rounding, and a known defense's noise (`defenses.Told.variances`): a scalar a leaf."""
+    """Rounding, and a known defense's noise (`DefenseKnowledge.variances`): a scalar a leaf."""
     rounding = rounding_variances(update)
     return rounding if known is None else jax.tree.map(jnp.add, rounding, known)
 

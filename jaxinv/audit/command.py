@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from rich.console import Console
 
@@ -11,10 +12,10 @@ from jaxinv.audit import page
 from jaxinv.audit.auditing import Setting, audit, verdict
 from jaxinv.audit.games import Pool
 from jaxinv.client import updates
-from jaxinv.data.image_prior import Facts, load_prior
-from jaxinv.errors import OneLineParser, UserError, run_command
+from jaxinv.data.image_prior import ImageFacts, load_prior
+from jaxinv.errors import UserError, run_command
 from jaxinv.machine import runtime
-from jaxinv.settings import reader, schema
+from jaxinv.settings import flags, reader, schema
 from jaxinv.types import Normalization
 from jaxinv.victim import checkpoints
 
@@ -23,11 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
     def command():
-        parser = OneLineParser(
-            prog="python -m jaxinv.audit",
-            description="What one update gives away, at least and at most.",
-        )
-        reader.add_audit_flags(parser)
+        about = "What one update gives away, at least and at most."
+        parser = flags.FlagParser("python -m jaxinv.audit", about)
+        flags.add_audit(parser)
         run(reader.load_auditing(vars(parser.parse_args(argv))))
 
     return run_command(command)
@@ -48,11 +47,16 @@ def run(asked: schema.Auditing) -> None:
     update = None
     if asked.update is not None:
         update = updates.load(asked.update, victim.variables["params"])
+        if jax.tree.structure(update) != jax.tree.structure(victim.variables["params"]):
+            raise UserError(
+                f"--update {asked.update}: lacks layers; give all that the client sends"
+            )
     others = others_of(name, asked)
     runtime.use_compilation_cache()
     prior = None
     if not asked.quick:
-        facts = Facts(name, asked.data_dir, info.image_shape, tuple(info.mean), tuple(info.std))
+        spread = tuple(info.mean), tuple(info.std)
+        facts = ImageFacts(name, asked.data_dir, info.image_shape, *spread)
         prior, _ = load_prior(asked.image_prior, facts)
     setting = Setting(
         asked.defense, client.Local(asked.client_epochs, asked.client_batch), asked.client_lr,

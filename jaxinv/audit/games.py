@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from jaxinv import client, defenses, rng
 from jaxinv.audit import identification as ident
 from jaxinv.audit.intervals import Share, clopper_pearson, mean_share
-from jaxinv.defenses.base import Told
-from jaxinv.engine.targets import Clients, Shared, make_targets, noise_keys
+from jaxinv.defenses.base import DefenseKnowledge
+from jaxinv.engine.targets import ClientSettings, SharedUpdates, make_targets, noise_keys
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
 FALSE_POSITIVES = (0.01, 0.001)  # rates at which the rate of true positives is reported
@@ -100,12 +100,12 @@ def draw(games: int, images: int, candidates: int, seed: int = 0) -> Int[np.ndar
 
 def share(
     network: Network, pool: Pool, members: Int[np.ndarray, "game image"], rules: Rules
-) -> Shared:
+) -> SharedUpdates:
     """Lets the clients of the games share their updates, as a sweep does."""
     chain = defenses.parse(rules.defense)
     names = defenses.names(chain)
     truths = Truth(pool.images[members] / np.float32(255), pool.labels[members])
-    clients = Clients(local=rules.local, defense=names, told=names)
+    clients = ClientSettings(local=rules.local, defense=names, known_defense=names)
     keys = noise_keys(range(len(members)), [0] * len(members))
     return make_targets(
         network.module, network.variables, truths, network.normalization, clients,
@@ -142,8 +142,8 @@ def answer(
       members: of each game.
     """
     rankings = [
-        attack(network, candidates, update, told, rules, rows)
-        for update, told in _together(targets, rules)
+        attack(network, candidates, update, knowledge, rules, rows)
+        for update, knowledge in _together(targets, rules)
     ]
     scores = np.concatenate([np.asarray(r.scores) for r in rankings])
     return Played(members, scores, np.concatenate([np.asarray(r.picks) for r in rankings]))
@@ -155,9 +155,10 @@ def _together(targets, rules: Rules):
     chain = defenses.names(defenses.parse(rules.defense))
     alone = rules.local.steps(rules.images) > 1 or not set(chain) <= ALIKE
     step = 1 if alone else count
+    sent = (targets.update, targets.defense_knowledge)
     for start in range(0, count, step):
-        part = jax.tree.map(lambda x: x[start : start + step], (targets.update, targets.told))  # noqa: B023
-        yield part
+        some = slice(start, start + step)
+        yield jax.tree.map(lambda x, some=some: x[some], sent)
 
 
 def simulate(
@@ -194,7 +195,7 @@ RESCALED = {"clip", "sign"}  # after which the weight of an image is not known
 
 def attack(
     network: Network, candidates: ident.Candidates, updates: PyTree,
-    told: Told | tuple, rules: Rules,
+    knowledge: DefenseKnowledge | tuple, rules: Rules,
     rows: Callable[[], ident.Rows] | None = None,
 ) -> ident.Ranking:  # fmt: skip
     """Names the images of updates, knowing what the client does.
@@ -204,7 +205,7 @@ def attack(
       candidates: who may be in the updates.
       updates: shaped like `params` with a leading axis; of one alone, but for defenses that mean
         the same for every update.
-      told: what a client's defense says of itself (`defenses.tell`), with a leading axis.
+      knowledge: what an adaptive attacker works with (`defenses.adapt`), with a leading axis.
       rules: what the client does.
       rows: gives the candidates' undefended gradients, where they were computed before.
     """
@@ -214,8 +215,8 @@ def attack(
     if names & RESCALED:
         weight = None
     variance, variances, clip = 0.0, None, None
-    if told:
-        own = jax.tree.map(lambda x: x[0], told)
+    if knowledge:
+        own = jax.tree.map(lambda x: x[0], knowledge)
         leaves = np.array(jax.tree.leaves(own.variances))
         if (leaves == leaves[0]).all():
             variance = float(leaves[0])

@@ -192,7 +192,7 @@ def measure(
       candidates: N of them.
       updates: shaped like `params` with a leading axis.
       clip: as in `gradients`.
-      variances: of a known defense's noise, a scalar a leaf (`defenses.Told.variances`).
+      variances: of a known defense's noise, a scalar a leaf (`DefenseKnowledge.variances`).
       sent_only: whether entries that are 0 in the update were not sent: of a pruned update, one
         update at a time.
       noisy: whether there is noise, of `variances` or the same on every entry.

@@ -29,9 +29,9 @@ from jaxinv.audit import dp, games
 from jaxinv.audit import identification as ident
 from jaxinv.audit.auditing import ceiling_of, choose_method, percent
 from jaxinv.audit.capacity import capacity
-from jaxinv.data.image_prior import Facts, load_prior
+from jaxinv.data.image_prior import ImageFacts, load_prior
 from jaxinv.errors import run_command
-from jaxinv.inversion import invert
+from jaxinv.invert import invert
 from jaxinv.machine import runtime
 from jaxinv.reporting.figures import style as ps
 from jaxinv.types import Normalization, Truth, tree_size
@@ -213,13 +213,13 @@ def harder(asked: Options) -> list[Row]:
                     "augmentations": (own, np.full(len(own), scene.pool.labels[target])),
                     "nearest of its class": (whole.images[near], whole.labels[near]),
                 }
-                update, told = jax.tree.map(
+                update, knowledge = jax.tree.map(
                     lambda x: x[game : game + 1],  # noqa: B023
-                    (shared.targets.update, shared.targets.told),
+                    (shared.targets.update, shared.targets.defense_knowledge),
                 )
                 for kind, (images, labels) in pools.items():
                     among = scene.network.normalize(games.Pool(images, labels))
-                    ranking = games.attack(scene.network, among, update, told, rules)
+                    ranking = games.attack(scene.network, among, update, knowledge, rules)
                     wins[kind].append(int(ranking.picks[0, 0]) == 0)
             for kind, won in wins.items():
                 share = games.clopper_pearson(sum(won), len(won))
@@ -248,7 +248,7 @@ def false_alarms(asked: Options) -> list[Row]:
                 shared = games.share(scene.network, scene.pool, outside, rules)
                 empty = games.attack(
                     scene.network, first.candidates, shared.targets.update,
-                    shared.targets.told, rules, first.known_rows,
+                    shared.targets.defense_knowledge, rules, first.known_rows,
                 )  # fmt: skip
                 share, _ = games.found_without_alarm(played, np.asarray(empty.scores))
                 rows.append({
@@ -299,7 +299,7 @@ def ceiling(asked: Options) -> list[Row]:
     for name in asked.victims:
         scene = load(name, asked.candidates)
         own = scene.dataset
-        facts = Facts("cifar10", None, (32, 32, 3), tuple(own.mean), tuple(own.std))
+        facts = ImageFacts("cifar10", None, (32, 32, 3), tuple(own.mean), tuple(own.std))
         prior, _ = load_prior("spectrum", facts)
         for variance in NOISES:
             defense = f"noise:{variance:g}" if variance else "none"
@@ -311,13 +311,13 @@ def ceiling(asked: Options) -> list[Row]:
                     jnp.asarray(scene.pool.images[i][None] / np.float32(255)),
                     jnp.asarray(scene.pool.labels[i][None]),
                 )
-                update, told = jax.tree.map(
+                update, knowledge = jax.tree.map(
                     lambda x: x[i],  # noqa: B023
-                    (shared.targets.update, shared.targets.told),
+                    (shared.targets.update, shared.targets.defense_knowledge),
                 )
                 bound = ceiling_of(
                     *scene.network[:3], truth, prior,
-                    told.variances if told else None,
+                    knowledge.variances if knowledge else None,
                 )  # fmt: skip
                 with runtime.arithmetic("float32") as cast:
                     found = invert(

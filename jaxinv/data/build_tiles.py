@@ -20,10 +20,10 @@ import numpy as np
 
 SIDE = 32
 MAX_TRAIN, MAX_TEST = 96, 24  # tiles per class; keeps the file below 2 MB
-MIN_STD = 12.0  # of a tile's grey values in 0..255; flatter tiles show nothing to reconstruct
+MIN_STD = 12.0  # of a tile's gray values in 0..255; flatter tiles show nothing to reconstruct
 
 
-class Picture(NamedTuple):
+class Photograph(NamedTuple):
     """One source picture, which is one class.
 
     `test` lists the (top, left) corners of the coarse test squares, best first. They are chosen
@@ -40,13 +40,15 @@ class Picture(NamedTuple):
 
 
 PICTURES = (
-    Picture("astronaut", "astronaut", 6, 2, ((10, 134), (80, 320))),  # face; space shuttle
-    Picture("cat", "chelsea", 7, 1, ((60, 130),)),  # face
-    Picture("coffee", "coffee", 8, 2, ((12, 166),)),  # cup
-    Picture("rocket", "rocket", 9, 1, ((122, 180),)),  # rocket on the pad
-    Picture("retina", "retina", 12, 3, ((480, 60), (900, 700))),  # optic disc; vessels
-    Picture("galaxies", "hubble_deep_field", 4, 2, ((410, 660), (360, 60), (40, 250), (680, 380))),
-    Picture("tissue", "immunohistochemistry", 6, 2, ((300, 210), (60, 100))),  # two glands
+    Photograph("astronaut", "astronaut", 6, 2, ((10, 134), (80, 320))),  # face; space shuttle
+    Photograph("cat", "chelsea", 7, 1, ((60, 130),)),  # face
+    Photograph("coffee", "coffee", 8, 2, ((12, 166),)),  # cup
+    Photograph("rocket", "rocket", 9, 1, ((122, 180),)),  # rocket on the pad
+    Photograph("retina", "retina", 12, 3, ((480, 60), (900, 700))),  # optic disc; vessels
+    Photograph(
+        "galaxies", "hubble_deep_field", 4, 2, ((410, 660), (360, 60), (40, 250), (680, 380))
+    ),
+    Photograph("tissue", "immunohistochemistry", 6, 2, ((300, 210), (60, 100))),  # two glands
 )
 
 
@@ -67,7 +69,7 @@ def corners(height: int, width: int, size: int, stride: int) -> list[tuple[int, 
     ]
 
 
-def test_squares(picture: Picture) -> list[tuple[int, int, int]]:
+def test_squares(picture: Photograph) -> list[tuple[int, int, int]]:
     """(top, left, factor) of the test tiles: coarse squares first, then the fine ones inside."""
     size, fine = SIDE * picture.coarse, SIDE * picture.fine
     return [(top, left, picture.coarse) for top, left in picture.test] + [
@@ -77,7 +79,7 @@ def test_squares(picture: Picture) -> list[tuple[int, int, int]]:
     ]
 
 
-def train_squares(picture: Picture, height: int, width: int) -> list[tuple[int, int, int]]:
+def train_squares(picture: Photograph, height: int, width: int) -> list[tuple[int, int, int]]:
     """(top, left, factor) of the tiles that share no pixel with a test square."""
     reserved = SIDE * picture.coarse
 

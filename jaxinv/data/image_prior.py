@@ -4,13 +4,13 @@ A prior is a mean image and a covariance S = B diag(v) B^T with an orthonormal b
 image and its *coefficients* B^T (x - mean) are one another's transform and the coefficients are
 independent. Two bases:
 
-* the two-dimensional discrete cosine transform, with a rotation of the colours of its own at each
+* the two-dimensional discrete cosine transform, with a rotation of the colors of its own at each
   frequency. Its variances are a power spectrum: it is diagonal for any stationary process with
   reflecting borders, costs two small matrix products an image, and fits images of any size;
 * the eigenvectors of a full covariance, d x d numbers for images of d: a hundred times the cost.
 
 References: Field 1987 (natural images have a power spectrum of about 1 / frequency^2); Ahmed,
-  Natarajan, Rao 1974 (the DCT nearly diagonalises their covariance).
+  Natarajan, Rao 1974 (the DCT nearly diagonalizes their covariance).
 """
 
 import contextlib
@@ -36,7 +36,7 @@ SHRINKAGE = 100.0  # images that the spectrum counts for, beside those that a co
 
 
 class ImagePrior(NamedTuple):
-    """A Gaussian over normalised images of one size."""
+    """A Gaussian over normalized images of one size."""
 
     mean: Float[Array, "height width channel"]
     variances: Float[Array, "height width channel"]  # of the coefficients
@@ -86,7 +86,7 @@ def cosines(size: int, dtype=np.float64) -> Float[np.ndarray, "frequency positio
 def estimate_spectrum(
     pixels: Float[np.ndarray, "image height width channel"],
 ) -> Float[np.ndarray, "height width channel channel"]:
-    """Estimates the covariance of the colours at every frequency of the DCT, around the mean."""
+    """Estimates the covariance of the colors at every frequency of the DCT, around the mean."""
     rows, columns = (cosines(n, pixels.dtype) for n in pixels.shape[1:3])
     centered = pixels - pixels.mean(axis=0)
     waves = np.einsum("ui,bijc,vj->buvc", rows, centered, columns, optimize=True)
@@ -117,7 +117,7 @@ def of_spectrum(
     mean: Float[np.ndarray, "height width channel"],
     covariance: Float[np.ndarray, "height width channel channel"],
 ) -> ImagePrior:
-    """Makes a prior of a mean and the colours' covariance at every frequency."""
+    """Makes a prior of a mean and the colors' covariance at every frequency."""
     variances, colors = np.linalg.eigh(covariance)
     return _checked(ImagePrior(mean, np.maximum(variances, 0) + RIDGE, colors, None))
 
@@ -147,8 +147,8 @@ def _checked(prior: ImagePrior) -> ImagePrior:
     return prior
 
 
-class Facts(NamedTuple):
-    """What a prior is asked for: the images that are attacked, and how they are normalised."""
+class ImageFacts(NamedTuple):
+    """What a prior is asked for: the images that are attacked, and how they are normalized."""
 
     dataset: str
     data_dir: str | None
@@ -157,8 +157,8 @@ class Facts(NamedTuple):
     std: tuple[float, ...]
 
 
-def _training_images(facts: Facts) -> tuple[np.ndarray, Source]:
-    """The training split, normalised."""
+def _training_images(facts: ImageFacts) -> tuple[np.ndarray, Source]:
+    """The training split, normalized."""
     split = data.load(facts.dataset, split="train", data_dir=facts.data_dir)
     images = split.images[:MOST_IMAGES]
     if images.shape[1:] != facts.shape:
@@ -169,19 +169,19 @@ def _training_images(facts: Facts) -> tuple[np.ndarray, Source]:
     return _normalized(images, facts), Source(f"{facts.dataset}/train", len(images))
 
 
-def _normalized(images: UInt8[np.ndarray, "..."], facts: Facts) -> np.ndarray:
+def _normalized(images: UInt8[np.ndarray, "..."], facts: ImageFacts) -> np.ndarray:
     """Pixels as the network sees them, float32: float64 would be over a GiB."""
     mean, std = (np.asarray(x, np.float32) for x in (facts.mean, facts.std))
     return (images / np.float32(255) - mean) / std
 
 
-def _spectrum(facts: Facts) -> tuple[ImagePrior, Source]:
+def _spectrum(facts: ImageFacts) -> tuple[ImagePrior, Source]:
     pixels, source = _training_images(facts)
     mean = pixels.mean(axis=0, dtype=np.float64)
     return of_spectrum(mean, estimate_spectrum(pixels).astype(np.float64)), source
 
 
-def _covariance(facts: Facts) -> tuple[ImagePrior, Source]:
+def _covariance(facts: ImageFacts) -> tuple[ImagePrior, Source]:
     if (numbers := int(np.prod(facts.shape))) > MOST_NUMBERS:
         raise UserError(
             f"--image-prior covariance: {numbers} numbers an image make a matrix of their square; "
@@ -191,8 +191,8 @@ def _covariance(facts: Facts) -> tuple[ImagePrior, Source]:
     return of_covariance(pixels), source
 
 
-def _photographs(facts: Facts) -> tuple[ImagePrior, Source]:
-    """The spectrum of the shipped photographs; their mean colour is no other set's, theirs is."""
+def _photographs(facts: ImageFacts) -> tuple[ImagePrior, Source]:
+    """The spectrum of the shipped photographs; their mean color is no other set's, theirs is."""
     tiles = data.load("tiles", split="train")
     pixels = tiles.images / np.float32(255)
     channels = facts.shape[-1]
@@ -209,15 +209,15 @@ def _photographs(facts: Facts) -> tuple[ImagePrior, Source]:
     )
 
 
-# What an attacker may know of images. Each makes a prior, in float64, of `Facts`.
-IMAGE_PRIORS: dict[str, Callable[[Facts], tuple[ImagePrior, Source]]] = {
+# What an attacker may know of images. Each makes a prior, in float64, of `ImageFacts`.
+IMAGE_PRIORS: dict[str, Callable[[ImageFacts], tuple[ImagePrior, Source]]] = {
     "spectrum": _spectrum,  # mean image and power spectrum of the data set's training split
     "covariance": _covariance,  # its full covariance
     "photographs": _photographs,  # the spectrum of the shipped photographs, for images of any kind
 }
 
 
-def load_prior(name: str, facts: Facts) -> tuple[ImagePrior, Source]:
+def load_prior(name: str, facts: ImageFacts) -> tuple[ImagePrior, Source]:
     """Makes a prior, or reads it where it was made before.
 
     It is kept in the user's cache folder, under a name of all that it depends on.

@@ -1,11 +1,11 @@
 """Defenses: what a client does to its update before it sends it.
 
 A defense is one entry of `DEFENSES`: a pure function of the update, its strengths and a key; beside
-it, what an attacker who was told of it makes of that. A chain of them is written
+it, what an adaptive attacker makes of that. A chain of them is written
 "clip:1,noise:1e-4" and applied from left to right. Names are static and strengths are traced: a
 whole range of them shares one compilation.
 
-An attacker who is told knows the chain and its strengths, not the random draws. It puts its
+An adaptive attacker knows the chain and its strengths, not the random draws. It puts its
 candidate's update through what the defense does on average (`expect`), and knows the variance of
 what the defense added to each layer (`variance`), infinite where nothing of it can be trusted.
 """
@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxinv import rng
 from jaxinv.defenses import compression, dp_sgd, noise, pruning, soteria
-from jaxinv.defenses.base import Defense, Facts, Scene, Told
-from jaxinv.types import PyTree
+from jaxinv.defenses.base import ClientContext, Defense, DefenseKnowledge, PublicFacts
+from jaxinv.types import PyTree, named
 
 NONE = "none"
 Chain = tuple[tuple[str, tuple[float, ...]], ...]
@@ -62,7 +63,7 @@ def parse(text: str) -> Chain:
             if not least <= value <= most or not math.isfinite(value):
                 top = "" if math.isinf(most) else f" and at most {most:g}"
                 raise ValueError(f"'{part}': the {what} must be at least {least:g}{top}")
-        if defense.first and position:
+        if defense.of_each_image and position:
             raise ValueError(f"'{name}' makes the update itself; put it first")
         chain.append((name, strengths))
     return tuple(chain)
@@ -90,7 +91,7 @@ def is_random(chain: Chain) -> bool:
 
 
 def defend(
-    chain: tuple[str, ...], update: PyTree, strengths: tuple, key: Array, scene: Scene
+    chain: tuple[str, ...], update: PyTree, strengths: tuple, key: Array, scene: ClientContext
 ) -> PyTree:
     """Applies a chain to an update.
 
@@ -104,12 +105,14 @@ def defend(
     """
     for position, (name, own) in enumerate(zip(chain, strengths)):
         before = chain[:position].count(name)
-        of_name = jax.random.fold_in(jax.random.fold_in(key, list(DEFENSES).index(name)), before)
+        of_name = jax.random.fold_in(rng.name_key(key, name), before)
         update = DEFENSES[name].apply(update, own, of_name, scene)
     return update
 
 
-def tell(chain: tuple[str, ...], strengths: tuple, shared: PyTree, facts: Facts) -> Told:
+def adapt(
+    chain: tuple[str, ...], strengths: tuple, shared: PyTree, facts: PublicFacts
+) -> DefenseKnowledge:
     """Works out how far an attacker who knows the chain can trust what was shared.
 
     The weights are positive-part James-Stein estimates, the share of a leaf's power that is no
@@ -123,8 +126,8 @@ def tell(chain: tuple[str, ...], strengths: tuple, shared: PyTree, facts: Facts)
     """
     variances = jax.tree.map(lambda x: jnp.zeros((), x.dtype), shared)
     for name, own in zip(chain, strengths):
-        if DEFENSES[name].variance is not None:
-            found = DEFENSES[name].variance(shared, own, facts)
+        if (variance := named(DEFENSES, name).variance) is not None:
+            found = variance(shared, own, facts)
             variances = jax.tree.map(jnp.add, variances, found)
 
     def weight(x, variance):
@@ -136,11 +139,13 @@ def tell(chain: tuple[str, ...], strengths: tuple, shared: PyTree, facts: Facts)
     weights = jax.tree.map(weight, shared, variances)
     left = sum(w * jnp.sum(jnp.abs(x)) for w, x in zip(*map(jax.tree.leaves, (weights, shared))))
     weights = jax.tree.map(lambda w: jnp.where(left > 0, w, 1.0), weights)
-    return Told(strengths, variances, weights)
+    return DefenseKnowledge(strengths, variances, weights)
 
 
-def expect(chain: tuple[str, ...], told: Told, update: PyTree, shared: PyTree) -> PyTree:
+def expect(
+    chain: tuple[str, ...], knowledge: DefenseKnowledge, update: PyTree, shared: PyTree
+) -> PyTree:
     """Puts a candidate's update through what the chain does on average."""
-    for name, own in zip(chain, told.strengths):
-        update = DEFENSES[name].expect(update, own, shared)
+    for name, own in zip(chain, knowledge.strengths):
+        update = named(DEFENSES, name).expect(update, own, shared)
     return update

@@ -1,4 +1,4 @@
-"""What a defense is: what it does to an update, and what an attacker who was told makes of that."""
+"""What a defense is: what it does to an update, and what an adaptive attacker makes of that."""
 
 import math
 from collections.abc import Callable
@@ -14,24 +14,24 @@ from jaxinv.types import PyTree
 ANY = math.inf  # a strength without an upper limit
 
 
-class Scene(NamedTuple):
+class ClientContext(NamedTuple):
     """What a client knows beside its update, for the defenses that ask."""
 
     module: nn.Module
     variables: PyTree
-    images: Float[Array, "batch height width channel"]  # normalised
+    images: Float[Array, "batch height width channel"]  # normalized
     labels: Array
 
 
-class Facts(NamedTuple):
-    """What an attacker who was told of a defense knows of the rest: static."""
+class PublicFacts(NamedTuple):
+    """What an adaptive attacker knows of the rest: static."""
 
     classifier: tuple[str, ...]  # path of the last dense layer
     images: int  # of the update
 
 
-class Told(NamedTuple):
-    """What an attacker who was told of the defense works with."""
+class DefenseKnowledge(NamedTuple):
+    """What an adaptive attacker works with."""
 
     strengths: tuple[tuple[Array, ...], ...]  # of the chain
     variances: PyTree  # of the noise on each leaf's entries, a scalar a leaf; inf: not to be used
@@ -42,14 +42,17 @@ class Defense(NamedTuple):
     """An entry of `DEFENSES`."""
 
     # (update, strengths, key, scene) -> update
-    apply: Callable[[PyTree, tuple, Array, Scene], PyTree]
+    apply: Callable[[PyTree, tuple, Array, ClientContext], PyTree]
     parameters: tuple[tuple[str, float, float], ...]  # of each strength: name, least, most
     # (update, strengths, shared) -> what the defense makes of the update on average
     expect: Callable[[PyTree, tuple, PyTree], PyTree] = lambda update, strengths, shared: update
     # (shared, strengths, facts) -> variance of what it adds to each leaf's entries, scalars
-    variance: Callable[[PyTree, tuple, Facts], PyTree] | None = None
+    variance: Callable[[PyTree, tuple, PublicFacts], PyTree] | None = None
+    # (loss, params, images, labels, strengths) -> the update itself, of each image's own gradient,
+    # in place of the client's; without noise, as an adaptive attacker computes it
+    of_each_image: Callable[..., PyTree] | None = None
     random: bool = False
-    first: bool = False  # replaces the update by one of its own
+    tells_classifier: bool = False  # whether `variance` asks for the last dense layer's path
     inverse: bool = False  # whether more of the last strength protects less
 
 

@@ -15,25 +15,30 @@ from jaxinv import data, defenses, metrics, networks
 from jaxinv.attacks import CLOSED_FORM
 from jaxinv.attacks.base import Attack, Candidate
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
-from jaxinv.attacks.priors import READ_UPDATE
+from jaxinv.attacks.priors import needing
 from jaxinv.attacks.uncertainty import Posterior, Spectrum
-from jaxinv.data.image_prior import Facts, ImagePrior, Source, load_prior
+from jaxinv.data.image_prior import ImageFacts, ImagePrior, Source, load_prior
 from jaxinv.engine import planner, trials
 from jaxinv.engine.closed_form import recover
-from jaxinv.engine.targets import Clients, Shared, make_targets, noise_keys, order_keys
+from jaxinv.engine.targets import (
+    ClientSettings,
+    SharedUpdates,
+    make_targets,
+    noise_keys,
+    order_keys,
+)
 from jaxinv.errors import UserError
 from jaxinv.machine import runtime
-from jaxinv.networks.inspect import classifier_path
+from jaxinv.networks.inspect import classifier_path, dense_layers
 from jaxinv.settings import schema
 from jaxinv.types import Normalization, PyTree, Target, Truth
 from jaxinv.victim import checkpoints
 from jaxinv.victim.untrained import Victim, untrained
 
-NUMBERS = (*schema.SEARCHABLE, "iterations")  # what of a cell is traced
 WITH_SPECTRUM = 4  # targets of a study: the eigenvalues of one take longer than all before them
 
 
-class Material(NamedTuple):
+class CellInputs(NamedTuple):
     """What a cell attacks: the victim and the private batches, [target, batch, ...]."""
 
     victim: Victim
@@ -51,7 +56,7 @@ class Material(NamedTuple):
         """The private batches, pixels in [0, 1]."""
         return Truth(self.images / np.float32(255), self.labels)
 
-    def of_targets(self, here: slice, draws: int) -> "Material":
+    def of_targets(self, here: slice, draws: int) -> "CellInputs":
         """The same for some of the targets, each as often as its defense is drawn."""
         fields = ("images", "labels", "ids", "draws")
         own = {name: np.repeat(getattr(self, name)[here], draws, axis=0) for name in fields}
@@ -59,13 +64,13 @@ class Material(NamedTuple):
         return self._replace(**own, position=here.start)
 
 
-class Attacked(NamedTuple):
+class CellResult(NamedTuple):
     """What came of a cell's attack."""
 
     result: trials.Result
-    baseline: metrics.Scores  # of the mean colour, per target
+    baseline: metrics.Scores  # of the mean color, per target
     label_accuracy: jax.Array  # [target, seed]
-    shared: Shared
+    shared: SharedUpdates
     extras: dict[str, np.ndarray] | None = None  # [target, ...]: spectra, std of pixels
 
 
@@ -73,12 +78,15 @@ class Loader:
     """Loads what cells attack, each data set and each victim once."""
 
     def __init__(self, plan: schema.Plan, split: str = "test"):
-        self._plan, self._split = plan, split
-        self._datasets: dict[tuple, data.Dataset] = {}
-        self._victims: dict[tuple, Victim] = {}
-        self._priors: dict[tuple, tuple] = {}
+        self._plan = plan
+        self._load = functools.cache(
+            functools.partial(data.load, split=split, data_dir=plan.data_dir)
+        )
+        self._untrained = functools.cache(untrained)
+        self._trained = functools.cache(_load_victim)
+        self._load_prior = functools.cache(load_prior)
 
-    def __call__(self, cell: schema.Cell) -> Material:
+    def __call__(self, cell: schema.Cell) -> CellInputs:
         """Loads a cell's victim and private batches.
 
         Raises:
@@ -93,11 +101,13 @@ class Loader:
                 raise UserError(
                     f"--batch-norm {cell.batch_norm}: {cell.model} has no BatchNorm; use eval"
                 )
-            if cell.statistics > 0:
-                raise UserError(f"--statistics: {cell.model} has no BatchNorm; give 0")
+            if cell.prior_batch_norm > 0:
+                raise UserError(f"--prior-batch-norm: {cell.model} has no BatchNorm; give 0")
+        if cell.attack in CLOSED_FORM:
+            dense_layers(victim.module, victim.variables, shape)  # refuses other networks
         images, labels, ids = self._targets(cell, dataset)
         prior, source = self._prior(cell, dataset) if cell.has_image_prior() else (None, None)
-        return Material(
+        return CellInputs(
             victim, Normalization.of(dataset.mean, dataset.std), len(dataset.classes),
             images, labels, ids, np.zeros(len(ids), int), prior, source,
         )  # fmt: skip
@@ -105,13 +115,10 @@ class Loader:
     def _prior(self, cell: schema.Cell, dataset: data.Dataset) -> tuple[ImagePrior, Source]:
         """What the attacker of a cell believes of images."""
         shape = dataset.images.shape[1:]
-        facts = Facts(
+        facts = ImageFacts(
             cell.dataset, self._plan.data_dir, shape, tuple(dataset.mean), tuple(dataset.std)
         )
-        key = cell.image_prior, facts
-        if key not in self._priors:
-            self._priors[key] = load_prior(*key)
-        return self._priors[key]
+        return self._load_prior(cell.image_prior, facts)
 
     def _targets(self, cell: schema.Cell, dataset: data.Dataset) -> tuple[np.ndarray, ...]:
         """The images, labels and ids of a cell's targets, [target, image, ...]."""
@@ -127,20 +134,15 @@ class Loader:
         return dataset.images[chosen], dataset.labels[chosen], dataset.ids[chosen]
 
     def _victim(self, cell: schema.Cell, dataset: data.Dataset) -> Victim:
-        """The network of a cell: a checkpoint's, or freshly initialised."""
-        shape, classes = dataset.images.shape[1:], len(dataset.classes)
-        key = (cell.victim, cell.model, cell.width, cell.network_seed, classes, shape)
-        if key not in self._victims:
-            if cell.victim is None:
-                self._victims[key] = untrained(
-                    cell.model, classes=classes, width=cell.width,
-                    seed=cell.network_seed, image_shape=shape,
-                )  # fmt: skip
-            else:
-                trained = checkpoints.load_victim(cell.victim)
-                checkpoints.check_fits(trained, dataset)
-                self._victims[key] = trained.as_victim()
-        return self._victims[key]
+        """The network of a cell: a checkpoint's, or freshly initialized."""
+        if cell.victim is None:
+            return self._untrained(
+                cell.model, classes=len(dataset.classes), width=cell.width,
+                seed=cell.network_seed, image_shape=dataset.images.shape[1:],
+            )  # fmt: skip
+        trained, victim = self._trained(cell.victim)
+        checkpoints.check_fits(trained, dataset)
+        return victim
 
     def _dataset(self, cell: schema.Cell) -> data.Dataset:
         """The images of a cell's targets: the first ones, or those asked for."""
@@ -150,43 +152,44 @@ class Loader:
         wanted = self._plan.targets * cell.images if ids is None else tuple(ids)
         if ids is None and cell.grouping != "stored":
             wanted = None  # all there are, to choose from
-        key = (cell.dataset, wanted)
-        if key not in self._datasets:
-            self._datasets[key] = data.load(
-                cell.dataset, split=self._split, ids=wanted, data_dir=self._plan.data_dir
-            )
-        return self._datasets[key]
+        return self._load(cell.dataset, ids=wanted)
+
+
+def _load_victim(name: str) -> tuple[checkpoints.TrainedVictim, Victim]:
+    """A checkpoint, and what of it is attacked."""
+    trained = checkpoints.load_victim(name)
+    return trained, trained.as_victim()
 
 
 def attack_cell(
-    cell: schema.Cell, material: Material, keys: jax.Array, numbers: Mapping[str, Any],
+    cell: schema.Cell, material: CellInputs, keys: jax.Array, numbers: Mapping[str, Any],
     memory: float | None, progress: Callable[[int, float], None] = lambda steps, psnr: None,
     announce: Callable[[str], None] = lambda plan: None,
-) -> Attacked:  # fmt: skip
+) -> CellResult:  # fmt: skip
     """Lets clients share their updates and attacks each from many seeds, as a cell says.
 
     Args:
-      cell: the settings; those in `NUMBERS` are taken from `numbers`.
+      cell: the settings; those in `cell.numbers()` are taken from `numbers`.
       material: the victim and the private batches.
       keys: [target, seed].
       numbers: each one for all seeds, or [seed].
       memory: GiB to take; None takes nearly all there is.
       progress, announce: see `trials.Resources`.
     """
-    if cell.assumed_lr is not None:
-        numbers = {**numbers, "client_lr": cell.assumed_lr}
     with runtime.arithmetic(cell.precision) as cast:
-        attack = attack_of(cell, material)
-        # An update that is polished to its last digit must have that digit.
+        # Polishing needs a float64 target, so the client's update is computed in float64 too.
         with runtime.arithmetic("float64" if cell.polish else cell.precision) as exact:
-            shared = share(cell, material, attack, exact)
+            shared = share(cell, material, exact)
         problem = problem_of(material, shared.targets, cast)
         if cell.attack in CLOSED_FORM:
             result = recover(problem, CLOSED_FORM[cell.attack], cell.objective, keys)
-            return Attacked(result, *_per_target(problem, result.labels, material.classes), shared)
+            return CellResult(
+                result, *_per_target(problem, result.labels, material.classes), shared
+            )
+        attack = attack_of(cell, material)
         plan = planner.first_plan(
             problem.variables["params"], *keys.shape, problem.targets.labels.shape[1],
-            "group" in attack.priors,
+            bool(needing("seeds", attack.priors)),
         )  # fmt: skip
         limit = planner.memory_limit(memory)
         resources = trials.Resources(plan, limit, progress, announce)
@@ -207,17 +210,17 @@ def attack_cell(
             result, extras = polish(
                 cell, result, problem, attack, numbers, keys, limit, cast, few
             )  # fmt: skip
-    return Attacked(result, *measured, shared, extras)
+    return CellResult(result, *measured, shared, extras)
 
 
 def share(
-    cell: schema.Cell, material: Material, attack: Attack, cast: Callable[[PyTree], PyTree]
-) -> Shared:
+    cell: schema.Cell, material: CellInputs, cast: Callable[[PyTree], PyTree]
+) -> SharedUpdates:
     """Lets the clients of a cell share their updates."""
-    clients = Clients(
-        cell.labels, cell.batch_norm, cell.local(), cell.shuffled, cell.assumed_images,
-        attack.local, observe=cell.batch_norm == "eval" and cell.statistics > 0,
-        defense=defenses.names(cell.chain()), told=cell.told_names(),
+    clients = ClientSettings(
+        cell.labels, cell.batch_norm, cell.local(), cell.shuffled, cell.attacker().images,
+        cell.attacker().local, observe=cell.batch_norm == "eval" and cell.prior_batch_norm > 0,
+        defense=defenses.names(cell.chain()), known_defense=cell.attacker().defense,
         classifier=classifier_of(cell, material),
     )  # fmt: skip
     truths, normalization, variables = cast(
@@ -231,7 +234,7 @@ def share(
 
 
 def problem_of(
-    material: Material, targets: Target, cast: Callable[[PyTree], PyTree]
+    material: CellInputs, targets: Target, cast: Callable[[PyTree], PyTree]
 ) -> trials.Problem:
     """What the trials of a cell share, in one precision."""
     victim = material.victim
@@ -255,9 +258,11 @@ def polish(
     """
     finishing = LevenbergMarquardt(cell.objective, cell.batch_norm, attack.local)
     own = finishing.numbers(keys.shape[1], {**numbers, "iterations": cell.polish})
-    plan = planner.Plan(1, 1, jax.local_device_count())
-    start = Candidate(result.candidates.images, _one_hot_logits(result, cell))
-    polished = trials.run(problem, finishing, cast(own), keys, trials.Resources(plan, limit), start)
+    plan = planner.GroupPlan(1, 1, jax.local_device_count())
+    initial = Candidate(result.candidates.images, _one_hot_logits(result, cell))
+    polished = trials.run(
+        problem, finishing, cast(own), keys, trials.Resources(plan, limit), initial
+    )
     before, after = result.trace, polished.trace
     steps = np.append(before.step, before.step[-1] + after.step[1:])
     columns = (
@@ -294,13 +299,13 @@ def around_best(
     best = objective.argmin(axis=1)
     rows = np.arange(len(best))
     pick = lambda x: np.asarray(x)[rows, best][:, None]  # noqa: E731
-    start = jax.tree.map(pick, result.candidates)
+    initial = jax.tree.map(pick, result.candidates)
     own = {k: np.mean(v) if np.ndim(v) else v for k, v in numbers.items()}
-    plan = planner.Plan(1, 1, jax.local_device_count())
+    plan = planner.GroupPlan(1, 1, jax.local_device_count())
     try:
         found = trials.run(
             problem, attack, cast(attack.numbers(1, own)), keys[rows, best][:, None],
-            trials.Resources(plan, limit), start,
+            trials.Resources(plan, limit), initial,
         )  # fmt: skip
     except UserError:
         return None
@@ -313,15 +318,15 @@ def in_pixels(found: dict[str, np.ndarray], normalization: Normalization) -> dic
     return {"best": found["images"] * std + mean, "std": found["std"] * std}
 
 
-def attack_of(cell: schema.Cell, material: Material) -> Attack:
+def attack_of(cell: schema.Cell, material: CellInputs) -> Attack:
     """The iterative attack of a cell, for a network and its data."""
     return cell.make_attack(material.classes, classifier_of(cell, material))
 
 
-def shapes_of(material: Material, attack: Attack, images: int) -> trials.Problem:
+def shapes_of(material: CellInputs, attack: Attack, images: int) -> trials.Problem:
     """One target of so many images, without numbers: what a step's work is counted on."""
     victim = material.victim
-    observed = "statistics" in attack.priors
+    observed = needing("statistics", attack.priors)
     sent = {"batch_stats": victim.variables["batch_stats"]} if observed else ()
     target = Target(victim.variables["params"], jnp.zeros(images, jnp.int32), sent)
     problem = trials.Problem(
@@ -332,9 +337,10 @@ def shapes_of(material: Material, attack: Attack, images: int) -> trials.Problem
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.result_type(x)), problem)
 
 
-def classifier_of(cell: schema.Cell, material: Material) -> tuple[str, ...]:
+def classifier_of(cell: schema.Cell, material: CellInputs) -> tuple[str, ...]:
     """The path of the network's last dense layer, where the attacker asks for it; else ()."""
-    if READ_UPDATE & set(cell.priors()) or "soteria" in cell.told_names():
+    known = (defenses.DEFENSES[name].tells_classifier for name in cell.attacker().defense)
+    if needing("update", cell.priors()) or any(known):
         victim = material.victim
         return classifier_path(victim.module, victim.variables, material.images[0])
     return ()
@@ -344,11 +350,11 @@ def classifier_of(cell: schema.Cell, material: Material) -> tuple[str, ...]:
 def _per_target(
     problem: trials.Problem, labels: jax.Array, classes: int
 ) -> tuple[metrics.Scores, jax.Array]:
-    """The mean-colour baseline of each target, and the label accuracy of each [target, seed]."""
+    """The mean-color baseline of each target, and the label accuracy of each [target, seed]."""
     truths, normalization = problem.truths, problem.normalization
     accuracy = lambda t, found: metrics.label_accuracy(t, found, classes)  # noqa: E731
     of_target = jax.vmap(jax.vmap(accuracy, in_axes=(None, 0)))
     return (
-        jax.vmap(lambda truth: metrics.mean_colour(truth, normalization))(truths),
+        jax.vmap(lambda truth: metrics.mean_color(truth, normalization))(truths),
         of_target(truths.labels, labels),
     )

@@ -20,7 +20,7 @@ from jaxinv.types import PyTree
 SHARE = 0.9  # of a device's memory that a program may take
 
 
-class Plan(NamedTuple):
+class GroupPlan(NamedTuple):
     """The size of a group, and over how many devices the groups are dealt out."""
 
     targets_at_once: int
@@ -28,7 +28,7 @@ class Plan(NamedTuple):
     devices: int = 1
     whole: bool = False  # whether the seeds of a target must stay together
 
-    def halved(self) -> "Plan | None":
+    def halved(self) -> "GroupPlan | None":
         """Half the seeds at once, else half the targets; None where neither can be."""
         if self.seeds_at_once > 1 and not self.whole:
             return self._replace(seeds_at_once=self.seeds_at_once // 2)
@@ -62,7 +62,7 @@ class Grid(NamedTuple):
 
 def first_plan(
     params: PyTree, targets: int, seeds: int, batch: int = 1, whole: bool = False
-) -> Plan:
+) -> GroupPlan:
     """Chooses the groups: everything at once on an accelerator, what stays in the cache on a CPU.
 
     On a CPU a batch that leaves the cache costs more than it saves; a few images under the same
@@ -77,17 +77,17 @@ def first_plan(
     devices = jax.local_device_count()
     if whole:
         on_cpu = jax.default_backend() == "cpu"
-        return Plan(1 if on_cpu else -(-targets // devices), seeds, devices, whole)
+        return GroupPlan(1 if on_cpu else -(-targets // devices), seeds, devices, whole)
     if jax.default_backend() != "cpu":
-        return Plan(targets, -(-seeds // devices), devices)
+        return GroupPlan(targets, -(-seeds // devices), devices)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     images = 8 if size < 100_000 else 4
     most = min(max(1, images // batch), -(-targets * seeds // devices))
     # The size divides the number of seeds where it can: no trial is computed for nothing.
-    return Plan(1, max(d for d in range(1, min(most, seeds) + 1) if seeds % d == 0), devices)
+    return GroupPlan(1, max(d for d in range(1, min(most, seeds) + 1) if seeds % d == 0), devices)
 
 
-def make_grid(plan: Plan, targets: int, seeds: int) -> Grid:
+def make_grid(plan: GroupPlan, targets: int, seeds: int) -> Grid:
     """Lays targets x seeds out as groups, a multiple of the devices in number."""
     rows, columns = -(-targets // plan.targets_at_once), -(-seeds // plan.seeds_at_once)
     groups = -(-rows * columns // plan.devices) * plan.devices
@@ -121,7 +121,7 @@ def program_bytes(program: jax.stages.Compiled) -> int:
     )  # fmt: skip
 
 
-def smaller(plan: Plan, needed: float, limit: float) -> Plan:
+def smaller(plan: GroupPlan, needed: float, limit: float) -> GroupPlan:
     """Halves a group until it should fit, by its memory growing as its trials do.
 
     Raises:
@@ -139,12 +139,12 @@ def smaller(plan: Plan, needed: float, limit: float) -> Plan:
     return plan
 
 
-def group_size(plan: Plan) -> int:
+def group_size(plan: GroupPlan) -> int:
     """Number of trials at once on a device."""
     return plan.targets_at_once * plan.seeds_at_once
 
 
-def describe(plan: Plan, needed: int) -> str:
+def describe(plan: GroupPlan, needed: int) -> str:
     """The plan in one line."""
     return (
         f"groups of {plan.targets_at_once} x {plan.seeds_at_once} trials (targets x seeds), "

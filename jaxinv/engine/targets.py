@@ -13,11 +13,11 @@ from jaxtyping import Array, Float
 from jaxinv import client, defenses, rng
 from jaxinv.attacks import labels
 from jaxinv.attacks.objectives import compare
-from jaxinv.defenses.base import Facts, Scene
+from jaxinv.defenses.base import ClientContext, PublicFacts
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
 
-class Clients(NamedTuple):
+class ClientSettings(NamedTuple):
     """What the clients do, and what of it the attacker gets: static."""
 
     labels: str = "known"  # how the attacker comes by them: a name of `labels.LABELS`
@@ -28,11 +28,11 @@ class Clients(NamedTuple):
     assumed: client.Local = client.Local()  # what the attacker takes for `local`
     observe: bool = False  # whether the attacker compares statistics with the running ones
     defense: tuple[str, ...] = ()  # what they do to their updates: names of `defenses.DEFENSES`
-    told: tuple[str, ...] = ()  # of these, what the attacker knows
-    classifier: tuple[str, ...] = ()  # path of the last dense layer, where an attacker is told
+    known_defense: tuple[str, ...] = ()  # of these, what the attacker knows
+    classifier: tuple[str, ...] = ()  # path of the last dense layer, where an attacker asks for it
 
 
-class Shared(NamedTuple):
+class SharedUpdates(NamedTuple):
     """What came of the clients' work. Axis: target."""
 
     targets: Target
@@ -45,12 +45,12 @@ def make_targets(
     variables: PyTree,
     truths: Truth,
     normalization: Normalization,
-    clients: Clients = Clients(),  # noqa: B008
+    clients: ClientSettings = ClientSettings(),  # noqa: B008
     client_lr: float = 1.0,
     order_keys: jax.Array | None = None,
     strengths: tuple = (),
     draw_keys: jax.Array | None = None,
-) -> Shared:
+) -> SharedUpdates:
     """Computes what the attacker gets for each private batch.
 
     Args:
@@ -92,39 +92,39 @@ def _make_targets(
         )
         bare = update
         if clients.defense:
-            scene = Scene(module, variables, images, classes)
+            scene = ClientContext(module, variables, images, classes)
             update = defenses.defend(clients.defense, update, strengths, draw_key, scene)
         between = compare(update, bare)
         kept = between.cross / jnp.sqrt(between.own * between.shared)
         error = jnp.sqrt(between.distance / between.shared)
         count = clients.assumed_images or len(truth.labels)
-        told = ()
-        if clients.told:
-            facts = Facts(clients.classifier, count)
-            told = defenses.tell(clients.told, strengths, update, facts)
+        knowledge = ()
+        if clients.known_defense:
+            facts = PublicFacts(clients.classifier, count)
+            knowledge = defenses.adapt(clients.known_defense, strengths, update, facts)
         sent = statistics if clients.batch_norm == "train-shared" else ()
         if clients.observe:
             sent = {"batch_stats": variables["batch_stats"]}
         if clients.labels in ("known", "joint"):
-            return Shared(Target(update, truth.labels, sent, told), kept, error)
+            return SharedUpdates(Target(update, truth.labels, sent, knowledge), kept, error)
         found = labels.infer(
             clients.labels, module, variables, update, truth.images.shape[1:], count,
             clients.assumed.steps(count),
         )  # fmt: skip
-        return Shared(Target(update, found, sent, told), kept, error)
+        return SharedUpdates(Target(update, found, sent, knowledge), kept, error)
 
     return lax.map(one, (truths, order_keys, draw_keys))
 
 
 @jax.jit
-def _start_keys(target_ids, seeds):
-    one = lambda target, seed: rng.stream_key(rng.Stream.START, seed, target)  # noqa: E731
+def _seed_keys(target_ids, seeds):
+    one = lambda target, seed: rng.stream_key(rng.Stream.ATTACK, seed, target)  # noqa: E731
     return jax.vmap(lambda t: jax.vmap(lambda s: one(t, s))(seeds))(target_ids)
 
 
-def start_keys(target_ids: Sequence[int], seeds: Sequence[int]) -> jax.Array:
-    """Derives the start of each trial from its target and seed: keys [target, seed]."""
-    return _start_keys(jnp.asarray(target_ids, jnp.uint32), jnp.asarray(seeds, jnp.uint32))
+def seed_keys(target_ids: Sequence[int], seeds: Sequence[int]) -> jax.Array:
+    """Derives the randomness of each trial from its target and seed: keys [target, seed]."""
+    return _seed_keys(jnp.asarray(target_ids, jnp.uint32), jnp.asarray(seeds, jnp.uint32))
 
 
 def noise_keys(target_ids: Sequence[int], draws: Sequence[int]) -> jax.Array:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxinv import client, metrics
 from jaxinv.attacks.base import Attack, Candidate, Known, Losses
-from jaxinv.attacks.priors import SEEDS
+from jaxinv.attacks.priors import SEEDS, needing
 from jaxinv.data.image_prior import ImagePrior
 from jaxinv.engine import planner
 from jaxinv.types import Normalization, PyTree, Target, Truth
@@ -52,7 +52,7 @@ class Result(NamedTuple):
     status: np.ndarray  # [target, seed], of the trials that are finite: `results.TRIALS`
     candidates: Candidate  # as the attack left them: not matched, not clipped
     trace: Trace
-    plan: planner.Plan  # by which they were computed
+    plan: planner.GroupPlan  # by which they were computed
     bytes: int  # that its program takes of each device
     outcome: dict[str, np.ndarray] | None = None  # what else the attack found: `Attack.outcome`
 
@@ -70,9 +70,9 @@ class Problem(flax.struct.PyTreeNode):
 
 
 class Resources(NamedTuple):
-    """By what a program runs, and who is told of it."""
+    """By what a program runs, and who hears of it."""
 
-    plan: planner.Plan  # how the trials are grouped
+    plan: planner.GroupPlan  # how the trials are grouped
     memory: float = math.inf  # bytes that may be taken on each device
     progress: Callable[[int, float], None] = lambda steps, psnr: None  # steps, mean PSNR
     announce: Callable[[str], None] = lambda line: None  # the plan in a line, found or changed
@@ -80,7 +80,7 @@ class Resources(NamedTuple):
 
 def run(
     problem: Problem, attack: Attack, numbers: Any, keys: jax.Array, resources: Resources,
-    start: Candidate | None = None,
+    initial: Candidate | None = None,
 ) -> Result:  # fmt: skip
     """Attacks every target from every seed and measures every trial.
 
@@ -97,8 +97,8 @@ def run(
       attack: static.
       numbers: its own, with an axis of seeds.
       keys: [target, seed].
-      resources: devices, memory, and who is told.
-      start: what another attack found, [target, seed, ...]; None to start from the keys.
+      resources: devices, memory, and who hears of it.
+      initial: what another attack found, [target, seed, ...]; None to start from the keys.
 
     Raises:
       UserError: not even one trial at once fits the memory.
@@ -109,7 +109,7 @@ def run(
     plan, memory = resources.plan, resources.memory
     while True:
         grid = planner.make_grid(plan, *keys.shape)
-        dealt = jax.tree.map(grid.deal, (keys, start))
+        dealt = jax.tree.map(grid.deal, (keys, initial))
         states = init_states(attack, problem, numbers, grid.seed, *dealt)
         states = jax.device_put(states, NamedSharding(_mesh(plan.devices), DEALT))
         chunk = (attack, points, plan.devices, problem, numbers, jnp.int32(every))
@@ -150,7 +150,7 @@ def run(
 
 def collect(
     problem: Problem, attack: Attack, candidates: Candidate, outcome: dict[str, np.ndarray],
-    trace: Trace, plan: planner.Plan, needed: int,
+    trace: Trace, plan: planner.GroupPlan, needed: int,
 ) -> Result:  # fmt: skip
     """Matches, scores and checks the end of all trials."""
     pixels, found, scores, finite = finish(attack, problem, candidates)
@@ -164,17 +164,17 @@ def collect(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def init_states(attack, problem, numbers, group_seeds, keys, start):
+def init_states(attack, problem, numbers, group_seeds, keys, initial):
     """Makes every first state: keys [group, target, seed] to states with those axes in front."""
     known = Known(None, None, None, problem.normalization, problem.image_prior)
     shape = (problem.targets.labels.shape[1], *problem.image_shape)
 
-    def of_group(seeds, keys, start):
+    def of_group(seeds, keys, initial):
         own = _of_seeds(numbers, seeds)
-        one = lambda own, key, start: attack.init(own, key, shape, known, start)  # noqa: E731
-        return jax.vmap(jax.vmap(one), in_axes=(None, 0, 0))(own, keys, start)
+        one = lambda own, key, initial: attack.init(own, key, shape, known, initial)  # noqa: E731
+        return jax.vmap(jax.vmap(one), in_axes=(None, 0, 0))(own, keys, initial)
 
-    return jax.vmap(of_group)(group_seeds, keys, start)
+    return jax.vmap(of_group)(group_seeds, keys, initial)
 
 
 def _of_seeds(numbers, seeds):
@@ -256,7 +256,8 @@ def _mesh(devices: int) -> jax.sharding.Mesh:
 
 def simulate(module: nn.Module, variables: PyTree, attack: Attack) -> client.LossFn:
     """The client's loss as the attacker simulates it."""
-    return client.loss_fn(module, variables, attack.batch_norm, "statistics" in attack.priors)
+    observed = bool(needing("statistics", attack.priors))
+    return client.loss_fn(module, variables, attack.batch_norm, observed)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -296,8 +297,8 @@ def step_flops(problem: Problem, attack: Attack) -> float:
     steps = attack.local.steps(batch)
     if steps > 1:
         once = attack._replace(local=client.Local())
-        if "order" in once.priors:
-            rest = tuple(name for name in once.priors if name != "order")
+        if of_epochs := needing("epochs", once.priors):
+            rest = tuple(name for name in once.priors if name not in of_epochs)
             once = once._replace(priors=rest, by_epoch=False)
         labels = jax.ShapeDtypeStruct((1, attack.local.batch or batch), jnp.int32)
         targets = problem.targets._replace(labels=labels)

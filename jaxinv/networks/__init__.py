@@ -57,7 +57,7 @@ NETWORKS = {
 
 
 def build(name: str, *, classes: int, width: int | None = None) -> nn.Module:
-    """Builds a network by name, at its published width unless told otherwise.
+    """Builds a network by name, at its published width unless another is given.
 
     Raises:
       UserError: the name is unknown (the known ones are listed), or the network has no such width.

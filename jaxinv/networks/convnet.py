@@ -22,7 +22,7 @@ class ConvNet(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channel"], train: bool = False
     ) -> Float[Array, "batch class"]:
-        """Computes logits from normalised images; `train` uses the batch's own statistics."""
+        """Computes logits from normalized images; `train` uses the batch's own statistics."""
         for stage in ((1, 2, 2, 4, 4, 4), (4, 4)):
             for factor in stage:
                 x = conv(x, factor * self.width, kernel=3)

@@ -118,7 +118,7 @@ def _dgrad(deltas, kernels, geometry):
     """dgrad: deltas [g n oh ow o], kernels [g kh kw c o] -> [g n h w c]."""
     groups, batch, *_, features = deltas.shape
     if groups == 1:
-        # XLA:CPU canonicalises convolutions outside loops only, so the flip is written out, and
+        # XLA:CPU canonicalizes convolutions outside loops only, so the flip is written out, and
         # the barrier keeps it from being folded back.
         flipped = lax.optimization_barrier(kernels[:, ::-1, ::-1].swapaxes(3, 4))
         if geometry.strides == (1, 1):
@@ -376,6 +376,11 @@ def conv_general_dilated(
     image, kernel = lhs.shape[1:3], rhs.shape[:2]
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(image, kernel, window_strides, padding)
+    if min(map(min, padding)) < 0:  # a crop, which comes first
+        crop = [(min(low, 0), min(high, 0), 0) for low, high in padding]
+        lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0), *crop, (0, 0, 0)])
+        image = lhs.shape[1:3]
+        padding = [(max(low, 0), max(high, 0)) for low, high in padding]
     if depthwise:
         return depthwise_conv(lhs, rhs, window_strides, padding)
     geometry = Geometry(

@@ -1,4 +1,4 @@
-"""Layers with the initialisation the published networks have, which is not Flax's own.
+"""Layers with the initialization the published networks have, which is not Flax's own.
 
 The init changes the gradients, so it is part of a network's definition. PyTorch draws the weights
 *and the biases* of a layer from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
@@ -23,7 +23,7 @@ GROUPS = 32  # the most groups of a GroupNorm, as published (Wu & He 2018)
 
 
 def uniform(bound: float) -> nn.initializers.Initializer:
-    """An initialiser that draws from U(-bound, bound)."""
+    """An initializer that draws from U(-bound, bound)."""
 
     def init(key, shape, dtype=jax.numpy.float32):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -62,7 +62,7 @@ def conv_kaiming(
 class GroupNorm(nn.Module):
     """Flax's GroupNorm of images, with its parameters: the moments of channels, then of groups.
 
-    Flax sums over an axis of a group's few channels, which a CPU cannot vectorise: here that axis
+    Flax sums over an axis of a group's few channels, which a CPU cannot vectorize: here that axis
     stays whole, and the groups are a product with a small matrix.
 
     References: Wu & He 2018, arXiv 1803.08494.
@@ -72,7 +72,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channel"]) -> Array:
-        """Normalises each image's groups of channels."""
+        """Normalizes each image's groups of channels."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))

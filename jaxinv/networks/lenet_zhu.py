@@ -19,7 +19,7 @@ class LeNetZhu(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channel"], train: bool = False
     ) -> Float[Array, "batch class"]:
-        """Computes logits from normalised images. There is nothing that `train` changes."""
+        """Computes logits from normalized images. There is nothing that `train` changes."""
         init = {"kernel_init": uniform(0.5), "bias_init": uniform(0.5)}
         for stride in (2, 2, 1):
             x = nn.Conv(12, (5, 5), strides=stride, padding=((2, 2), (2, 2)), **init)(x)

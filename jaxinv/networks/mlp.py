@@ -17,7 +17,7 @@ class MLP(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channel"], train: bool = False
     ) -> Float[Array, "batch class"]:
-        """Computes logits from normalised images. There is nothing that `train` changes."""
+        """Computes logits from normalized images. There is nothing that `train` changes."""
         x = flatten(x)
         for _ in range(3):
             x = relu(dense(x, self.width))

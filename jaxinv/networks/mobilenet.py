@@ -53,7 +53,7 @@ class MobileNetV2(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channel"], train: bool = False
     ) -> Float[Array, "batch class"]:
-        """Computes logits from normalised images; `train` uses the batch's own statistics."""
+        """Computes logits from normalized images; `train` uses the batch's own statistics."""
         x = relu6(normalize(conv_kaiming(x, self.width, 3), self.norm, train))
         for expansion, channels, blocks, first_stride in STAGES:
             features = scale_channels(channels, self.width / 32)

@@ -71,7 +71,7 @@ class ResNet(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channel"], train: bool = False
     ) -> Float[Array, "batch class"]:
-        """Computes logits from normalised images; `train` uses the batch's own statistics."""
+        """Computes logits from normalized images; `train` uses the batch's own statistics."""
         x = relu(normalize(conv_kaiming(x, self.width, 3), self.norm, train))
         for stage, blocks in enumerate(self.blocks):
             for index in range(blocks):

@@ -1,7 +1,7 @@
 """What DP-SGD is worth, and what no attack can exceed.
 
 Each example is in a batch with probability q = batch / examples, alone (Poisson sampling). Two data
-sets are neighbours when one has an example more than the other.
+sets are neighbors when one has an example more than the other.
 
 References: Abadi et al. 2016, arXiv 1607.00133 (the mechanism: `gradient.py`).
 """
@@ -17,12 +17,12 @@ from scipy import optimize, special
 from jaxinv.errors import UserError
 
 ACCOUNTANTS = ("pld", "rdp")
-ASSUMPTIONS = "Poisson sampling, neighbours by adding or removing an example"
+ASSUMPTIONS = "Poisson sampling, neighbors by adding or removing an example"
 MOST_NOISE = 1e4  # multiplier, of the search for one
-PLD_INTERVAL = 1e-4  # of the discretised privacy loss
+PLD_INTERVAL = 1e-4  # of the discretized privacy loss
 
 
-class Spent(NamedTuple):
+class Mechanism(NamedTuple):
     """The mechanism that a training or one release is."""
 
     multiplier: float  # of the noise, in units of the clipping norm
@@ -30,7 +30,7 @@ class Spent(NamedTuple):
     steps: int = 1
 
 
-def _event(spent: Spent):
+def _event(spent: Mechanism):
     """The mechanism in dp-accounting's terms (imported when needed: it takes a second)."""
     import dp_accounting as dpa
 
@@ -51,7 +51,7 @@ def _accountant(kind: str):
 
 
 @functools.lru_cache(maxsize=256)
-def epsilon(spent: Spent, delta: float, accountant: str = "pld") -> float:
+def epsilon(spent: Mechanism, delta: float, accountant: str = "pld") -> float:
     """Computes epsilon at a delta, by dp-accounting; inf without noise.
 
     Args:
@@ -74,7 +74,7 @@ def calibrate(
     """
 
     def excess(log):
-        return epsilon(Spent(math.exp(log), rate, steps), delta, accountant) - target_epsilon
+        return epsilon(Mechanism(math.exp(log), rate, steps), delta, accountant) - target_epsilon
 
     low, high = math.log(0.2), math.log(MOST_NOISE)
     if excess(high) > 0:
@@ -91,7 +91,7 @@ def calibrate(
 
 
 @functools.lru_cache(maxsize=256)
-def reconstruction_bound(spent: Spent, prior: float) -> float:
+def reconstruction_bound(spent: Mechanism, prior: float) -> float:
     """Bounds the probability with which any attack reconstructs an example.
 
     No attacker who sees all that the mechanism releases, knows the network, the algorithm and every

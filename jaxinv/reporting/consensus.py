@@ -1,6 +1,6 @@
 """The consensus: the mean image of several seeds' reconstructions, which needs no truth to make.
 
-Where starts of one attack err independently, their mean errs less than any of them. An attacker can
+Where seeds of one attack err independently, their mean errs less than any of them. An attacker can
 average the best quarter of the seeds by the objective, or all of them. Its PSNR follows from inner
 products alone: with the errors e_i = x_i - truth, the mean over a set S of seeds has the squared
 error sum_{i, j in S} <e_i, e_j> / |S|^2, so every subset of the seeds costs a few multiplications.

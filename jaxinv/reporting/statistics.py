@@ -1,8 +1,8 @@
 """Statistics over targets and seeds: means, variance components, best of k, success rates.
 
 Everything takes arrays `[target, seed]` in which NaN is a failed trial. Targets are treated as a
-random sample of the images one could attack, seeds as a random sample of the attack's starts. Seeds
-of one target are therefore no independent evidence: intervals are over targets.
+random sample of the images one could attack, seeds as a random sample of the attack's initial
+images. Seeds of one target are therefore no independent evidence: intervals are over targets.
 
 How failures and exact reconstructions enter:
   - a mean or a variance of trials with a failure among them is NaN, never one of the survivors;
@@ -131,7 +131,7 @@ def variance_components(
 ) -> VarianceComponents:
     """Splits the variance into targets, draws of noise and seeds: balanced nested random effects.
 
-    value[i, d, j] = mean + target[i] + noise[i, d] + start[i, d, j]. With the analysis of
+    value[i, d, j] = mean + target[i] + noise[i, d] + seed[i, d, j]. With the analysis of
     variance's mean squares, `within^2 = MSW`, `noise^2 = max(0, (MSD - MSW) / seeds)` and
     `between^2 = max(0, (MSB - MSD) / (draws seeds))`; without draws MSW stands for MSD. Intervals
     are percentiles of a bootstrap in stages: targets with replacement, then draws within each drawn
@@ -244,12 +244,12 @@ def success_rate(
     rate = hits.mean()
     z = special.ndtri((1 + level) / 2)
     shrink = 1 + z**2 / effective
-    centre = (rate + z**2 / (2 * effective)) / shrink
+    center = (rate + z**2 / (2 * effective)) / shrink
     half = z * np.sqrt(rate * (1 - rate) / effective + z**2 / (4 * effective**2)) / shrink
     return SuccessRate(
         rate=float(rate),
-        low=float(max(0.0, centre - half)) if rate > 0 else 0.0,
-        high=float(min(1.0, centre + half)) if rate < 1 else 1.0,
+        low=float(max(0.0, center - half)) if rate > 0 else 0.0,
+        high=float(min(1.0, center + half)) if rate < 1 else 1.0,
         successes=int(hits.sum()),
         trials=hits.size,
         effective_trials=float(effective),

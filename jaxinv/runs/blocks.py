@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from jaxinv import defenses
-from jaxinv.engine.cells import NUMBERS, Material, attack_cell
-from jaxinv.engine.targets import start_keys
+from jaxinv.engine.cells import CellInputs, attack_cell
+from jaxinv.engine.targets import seed_keys
 from jaxinv.runs import results
 from jaxinv.runs.rows import trace_rows, trial_rows
 from jaxinv.settings import schema
@@ -28,7 +28,7 @@ class Block(NamedTuple):
     positions: slice  # of its targets in the study's list
 
 
-def plan_blocks(study: schema.Study, materials: Mapping[int, Material]) -> Iterator[Block]:
+def plan_blocks(study: schema.Study, materials: Mapping[int, CellInputs]) -> Iterator[Block]:
     """Cuts each cell's targets into equal blocks, so that one compilation serves them all."""
     for index, material in materials.items():
         cell, targets = study.cells[index], len(material.ids)
@@ -66,7 +66,7 @@ def label(block: Block, study: schema.Study) -> str:
 
 
 def run_block(
-    study: schema.Study, block: Block, material: Material, progress: Callable[[int, float], None],
+    study: schema.Study, block: Block, material: CellInputs, progress: Callable[[int, float], None],
     announce: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Attacks a block's targets from every seed and commits its rows."""
@@ -74,16 +74,16 @@ def run_block(
     material = material.of_targets(block.positions, draws_of(cell, study.plan))
     ids, seeds = material.ids, range(study.plan.seeds)
     attacked = attack_cell(
-        cell, material, start_keys(ids[:, 0], seeds),
-        {name: getattr(cell, name) for name in NUMBERS}, study.plan.memory, progress, announce,
+        cell, material, seed_keys(ids[:, 0], seeds),
+        cell.numbers(), study.plan.memory, progress, announce,
     )  # fmt: skip
     result = attacked.result
-    quantised = np.round(np.nan_to_num(result.pixels) * 255).astype(np.uint8)
+    quantized = np.round(np.nan_to_num(result.pixels) * 255).astype(np.uint8)
     results.write_block(
         study.folder,
         block.name,
         trial_rows(cell, block.cell_index, material, attacked, ids, seeds),
         trace_rows(block.cell_index, result, material, seeds),
-        results.BlockImages(ids[:, 0], np.asarray(seeds), quantised, material.images),
+        results.BlockImages(ids[:, 0], np.asarray(seeds), quantized, material.images),
         attacked.extras,
     )

@@ -5,16 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxinv.engine import trials
-from jaxinv.engine.cells import Attacked, Material
+from jaxinv.engine.cells import CellInputs, CellResult
 from jaxinv.runs import results
 from jaxinv.settings import schema
 
 PLAN = ("targets_at_once", "seeds_at_once", "devices")  # what of a plan the rows keep
-COLUMNS = {"objective": "objective_type"}  # settings whose name a measured value holds
 
 
 def trial_rows(
-    cell: schema.Cell, number: int, material: Material, attacked: Attacked, ids: np.ndarray,
+    cell: schema.Cell, number: int, material: CellInputs, attacked: CellResult, ids: np.ndarray,
     seeds: Sequence[int],
 ) -> dict[str, Sequence]:  # fmt: skip
     """Lays the results of cell `number` out as columns, one row per target and seed."""
@@ -31,7 +30,7 @@ def trial_rows(
     }
     of_images = np.where(failed[..., None], np.nan, np.asarray(of_images, np.float64))
     asked = cell.model_dump()
-    settings = {COLUMNS.get(name, name): [value] * rows for name, value in asked.items()}
+    settings = {results.COLUMNS.get(name, name): [value] * rows for name, value in asked.items()}
     plan = {name: getattr(result.plan, name) for name in PLAN}
     return settings | measured | {
         "schema_version": [results.SCHEMA_VERSION] * rows,
@@ -43,9 +42,10 @@ def trial_rows(
         "status": np.where(failed, "nonfinite", result.status).ravel(),
         "psnr_images": of_images.reshape(rows, -1).tolist(),
         "label_accuracy": np.asarray(accuracy, np.float64).ravel(),
-        "baseline_psnr": spread(baseline.psnr).astype(np.float64),
-        "baseline_ssim": spread(baseline.ssim).astype(np.float64),
-        "baseline_mse": spread(baseline.mse).astype(np.float64),
+        **{
+            f"baseline_{name}": spread(getattr(baseline, name)).astype(np.float64)
+            for name in results.SCORES
+        },
         "update_cosine": spread(shared.cosine).astype(np.float64),
         "update_error": spread(shared.error).astype(np.float64),
         "victim_digest": [victim.digest] * rows,
@@ -60,7 +60,7 @@ def trial_rows(
 
 
 def trace_rows(
-    number: int, result: trials.Result, material: Material, seeds: Sequence[int]
+    number: int, result: trials.Result, material: CellInputs, seeds: Sequence[int]
 ) -> dict[str, np.ndarray]:
     """Lays the traces of cell `number` out as columns, one row per target, seed and point."""
     trace = result.trace

@@ -1,30 +1,44 @@
 """Settings: what may be asked for, and what each may be.
 
 A *cell* is one complete set of settings. Each field of a model below is a flag, and those of `Cell`
-and `Plan` are keys of a sweep file; `jaxinv.settings.reader` reads both.
+and `Plan` are keys of a sweep file. `jaxinv.settings.flags` makes the flags, `reader` reads both,
+and `checks` says which settings do not go together.
 """
 
 import contextlib
 import math
+import types
+import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from jaxinv import defenses, networks
-from jaxinv.attacks import ATTACKS, SECOND_ORDER
-from jaxinv.attacks.base import Attack
-from jaxinv.attacks.gauss_newton import STARTS, GaussNewton
-from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, RATES, SCHEDULES, SIGNS, Method
-from jaxinv.attacks.gram import GRAM, choose_rule
+from jaxinv.attacks import ATTACKS
+from jaxinv.attacks.base import Assumed, Attack, Family
+from jaxinv.attacks.gauss_newton import PRIOR_INITS
+from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, RATES, SCHEDULES, SIGNS
+from jaxinv.attacks.gram import GRAM
 from jaxinv.attacks.labels import LABELS
 from jaxinv.attacks.objectives import OBJECTIVES
-from jaxinv.attacks.priors import PRIORS, READ_UPDATE
-from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
+from jaxinv.attacks.priors import PRIORS
 from jaxinv.client import BATCH_NORM, Local
+from jaxinv.client.kinds import AUTO, KINDS
 from jaxinv.data import GROUPINGS
 from jaxinv.data.image_prior import IMAGE_PRIORS
+from jaxinv.errors import UserError
 from jaxinv.machine import runtime
 from jaxinv.machine.executors import EXECUTORS
 from jaxinv.privacy.accounting import ACCOUNTANTS
@@ -32,22 +46,75 @@ from jaxinv.victim.training import PRECISIONS
 from jaxinv.victim.training import SCHEDULES as TRAINING_SCHEDULES
 
 OF_VICTIM = ("model", "width", "network_seed")  # what a checkpoint says of its network
-# What may differ from seed to seed in one program.
-SEARCHABLE = (
-    "lr", "client_lr", *PRIORS, "anneal_from", "anneal_to", "damping", "tolerance", "inflation",
-)  # fmt: skip
 VICTIMS_OWN = "victim"  # the defense that a victim was trained with
+# Settings that had another name before version 0.2.
+RENAMED = {
+    "told": "adaptive",
+    "norm": "prior_l2",
+    "statistics": "prior_batch_norm",
+    "group": "prior_group",
+    "features": "prior_features",
+    "order": "prior_epoch_order",
+}
+MOST_SEED = 2**32 - 1  # a key of JAX is made of 32 bits; a larger seed would repeat a smaller one
+MOST_COUNT = 2**31 - 1  # compiled loops count in 32 bits
+MOST_WIDTH = 2**14
+LEAST_FLOAT, MOST_FLOAT = 1.2e-38, 3.4e38  # what float32 can hold without becoming 0 or infinite
+MOST_NAME = 200  # bytes of a file's name, with room for the endings of temporary files (255)
+MOST_PATH = 2000
+MOST_DEFENSES = 8  # of a chain; a longer one takes minutes to compile
 
 
-def _known(table) -> AfterValidator:
-    """A validator that accepts a table's names and lists them otherwise."""
+class OneOf:
+    """Accepts a table's names and lists them otherwise."""
 
-    def check(name: str) -> str:
-        if name not in table:
-            raise ValueError(f"unknown; known are {', '.join(table)}")
+    def __init__(self, names: Iterable[str]):
+        self.names = tuple(names)
+
+    def __call__(self, name: str) -> str:
+        """Returns the name.
+
+        Raises:
+          ValueError: it is not in the table.
+        """
+        if name not in self.names:
+            raise ValueError(f"unknown; known are {', '.join(self.names)}")
         return name
 
-    return AfterValidator(check)
+
+def _of(*tables: Iterable[str]) -> AfterValidator:
+    """What a setting may be: a name in one of these tables."""
+    return AfterValidator(OneOf(name for table in tables for name in table))
+
+
+def _flag(
+    group: str, default: Any, text: str, metavar: str | None = None, traced: bool = False,
+    **limits: Any,
+) -> Any:  # fmt: skip
+    """A field that is a flag.
+
+    Args:
+      group: heading of `--help` under which it stands.
+      default: its value where it is not given; a function of the settings above it, or ... for a
+        value that must be given.
+      text: one sentence of `--help`.
+      metavar: what stands for its value there; by its type where not given.
+      traced: whether it may differ from seed to seed in one program: a search may vary it.
+      limits: as pydantic names them (ge, gt, le, lt, min_length, ...).
+    """
+    shown = {"group": group, "metavar": metavar, "traced": traced}
+    if callable(default):
+        return Field(default_factory=default, description=text, json_schema_extra=shown, **limits)
+    return Field(default, description=text, json_schema_extra=shown, **limits)
+
+
+def kind_of(annotation: Any) -> type | None:
+    """The one of bool, int and float that a setting's values are; None for other types."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        annotation, *_ = (t for t in typing.get_args(annotation) if t is not type(None))
+    while typing.get_origin(annotation) is Annotated:
+        annotation = typing.get_args(annotation)[0]
+    return annotation if annotation in (bool, int, float) else None
 
 
 def _published(width: Any) -> Any:
@@ -57,12 +124,53 @@ def _published(width: Any) -> Any:
 
 def _chain(text: str) -> str:
     """Spells a chain of defenses in the one way there is."""
-    return text if text == VICTIMS_OWN else defenses.spell(defenses.parse(text))
+    if text == VICTIMS_OWN:
+        return text
+    if not text.isascii():
+        raise ValueError("write it with plain letters and digits")
+    chain = defenses.parse(text)
+    if len(chain) > MOST_DEFENSES:
+        raise ValueError(f"a chain of {len(chain)}; give {MOST_DEFENSES} at most")
+    for value in (value for strengths in defenses.strengths(chain) for value in strengths):
+        _check_float(value)
+    return defenses.spell(chain)
+
+
+def _check_plain(text: str) -> None:
+    """Refuses digits with underscores between them, which Python takes for a number, and others."""
+    if "_" in text or not text.isascii():
+        raise ValueError("write a number with plain digits")
 
 
 def _split(ids: Any) -> Any:
     """Reads "3,5,8", as a flag gives it."""
-    return ids.split(",") if isinstance(ids, str) else ids
+    if not isinstance(ids, str):
+        return ids
+    _check_plain(ids)
+    return ids.split(",")
+
+
+def _path(text: str) -> str:
+    """Accepts what a file system can name.
+
+    Raises:
+      ValueError: it is empty, holds a character that cannot be printed, or is too long.
+    """
+    if not text or not text.isprintable():
+        raise ValueError("no name of a file or folder")
+    longest = max(len(part.encode(errors="replace")) for part in Path(text).parts)
+    if longest > MOST_NAME or len(text.encode(errors="replace")) > MOST_PATH:
+        raise ValueError(f"too long; give names of at most {MOST_NAME} bytes")
+    return text
+
+
+FilePath = Annotated[str, AfterValidator(_path)]
+
+
+def _check_float(value: float) -> None:
+    """Refuses what float32 cannot hold: it would become infinite or 0 on its way."""
+    if value and not LEAST_FLOAT <= abs(value) <= MOST_FLOAT:
+        raise ValueError(f"beyond what float32 holds, {LEAST_FLOAT:g} to {MOST_FLOAT:g}")
 
 
 class _Strict(BaseModel):
@@ -70,120 +178,241 @@ class _Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses what Python takes for a number and a reader does not: 1_0, True, ٣."""
+        kind = kind_of(cls.model_fields[info.field_name or ""].annotation)
+        if isinstance(value, str) and kind in (int, float):
+            _check_plain(value)
+        if isinstance(value, bool) and kind in (int, float):
+            raise ValueError("a number is wanted, not true or false")
+        if isinstance(value, int) and not isinstance(value, bool) and kind is bool:
+            raise ValueError("give true or false")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _in_float32(cls, value: Any) -> Any:
+        """Refuses numbers that the program could not hold."""
+        if isinstance(value, float):
+            _check_float(value)
+        return value
+
+
+# Of several commands.
+_DATA_DIR = _flag(
+    "data", None, "Folder of the tensorflow-datasets (default: $TFDS_DATA_DIR).", "DIR"
+)
+_MEMORY = _flag(
+    "output", None, "GiB of memory to use on each accelerator (default: nearly all).", gt=0
+)
+
+
+class Attacker(NamedTuple):
+    """What the attacker takes the client to be: what it assumes, and else the truth."""
+
+    images: int  # of an update
+    local: Local  # the client's steps
+    client_lr: float
+    defense: tuple[str, ...]  # what it knows of the client's defense: all or nothing
+
 
 class Cell(_Strict):
     """One setting of everything. Each field is a flag, a key of a sweep file, a possible axis."""
 
-    dataset: str = Field("tiles", description="'tiles' or a tensorflow-datasets name")
-    model: Annotated[str, _known(networks.NETWORKS)] = Field(
-        "lenet_zhu", description="network attacked"
-    )
-    width: Annotated[int | None, BeforeValidator(_published)] = Field(
-        None, ge=1, description="its width, or 'published'"
-    )
-    network_seed: int = Field(0, ge=0, description="seed of the network's initialisation")
-    victim: str | None = Field(None, description="attack this checkpoint, a name or a folder")
-    batch_norm: Annotated[str, _known(BATCH_NORM)] = Field(
-        "eval", description="the client's BatchNorm: eval, train, or train-shared"
-    )
-    images: int = Field(1, ge=1, description="images per target")
-    grouping: Annotated[str, _known(GROUPINGS)] = Field(
-        "stored", description="which make a target: stored, distinct or repeated labels"
-    )
-    client_epochs: int = Field(1, ge=1, description="the client's passes over its images (FedAvg)")
-    client_batch: int | None = Field(
-        None, ge=1, description="images of one of its steps (default: all)"
-    )
-    client_lr: float = Field(1e-4, gt=0, description="its learning rate, where it takes more steps")
-    shuffled: bool = Field(
-        False, description="an order of its own in each epoch, unknown to the attacker"
-    )
-    assumed_images: int | None = Field(
-        None, ge=1, description="images the attacker takes for those of the update (default: known)"
-    )
-    assumed_batch: int | None = Field(
-        None, ge=1, description="images it takes for those of a step (default: known)"
-    )
-    assumed_lr: float | None = Field(
-        None, gt=0, description="rate it takes for the client's (default: known)"
-    )
-    labels: Annotated[str, _known((*LABELS, "joint"))] = Field(
-        "known", description=f"how the attacker has them: {', '.join(LABELS)}, joint (optimised)"
-    )
-    defense: Annotated[str, AfterValidator(_chain)] = Field(
-        "none", description=f"what the client does to its update, such as clip:1,noise:1e-4 "
-        f"(of {', '.join(defenses.DEFENSES)}), or 'victim': the DP-SGD it was trained with"
+    dataset: str = _flag(
+        "data", "tiles", "Images to attack: 'tiles' (shipped) or a tensorflow-datasets name.",
+        "NAME",
     )  # fmt: skip
-    told: bool = Field(False, description="whether the attacker knows the defense")
-    attack: Annotated[str, _known(ATTACKS)] = Field(
-        "geiping", description=f"published defaults of what follows: {', '.join(ATTACKS)}"
-    )
-    objective: Annotated[str, _known(OBJECTIVES)] = Field("cosine", description="update distance")
-    tv: float = Field(0.01, ge=0, description="weight of the total variation")
-    tv_isotropic: float = Field(0.0, ge=0, description="weight of the isotropic one")
-    tv_color: float = Field(0.0, ge=0, description="weight of the isotropic one with opponents")
-    norm: float = Field(0.0, ge=0, description="weight of the mean square")
-    statistics: float = Field(
-        0.0, ge=0, description="weight of the BatchNorm statistics, shared or (eval) running"
-    )
-    group: float = Field(
-        0.0, ge=0, description="weight of the distance to the starts' mean: couples the trials"
-    )
-    features: float = Field(
-        0.0, ge=0, description="weight of the features before the last layer, read off the update"
-    )
-    order: float = Field(
-        0.0, ge=0, description="weight of the distance of the epochs' images as sets (shuffled)"
-    )
-    optimizer: Annotated[str, _known(OPTIMIZERS)] = Field("adam", description="optimiser")
-    sign: Annotated[str, _known(SIGNS)] = Field("hard", description="sign taken of the gradient")
-    lr: float = Field(
-        RATES["adam"], gt=0, description="learning rate; of lbfgs 1, a factor on its own step"
-    )
-    schedule: Annotated[str, _known(SCHEDULES)] = Field("step", description="rate's course")
-    init: Annotated[str, _known((*INITS, *STARTS))] = Field(
-        "normal", description=f"distribution of the start: {', '.join(INITS)}; of bayes "
-        f"{' or '.join(STARTS)}, the image prior's mean or a draw from it"
+    images: int = _flag("data", 1, "Images behind each shared update.", ge=1, le=MOST_COUNT)
+    grouping: Annotated[str, _of(GROUPINGS)] = _flag(
+        "data", "stored", "How images are grouped into targets: in stored order, with different "
+        "labels, or all with the same label.",
     )  # fmt: skip
-    box: bool = Field(True, description="project onto pixels in [0, 1] after each step")
-    iterations: int = Field(500, ge=1, description="steps of the attack")
-    image_prior: Annotated[str, _known(IMAGE_PRIORS)] = Field(
-        "spectrum", description="what bayes knows of images: mean and power spectrum, or full "
-        "covariance, of the data set's training split, or the spectrum of shipped photographs",
+
+    model: Annotated[str, _of(networks.NETWORKS)] = _flag(
+        "network", "lenet_zhu", "Network to attack."
+    )
+    width: Annotated[int | None, BeforeValidator(_published)] = _flag(
+        "network", None, "Channels (or units) of its first layer, or 'published', as in its paper.",
+        "INT|published", ge=1, le=MOST_WIDTH,
     )  # fmt: skip
-    anneal_from: float = Field(
-        100.0, gt=0, description="variance of the model error of bayes at its first step, relative "
-        "to each layer's mean square",
+    network_seed: int = _flag(
+        "network", 0, "Seed of the untrained network's parameters.", ge=0, le=MOST_SEED
+    )
+    victim: FilePath | None = _flag(
+        "network", None, "Attack this trained network instead: the name or folder of a checkpoint.",
+        "NAME|DIR",
     )  # fmt: skip
-    anneal_to: float = Field(1e-6, gt=0, description="the same at its last step")
-    cg_iterations: int = Field(
-        80, ge=1, description="conjugate-gradient iterations of one step of bayes"
-    )
-    damping: float = Field(
-        0.0, ge=0, description="of a step of bayes, relative to the mean diagonal of its system"
-    )
-    tolerance: float = Field(
-        1e-3, ge=0, description="relative gain below which bayes stops, where the noise is reached"
-    )
-    posterior: int = Field(
-        0, ge=0, description="draws that give each pixel of bayes' best image a standard deviation"
-    )
-    draws: int = Field(
-        16, ge=2, multiple_of=2, description="images of the belief that a step of smoothed_bayes "
-        "looks at, an even number",
+
+    batch_norm: Annotated[str, _of(BATCH_NORM)] = _flag(
+        "client", "eval", "Statistics of the client's BatchNorm layers: running ones (eval), the "
+        "batch's own kept private (train), or the batch's own sent along (train-shared).",
     )  # fmt: skip
-    inflation: float = Field(
-        50.0, gt=0, description="entries of the update whose errors smoothed_bayes counts as one"
+    client_epochs: int = _flag(
+        "client", 1, "Passes of the client over its images before it shares its update (FedAvg).",
+        ge=1, le=10**6,
+    )  # fmt: skip
+    client_batch: int | None = _flag(
+        "client", None, "Images in each of the client's mini-batches (default: all of them).", ge=1,
+        le=MOST_COUNT,
+    )  # fmt: skip
+    client_lr: float = _flag(
+        "client",
+        1e-4,
+        "Learning rate of the client, where it takes several steps.",
+        gt=0,
+        traced=True,
     )
-    polish: int = Field(
-        0, ge=0, description="steps of Levenberg-Marquardt afterwards, in float64 (client too)"
+    shuffled: bool = _flag(
+        "client", False, "Whether the client shuffles its images before each epoch, in an order "
+        "that the attacker does not know.",
+    )  # fmt: skip
+
+    defense: Annotated[str, AfterValidator(_chain)] = _flag(
+        "defense", "none", "What the client does to its update, a chain such as clip:1,noise:1e-4 "
+        f"of {', '.join(defenses.DEFENSES)}; or 'victim', the DP-SGD that the victim was trained "
+        "with.", "CHAIN",
+    )  # fmt: skip
+    adaptive: bool = _flag(
+        "defense", False, "Whether the attacker knows the defense and adapts to it."
     )
-    gram: Annotated[str, _known(GRAM)] = Field(
-        "auto", description="objective without stored weight gradients: auto, on, or off"
+
+    attack: Annotated[str, _of(ATTACKS)] = _flag(
+        "attack", "geiping", "Named attack: a preset for the settings below. Any of them can be "
+        "overridden.",
+    )  # fmt: skip
+    labels: Annotated[str, _of(LABELS, ("joint",))] = _flag(
+        "attack", "known", "How the attacker gets the labels: it knows them, reads them off the "
+        "update by a rule, or optimizes them with the images (joint).",
+    )  # fmt: skip
+    assumed_images: int | None = _flag(
+        "attack", None, "Number of images the attacker believes the update was computed on "
+        "(default: the true number).", ge=1, le=MOST_COUNT,
+    )  # fmt: skip
+    assumed_batch: int | None = _flag(
+        "attack", None, "Mini-batch size the attacker believes the client used (default: the true "
+        "size).", ge=1, le=MOST_COUNT,
+    )  # fmt: skip
+    assumed_lr: float | None = _flag(
+        "attack", None, "Learning rate the attacker believes the client used (default: the true "
+        "rate).", gt=0,
+    )  # fmt: skip
+    objective: Annotated[str, _of(OBJECTIVES)] = _flag(
+        "attack", "cosine", "Distance between the candidate's update and the shared one."
     )
-    precision: Annotated[str, _known(runtime.PRECISIONS)] = Field(
-        "float32", description="of the arithmetic: float32, float64, or tensorfloat32 (GPUs)"
+    optimizer: Annotated[str, _of(OPTIMIZERS)] = _flag(
+        "attack", "adam", "Optimizer that moves the images."
     )
+    sign: Annotated[str, _of(SIGNS)] = _flag(
+        "attack", "hard", "Whether the optimizer sees the gradient's sign, a soft sign, or the "
+        "gradient itself (none).",
+    )  # fmt: skip
+    lr: float = _flag(
+        "attack", lambda settings: RATES[settings["optimizer"]], "Learning rate of the attack "
+        f"(default: {', '.join(f'{rate:g} for {name}' for name, rate in RATES.items())}).", gt=0,
+        traced=True,
+    )  # fmt: skip
+    schedule: Annotated[str, _of(SCHEDULES)] = _flag("attack", "step", "Learning-rate schedule.")
+    init: Annotated[str, _of(INITS, PRIOR_INITS)] = _flag(
+        "attack", "normal", "Distribution of the initial image. For the second-order attacks: mean "
+        "of the image prior, or a draw from it (prior).",
+    )  # fmt: skip
+    box: bool = _flag("attack", True, "Whether pixels are clipped to [0, 1] after each step.")
+    iterations: int = _flag("attack", 500, "Steps of the attack.", ge=1, le=MOST_COUNT)
+    polish: int = _flag(
+        "attack", 0, "Steps of Levenberg-Marquardt in float64 that follow the attack.", ge=0,
+        le=MOST_COUNT,
+    )  # fmt: skip
+    gram: Annotated[str, _of(GRAM)] = _flag(
+        "attack", "auto", "Compare updates without storing weight gradients: where it saves memory "
+        "(accelerators) or arithmetic (CPUs), wherever it saves memory (on), or never (off).",
+    )  # fmt: skip
+    precision: Annotated[str, _of(runtime.PRECISIONS)] = _flag(
+        "attack", "float32", "Floating-point precision of the attack; tensorfloat32 is for GPUs."
+    )
+
+    tv: float = _flag("priors", 0.01, "Weight of the total variation.", ge=0, traced=True)
+    tv_isotropic: float = _flag(
+        "priors", 0.0, "Weight of the isotropic total variation.", ge=0,
+        traced=True,
+    )  # fmt: skip
+    tv_color: float = _flag(
+        "priors", 0.0, "Weight of the isotropic total variation over the channels and their "
+        "pairwise differences.", ge=0,
+        traced=True,
+    )  # fmt: skip
+    prior_l2: float = _flag(
+        "priors", 0.0, "Weight of the mean square of the normalized pixels.", ge=0,
+        traced=True,
+    )  # fmt: skip
+    prior_batch_norm: float = _flag(
+        "priors", 0.0, "Weight of the distance to the BatchNorm statistics that the client shares, "
+        "or to the running ones (--batch-norm eval).", ge=0,
+        traced=True,
+    )  # fmt: skip
+    prior_group: float = _flag(
+        "priors", 0.0, "Weight of the distance to the mean image over the target's seeds, which "
+        "then depend on one another.", ge=0,
+        traced=True,
+    )  # fmt: skip
+    prior_features: float = _flag(
+        "priors", 0.0, "Weight of the distance to the input of the last dense layer, read off the "
+        "shared update.", ge=0,
+        traced=True,
+    )  # fmt: skip
+    prior_epoch_order: float = _flag(
+        "priors", 0.0, "Weight of the penalty that makes the images reconstructed for each local "
+        "epoch agree, whatever their order. Needs --client-epochs 2 or more and --shuffled true.",
+        ge=0,
+        traced=True,
+    )  # fmt: skip
+
+    image_prior: Annotated[str, _of(IMAGE_PRIORS)] = _flag(
+        "second-order attack", "spectrum", "What the attacker knows of images: mean and power "
+        "spectrum, or full covariance, of the training split, or the spectrum of shipped "
+        "photographs.",
+    )  # fmt: skip
+    anneal_from: float = _flag(
+        "second-order attack", 100.0, "Variance of the model's error at the first step, relative "
+        "to each layer's mean square.", gt=0,
+        traced=True,
+    )  # fmt: skip
+    anneal_to: float = _flag(
+        "second-order attack",
+        1e-6,
+        "Variance of the model's error at the last step.",
+        gt=0,
+        traced=True,
+    )
+    cg_iterations: int = _flag(
+        "second-order attack", 80, "Conjugate-gradient iterations of each step.", ge=1,
+        le=MOST_COUNT,
+    )  # fmt: skip
+    damping: float = _flag(
+        "second-order attack", 0.0, "Damping of each step of bayes, relative to the mean diagonal "
+        "of its system.", ge=0,
+        traced=True,
+    )  # fmt: skip
+    tolerance: float = _flag(
+        "second-order attack", 1e-3, "Relative gain of a step below which bayes stops, once it has "
+        "reached the noise.", ge=0,
+        traced=True,
+    )  # fmt: skip
+    posterior: int = _flag(
+        "second-order attack", 0, "Posterior draws that give each pixel of the best image of bayes "
+        "a standard deviation; 0 for none.", ge=0, le=10**6,
+    )  # fmt: skip
+    draws: int = _flag(
+        "second-order attack", 16, "Images that each step of smoothed_bayes draws from what it "
+        "believes; an even number.", ge=2, le=10**6, multiple_of=2,
+    )  # fmt: skip
+    inflation: float = _flag(
+        "second-order attack", 50.0, "Number of entries of the update whose errors smoothed_bayes "
+        "counts as one.", gt=0,
+        traced=True,
+    )  # fmt: skip
 
     def local(self) -> Local:
         """What the client does."""
@@ -193,21 +422,35 @@ class Cell(_Strict):
         """The client's defense."""
         return defenses.parse(self.defense)
 
-    def dp_sgd(self) -> bool:
-        """Whether the client clips each image's gradient."""
-        return "dpsgd" in defenses.names(self.chain())
+    def attacker(self) -> Attacker:
+        """What the attacker takes the client to be."""
+        return Attacker(
+            self.assumed_images or self.images,
+            Local(self.client_epochs, self.assumed_batch or self.client_batch),
+            self.assumed_lr or self.client_lr,
+            defenses.names(self.chain()) if self.adaptive else (),
+        )
 
-    def told_names(self) -> tuple[str, ...]:
-        """The defenses that the attacker knows."""
-        return defenses.names(self.chain()) if self.told else ()
+    def numbers(self) -> dict[str, float]:
+        """What of the attack is traced, as the attacker has it: names as in `SEARCHABLE`."""
+        settings = {name: getattr(self, name) for name in (*SEARCHABLE, "iterations")}
+        return settings | {"client_lr": self.attacker().client_lr}
+
+    def of_each_image(self) -> bool:
+        """Whether the client's defense takes each image's own gradient."""
+        return any(defenses.DEFENSES[name].of_each_image for name in defenses.names(self.chain()))
 
     def priors(self) -> tuple[str, ...]:
         """The priors that have a weight."""
         return tuple(name for name in PRIORS if getattr(self, name) > 0)
 
+    def family(self) -> Family:
+        """The kind of attack."""
+        return ATTACKS[self.attack].family
+
     def has_image_prior(self) -> bool:
         """Whether the attack asks what images look like."""
-        return self.attack in SECOND_ORDER
+        return "image_prior" in self.family().reads
 
     def make_attack(self, classes: int, classifier: tuple[str, ...]) -> Attack:
         """The iterative attack: the part of the settings that shapes the compiled program.
@@ -215,54 +458,58 @@ class Cell(_Strict):
         Args:
           classes: of the data.
           classifier: path of the network's last dense layer; () where nothing asks for it.
+
+        Raises:
+          UserError: the attack has no iterations.
         """
-        local = Local(self.client_epochs, self.assumed_batch or self.client_batch)
-        told = self.told_names()
+        make, attacker = self.family().make, self.attacker()
+        if make is None:
+            raise UserError(f"--attack {self.attack}: has no iterations; give another attack")
         of_labels = classes if self.labels == "joint" else 0
-        if self.attack == "smoothed_bayes":
-            return SmoothedGaussNewton(
-                self.objective, self.init, self.cg_iterations, self.draws, self.batch_norm, local,
-                told,
-            )  # fmt: skip
-        if self.attack in SECOND_ORDER:
-            return GaussNewton(
-                self.objective, self.init, self.cg_iterations, self.batch_norm, local, of_labels,
-                told,
-            )  # fmt: skip
-        images = self.assumed_images or self.images
-        whole = local.steps(images) > 1 or READ_UPDATE & set(self.priors()) or told
-        fields = ("objective", "optimizer", "sign", "schedule", "box", "batch_norm")
-        return Method(
-            **{name: getattr(self, name) for name in fields},
-            init_from=self.init,
-            priors=self.priors(),
-            local=local,
-            by_epoch=self.order > 0,
-            classes=of_labels,
-            classifier=classifier,
-            defense=told,
-            gram=None if whole else choose_rule(self.gram, self.objective),
-        )
+        assumed = Assumed(attacker.local, attacker.images, attacker.defense, of_labels, classifier)
+        return make(self, assumed)
+
+
+# What may differ from seed to seed in one program.
+SEARCHABLE = tuple(
+    name for name, field in Cell.model_fields.items() if field.json_schema_extra["traced"]
+)
 
 
 class Plan(_Strict):
     """What is asked of every cell: the same targets and seeds, so that cells compare in pairs."""
 
-    targets: int = Field(4, ge=1, description="attack the first N targets of the test split")
+    targets: int = _flag(
+        "data", 4, "Attack the first N targets of the test split.", "N", ge=1, le=MOST_COUNT
+    )
     target_ids: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_split)
-    ] = Field(
-        None, description="attack these images instead, comma-separated, in the original order"
+        tuple[Annotated[int, Field(ge=0, le=MOST_COUNT)], ...] | None, BeforeValidator(_split)
+    ] = _flag(
+        "data", None, "Attack these images instead, by their place in the test split: 3,5,8.",
+        "ID,ID,...", min_length=1,
+    )  # fmt: skip
+    data_dir: FilePath | None = _DATA_DIR
+    noise_seeds: int = _flag(
+        "defense", 1, "Draws of a random defense per target, each attacked from every seed.", ge=1,
+        le=10**6,
+    )  # fmt: skip
+    seeds: int = _flag(
+        "attack", 32, "Random initial images from which each target is attacked.", ge=1, le=10**6
     )
-    seeds: int = Field(32, ge=1, description="random starts per target")
-    noise_seeds: int = Field(
-        1, ge=1, description="draws of a random defense per target, each attacked from every start"
+    memory: float | None = _MEMORY
+    out: FilePath | None = _flag(
+        "output", None, "Run folder (default: runs/NAME of the study).", "DIR"
     )
-    memory: float | None = Field(
-        None, gt=0, description="GiB to take, of each accelerator (default: nearly all there is)"
-    )
-    data_dir: str | None = Field(None, description="tensorflow-datasets folder (or TFDS_DATA_DIR)")
-    out: str | None = Field(None, description="run folder; runs/NAME if not given")
+
+    @model_validator(mode="after")
+    def _targets_are_said_once(self) -> "Plan":
+        """Refuses what says twice which images are attacked, or an image twice."""
+        if self.target_ids is not None:
+            if "targets" in self.model_fields_set:
+                raise ValueError("--target-ids says which targets; leave --targets out")
+            if len(set(self.target_ids)) < len(self.target_ids):
+                raise ValueError("--target-ids: give each image once")
+        return self
 
 
 class Stop(NamedTuple):
@@ -280,6 +527,7 @@ class Stop(NamedTuple):
 def _stop(text: str) -> Stop:
     """Reads `epoch:2`, `step:500` or `accuracy:0.5`."""
     kind, _, number = text.partition(":")
+    _check_plain(number)
     try:
         value = float(number) if kind == "accuracy" else int(number)
     except ValueError:
@@ -290,46 +538,67 @@ def _stop(text: str) -> Stop:
 
 
 class Training(_Strict):
-    """What `jaxinv.train` is asked for. Each field but `augment` is a flag."""
+    """What `jaxinv.train` is asked for. Each field is a flag."""
 
-    model: Annotated[str, _known(networks.NETWORKS)] = Field("lenet_zhu", description="network")
-    width: int | None = Field(None, ge=1, description="its width; the published one if not given")
-    dataset: str = Field("tiles", description="'tiles' or a tensorflow-datasets name")
-    epochs: int = Field(120, ge=1, description="passes over the training split")
-    lr: float = Field(0.1, gt=0, description="highest learning rate")
-    schedule: Annotated[str, _known(TRAINING_SCHEDULES)] = Field(
-        "step", description="rate's course: step, cosine or one-cycle"
-    )
-    batch: int = Field(128, ge=1, description="images per step")
-    augment: bool = Field(True, description="random crop and flip")
-    precision: Annotated[str, _known(PRECISIONS)] = Field(
-        "float32", description="of the arithmetic; bfloat16 for accelerators"
-    )
-    storage: Annotated[str, _known(PRECISIONS)] = Field(
-        "float32", description="Precision of the checkpoint's variables: bfloat16 halves its size."
-    )
-    seed: int = Field(0, ge=0, description="of the initialisation, the order and the augmentation")
-    dp: bool = Field(False, description="train with DP-SGD; --batch is the expected one")
-    noise_multiplier: float | None = Field(
-        None, ge=0, description="standard deviation of its noise, in units of --clip"
-    )
-    target_epsilon: float | None = Field(
-        None, gt=0, description="the least noise that keeps epsilon below this, instead"
-    )
-    clip: float = Field(1.0, gt=0, description="L2 norm of an example's gradient, at the most")
-    delta: float | None = Field(None, gt=0, lt=1, description="at which epsilon is stated")
-    accountant: Annotated[str, _known(ACCOUNTANTS)] = Field(
-        "pld", description="by which --target-epsilon is kept: pld (tight) or rdp"
-    )
-    microbatch: int | None = Field(
-        None, ge=1, description="examples whose gradients are in memory at once (default: 8 on a "
-        "CPU, else 128)",
+    dataset: str = _flag(
+        "data", "tiles", "Images to train on: 'tiles' (shipped) or a tensorflow-datasets name.",
+        "NAME",
     )  # fmt: skip
-    stop_at: tuple[Annotated[Stop, BeforeValidator(_stop)], ...] = Field(
-        (), description="keep a checkpoint at each of these too: epoch:2 step:500 accuracy:0.5"
+    augment: bool = _flag("data", True, "Whether images are randomly cropped and flipped.")
+    data_dir: FilePath | None = _DATA_DIR
+    model: Annotated[str, _of(networks.NETWORKS)] = _flag(
+        "network", "lenet_zhu", "Network to train."
     )
-    data_dir: str | None = Field(None, description="tensorflow-datasets folder (or TFDS_DATA_DIR)")
-    out: str | None = Field(None, description="name in checkpoints/, or a path; MODEL-wWIDTH-DATA")
+    width: int | None = _flag(
+        "network", None, "Channels (or units) of its first layer (default: that of its paper).",
+        ge=1, le=MOST_WIDTH,
+    )  # fmt: skip
+    epochs: int = _flag("training", 120, "Passes over the training split.", ge=1, le=10**6)
+    lr: float = _flag("training", 0.1, "Highest learning rate.", gt=0)
+    schedule: Annotated[str, _of(TRAINING_SCHEDULES)] = _flag(
+        "training", "step", "Learning-rate schedule."
+    )
+    batch: int = _flag(
+        "training", 128, "Images per step; with --dp, the expected number.", ge=1, le=MOST_COUNT
+    )
+    precision: Annotated[str, _of(PRECISIONS)] = _flag(
+        "training", "float32", "Floating-point precision; bfloat16 is for accelerators."
+    )
+    seed: int = _flag(
+        "training", 0, "Seed of the initial parameters, the order of the images and the "
+        "augmentation.", ge=0, le=MOST_SEED,
+    )  # fmt: skip
+    dp: bool = _flag("privacy", False, "Whether to train with DP-SGD.")
+    noise_multiplier: float | None = _flag(
+        "privacy", None, "Standard deviation of the noise of DP-SGD, in units of --clip.", ge=0
+    )
+    target_epsilon: float | None = _flag(
+        "privacy", None, "Choose the least noise that keeps epsilon below this, in place of "
+        "--noise-multiplier.", gt=0,
+    )  # fmt: skip
+    clip: float = _flag("privacy", 1.0, "Largest L2 norm of each example's gradient.", gt=0)
+    delta: float | None = _flag(
+        "privacy", None, "Target delta; epsilon is reported at this delta (required with --dp).",
+        gt=0, lt=1,
+    )  # fmt: skip
+    accountant: Annotated[str, _of(ACCOUNTANTS)] = _flag(
+        "privacy", "pld", "How --target-epsilon is accounted for: pld (tight) or rdp."
+    )
+    microbatch: int | None = _flag(
+        "privacy", None, "Examples whose gradients are in memory at once (default: 8 on a CPU, "
+        "else 128).", ge=1, le=MOST_COUNT,
+    )  # fmt: skip
+    stop_at: tuple[Annotated[Stop, BeforeValidator(_stop)], ...] = _flag(
+        "output", (), "Keep a checkpoint at each of these too: epoch:2 step:500 accuracy:0.5.",
+        "WHEN",
+    )  # fmt: skip
+    storage: Annotated[str, _of(PRECISIONS)] = _flag(
+        "output", "float32", "Precision of the checkpoint's variables: bfloat16 halves its size."
+    )
+    out: FilePath | None = _flag(
+        "output", None, "Name in checkpoints/, or a path (default: MODEL-wWIDTH-DATASET).",
+        "NAME|DIR",
+    )  # fmt: skip
 
 
 def _ranges(texts: Any) -> Any:
@@ -338,6 +607,11 @@ def _ranges(texts: Any) -> Any:
     for text in texts:
         name, _, ends = text.partition("=")
         low, _, high = ends.partition(":")
+        if name in RENAMED:
+            raise ValueError(f"'{name}' is now '{RENAMED[name]}'")
+        if name in ranges:
+            raise ValueError(f"'{name}' has two ranges; give one")
+        _check_plain(ends)
         try:
             ranges[name] = (float(low), float(high))
         except ValueError:
@@ -345,23 +619,28 @@ def _ranges(texts: Any) -> Any:
         if name not in SEARCHABLE or not 0 < ranges[name][0] < ranges[name][1] < math.inf:
             known = ", ".join(SEARCHABLE)
             raise ValueError(f"give such as tv=1e-5:1e-1, both above 0; names are {known}")
+        for end in ranges[name]:
+            _check_float(end)
     return ranges
 
 
 class Search(_Strict):
     """What `jaxinv.search` is asked for beside one cell and a plan. Each field is a flag."""
 
-    space: Annotated[dict[str, tuple[float, float]], BeforeValidator(_ranges)] = Field(
-        ("tv=1e-5:1e-1",), min_length=1, validate_default=True,
-        description="ranges to search, evenly in the logarithm: tv=1e-5:1e-1 lr=0.01:1",
+    space: Annotated[dict[str, tuple[float, float]], BeforeValidator(_ranges)] = _flag(
+        "search", ("tv=1e-5:1e-1",), "Ranges to search, evenly in the logarithm, such as "
+        "tv=1e-5:1e-1 lr=0.01:1.", "NAME=LOW:HIGH", min_length=1, validate_default=True,
     )  # fmt: skip
-    candidates: int = Field(64, ge=1, description="settings tried on the first rung")
-    rungs: int = Field(3, ge=1, description="each with a quarter of the candidates, 4x the steps")
-    criterion: Literal["objective", "psnr"] = Field(
-        "objective", description="what chooses: the attack's own objective, or psnr"
+    candidates: int = _flag("search", 64, "Settings tried on the first rung.", ge=1, le=2**16)
+    rungs: int = _flag(
+        "search", 3, "Rounds, each with a quarter of the candidates and four times the steps.",
+        ge=1, le=10,
+    )  # fmt: skip
+    criterion: Literal["objective", "psnr"] = _flag(
+        "search", "objective", "What chooses the best: the attack's own objective, or PSNR."
     )
-    draw: Literal["sobol", "random"] = Field("sobol", description="how candidates are drawn")
-    seed: int = Field(0, ge=0, description="of that draw")
+    draw: Literal["sobol", "random"] = _flag("search", "sobol", "How the candidates are drawn.")
+    seed: int = _flag("search", 0, "Seed for drawing the candidates.", ge=0, le=MOST_SEED)
 
 
 def _amounts(texts: Any) -> Any:
@@ -381,12 +660,14 @@ def _amounts(texts: Any) -> Any:
 class Workers(_Strict):
     """Where the cells of a sweep are computed. Each field is a flag."""
 
-    executor: Annotated[str, _known(("local", *EXECUTORS))] = Field(
-        "local", description="a cell after the other here; or side by side: ray, or slurm"
-    )
-    resources: Annotated[dict[str, int | float | str], BeforeValidator(_amounts)] = Field(
-        {}, description="what a cell needs: num_gpus=1 (ray), gpus_per_node=1 (slurm)"
-    )
+    executor: Annotated[str, _of(("local",), EXECUTORS)] = _flag(
+        "machines", "local", "Where cells run: one after another on this machine (local), or in "
+        "parallel on a Ray or Slurm cluster.",
+    )  # fmt: skip
+    resources: Annotated[dict[str, int | float | str], BeforeValidator(_amounts)] = _flag(
+        "machines", {}, "What each cell needs there, such as num_gpus=1 (ray) or gpus_per_node=1 "
+        "(slurm).", "NAME=AMOUNT",
+    )  # fmt: skip
 
 
 class Text(_Strict):
@@ -406,7 +687,7 @@ class Tables(_Strict):
 
 
 class SweepFile(Text, Tables):
-    """All that a sweep file may hold; what its settings may be is told by Plan and Cell."""
+    """All that a sweep file may hold; Plan and Cell say what its settings may be."""
 
     preset: dict[str, Tables] = {}
 
@@ -444,45 +725,75 @@ class SearchStudy:
 class Inverting(_Strict):
     """What `jaxinv.invert` is asked for beside the settings of one cell. Each field is a flag."""
 
-    update: str = Field(
-        description="the update: an .npz, or a folder of Orbax (jaxinv.client.updates)"
+    update: FilePath = _flag(
+        "update", ..., "The shared update: an .npz or .safetensors file, or a folder of Orbax "
+        "(docs/updates.md).", "FILE|DIR",
+    )  # fmt: skip
+    update_kind: Annotated[str, _of((AUTO, *KINDS))] = _flag(
+        "update", AUTO, "What was sent; auto tells from the numbers what can be told."
     )
-    classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_split)] = (
-        Field(None, description="the images' classes where they are known: 3,5; else --labels")
+    client_lr: float | None = _flag(
+        "update", None, "The client's learning rate, where it is known.", gt=0
     )
-    seeds: int = Field(32, ge=1, description="random starts")
-    memory: float | None = Field(None, gt=0, description="GiB to take, of each accelerator")
-    data_dir: str | None = Field(None, description="tensorflow-datasets folder (or TFDS_DATA_DIR)")
-    out: str = Field("runs/inversion", description="folder of the pictures and arrays")
+    classes: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=MOST_COUNT)], ...] | None, BeforeValidator(_split)
+    ] = _flag(
+        "update", None, "Classes of the images, where they are known, such as 3,5.",
+        "CLASS,CLASS,...", min_length=1,
+    )  # fmt: skip
+    data_dir: FilePath | None = _DATA_DIR
+    seeds: int = _flag("attack", 32, "Random initial images.", ge=1, le=10**6)
+    memory: float | None = _MEMORY
+    out: FilePath = _flag("output", "runs/inversion", "Folder of the pictures and arrays.", "DIR")
 
 
 class Auditing(_Strict):
     """What `jaxinv.audit` is asked for. Each field is a flag."""
 
-    victim: str = Field(description="the network that the client received: a name or a folder")
-    ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_split)] = Field(
-        min_length=1, description="the client's images, by their position in the data set: 17,23"
+    victim: FilePath = _flag(
+        "network",
+        ...,
+        "Network that the client received: a checkpoint's name or folder.",
+        "NAME|DIR",
     )
-    update: str | None = Field(
-        None, description="what it sends: an .npz, or a folder of Orbax; without, it is computed"
+    ids: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=MOST_COUNT)], ...], BeforeValidator(_split)
+    ] = _flag(
+        "data", ..., "The client's images, by their position in the data set, such as 17,23.",
+        "ID,ID,...", min_length=1,
+    )  # fmt: skip
+    update: FilePath | None = _flag(
+        "update", None, "What the client sends: an .npz or .safetensors file, or a folder of Orbax "
+        "(default: it is computed).", "FILE|DIR",
+    )  # fmt: skip
+    dataset: str | None = _flag(
+        "data", None, "Data set of the images (default: that of the victim).", "NAME"
     )
-    dataset: str | None = Field(None, description="of the images; without, the victim's own")
-    split: str = Field("test", description="of the data set")
-    data_dir: str | None = Field(None, description="tensorflow-datasets folder (or TFDS_DATA_DIR)")
-    defense: Annotated[str, AfterValidator(_chain)] = Field(
-        "none", description="what the client does to its update, known to the attacker: noise:1e-2"
+    split: str = _flag("data", "test", "Split of the data set.", "NAME")
+    data_dir: FilePath | None = _DATA_DIR
+    defense: Annotated[str, AfterValidator(_chain)] = _flag(
+        "defense", defenses.NONE, "What the client does to its update, known to the attacker, such "
+        "as noise:1e-2.", "NAME:STRENGTH,...",
+    )  # fmt: skip
+    client_epochs: int = _flag(
+        "client", 1, "Passes of the client over its images.", ge=1, le=MOST_COUNT
     )
-    client_epochs: int = Field(1, ge=1, description="passes of the client over its images")
-    client_batch: int | None = Field(None, ge=1, description="images of a local step; else all")
-    client_lr: float = Field(0.1, gt=0, description="rate of the local steps")
-    candidates: int = Field(2000, ge=2, description="among whom the images are named")
-    games: int = Field(100, ge=2, description="with batches like this one, for the intervals")
-    method: Literal["auto", "matched", "omp", "ridge", "slab"] = Field(
-        "auto", description="of identification"
+    client_batch: int | None = _flag(
+        "client", None, "Images of a local step (default: all).", ge=1, le=MOST_COUNT
     )
-    image_prior: Annotated[str, _known(IMAGE_PRIORS)] = Field(
-        "spectrum", description="what the attacker knows of images: a Gaussian prior"
+    client_lr: float = _flag("client", 0.1, "Learning rate of the local steps.", gt=0)
+    candidates: int = _flag(
+        "attack", 2000, "Images among which those of the update are named.", ge=2, le=10**6
     )
-    quick: bool = Field(False, description="no ceiling and no reconstruction: seconds")
-    seed: int = Field(0, ge=0, description="of the games")
-    out: str = Field("runs/audit", description="folder of the page and the numbers")
+    games: int = _flag(
+        "attack", 100, "Updates like this one that give the intervals.", ge=2, le=10**6
+    )
+    method: Annotated[str, _of(("auto", "matched", "omp", "ridge", "slab"))] = _flag(
+        "attack", "auto", "Method of identification."
+    )
+    image_prior: Annotated[str, _of(IMAGE_PRIORS)] = _flag(
+        "second-order attack", "spectrum", "What the attacker knows of images."
+    )
+    quick: bool = _flag("attack", False, "Whether ceiling and reconstruction are left out.")
+    seed: int = _flag("attack", 0, "Seed of the games.", ge=0, le=MOST_SEED)
+    out: FilePath = _flag("output", "runs/audit", "Folder of the page and the numbers.", "DIR")

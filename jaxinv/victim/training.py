@@ -40,7 +40,7 @@ SCHEDULES = {
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-class Private(NamedTuple):
+class DpSgd(NamedTuple):
     """What DP-SGD does to a step."""
 
     clip: float  # L2 norm of an example's gradient, at the most
@@ -57,7 +57,7 @@ class Recipe(NamedTuple):
     schedule: str
     augment: bool  # random crop and flip
     precision: str  # of the arithmetic; parameters and statistics stay float32
-    private: Private | None = None  # None: the mean gradient of the batch
+    private: DpSgd | None = None  # None: the mean gradient of the batch
 
     def rate(self, step: Array | int) -> Array:
         """The learning rate of a step."""
@@ -78,7 +78,7 @@ class Data(NamedTuple):
     labels: Int[Array, " example"]
 
 
-class State(NamedTuple):
+class TrainingState(NamedTuple):
     """What the next step needs, and all that must survive a kill."""
 
     variables: PyTree
@@ -94,9 +94,9 @@ class Sums(NamedTuple):
     finite: Array  # false once a loss or a parameter was not; the loop ends there
 
 
-def start(recipe: Recipe, variables: PyTree) -> State:
+def start(recipe: Recipe, variables: PyTree) -> TrainingState:
     """The state before the first step."""
-    return State(variables, recipe.optimizer().init(variables["params"]), jnp.int32(0))
+    return TrainingState(variables, recipe.optimizer().init(variables["params"]), jnp.int32(0))
 
 
 def epoch_order(seed: int, epoch: int, examples: int, batch: int) -> np.ndarray:
@@ -110,14 +110,14 @@ def epoch_order(seed: int, epoch: int, examples: int, batch: int) -> np.ndarray:
 def run_steps(
     module: nn.Module,
     recipe: Recipe,
-    state: State,
+    state: TrainingState,
     data: Data,
     normalization: Normalization,
     order: Int[Array, "step batch"],
     key: Array,
     first: int,
     last: int,
-) -> tuple[State, Sums]:
+) -> tuple[TrainingState, Sums]:
     """Takes the steps `first` <= i < `last` of an epoch.
 
     Ends after a step whose loss is not finite; `state.step` then tells which it was.
@@ -153,7 +153,7 @@ def run_steps(
         params = state.variables["params"]
         updates, momentum = optimizer.update(gradient, state.optimizer, params)
         params = optax.apply_updates(params, updates)
-        state = State({**rest, "params": params}, momentum, state.step + 1)
+        state = TrainingState({**rest, "params": params}, momentum, state.step + 1)
         finite = jnp.isfinite(seen.loss)
         return index + 1, state, Sums(sums.loss + seen.loss, sums.correct + seen.correct, finite)
 

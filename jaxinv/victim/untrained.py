@@ -26,14 +26,14 @@ class Victim(NamedTuple):
 def untrained(
     name: str, *, classes: int, width: int | None, seed: int, image_shape: tuple[int, int, int]
 ) -> Victim:
-    """Initialises a network from a seed of the NETWORK stream.
+    """Initializes a network from a seed of the NETWORK stream.
 
     Args:
       image_shape: height, width, channel.
     """
     module = networks.build(name, classes=classes, width=width)
     key = rng.stream_key(rng.Stream.NETWORK, seed)
-    # It runs once, and optimising it for that takes a CPU longer than all else at a start.
+    # It runs once, and optimizing it for that takes a CPU longer than all else at a start.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
     init = jax.jit(module.init, compiler_options=options)
     variables = init(key, jnp.zeros((1, *image_shape)))

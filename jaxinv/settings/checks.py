@@ -1,0 +1,258 @@
+"""Which settings do not go together: each check yields the line that names them and the fix.
+
+A setting that the chosen attack does not read at all is the business of
+`attacks.unused_settings`.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxinv import defenses, networks
+from jaxinv.attacks.gradient_matching import may_drop_gradients
+from jaxinv.attacks.priors import needing
+from jaxinv.errors import UserError
+from jaxinv.settings.flags import flag
+from jaxinv.settings.schema import Cell, Plan, Training
+
+# The settings of a training that mean nothing without --dp.
+OF_PRIVACY = ("noise_multiplier", "target_epsilon", "clip", "delta", "accountant", "microbatch")
+
+
+def check_cell(cell: Cell) -> None:
+    """Refuses settings that do not go together.
+
+    Raises:
+      UserError: one line that names them.
+    """
+    networks.build(cell.model, classes=2, width=cell.width)  # refuses widths it cannot have
+    for check in CELL_CHECKS:
+        for message in check(cell):
+            raise UserError(message)
+
+
+def _client(cell: Cell) -> Iterator[str]:
+    steps = cell.local().steps(cell.images)
+    if cell.images % (cell.client_batch or 1):
+        yield f"--client-batch {cell.client_batch}: does not divide --images {cell.images}"
+    if cell.batch_norm == "train-shared" and steps > 1:
+        yield (
+            "--batch-norm train-shared: statistics of one step; leave --client-epochs and "
+            "--client-batch out"
+        )
+
+
+def _attackers_view(cell: Cell) -> Iterator[str]:
+    attacker = cell.attacker()
+    if cell.labels == "idlg" and attacker.images > 1:
+        yield "--labels idlg reads one label; use --images 1 or --labels known"
+    if attacker.images % (attacker.local.batch or 1):
+        yield (
+            f"--assumed-batch {attacker.local.batch}: does not divide the {attacker.images} "
+            "images assumed"
+        )
+    if attacker.images != cell.images and cell.labels == "known":
+        yield (
+            "--assumed-images needs a label rule such as --labels counts: with --labels known, "
+            "the labels already reveal how many images there are"
+        )
+
+
+def _priors(cell: Cell) -> Iterator[str]:
+    if cell.prior_batch_norm > 0 and cell.batch_norm == "train":
+        yield (
+            "--prior-batch-norm: --batch-norm train keeps the client's statistics private; use "
+            "eval or train-shared"
+        )
+    if cell.prior_epoch_order > 0:
+        if cell.client_epochs == 1 or not cell.shuffled:
+            yield (
+                "--prior-epoch-order compares the client's epochs; give --client-epochs 2 or "
+                "more and --shuffled true"
+            )
+        if cell.adaptive:
+            yield "--prior-epoch-order: not with --adaptive true"
+        if cell.polish > 0:
+            yield "--prior-epoch-order: not with --polish, which has one set of images"
+        if cell.labels == "joint":
+            yield "--prior-epoch-order: not with --labels joint"
+
+
+def _defense(cell: Cell) -> Iterator[str]:
+    if cell.adaptive and not cell.chain():
+        yield "--adaptive true: there is no --defense to adapt to"
+    if cell.adaptive and cell.polish > 0:
+        yield "--polish: not with --adaptive true"
+    if cell.of_each_image() and f"{cell.model}_gn" in networks.NETWORKS:
+        yield (
+            f"--defense {cell.defense}: takes each image's own gradient, which BatchNorm does "
+            f"not have; use --model {cell.model}_gn"
+        )
+    if cell.of_each_image() and cell.local().steps(cell.images) > 1:
+        yield (
+            f"--defense {cell.defense}: of one gradient; leave --client-epochs and "
+            "--client-batch out"
+        )
+
+
+def _attack(cell: Cell) -> Iterator[str]:
+    if cell.optimizer == "lbfgs" and cell.sign != "none":
+        yield (
+            f"--optimizer lbfgs: needs the gradient itself, not --sign {cell.sign}; use --sign none"
+        )
+    if cell.posterior > 0 and cell.polish > 0:
+        yield "--posterior: of an image that is not polished; leave --polish or it out"
+    if cell.anneal_to > cell.anneal_from:
+        yield (
+            f"--anneal-to {cell.anneal_to:g}: above --anneal-from {cell.anneal_from:g}; the error "
+            "of the model must fall"
+        )
+
+
+def _family(cell: Cell) -> Iterator[str]:
+    """What the kind of attack is not for."""
+    family, attacker = cell.family(), cell.attacker()
+    if family.inits and cell.init not in family.inits:
+        yield (
+            f"--init {cell.init}: --attack {cell.attack} does not begin so; use "
+            f"{' or '.join(family.inits)}"
+        )
+    if not family.local_steps and cell.local().steps(cell.images) > 1:
+        yield (
+            f"--attack {cell.attack}: of one gradient; leave --client-epochs and --client-batch out"
+        )
+    if not family.local_steps and attacker.local.steps(attacker.images) > 1:
+        yield f"--assumed-batch: --attack {cell.attack} is of one gradient; leave it out"
+    if not family.joint_labels and cell.labels == "joint":
+        yield (
+            f"--labels joint: --attack {cell.attack} takes labels as given; use known, or a rule"
+        )
+    if not family.each_image and cell.adaptive and cell.of_each_image():
+        yield f"--adaptive true: --attack {cell.attack} cannot adapt to --defense {cell.defense}"
+    if family.only_kinked and networks.NETWORKS[cell.model].smooth:
+        yield (
+            f"--attack {cell.attack}: of networks with ReLUs, not {cell.model}; use --attack bayes"
+        )
+
+
+CELL_CHECKS: tuple[Callable[[Cell], Iterator[str]], ...] = (
+    _client, _attackers_view, _priors, _defense, _attack, _family,
+)  # fmt: skip
+
+
+def check_used(grids: Sequence[Mapping[str, Any]], cells: Sequence[Sequence[Cell]]) -> None:
+    """Refuses a setting that changes none of the cells that it was given for.
+
+    Args:
+      grids: the settings that were given.
+      cells: of each grid.
+
+    Raises:
+      UserError: one line that names it and says why.
+    """
+    used, idle = set(), {}
+    for grid, made in zip(grids, cells):
+        for cell in made:
+            reasons = dict(_idle(cell))
+            for name in grid:
+                if name in reasons:
+                    idle[name] = f"{flag(name)} {getattr(cell, name)}: {reasons[name]}"
+                else:
+                    used.add(name)
+    for name, message in idle.items():
+        if name not in used:
+            raise UserError(message)
+
+
+def _idle(cell: Cell) -> Iterator[tuple[str, str]]:
+    """The settings off their defaults that change nothing beside the others, with the reason."""
+    attacker = cell.attacker()
+    assumed_steps = attacker.local.steps(attacker.images)
+    steps = max(cell.local().steps(cell.images), 1 if cell.assumed_lr else assumed_steps)
+    one_step = "the client takes one step; give --client-epochs or --client-batch, or leave it out"
+    if cell.width is not None and networks.NETWORKS[cell.model].width is None:
+        yield "width", f"{cell.model} has one size; leave it out"
+    if cell.grouping != "stored" and cell.images == 1:
+        yield "grouping", "of several images; give --images, or leave it out"
+    if cell.client_lr != Cell.model_fields["client_lr"].default and steps == 1:
+        yield "client_lr", one_step
+    if cell.assumed_lr is not None and assumed_steps == 1:
+        yield "assumed_lr", one_step
+    whole = cell.images == (cell.client_batch or cell.images)
+    if cell.shuffled and whole and not needing("epochs", cell.priors()):
+        yield "shuffled", "an epoch of one step has no order; give --client-batch, or leave it out"
+    dropped = may_drop_gradients(
+        cell.priors(), attacker.local.steps(attacker.images), attacker.defense
+    )
+    if cell.gram == "on" and not dropped:
+        yield (
+            "gram",
+            "of one gradient, blind to the defense, without --prior-features; leave it out",
+        )
+
+
+def check_plan(plan: Plan, cells: Sequence[Cell]) -> None:
+    """Refuses what is asked of every cell and changes none.
+
+    Raises:
+      UserError: one line that names it.
+    """
+    for message in _plan(plan, cells):
+        raise UserError(message)
+
+
+def _plan(plan: Plan, cells: Sequence[Cell]) -> Iterator[str]:
+    if plan.noise_seeds > 1 and not any(defenses.is_random(cell.chain()) for cell in cells):
+        yield f"--noise-seeds {plan.noise_seeds}: no --defense here is random; leave it out"
+    if plan.memory is not None and all(cell.family().make is None for cell in cells):
+        yield "--memory: a closed form takes what it takes; leave it out"
+    if plan.data_dir is not None and all(cell.dataset == "tiles" for cell in cells):
+        yield "--data-dir: the tiles ship with the package; leave it out"
+    coupled = [name for cell in cells for name in needing("seeds", cell.priors())]
+    if coupled and plan.seeds == 1:
+        yield f"{flag(coupled[0])}: looks at a target's other seeds; give --seeds 2 or more"
+
+
+def check_search(plan: Plan, cell: Cell) -> None:
+    """Refuses what a search around a cell has no use for.
+
+    Raises:
+      UserError: one line that names it.
+    """
+    if plan.noise_seeds > 1:
+        raise UserError("--noise-seeds: a search draws a defense once; leave it out")
+    if coupled := needing("seeds", cell.priors()):
+        raise UserError(f"{flag(coupled[0])}: would draw the candidates together; leave it out")
+    check_plan(plan, [cell])
+
+
+def check_training(training: Training, given: Collection[str]) -> None:
+    """Refuses settings of a training that do not go together.
+
+    Args:
+      training: all settings.
+      given: the names of those that are no defaults.
+
+    Raises:
+      UserError: one line that names them.
+    """
+    for message in _training(training, given):
+        raise UserError(message)
+
+
+def _training(training: Training, given: Collection[str]) -> Iterator[str]:
+    extra = [name for name in OF_PRIVACY if name in given]
+    if extra and not training.dp:
+        yield f"--{extra[0].replace('_', '-')}: a setting of DP-SGD; add --dp true"
+    if training.dp:
+        if (training.noise_multiplier is None) == (training.target_epsilon is None):
+            yield "--dp: say how much noise: one of --noise-multiplier and --target-epsilon"
+        if training.delta is None:
+            yield "--dp: an epsilon means nothing without its delta; give --delta, such as 1e-5"
+        if f"{training.model}_gn" in networks.NETWORKS:
+            yield (
+                "--dp: no example has a gradient of its own under BatchNorm; use --model "
+                f"{training.model}_gn"
+            )
+    for stop in training.stop_at:
+        if stop.kind == "epoch" and stop.value > training.epochs:
+            yield f"--stop-at epoch:{stop.value:g}: there are {training.epochs} --epochs"
