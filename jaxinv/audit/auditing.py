@@ -140,8 +140,8 @@ def audit(
     private = dict(chain).get("dpsgd")
     bound = shown = None
     if private is not None:
-        spent = accounting.Spent(private[1])
-        bound = accounting.reconstruction_bound(spent, 1 / len(pool.labels))
+        mechanism = accounting.Mechanism(private[1])
+        bound = accounting.reconstruction_bound(mechanism, 1 / len(pool.labels))
         if count == 1:
             wins = round(outcome.recall.value * outcome.games)
             shown = dp.lower_bound(wins, outcome.games, len(pool.labels), 1e-5)
