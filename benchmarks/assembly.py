@@ -11,6 +11,7 @@ from jaxinv import data
 from jaxinv.attacks import ATTACKS
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gradient_matching import RATES
+from jaxinv.attacks.priors import needing
 from jaxinv.data.image_prior import ImageFacts, load_prior
 from jaxinv.engine import cells, planner, trials
 from jaxinv.engine.targets import SharedUpdates, seed_keys
@@ -34,7 +35,7 @@ class Assembled(NamedTuple):
 
 def cell_of(attack: str, **settings) -> schema.Cell:
     """The cell of a named attack, with some of its settings given anew."""
-    given = ATTACKS[attack] | settings
+    given = {**ATTACKS[attack].settings, **settings}
     rate = RATES[given.get("optimizer", "adam")]
     return schema.Cell(attack=attack, **{"lr": rate} | given)
 
@@ -75,10 +76,13 @@ def assemble(
     """
     attack = cells.attack_of(cell, material)
     if shared is None:
-        shared = cells.share(cell, material, attack, cast)
+        shared = cells.share(cell, material, cast)
     problem = cells.problem_of(material, shared.targets, cast)
     keys = seed_keys(material.ids[:, 0], range(seeds))
     plan = planner.first_plan(
-        problem.variables["params"], *keys.shape, cell.images, "prior_group" in attack.priors
+        problem.variables["params"],
+        *keys.shape,
+        cell.images,
+        bool(needing("seeds", attack.priors)),
     )
     return Assembled(attack, problem, cast(attack.numbers(seeds, cell.numbers())), keys, plan)

@@ -125,7 +125,7 @@ def points(line: Line, cell: schema.Cell, material: cells.CellInputs, limit: flo
     """Runs an attack with each number of steps that the time allows, then polishes the last end."""
     # An update that is polished to its last digit must have that digit: see `cells.attack_cell`.
     with runtime.arithmetic("float64" if cell.polish else cell.precision) as exact:
-        shared = cells.share(cell, material, cells.attack_of(cell, material), exact)
+        shared = cells.share(cell, material, exact)
     found: list[Point] = []
     with runtime.arithmetic(cell.precision) as cast:
         made = assemble(cell, material, line.seeds, cast, shared)

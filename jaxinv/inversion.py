@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinv.attacks.gauss_newton import GaussNewton
-from jaxinv.attacks.gradient_matching import RATES, Method
+from jaxinv.attacks.gradient_matching import RATES, Method, check, may_drop_gradients
 from jaxinv.attacks.gram import choose_rule
 from jaxinv.attacks.labels import LABELS, infer
-from jaxinv.attacks.priors import PRIORS, READ_UPDATE
+from jaxinv.attacks.priors import PRIORS, needing
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, load_prior
 from jaxinv.engine import planner, trials
@@ -35,7 +35,7 @@ class Inversion(NamedTuple):
 
     reconstructions: Float[np.ndarray, "seed batch height width channel"]  # pixels in [0, 1]
     objectives: Float[np.ndarray, " seed"]  # NaN where the trial left the finite numbers
-    labels: Int[np.ndarray, " batch"]  # as given, or as read off the update
+    labels: Int[np.ndarray, " batch"]  # as given, read off the update, or found with the best
     trace_steps: Int[np.ndarray, " point"]
     trace_objectives: Float[np.ndarray, "point seed"]
 
@@ -108,8 +108,12 @@ def invert(
 
     References: Geiping et al. 2020, arXiv 2003.14053.
     """
+    if isinstance(method, Method):
+        check(method)
     if method.batch_norm != "eval":
         raise UserError("method.batch_norm: invert simulates a client in evaluation mode; use eval")
+    if method.defense:
+        raise UserError("method.defense: invert takes the update as it is; leave it out")
     if precision not in runtime.PRECISIONS:
         raise UserError(f"precision={precision}: known are {', '.join(runtime.PRECISIONS)}")
     _check(
@@ -123,7 +127,7 @@ def invert(
     lr = RATES[method.optimizer] if lr is None else lr
     weights = {name: weight for name, weight in priors.items() if weight > 0}
     classifier = ()
-    if READ_UPDATE & set(weights):
+    if needing("update", weights):
         classifier = classifier_path(model, variables, jnp.zeros((1, *image_shape)))
     if isinstance(labels, str):
         rules = [name for name in LABELS if name != "known"]
@@ -137,8 +141,8 @@ def invert(
         raise UserError(f"method.local.batch={method.local.batch}: does not divide the images")
     if not second_order:
         method = method._replace(priors=tuple(weights), classifier=classifier)
-        if method.local.steps(len(labels)) == 1 and not READ_UPDATE & set(weights):
-            method = method._replace(gram=choose_rule("auto", method.objective))
+        free = may_drop_gradients(weights, method.local.steps(len(labels)))
+        method = method._replace(gram=choose_rule("auto", method.objective) if free else None)
     settings = {"lr": lr, "iterations": iterations, "client_lr": client_lr}
     with runtime.arithmetic(precision) as cast:
         of_channels = lambda x: np.broadcast_to(np.asarray(x, np.float64), image_shape[-1:])  # noqa: E731
@@ -149,17 +153,19 @@ def invert(
             *cast((normalization, image_prior)),
         )  # fmt: skip
         plan = planner.first_plan(
-            variables["params"], 1, seeds, len(labels), whole="prior_group" in weights
+            variables["params"], 1, seeds, len(labels), whole=bool(needing("seeds", weights))
         )
         numbers = cast(method.numbers(seeds, {**ANNEALING, **annealing, **weights, **settings}))
         result = trials.run(
             problem, method, numbers, seed_keys([0], range(seeds)),
             trials.Resources(plan, planner.memory_limit(memory), progress),
         )  # fmt: skip
+    objectives = np.where(result.finite[0], result.objective[0], np.nan)
+    found = np.asarray(result.labels[0])[np.argsort(objectives)[0]]  # NaN comes last
     return Inversion(
         result.pixels[0],
-        np.where(result.finite[0], result.objective[0], np.nan),
-        np.asarray(labels),
+        objectives,
+        found,
         result.trace.step,
         result.trace.objective[:, 0],
     )
@@ -182,8 +188,9 @@ def _check(
         if value is not None and not value > 0:
             raise UserError(f"{name}={value}: must be positive")
     for name, weight in priors.items():
-        if name not in PRIORS or name == "prior_batch_norm" or not weight >= 0:
-            known = ", ".join(sorted(set(PRIORS) - {"prior_batch_norm"}))
+        unknown = {*needing("statistics"), *needing("epochs")}  # to one who has an update alone
+        if name not in PRIORS or name in unknown or not weight >= 0:
+            known = ", ".join(sorted(set(PRIORS) - unknown))
             raise UserError(f"priors[{name!r}]={weight}: known are {known}, weights from 0 up")
     if "params" not in variables:
         raise UserError('variables: must hold "params", as returned by model.init')

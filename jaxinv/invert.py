@@ -50,6 +50,7 @@ def run(asked: schema.Inverting, cell: schema.Cell) -> None:
     update = updates.load(asked.update, victim.variables["params"])
     runtime.use_compilation_cache()
     runtime.use_all_cores()
+    runtime.check_precision(cell.precision)
     method = cell.make_attack(len(victim.info.classes), ())
     prior = None
     if cell.has_image_prior():

@@ -5,6 +5,7 @@ draws the same in every cell, on every device, in every session.
 """
 
 import enum
+import zlib
 
 import jax
 
@@ -25,3 +26,8 @@ def stream_key(stream: Stream, seed: int, *indices: int) -> jax.Array:
     for index in indices:
         key = jax.random.fold_in(key, index)
     return key
+
+
+def name_key(key: jax.Array, name: str) -> jax.Array:
+    """Derives the key of a named part: it does not depend on the part's place among others."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))

@@ -81,6 +81,7 @@ def run(study: schema.SearchStudy, command: str) -> None:
     console, search, folder = Console(), study.search, study.folder
     runtime.use_compilation_cache()
     runtime.use_all_cores()
+    runtime.check_precision(study.cell.precision)
     material = cells.Loader(study.plan, split="train")(study.cell)
     asked = {
         "search": search.model_dump(), "cell": study.cell.model_dump(),

@@ -95,6 +95,9 @@ def run_study(
     if dry_run:
         print_plan(console, study, materials, blocks)
         return
+    if workers.executor == "local":
+        for cell in study.cells:
+            runtime.check_precision(cell.precision)
     waiting = [block for block in blocks if not results.is_done(study.folder, block.name)]
     executor = None
     if waiting and workers.executor != "local":
@@ -254,12 +257,13 @@ def print_plan(
     counted: dict[tuple, float] = {}  # tracing a network twice takes long
     for index, (cell, material) in enumerate(zip(study.cells, materials)):
         count = len(material.ids) * draws_of(cell, study.plan) * study.plan.seeds
-        images = cell.attacker().images
-        attack = attack_of(cell, material)
-        program = (material.victim.module, attack, images, material.images.shape[2:])
-        if program not in counted:
-            counted[program] = trials.step_flops(shapes_of(material, attack, images), attack)
-        flops = counted[program]
+        flops = 0.0  # of a closed form: next to nothing
+        if cell.family().make is not None:
+            attack, images = attack_of(cell, material), cell.attacker().images
+            program = (material.victim.module, attack, images, material.images.shape[2:])
+            if program not in counted:
+                counted[program] = trials.step_flops(shapes_of(material, attack, images), attack)
+            flops = counted[program]
         work = flops * count * cell.iterations
         total += work
         settings = naming_settings(study.axes, cells, index) or {"model": cell.model}

@@ -42,11 +42,11 @@ class Problem:
 
     def run(
         self, *, iterations=12, targets=None, truths=None, keys=None, group=2, devices=1, lr=0.1,
-        memory=math.inf,
+        tv=0.01, memory=math.inf,
     ):  # fmt: skip
         """Attacks; every call with the default shapes shares one compilation."""
         keys = self.keys if keys is None else keys
-        settings = {"lr": lr, "client_lr": 1.0, "tv": 0.01, "iterations": iterations}
+        settings = {"lr": lr, "client_lr": 1.0, "tv": tv, "iterations": iterations}
         return trials.run(
             self.problem(targets, truths), Method(), Method().numbers(keys.shape[1], settings),
             keys, trials.Resources(planner.GroupPlan(1, group, devices), memory),

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxinv import defenses
 from jaxinv.runs import results
-from jaxinv.runs.rows import COLUMNS
+from jaxinv.runs.results import COLUMNS
 from jaxinv.settings import schema
 
 SESSION = {

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import client
+from jaxinv import client, metrics
 from jaxinv.attacks import base, labels
 from jaxinv.attacks import gradient_matching as attack
 from jaxinv.attacks.objectives import compare, cosine, l2
@@ -208,3 +208,15 @@ def test_signs_keep_the_direction(sign):
     gradient = jnp.array([-3.0, 0.0, 1e-3])
     out = attack.SIGNS[sign](gradient, jnp.float32(0.5))
     np.testing.assert_array_equal(jnp.sign(out), jnp.sign(gradient))
+
+
+def test_of_another_images_gradient_another_image_comes(problem):
+    """Negative control: the objective falls as far, and nothing of the image is there."""
+    swapped = jax.tree.map(lambda x: x[::-1], problem.targets)
+    right = problem.run(iterations=200, tv=0.0)
+    wrong = problem.run(iterations=200, tv=0.0, targets=swapped)
+    baseline = jax.vmap(lambda truth: metrics.mean_color(truth, problem.normalization))
+    of_baseline = np.asarray(baseline(problem.truths).psnr)[:, None]
+    assert (np.asarray(right.scores.psnr) > of_baseline + 20).all()
+    assert (np.asarray(wrong.scores.psnr) < of_baseline + 1).all()  # the margin, in dB
+    assert np.abs([right.objective, wrong.objective]).max() < 1e-4

@@ -1,9 +1,10 @@
 """Cells on other machines: the rows of a local run, also after a worker is killed in mid-cell."""
 
+import concurrent.futures
 import os
+import re
 import signal
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -42,16 +43,29 @@ def local(tmp_path_factory):
     return results.read_run(folder)
 
 
-def processes(word):
-    """Processes whose command line holds a word, oldest first."""
+def own_processes(word):
+    """Processes that this one started, itself or through them, whose command line holds a word."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            if word in path.read_bytes().replace(b"\0", b" ").decode(errors="replace"):
-                found.append(int(path.parent.name))
+            named = word in (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(
+                errors="replace"
+            )
+            if named and os.getpid() in ancestors(int(path.name)):
+                found.append(int(path.name))
         except OSError:
             continue  # it is gone
     return sorted(found)
+
+
+def ancestors(process):
+    """A process's parent, its parent's parent, and so on."""
+    found = []
+    while process > 1:
+        status = Path("/proc", str(process), "status").read_text()
+        process = int(re.search(r"^PPid:\s+(\d+)$", status, re.MULTILINE).group(1))
+        found.append(process)
+    return found
 
 
 def start_ray(ray):
@@ -74,22 +88,26 @@ def test_ray_retries_a_killed_cell_to_the_same_rows(local, tmp_path, monkeypatch
     # A machine may be busy with other tests.
     monkeypatch.setenv("RAY_worker_register_timeout_seconds", "600")
     monkeypatch.setenv("RAY_health_check_failure_threshold", "100")
-    done_when_killed = []
+    over = threading.Event()
 
     def kill():
+        """Returns how many blocks of the first cell were done."""
         blocks = lambda: len(list((folder / "trials").glob("c0000-*.parquet")))  # noqa: E731
         while not blocks():
-            time.sleep(0.005)
-        os.kill(processes("ray::jaxinv-cell")[0], signal.SIGKILL)
-        done_when_killed.append(blocks())
+            if over.wait(0.005):
+                return 0
+        os.kill(own_processes("ray::jaxinv-cell")[0], signal.SIGKILL)
+        return blocks()
 
     start_ray(ray)
-    try:
-        threading.Thread(target=kill, daemon=True).start()
-        assert sweep.main([*ARGUMENTS, "--executor", "ray", "--out", str(folder)]) == 0
-    finally:
-        ray.shutdown()
-    assert done_when_killed[0] < BLOCKS  # in mid-cell
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:
+        try:
+            killing = beside.submit(kill)
+            assert sweep.main([*ARGUMENTS, "--executor", "ray", "--out", str(folder)]) == 0
+        finally:
+            over.set()
+            ray.shutdown()
+    assert 0 < killing.result() < BLOCKS  # in mid-cell
     assert "its cell goes on in another" in " ".join(capsys.readouterr().out.split())
     run = results.read_run(folder)
     for name in local.trials:

@@ -84,6 +84,34 @@ def test_an_update_of_another_shape_is_refused():
         jaxinv.invert(Theirs(), {"params": params}, params, image_shape=(8, 8, 2), seeds=0)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "adm"}, "method.optimizer='adm': unknown; known are adam, sgd, lbfgs"),
+        ({"sign": "no"}, "method.sign='no': unknown; known are hard, soft, none"),
+        ({"objective": "cos"}, "method.objective='cos': unknown; known are cosine, l2"),
+        ({"init_from": "gray"}, "method.init_from='gray': unknown; known are normal"),
+        ({"optimizer": "lbfgs"}, "method.optimizer='lbfgs': .* use sign='none'"),
+        ({"defense": ("prune",)}, "method.defense: invert takes the update as it is"),
+    ],
+)
+def test_a_method_is_checked(settings, message):
+    params = {"Dense_0": {"kernel": np.zeros((3, 2))}}
+    with pytest.raises(UserError, match=message):
+        jaxinv.invert(
+            Theirs(), {"params": params}, params, image_shape=(8, 8, 2),
+            method=jaxinv.Method(**settings),
+        )  # fmt: skip
+    with pytest.raises(UserError, match=r"priors\['prior_epoch_order'\]=0.1: known are prior_f"):
+        jaxinv.invert(
+            Theirs(),
+            {"params": params},
+            params,
+            image_shape=(8, 8, 2),
+            priors={"prior_epoch_order": 0.1},
+        )
+
+
 def test_a_loss_function_will_do():
     """A client that is no Flax module at all, and a batch in two local steps."""
 
@@ -142,6 +170,9 @@ def test_the_command_reads_the_label_and_writes_the_pictures(sent, tmp_path, cap
         assert arrays["reconstructions"].shape == (2, 1, 32, 32, 3)
 
 
+OF_TILES = ["--update", "U", "--victim", "lenet_zhu-tiles"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -150,6 +181,9 @@ def test_the_command_reads_the_label_and_writes_the_pictures(sent, tmp_path, cap
         (["--update", "U", "--victim", "lenet_zhu-cifar10"], r"Dense_0/bias is \(7,\)"),
         (["--update", "no.npz", "--victim", "lenet_zhu-tiles"], "no.npz: cannot be read as"),
         (["--update", "U", "--victim", "lenet_zhu-tiles", "--labels", "known"], "give --classes"),
+        ([*OF_TILES, "--attack", "analytic"], "--attack analytic: of a sweep"),
+        ([*OF_TILES, "--client-lr", "0.5"], "--client-lr 0.5: the client takes one step"),
+        ([*OF_TILES, "--gram", "on"], "unrecognized arguments: --gram on"),
     ],
 )
 def test_bad_input_is_one_line(sent, tmp_path, capsys, flags, message):

@@ -4,8 +4,10 @@ import csv
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from jaxinv import search
+from jaxinv.engine import cells
 from jaxinv.settings import reader
 
 
@@ -86,11 +88,19 @@ def test_the_best_survives_and_becomes_a_sweep_file(criterion, tmp_path, monkeyp
     ("flags", "message"),
     [
         (["--space", "tv=1:0.1"], "give such as tv=1e-5:1e-1"),
-        (["--space", "width=1:2"], "names are lr, client_lr, tv"),
+        (["--space", "width=1:2"], "names are client_lr, tv"),
         (["--tv", "0.1"], "--tv: a search goes around one cell"),
         (["--iterations", "5", "6"], "--iterations: a search goes around one cell"),
         (["--criterion", "ssim"], "--criterion ssim"),
         (["--candidates", "0"], "--candidates 0"),
+        (["--noise-seeds", "4", "--defense", "noise:1"], "--noise-seeds: a search draws a defense"),
+        (["--space", "client_lr=0.1:1"], "--client-lr 0.1: the client takes one step"),
+        (["--space", "prior_group=0.1:1"], "--prior-group: would draw the candidates together"),
+        (
+            ["--space", "prior_epoch_order=0.1:1"],
+            "--prior-epoch-order compares the client's epochs",
+        ),
+        (["--width", "16"], "--width 16: lenet_zhu has one size"),
     ],
 )
 def test_bad_settings_are_one_line(flags, message, tmp_path, capsys):
@@ -99,3 +109,19 @@ def test_bad_settings_are_one_line(flags, message, tmp_path, capsys):
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_candidate_beside_others_is_measured_as_if_alone():
+    """Candidates, seeds and targets keep their places: each candidate's means are its own."""
+    flags = {"model": ["mlp"], "width": ["8"], "space": ["tv=1e-4:1", "lr=0.01:1"]}
+    study = reader.load_search({**flags, "targets": "2", "seeds": "3", "candidates": "2"})
+    material = cells.Loader(study.plan, split="train")(study.cell)
+    console = Console(quiet=True)
+    numbers = {"tv": np.array([1e-3, 1.0, 1e-2]), "lr": np.array([0.01, 0.3, 0.1])}
+    together = search.measure(study, material, numbers, 3, console)
+    own = {name: values[1:2] for name, values in numbers.items()}
+    alone = search.measure(study, material, own, 3, console)
+    for name in together:
+        np.testing.assert_allclose(together[name][1], alone[name][0], rtol=1e-4)
+    assert len(set(np.round(together["psnr"], 3))) == 3  # else their places could not be told
+    assert together["failed"] == [0, 0, 0]

@@ -6,30 +6,27 @@ next to none.
 Only `engine/trials.py` loops.
 """
 
-from jaxinv.attacks import analytic, spear
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from jaxinv.attacks import (
+    analytic,
+    gauss_newton,
+    gradient_matching,
+    smoothed_gauss_newton,
+    spear,
+)
+from jaxinv.attacks.base import Family
 
 # (module, variables, target, images, image_shape, key) -> analytic.Recovered
 CLOSED_FORM = {"analytic": analytic.attack, "spear": spear.attack}
 
-SECOND_ORDER = ("bayes", "smoothed_bayes")
 
-# The settings that each family has no use for: to give one is an error.
-_OF_MATCHING = {
-    "tv", "tv_isotropic", "tv_color", "prior_l2", "prior_batch_norm", "prior_group",
-    "prior_features", "prior_epoch_order", "optimizer", "sign", "lr", "schedule", "box", "gram",
-}  # fmt: skip
-_OF_ANNEALED = {"anneal_from", "anneal_to", "damping", "tolerance", "posterior"}
-_OF_SMOOTHED = {"draws", "inflation"}
-_OF_SECOND_ORDER = {"image_prior", "cg_iterations"} | _OF_ANNEALED | _OF_SMOOTHED
+class Named(NamedTuple):
+    """An entry of `ATTACKS`."""
 
-
-def unused_settings(attack: str) -> set[str]:
-    """The settings that an attack does not read."""
-    if attack in CLOSED_FORM:
-        return _OF_MATCHING | _OF_SECOND_ORDER | {"init", "iterations", "polish", "adaptive"}
-    if attack in SECOND_ORDER:
-        return _OF_MATCHING | (_OF_SMOOTHED if attack == "bayes" else _OF_ANNEALED)
-    return _OF_SECOND_ORDER
+    family: Family
+    settings: Mapping[str, Any]  # what it takes for the defaults of all others
 
 
 _EUCLIDEAN = {
@@ -37,30 +34,38 @@ _EUCLIDEAN = {
     "tv": 0.0,
 }  # fmt: skip
 
+_CLOSED = Family(None, frozenset(), local_steps=False, joint_labels=False)
+
 ATTACKS = {
     # Geiping et al. 2020, arXiv 2003.14053: the defaults of all settings.
-    "geiping": {},
+    "geiping": Named(gradient_matching.FAMILY, {}),
     # Zhu et al. 2019, arXiv 1906.08935: images and labels together.
-    "dlg": _EUCLIDEAN | {"labels": "joint"},
+    "dlg": Named(gradient_matching.FAMILY, _EUCLIDEAN | {"labels": "joint"}),
     # The same with known labels: the baseline of Geiping et al. 2020, Table 1.
-    "euclidean": _EUCLIDEAN,
+    "euclidean": Named(gradient_matching.FAMILY, _EUCLIDEAN),
     # Yin et al. 2021, arXiv 2104.07586.
-    "gradinversion": {
+    "gradinversion": Named(gradient_matching.FAMILY, {
         "objective": "l2", "sign": "none", "schedule": "cosine", "tv": 1e-4, "prior_l2": 1e-6,
         "prior_batch_norm": 0.1, "prior_group": 0.01,
-    },
+    }),
     # The "modern" settings of breaching (Geiping et al. 2022).
-    "modern": {
+    "modern": Named(gradient_matching.FAMILY, {
         "sign": "soft", "schedule": "cosine", "init": "patterned", "tv": 0.0, "tv_color": 0.1,
         "prior_features": 0.1,
-    },
+    }),
     # Annealed Gauss-Newton to the most probable image under a Gaussian image prior.
-    "bayes": {
+    "bayes": Named(gauss_newton.FAMILY, {
         "objective": "l2", "tv": 0.0, "init": "mean", "iterations": 28, "posterior": 32,
-    },
+    }),
     # Smoothed Gauss-Newton: the same for networks with ReLUs, whose kinks it rounds off.
-    "smoothed_bayes": {
+    "smoothed_bayes": Named(smoothed_gauss_newton.FAMILY, {
         "objective": "l2", "tv": 0.0, "init": "mean", "iterations": 24, "cg_iterations": 30,
-    },
-    **{name: {"tv": 0.0} for name in CLOSED_FORM},
+    }),
+    **{name: Named(_CLOSED, {"tv": 0.0}) for name in CLOSED_FORM},
 }  # fmt: skip
+
+
+def unused_settings(attack: str) -> set[str]:
+    """The settings of other attacks that this one does not read: to give one is an error."""
+    read = frozenset().union(*(named.family.reads for named in ATTACKS.values()))
+    return set(read - ATTACKS[attack].family.reads)

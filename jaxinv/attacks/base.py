@@ -5,7 +5,7 @@ seed are its *numbers*, a NamedTuple of arrays that the attack itself makes of t
 that it may look at is `Known`; the truth is not in it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinv import client, defenses, metrics
 from jaxinv.data.image_prior import ImagePrior
-from jaxinv.defenses.dp_sgd import clipped_mean
+from jaxinv.defenses import DEFENSES
 from jaxinv.types import Normalization, PyTree, Target
 
 
@@ -83,6 +83,28 @@ class Attack(Protocol):
         """The same attack in less memory, for a trial that does not fit alone."""
 
 
+class Assumed(NamedTuple):
+    """What of the client and its network an attack is built for, beside its own settings."""
+
+    local: client.Local = client.Local()  # the client's steps
+    images: int = 1  # of the update
+    defense: tuple[str, ...] = ()  # as far as it is known
+    classes: int = 0  # where the labels are optimized beside the images, else 0
+    classifier: tuple[str, ...] = ()  # path of the last dense layer, where something asks for it
+
+
+class Family(NamedTuple):
+    """A kind of attack: how it is made of settings, which of them it reads, what it is for."""
+
+    make: Callable[[Any, Assumed], Attack] | None  # of a cell's settings; None: no iterations
+    reads: frozenset[str]  # settings beyond those of client and network, the labels, the objective
+    inits: tuple[str, ...] = ()  # what `init` may be
+    local_steps: bool = True  # whether an update of several steps can be attacked
+    joint_labels: bool = True  # whether labels can be optimized beside the images
+    each_image: bool = True  # whether it can adapt to a defense of each image's gradient
+    only_kinked: bool = False  # whether it is for networks with kinks alone
+
+
 class Simulation(NamedTuple):
     """What the attacker takes the client to do: static."""
 
@@ -100,9 +122,9 @@ def simulate_update(
       The update, and the statistics of the candidate's batch.
     """
     images, labels = candidate.images, candidate.labels(known.target.labels)
-    if "dpsgd" in simulation.defense:
-        clip = known.target.defense_knowledge.strengths[0][0]
-        update = clipped_mean(known.loss, known.params, images, labels, clip)
+    if replaced := simulation.defense and DEFENSES[simulation.defense[0]].of_each_image:
+        strengths = known.target.defense_knowledge.strengths[0]
+        update = replaced(known.loss, known.params, images, labels, strengths)
         statistics = ()
     else:
         if simulation.by_epoch:

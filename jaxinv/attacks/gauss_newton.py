@@ -40,7 +40,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxinv import client
 from jaxinv.attacks.base import (
+    Assumed,
     Candidate,
+    Family,
     Known,
     Losses,
     Simulation,
@@ -330,3 +332,21 @@ def random_signs(like: PyTree) -> PyTree:
     keys = jax.random.split(jax.random.key(PROBE), len(leaves))
     signs = (jax.random.rademacher(k, x.shape, jnp.int32) for k, x in zip(keys, leaves))
     return structure.unflatten([s.astype(x.dtype) for s, x in zip(signs, leaves)])
+
+
+def make(settings: Any, assumed: Assumed) -> GaussNewton:
+    """The attack of a cell's settings."""
+    return GaussNewton(
+        settings.objective, settings.init, settings.cg_iterations, settings.batch_norm,
+        assumed.local, assumed.classes, assumed.defense,
+    )  # fmt: skip
+
+
+FAMILY = Family(
+    make,
+    frozenset(
+        {"init", "iterations", "polish", "adaptive", "image_prior", "cg_iterations", "anneal_from",
+         "anneal_to", "damping", "tolerance", "posterior"}
+    ),
+    inits=tuple(PRIOR_INITS),
+)  # fmt: skip

@@ -7,7 +7,7 @@ of the gradient, a step schedule, and after every step a projection onto the ima
 in [0, 1].
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,9 @@ from jaxtyping import Array, Float, Int
 from jaxinv import client
 from jaxinv.attacks import gram
 from jaxinv.attacks.base import (
+    Assumed,
     Candidate,
+    Family,
     Known,
     Losses,
     Simulation,
@@ -27,7 +29,8 @@ from jaxinv.attacks.base import (
     simulate_update,
 )
 from jaxinv.attacks.objectives import OBJECTIVES, Comparison, compare
-from jaxinv.attacks.priors import View, weighted_sum
+from jaxinv.attacks.priors import PRIORS, View, needing, weighted_sum
+from jaxinv.errors import UserError
 from jaxinv.types import PyTree
 
 # Each maps the gradient and the progress in [0, 1) to the direction the optimizer sees. The soft
@@ -246,3 +249,65 @@ class Method(NamedTuple):
         moved = AttackState(candidate, optimizer_state)
         go = index < numbers.iterations
         return jax.tree.map(lambda new, old: jnp.where(go, new, old), moved, state), losses
+
+
+# The fields of a method that are names, and the tables that have them.
+_NAMES = {
+    "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "sign": SIGNS, "schedule": SCHEDULES,
+    "init_from": INITS, "batch_norm": client.BATCH_NORM,
+}  # fmt: skip
+
+
+def check(method: Method) -> None:
+    """Checks the names in a method.
+
+    Raises:
+      UserError: one is unknown (the known ones are listed), or the optimizer cannot have the sign.
+    """
+    for field, table in _NAMES.items():
+        name = getattr(method, field)
+        if name not in table:
+            raise UserError(f"method.{field}={name!r}: unknown; known are {', '.join(table)}")
+    if method.optimizer == "lbfgs" and method.sign != "none":
+        raise UserError("method.optimizer='lbfgs': needs the gradient itself; use sign='none'")
+
+
+STATIC = ("optimizer", "sign", "schedule", "box")  # settings that are fields of a `Method`
+
+
+def make(settings: Any, assumed: Assumed) -> Method:
+    """The method of a cell's settings."""
+    priors = tuple(name for name in PRIORS if getattr(settings, name) > 0)
+    return Method(
+        **{name: getattr(settings, name) for name in ("objective", "batch_norm", *STATIC)},
+        init_from=settings.init,
+        priors=priors,
+        local=assumed.local,
+        by_epoch=bool(needing("epochs", priors)),
+        classes=assumed.classes,
+        classifier=assumed.classifier,
+        defense=assumed.defense,
+        gram=gram.choose_rule(settings.gram, settings.objective)
+        if may_drop_gradients(priors, assumed.local.steps(assumed.images), assumed.defense)
+        else None,
+    )
+
+
+def may_drop_gradients(priors: Iterable[str], steps: int, defense: Sequence[str] = ()) -> bool:
+    """Whether nothing asks for the candidate's weight gradients themselves.
+
+    Args:
+      priors: names.
+      steps: of the client, as the attacker takes it.
+      defense: names that the attacker knows.
+    """
+    return steps == 1 and not defense and not needing("update", priors)
+
+
+FAMILY = Family(
+    make,
+    frozenset(
+        {*PRIORS, *STATIC, "lr", "init", "gram", "iterations", "polish", "adaptive"}
+    ),
+    inits=tuple(INITS),
+)  # fmt: skip

@@ -4,7 +4,7 @@ Each maps what the attacker sees of its candidate (`View`) to a scalar. A prior 
 not computed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -110,19 +110,35 @@ def order_distance(images: Float[Array, "epoch image height width channel"]) -> 
     return jnp.square(means - means.mean(axis=0)).mean()
 
 
-PRIORS: dict[str, Callable[[View], Float[Array, ""]]] = {
-    "tv": lambda view: total_variation(view.images),
-    "tv_isotropic": lambda view: isotropic_variation(view.images),
-    "tv_color": lambda view: color_variation(view.images),
-    "prior_l2": lambda view: jnp.square(view.images).mean(),
-    "prior_batch_norm": lambda view: statistics_distance(view.statistics, view.target.statistics),
-    "prior_group": lambda view: group_distance(view.images),
-    "prior_features": feature_distance,
-    "prior_epoch_order": lambda view: order_distance(view.images),
+class Prior(NamedTuple):
+    """An entry of `PRIORS`: the penalty, and what it needs beside the candidate's images."""
+
+    penalty: Callable[[View], Float[Array, ""]]
+    update: bool = False  # the candidate's update, so that every weight gradient is kept
+    statistics: bool = False  # those of BatchNorm, of the candidate and of the target
+    seeds: bool = False  # the target's other seeds, so that they are computed together
+    epochs: bool = False  # images of their own for each of the client's epochs
+
+
+PRIORS: dict[str, Prior] = {
+    "tv": Prior(lambda view: total_variation(view.images)),
+    "tv_isotropic": Prior(lambda view: isotropic_variation(view.images)),
+    "tv_color": Prior(lambda view: color_variation(view.images)),
+    "prior_l2": Prior(lambda view: jnp.square(view.images).mean()),
+    "prior_batch_norm": Prior(
+        lambda view: statistics_distance(view.statistics, view.target.statistics), statistics=True
+    ),
+    "prior_group": Prior(lambda view: group_distance(view.images), seeds=True),
+    "prior_features": Prior(feature_distance, update=True),
+    "prior_epoch_order": Prior(lambda view: order_distance(view.images), epochs=True),
 }
-READ_UPDATE = {"prior_features"}  # the priors that need the candidate's update itself
+
+
+def needing(need: str, names: Iterable[str] = PRIORS) -> tuple[str, ...]:
+    """Those of some priors that need something: a field of `Prior`."""
+    return tuple(name for name in names if getattr(PRIORS[name], need))
 
 
 def weighted_sum(weights: dict[str, Any], view: View) -> Float[Array, ""]:
     """Adds the priors up, each times its weight."""
-    return sum((w * PRIORS[name](view) for name, w in weights.items()), jnp.zeros(()))
+    return sum((w * PRIORS[name].penalty(view) for name, w in weights.items()), jnp.zeros(()))

@@ -38,7 +38,15 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxinv import client
-from jaxinv.attacks.base import Candidate, Known, Losses, Simulation, simulate_update
+from jaxinv.attacks.base import (
+    Assumed,
+    Candidate,
+    Family,
+    Known,
+    Losses,
+    Simulation,
+    simulate_update,
+)
 from jaxinv.attacks.gauss_newton import LEAST_POWER, PRIOR_INITS, linearize, observed
 from jaxinv.attacks.objectives import OBJECTIVES, compare
 from jaxinv.data.image_prior import ImagePrior, coefficients, synthesize
@@ -347,3 +355,25 @@ def to_whitened(prior: ImagePrior, images: Float[Array, "image height width chan
 def to_images(prior: ImagePrior, z: Whitened) -> Float[Array, "image height width channel"]:
     """Images of whitened coefficients."""
     return prior.mean + synthesize(prior, jnp.sqrt(prior.variances) * z)
+
+
+def make(settings: Any, assumed: Assumed) -> SmoothedGaussNewton:
+    """The attack of a cell's settings."""
+    return SmoothedGaussNewton(
+        settings.objective, settings.init, settings.cg_iterations, settings.draws,
+        settings.batch_norm, assumed.local, assumed.defense,
+    )  # fmt: skip
+
+
+FAMILY = Family(
+    make,
+    frozenset(
+        {"init", "iterations", "polish", "adaptive", "image_prior", "cg_iterations", "draws",
+         "inflation"}
+    ),
+    inits=tuple(PRIOR_INITS),
+    local_steps=False,
+    joint_labels=False,
+    each_image=False,
+    only_kinked=True,
+)  # fmt: skip

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxinv import rng
 from jaxinv.defenses import compression, dp_sgd, noise, pruning, soteria
 from jaxinv.defenses.base import ClientContext, Defense, DefenseKnowledge, PublicFacts
 from jaxinv.types import PyTree
@@ -62,7 +63,7 @@ def parse(text: str) -> Chain:
             if not least <= value <= most or not math.isfinite(value):
                 top = "" if math.isinf(most) else f" and at most {most:g}"
                 raise ValueError(f"'{part}': the {what} must be at least {least:g}{top}")
-        if defense.first and position:
+        if defense.of_each_image and position:
             raise ValueError(f"'{name}' makes the update itself; put it first")
         chain.append((name, strengths))
     return tuple(chain)
@@ -104,7 +105,7 @@ def defend(
     """
     for position, (name, own) in enumerate(zip(chain, strengths)):
         before = chain[:position].count(name)
-        of_name = jax.random.fold_in(jax.random.fold_in(key, list(DEFENSES).index(name)), before)
+        of_name = jax.random.fold_in(rng.name_key(key, name), before)
         update = DEFENSES[name].apply(update, own, of_name, scene)
     return update
 

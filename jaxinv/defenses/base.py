@@ -48,8 +48,11 @@ class Defense(NamedTuple):
     expect: Callable[[PyTree, tuple, PyTree], PyTree] = lambda update, strengths, shared: update
     # (shared, strengths, facts) -> variance of what it adds to each leaf's entries, scalars
     variance: Callable[[PyTree, tuple, PublicFacts], PyTree] | None = None
+    # (loss, params, images, labels, strengths) -> the update itself, of each image's own gradient,
+    # in place of the client's; without noise, as an adaptive attacker computes it
+    of_each_image: Callable[..., PyTree] | None = None
     random: bool = False
-    first: bool = False  # replaces the update by one of its own
+    tells_classifier: bool = False  # whether `variance` asks for the last dense layer's path
     inverse: bool = False  # whether more of the last strength protects less
 
 

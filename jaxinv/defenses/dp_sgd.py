@@ -24,21 +24,21 @@ def _dp_sgd(update, strengths, key, scene):
     del update
     clip, multiplier = strengths
     loss = client.loss_fn(scene.module, scene.variables)
-    mean = clipped_mean(loss, scene.variables["params"], scene.images, scene.labels, clip)
+    mean = clipped_mean(loss, scene.variables["params"], scene.images, scene.labels, strengths)
     return add_noise(mean, multiplier * clip / len(scene.images), key)
 
 
 def clipped_mean(
     loss: client.LossFn, params: PyTree, images: Float[Array, "batch height width channel"],
-    labels: Array, clip: Array | float,
+    labels: Array, strengths: tuple,
 ) -> PyTree:  # fmt: skip
-    """Computes the mean of the images' gradients, each clipped to an L2 norm."""
+    """Computes the mean of the images' gradients, each clipped to the first strength, a norm."""
 
     def gradient(example):
         image, label = example
         return client.gradient(loss, params, image[None], label[None])
 
-    total, _ = clipped_sum(gradient, (images, labels), jnp.ones(len(images), bool), clip)
+    total, _ = clipped_sum(gradient, (images, labels), jnp.ones(len(images), bool), strengths[0])
     return jax.tree.map(lambda x: x / len(images), total)
 
 
@@ -52,5 +52,5 @@ CLIP = Defense(
 )
 DP_SGD = Defense(
     _dp_sgd, (("clipping norm", 1e-30, ANY), ("noise multiplier", 0, ANY)),
-    variance=_dp_sgd_variance, random=True, first=True,
+    variance=_dp_sgd_variance, of_each_image=clipped_mean, random=True,
 )  # fmt: skip

@@ -58,4 +58,6 @@ def _all_of_classifier(shared, strengths, facts):
     return _on_kernel(facts.classifier, lambda x: jnp.full_like(x, jnp.inf), zero)
 
 
-SOTERIA = Defense(_soteria, (("fraction", 0, 1),), variance=_all_of_classifier)
+SOTERIA = Defense(
+    _soteria, (("fraction", 0, 1),), variance=_all_of_classifier, tells_classifier=True
+)

@@ -15,7 +15,7 @@ from jaxinv import data, defenses, metrics, networks
 from jaxinv.attacks import CLOSED_FORM
 from jaxinv.attacks.base import Attack, Candidate
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
-from jaxinv.attacks.priors import READ_UPDATE
+from jaxinv.attacks.priors import needing
 from jaxinv.attacks.uncertainty import Posterior, Spectrum
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, Source, load_prior
 from jaxinv.engine import planner, trials
@@ -29,7 +29,7 @@ from jaxinv.engine.targets import (
 )
 from jaxinv.errors import UserError
 from jaxinv.machine import runtime
-from jaxinv.networks.inspect import classifier_path
+from jaxinv.networks.inspect import classifier_path, dense_layers
 from jaxinv.settings import schema
 from jaxinv.types import Normalization, PyTree, Target, Truth
 from jaxinv.victim import checkpoints
@@ -103,6 +103,8 @@ class Loader:
                 )
             if cell.prior_batch_norm > 0:
                 raise UserError(f"--prior-batch-norm: {cell.model} has no BatchNorm; give 0")
+        if cell.attack in CLOSED_FORM:
+            dense_layers(victim.module, victim.variables, shape)  # refuses other networks
         images, labels, ids = self._targets(cell, dataset)
         prior, source = self._prior(cell, dataset) if cell.has_image_prior() else (None, None)
         return CellInputs(
@@ -175,19 +177,19 @@ def attack_cell(
       progress, announce: see `trials.Resources`.
     """
     with runtime.arithmetic(cell.precision) as cast:
-        attack = attack_of(cell, material)
         # Polishing needs a float64 target, so the client's update is computed in float64 too.
         with runtime.arithmetic("float64" if cell.polish else cell.precision) as exact:
-            shared = share(cell, material, attack, exact)
+            shared = share(cell, material, exact)
         problem = problem_of(material, shared.targets, cast)
         if cell.attack in CLOSED_FORM:
             result = recover(problem, CLOSED_FORM[cell.attack], cell.objective, keys)
             return CellResult(
                 result, *_per_target(problem, result.labels, material.classes), shared
             )
+        attack = attack_of(cell, material)
         plan = planner.first_plan(
             problem.variables["params"], *keys.shape, problem.targets.labels.shape[1],
-            "prior_group" in attack.priors,
+            bool(needing("seeds", attack.priors)),
         )  # fmt: skip
         limit = planner.memory_limit(memory)
         resources = trials.Resources(plan, limit, progress, announce)
@@ -212,12 +214,12 @@ def attack_cell(
 
 
 def share(
-    cell: schema.Cell, material: CellInputs, attack: Attack, cast: Callable[[PyTree], PyTree]
+    cell: schema.Cell, material: CellInputs, cast: Callable[[PyTree], PyTree]
 ) -> SharedUpdates:
     """Lets the clients of a cell share their updates."""
     clients = ClientSettings(
         cell.labels, cell.batch_norm, cell.local(), cell.shuffled, cell.attacker().images,
-        attack.local, observe=cell.batch_norm == "eval" and cell.prior_batch_norm > 0,
+        cell.attacker().local, observe=cell.batch_norm == "eval" and cell.prior_batch_norm > 0,
         defense=defenses.names(cell.chain()), known_defense=cell.attacker().defense,
         classifier=classifier_of(cell, material),
     )  # fmt: skip
@@ -324,7 +326,7 @@ def attack_of(cell: schema.Cell, material: CellInputs) -> Attack:
 def shapes_of(material: CellInputs, attack: Attack, images: int) -> trials.Problem:
     """One target of so many images, without numbers: what a step's work is counted on."""
     victim = material.victim
-    observed = "prior_batch_norm" in attack.priors
+    observed = needing("statistics", attack.priors)
     sent = {"batch_stats": victim.variables["batch_stats"]} if observed else ()
     target = Target(victim.variables["params"], jnp.zeros(images, jnp.int32), sent)
     problem = trials.Problem(
@@ -337,7 +339,8 @@ def shapes_of(material: CellInputs, attack: Attack, images: int) -> trials.Probl
 
 def classifier_of(cell: schema.Cell, material: CellInputs) -> tuple[str, ...]:
     """The path of the network's last dense layer, where the attacker asks for it; else ()."""
-    if READ_UPDATE & set(cell.priors()) or "soteria" in cell.attacker().defense:
+    known = (defenses.DEFENSES[name].tells_classifier for name in cell.attacker().defense)
+    if needing("update", cell.priors()) or any(known):
         victim = material.victim
         return classifier_path(victim.module, victim.variables, material.images[0])
     return ()

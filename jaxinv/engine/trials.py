@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxinv import client, metrics
 from jaxinv.attacks.base import Attack, Candidate, Known, Losses
-from jaxinv.attacks.priors import SEEDS
+from jaxinv.attacks.priors import SEEDS, needing
 from jaxinv.data.image_prior import ImagePrior
 from jaxinv.engine import planner
 from jaxinv.types import Normalization, PyTree, Target, Truth
@@ -256,7 +256,8 @@ def _mesh(devices: int) -> jax.sharding.Mesh:
 
 def simulate(module: nn.Module, variables: PyTree, attack: Attack) -> client.LossFn:
     """The client's loss as the attacker simulates it."""
-    return client.loss_fn(module, variables, attack.batch_norm, "prior_batch_norm" in attack.priors)
+    observed = bool(needing("statistics", attack.priors))
+    return client.loss_fn(module, variables, attack.batch_norm, observed)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -296,8 +297,8 @@ def step_flops(problem: Problem, attack: Attack) -> float:
     steps = attack.local.steps(batch)
     if steps > 1:
         once = attack._replace(local=client.Local())
-        if "prior_epoch_order" in once.priors:
-            rest = tuple(name for name in once.priors if name != "prior_epoch_order")
+        if of_epochs := needing("epochs", once.priors):
+            rest = tuple(name for name in once.priors if name not in of_epochs)
             once = once._replace(priors=rest, by_epoch=False)
         labels = jax.ShapeDtypeStruct((1, attack.local.batch or batch), jnp.int32)
         targets = problem.targets._replace(labels=labels)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxinv.errors import UserError
 from jaxinv.types import PyTree
 
 
@@ -35,6 +36,16 @@ def _cores() -> int:
 # Of an attack's arithmetic: JAX's name for the precision of products on an accelerator. Left to
 # itself, XLA rounds their inputs to 10 bits there; the attack follows signs of second derivatives.
 PRECISIONS = {"float32": "highest", "tensorfloat32": "tensorfloat32", "float64": "highest"}
+
+
+def check_precision(precision: str) -> None:
+    """Refuses a precision that this machine does not have.
+
+    Raises:
+      UserError: of GPUs, and there is none.
+    """
+    if precision == "tensorfloat32" and jax.default_backend() == "cpu":
+        raise UserError("--precision tensorfloat32: of GPUs, and there is none here; use float32")
 
 
 @contextlib.contextmanager

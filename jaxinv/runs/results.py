@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxinv.attacks.priors import PRIORS
 from jaxinv.errors import UserError
 from jaxinv.files import write_file
+from jaxinv.settings.schema import Cell, kind_of
 
 SCHEMA_VERSION = 7
 
@@ -64,50 +64,19 @@ _MEASURED = [
     ("devices", pa.int32()),
     ("program_bytes", pa.int64()),  # of each device, by the compiler's analysis
 ]
-# Every setting of the cell. `objective_type` is the setting `objective`, whose name the measured
-# value holds.
-SETTINGS = [
-    ("dataset", pa.string()),
-    ("model", pa.string()),
-    ("width", pa.int32()),  # null where the network has none
-    ("network_seed", pa.int64()),
-    ("victim", pa.string()),  # the checkpoint; null where the network is untrained
-    ("batch_norm", pa.string()),
-    ("images", pa.int32()),  # images per target
-    ("grouping", pa.string()),
-    ("client_epochs", pa.int32()),
-    ("client_batch", pa.int32()),  # null: all images in one step
-    ("client_lr", pa.float64()),
-    ("shuffled", pa.bool_()),
-    ("assumed_images", pa.int32()),  # null: the attacker knows
-    ("assumed_batch", pa.int32()),
-    ("assumed_lr", pa.float64()),
-    ("labels", pa.string()),
-    ("defense", pa.string()),  # a chain, as `defenses.parse` reads it
-    ("adaptive", pa.bool_()),  # whether the attacker knows it
-    ("attack", pa.string()),
-    ("objective_type", pa.string()),
-    *((name, pa.float64()) for name in PRIORS),  # their weights
-    ("optimizer", pa.string()),
-    ("sign", pa.string()),
-    ("lr", pa.float64()),
-    ("schedule", pa.string()),
-    ("init", pa.string()),
-    ("box", pa.bool_()),
-    ("iterations", pa.int32()),
-    ("image_prior", pa.string()),
-    ("anneal_from", pa.float64()),
-    ("anneal_to", pa.float64()),
-    ("cg_iterations", pa.int32()),
-    ("damping", pa.float64()),
-    ("tolerance", pa.float64()),
-    ("posterior", pa.int32()),
-    ("draws", pa.int32()),
-    ("inflation", pa.float64()),
-    ("polish", pa.int32()),
-    ("gram", pa.string()),  # "auto" | "on" | "off"
-    ("precision", pa.string()),
-]
+COLUMNS = {"objective": "objective_type"}  # settings whose name a measured value holds
+
+
+def _column(name: str, annotation: Any) -> tuple[str, pa.DataType]:
+    """The column of a setting; null where it has no value."""
+    numbers = {
+        bool: pa.bool_(), int: pa.int64() if name.endswith("seed") else pa.int32(),
+        float: pa.float64(),
+    }  # fmt: skip
+    return COLUMNS.get(name, name), numbers.get(kind_of(annotation), pa.string())
+
+
+SETTINGS = [_column(name, field.annotation) for name, field in Cell.model_fields.items()]
 TRIALS = pa.schema(_MEASURED + SETTINGS)
 TRACES = pa.schema(
     [

@@ -10,7 +10,6 @@ from jaxinv.runs import results
 from jaxinv.settings import schema
 
 PLAN = ("targets_at_once", "seeds_at_once", "devices")  # what of a plan the rows keep
-COLUMNS = {"objective": "objective_type"}  # settings whose name a measured value holds
 
 
 def trial_rows(
@@ -31,7 +30,7 @@ def trial_rows(
     }
     of_images = np.where(failed[..., None], np.nan, np.asarray(of_images, np.float64))
     asked = cell.model_dump()
-    settings = {COLUMNS.get(name, name): [value] * rows for name, value in asked.items()}
+    settings = {results.COLUMNS.get(name, name): [value] * rows for name, value in asked.items()}
     plan = {name: getattr(result.plan, name) for name in PLAN}
     return settings | measured | {
         "schema_version": [results.SCHEMA_VERSION] * rows,

@@ -4,13 +4,15 @@ A setting that the chosen attack does not read at all is the business of
 `attacks.unused_settings`.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
-from jaxinv import networks
-from jaxinv.attacks import CLOSED_FORM, SECOND_ORDER
-from jaxinv.attacks.gauss_newton import PRIOR_INITS
+from jaxinv import defenses, networks
+from jaxinv.attacks.gradient_matching import may_drop_gradients
+from jaxinv.attacks.priors import needing
 from jaxinv.errors import UserError
-from jaxinv.settings.schema import Cell, Training
+from jaxinv.settings.flags import flag
+from jaxinv.settings.schema import Cell, Plan, Training
 
 # The settings of a training that mean nothing without --dp.
 OF_PRIVACY = ("noise_multiplier", "target_epsilon", "clip", "delta", "accountant", "microbatch")
@@ -80,12 +82,12 @@ def _defense(cell: Cell) -> Iterator[str]:
         yield "--adaptive true: there is no --defense to adapt to"
     if cell.adaptive and cell.polish > 0:
         yield "--polish: not with --adaptive true"
-    if cell.dp_sgd() and f"{cell.model}_gn" in networks.NETWORKS:
+    if cell.of_each_image() and f"{cell.model}_gn" in networks.NETWORKS:
         yield (
             f"--defense {cell.defense}: takes each image's own gradient, which BatchNorm does "
             f"not have; use --model {cell.model}_gn"
         )
-    if cell.dp_sgd() and cell.local().steps(cell.images) > 1:
+    if cell.of_each_image() and cell.local().steps(cell.images) > 1:
         yield (
             f"--defense {cell.defense}: of one gradient; leave --client-epochs and "
             "--client-batch out"
@@ -97,24 +99,8 @@ def _attack(cell: Cell) -> Iterator[str]:
         yield (
             f"--optimizer lbfgs: needs the gradient itself, not --sign {cell.sign}; use --sign none"
         )
-    if cell.attack in CLOSED_FORM and cell.local().steps(cell.images) > 1:
-        yield (
-            f"--attack {cell.attack}: of one gradient; leave --client-epochs and --client-batch out"
-        )
     if cell.posterior > 0 and cell.polish > 0:
         yield "--posterior: of an image that is not polished; leave --polish or it out"
-
-
-def _second_order(cell: Cell) -> Iterator[str]:
-    if cell.init in PRIOR_INITS and cell.attack not in SECOND_ORDER:
-        yield (
-            f"--init {cell.init}: of --attack {' and '.join(SECOND_ORDER)}; others begin with noise"
-        )
-    if cell.init not in PRIOR_INITS and cell.attack in SECOND_ORDER:
-        yield (
-            f"--init {cell.init}: --attack {cell.attack} begins with its prior; use "
-            f"{' or '.join(PRIOR_INITS)}"
-        )
     if cell.anneal_to > cell.anneal_from:
         yield (
             f"--anneal-to {cell.anneal_to:g}: above --anneal-from {cell.anneal_from:g}; the error "
@@ -122,26 +108,121 @@ def _second_order(cell: Cell) -> Iterator[str]:
         )
 
 
-def _smoothed(cell: Cell) -> Iterator[str]:
-    if cell.attack != "smoothed_bayes":
-        return
-    if networks.NETWORKS[cell.model].smooth:
+def _family(cell: Cell) -> Iterator[str]:
+    """What the kind of attack is not for."""
+    family, attacker = cell.family(), cell.attacker()
+    if family.inits and cell.init not in family.inits:
         yield (
-            f"--attack smoothed_bayes: of networks with ReLUs, not {cell.model}; use --attack bayes"
+            f"--init {cell.init}: --attack {cell.attack} does not begin so; use "
+            f"{' or '.join(family.inits)}"
         )
-    if cell.local().steps(cell.images) > 1:
+    if not family.local_steps and cell.local().steps(cell.images) > 1:
         yield (
-            "--attack smoothed_bayes: of one gradient; leave --client-epochs and --client-batch out"
+            f"--attack {cell.attack}: of one gradient; leave --client-epochs and --client-batch out"
         )
-    if cell.labels == "joint":
-        yield "--attack smoothed_bayes: not with --labels joint"
-    if cell.adaptive and cell.dp_sgd():
-        yield "--attack smoothed_bayes: not with --adaptive true and DP-SGD"
+    if not family.local_steps and attacker.local.steps(attacker.images) > 1:
+        yield f"--assumed-batch: --attack {cell.attack} is of one gradient; leave it out"
+    if not family.joint_labels and cell.labels == "joint":
+        yield (
+            f"--labels joint: --attack {cell.attack} takes labels as given; use known, or a rule"
+        )
+    if not family.each_image and cell.adaptive and cell.of_each_image():
+        yield f"--adaptive true: --attack {cell.attack} cannot adapt to --defense {cell.defense}"
+    if family.only_kinked and networks.NETWORKS[cell.model].smooth:
+        yield (
+            f"--attack {cell.attack}: of networks with ReLUs, not {cell.model}; use --attack bayes"
+        )
 
 
 CELL_CHECKS: tuple[Callable[[Cell], Iterator[str]], ...] = (
-    _client, _attackers_view, _priors, _defense, _attack, _second_order, _smoothed,
+    _client, _attackers_view, _priors, _defense, _attack, _family,
 )  # fmt: skip
+
+
+def check_used(grids: Sequence[Mapping[str, Any]], cells: Sequence[Sequence[Cell]]) -> None:
+    """Refuses a setting that changes none of the cells that it was given for.
+
+    Args:
+      grids: the settings that were given.
+      cells: of each grid.
+
+    Raises:
+      UserError: one line that names it and says why.
+    """
+    used, idle = set(), {}
+    for grid, made in zip(grids, cells):
+        for cell in made:
+            reasons = dict(_idle(cell))
+            for name in grid:
+                if name in reasons:
+                    idle[name] = f"{flag(name)} {getattr(cell, name)}: {reasons[name]}"
+                else:
+                    used.add(name)
+    for name, message in idle.items():
+        if name not in used:
+            raise UserError(message)
+
+
+def _idle(cell: Cell) -> Iterator[tuple[str, str]]:
+    """The settings off their defaults that change nothing beside the others, with the reason."""
+    attacker = cell.attacker()
+    assumed_steps = attacker.local.steps(attacker.images)
+    steps = max(cell.local().steps(cell.images), 1 if cell.assumed_lr else assumed_steps)
+    one_step = "the client takes one step; give --client-epochs or --client-batch, or leave it out"
+    if cell.width is not None and networks.NETWORKS[cell.model].width is None:
+        yield "width", f"{cell.model} has one size; leave it out"
+    if cell.grouping != "stored" and cell.images == 1:
+        yield "grouping", "of several images; give --images, or leave it out"
+    if cell.client_lr != Cell.model_fields["client_lr"].default and steps == 1:
+        yield "client_lr", one_step
+    if cell.assumed_lr is not None and assumed_steps == 1:
+        yield "assumed_lr", one_step
+    whole = cell.images == (cell.client_batch or cell.images)
+    if cell.shuffled and whole and not needing("epochs", cell.priors()):
+        yield "shuffled", "an epoch of one step has no order; give --client-batch, or leave it out"
+    dropped = may_drop_gradients(
+        cell.priors(), attacker.local.steps(attacker.images), attacker.defense
+    )
+    if cell.gram == "on" and not dropped:
+        yield (
+            "gram",
+            "of one gradient, blind to the defense, without --prior-features; leave it out",
+        )
+
+
+def check_plan(plan: Plan, cells: Sequence[Cell]) -> None:
+    """Refuses what is asked of every cell and changes none.
+
+    Raises:
+      UserError: one line that names it.
+    """
+    for message in _plan(plan, cells):
+        raise UserError(message)
+
+
+def _plan(plan: Plan, cells: Sequence[Cell]) -> Iterator[str]:
+    if plan.noise_seeds > 1 and not any(defenses.is_random(cell.chain()) for cell in cells):
+        yield f"--noise-seeds {plan.noise_seeds}: no --defense here is random; leave it out"
+    if plan.memory is not None and all(cell.family().make is None for cell in cells):
+        yield "--memory: a closed form takes what it takes; leave it out"
+    if plan.data_dir is not None and all(cell.dataset == "tiles" for cell in cells):
+        yield "--data-dir: the tiles ship with the package; leave it out"
+    coupled = [name for cell in cells for name in needing("seeds", cell.priors())]
+    if coupled and plan.seeds == 1:
+        yield f"{flag(coupled[0])}: looks at a target's other seeds; give --seeds 2 or more"
+
+
+def check_search(plan: Plan, cell: Cell) -> None:
+    """Refuses what a search around a cell has no use for.
+
+    Raises:
+      UserError: one line that names it.
+    """
+    if plan.noise_seeds > 1:
+        raise UserError("--noise-seeds: a search draws a defense once; leave it out")
+    if coupled := needing("seeds", cell.priors()):
+        raise UserError(f"{flag(coupled[0])}: would draw the candidates together; leave it out")
+    check_plan(plan, [cell])
 
 
 def check_training(training: Training, given: Collection[str]) -> None:

@@ -34,7 +34,7 @@ _GROUPS = (
 _NOT_INVERTED = {
     "dataset", "model", "width", "network_seed", "batch_norm", "grouping", "shuffled",
     "assumed_images", "assumed_batch", "assumed_lr", "defense", "adaptive", "polish", "posterior",
-    "prior_batch_norm", "prior_epoch_order",
+    "prior_batch_norm", "prior_epoch_order", "gram",
 }  # fmt: skip
 _SEVERAL = {"space", "resources", "stop_at"}  # several values make a list, not an axis
 

@@ -18,7 +18,13 @@ from pydantic import BaseModel, ValidationError
 from jaxinv import defenses
 from jaxinv.attacks import ATTACKS, unused_settings
 from jaxinv.errors import UserError
-from jaxinv.settings.checks import check_cell, check_training
+from jaxinv.settings.checks import (
+    check_cell,
+    check_plan,
+    check_search,
+    check_training,
+    check_used,
+)
 from jaxinv.settings.flags import flag
 from jaxinv.settings.schema import (
     OF_VICTIM,
@@ -70,6 +76,7 @@ def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None =
     cells = _cells(grids)
     axes = _axes(grids, cells)
     plan = _plan(tables.run, _given(flags, Plan))
+    check_plan(plan, cells)
     if plan.target_ids is not None and "images" in axes:
         raise UserError(
             "--target-ids cannot be combined with several values of --images, because the number "
@@ -100,7 +107,11 @@ def load_search(flags: Mapping[str, Any]) -> SearchStudy:
             raise UserError(
                 f"--space {name}: --attack {cell.attack} does not use it; search another setting"
             )
-    return SearchStudy(search, cell, _validate(Plan, _given(flags, Plan)))
+    plan = _validate(Plan, _given(flags, Plan))
+    check_cell(cell)
+    check_used([grid | searched], [[cell]])
+    check_search(plan, cell)
+    return SearchStudy(search, cell, plan)
 
 
 def load_inverting(flags: Mapping[str, Any]) -> tuple[Inverting, Cell]:
@@ -124,7 +135,11 @@ def load_inverting(flags: Mapping[str, Any]) -> tuple[Inverting, Cell]:
         raise UserError("--classes: say the labels and their number; leave --labels, --images out")
     else:
         settings["images"] = str(len(classes))
-    return inverting, _product(settings)[0]
+    (cell,) = _product(settings)
+    if cell.family().make is None:
+        raise UserError(f"--attack {cell.attack}: of a sweep; give an attack that takes steps")
+    check_used([settings], [[cell]])
+    return inverting, cell
 
 
 def load_workers(flags: Mapping[str, Any]) -> Workers:
@@ -201,7 +216,9 @@ def _cells(grids: Sequence[Settings]) -> tuple[Cell, ...]:
     count = sum(math.prod(len(_listed(values)) for values in grid.values()) for grid in grids)
     if count > MOST_CELLS:
         raise UserError(f"the study has {count:,} cells; {MOST_CELLS:,} at most: give fewer values")
-    return tuple(dict.fromkeys(cell for grid in grids for cell in _product(grid)))
+    made = [_product(grid) for grid in grids]
+    check_used(grids, made)
+    return tuple(dict.fromkeys(cell for cells in made for cell in cells))
 
 
 def _axes(grids: Iterable[Settings], cells: Sequence[Cell]) -> dict[str, list]:
@@ -229,7 +246,7 @@ def _lay_over(under: Settings, over: Settings) -> Settings:
     replaced = set(OF_VICTIM) if "victim" in over else set()
     attacks = [name for name in _listed(over.get("attack", [])) if _preset(name) is not None]
     for name in attacks:
-        replaced |= set(ATTACKS[name])
+        replaced |= set(ATTACKS[name].settings)
     if attacks:  # nor does what none of them reads stand any longer
         replaced |= set.intersection(*map(unused_settings, attacks))
     if "optimizer" in replaced | set(over):  # the rate was another one's
@@ -239,7 +256,8 @@ def _lay_over(under: Settings, over: Settings) -> Settings:
 
 def _preset(attack: Any) -> Settings | None:
     """The settings that an attack is a name for; None where there is no such attack."""
-    return ATTACKS.get(attack) if isinstance(attack, str) else None
+    named = ATTACKS.get(attack) if isinstance(attack, str) else None
+    return named and dict(named.settings)
 
 
 def _listed(value: Any) -> list:

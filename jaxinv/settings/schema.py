@@ -26,18 +26,18 @@ from pydantic import (
 )
 
 from jaxinv import defenses, networks
-from jaxinv.attacks import ATTACKS, SECOND_ORDER
-from jaxinv.attacks.base import Attack
-from jaxinv.attacks.gauss_newton import PRIOR_INITS, GaussNewton
-from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, RATES, SCHEDULES, SIGNS, Method
-from jaxinv.attacks.gram import GRAM, choose_rule
+from jaxinv.attacks import ATTACKS
+from jaxinv.attacks.base import Assumed, Attack, Family
+from jaxinv.attacks.gauss_newton import PRIOR_INITS
+from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, RATES, SCHEDULES, SIGNS
+from jaxinv.attacks.gram import GRAM
 from jaxinv.attacks.labels import LABELS
 from jaxinv.attacks.objectives import OBJECTIVES
-from jaxinv.attacks.priors import PRIORS, READ_UPDATE
-from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
+from jaxinv.attacks.priors import PRIORS
 from jaxinv.client import BATCH_NORM, Local
 from jaxinv.data import GROUPINGS
 from jaxinv.data.image_prior import IMAGE_PRIORS
+from jaxinv.errors import UserError
 from jaxinv.machine import runtime
 from jaxinv.machine.executors import EXECUTORS
 from jaxinv.privacy.accounting import ACCOUNTANTS
@@ -45,10 +45,6 @@ from jaxinv.victim.training import PRECISIONS
 from jaxinv.victim.training import SCHEDULES as TRAINING_SCHEDULES
 
 OF_VICTIM = ("model", "width", "network_seed")  # what a checkpoint says of its network
-# What may differ from seed to seed in one program.
-SEARCHABLE = (
-    "lr", "client_lr", *PRIORS, "anneal_from", "anneal_to", "damping", "tolerance", "inflation",
-)  # fmt: skip
 VICTIMS_OWN = "victim"  # the defense that a victim was trained with
 # Settings that had another name before version 0.2.
 RENAMED = {
@@ -90,7 +86,10 @@ def _of(*tables: Iterable[str]) -> AfterValidator:
     return AfterValidator(OneOf(name for table in tables for name in table))
 
 
-def _flag(group: str, default: Any, text: str, metavar: str | None = None, **limits: Any) -> Any:
+def _flag(
+    group: str, default: Any, text: str, metavar: str | None = None, traced: bool = False,
+    **limits: Any,
+) -> Any:  # fmt: skip
     """A field that is a flag.
 
     Args:
@@ -99,9 +98,10 @@ def _flag(group: str, default: Any, text: str, metavar: str | None = None, **lim
         value that must be given.
       text: one sentence of `--help`.
       metavar: what stands for its value there; by its type where not given.
+      traced: whether it may differ from seed to seed in one program: a search may vary it.
       limits: as pydantic names them (ge, gt, le, lt, min_length, ...).
     """
-    shown = {"group": group, "metavar": metavar}
+    shown = {"group": group, "metavar": metavar, "traced": traced}
     if callable(default):
         return Field(default_factory=default, description=text, json_schema_extra=shown, **limits)
     return Field(default, description=text, json_schema_extra=shown, **limits)
@@ -258,7 +258,11 @@ class Cell(_Strict):
         le=MOST_COUNT,
     )  # fmt: skip
     client_lr: float = _flag(
-        "client", 1e-4, "Learning rate of the client, where it takes several steps.", gt=0
+        "client",
+        1e-4,
+        "Learning rate of the client, where it takes several steps.",
+        gt=0,
+        traced=True,
     )
     shuffled: bool = _flag(
         "client", False, "Whether the client shuffles its images before each epoch, in an order "
@@ -307,6 +311,7 @@ class Cell(_Strict):
     lr: float = _flag(
         "attack", lambda settings: RATES[settings["optimizer"]], "Learning rate of the attack "
         f"(default: {', '.join(f'{rate:g} for {name}' for name, rate in RATES.items())}).", gt=0,
+        traced=True,
     )  # fmt: skip
     schedule: Annotated[str, _of(SCHEDULES)] = _flag("attack", "step", "Learning-rate schedule.")
     init: Annotated[str, _of(INITS, PRIOR_INITS)] = _flag(
@@ -327,31 +332,40 @@ class Cell(_Strict):
         "attack", "float32", "Floating-point precision of the attack; tensorfloat32 is for GPUs."
     )
 
-    tv: float = _flag("priors", 0.01, "Weight of the total variation.", ge=0)
-    tv_isotropic: float = _flag("priors", 0.0, "Weight of the isotropic total variation.", ge=0)
+    tv: float = _flag("priors", 0.01, "Weight of the total variation.", ge=0, traced=True)
+    tv_isotropic: float = _flag(
+        "priors", 0.0, "Weight of the isotropic total variation.", ge=0,
+        traced=True,
+    )  # fmt: skip
     tv_color: float = _flag(
         "priors", 0.0, "Weight of the isotropic total variation over the channels and their "
         "pairwise differences.", ge=0,
+        traced=True,
     )  # fmt: skip
     prior_l2: float = _flag(
-        "priors", 0.0, "Weight of the mean square of the normalized pixels.", ge=0
-    )
+        "priors", 0.0, "Weight of the mean square of the normalized pixels.", ge=0,
+        traced=True,
+    )  # fmt: skip
     prior_batch_norm: float = _flag(
         "priors", 0.0, "Weight of the distance to the BatchNorm statistics that the client shares, "
         "or to the running ones (--batch-norm eval).", ge=0,
+        traced=True,
     )  # fmt: skip
     prior_group: float = _flag(
         "priors", 0.0, "Weight of the distance to the mean image over the target's seeds, which "
         "then depend on one another.", ge=0,
+        traced=True,
     )  # fmt: skip
     prior_features: float = _flag(
         "priors", 0.0, "Weight of the distance to the input of the last dense layer, read off the "
         "shared update.", ge=0,
+        traced=True,
     )  # fmt: skip
     prior_epoch_order: float = _flag(
         "priors", 0.0, "Weight of the penalty that makes the images reconstructed for each local "
         "epoch agree, whatever their order. Needs --client-epochs 2 or more and --shuffled true.",
         ge=0,
+        traced=True,
     )  # fmt: skip
 
     image_prior: Annotated[str, _of(IMAGE_PRIORS)] = _flag(
@@ -362,9 +376,14 @@ class Cell(_Strict):
     anneal_from: float = _flag(
         "second-order attack", 100.0, "Variance of the model's error at the first step, relative "
         "to each layer's mean square.", gt=0,
+        traced=True,
     )  # fmt: skip
     anneal_to: float = _flag(
-        "second-order attack", 1e-6, "Variance of the model's error at the last step.", gt=0
+        "second-order attack",
+        1e-6,
+        "Variance of the model's error at the last step.",
+        gt=0,
+        traced=True,
     )
     cg_iterations: int = _flag(
         "second-order attack", 80, "Conjugate-gradient iterations of each step.", ge=1,
@@ -373,10 +392,12 @@ class Cell(_Strict):
     damping: float = _flag(
         "second-order attack", 0.0, "Damping of each step of bayes, relative to the mean diagonal "
         "of its system.", ge=0,
+        traced=True,
     )  # fmt: skip
     tolerance: float = _flag(
         "second-order attack", 1e-3, "Relative gain of a step below which bayes stops, once it has "
         "reached the noise.", ge=0,
+        traced=True,
     )  # fmt: skip
     posterior: int = _flag(
         "second-order attack", 0, "Posterior draws that give each pixel of the best image of bayes "
@@ -389,6 +410,7 @@ class Cell(_Strict):
     inflation: float = _flag(
         "second-order attack", 50.0, "Number of entries of the update whose errors smoothed_bayes "
         "counts as one.", gt=0,
+        traced=True,
     )  # fmt: skip
 
     def local(self) -> Local:
@@ -413,17 +435,21 @@ class Cell(_Strict):
         settings = {name: getattr(self, name) for name in (*SEARCHABLE, "iterations")}
         return settings | {"client_lr": self.attacker().client_lr}
 
-    def dp_sgd(self) -> bool:
-        """Whether the client clips each image's gradient."""
-        return "dpsgd" in defenses.names(self.chain())
+    def of_each_image(self) -> bool:
+        """Whether the client's defense takes each image's own gradient."""
+        return any(defenses.DEFENSES[name].of_each_image for name in defenses.names(self.chain()))
 
     def priors(self) -> tuple[str, ...]:
         """The priors that have a weight."""
         return tuple(name for name in PRIORS if getattr(self, name) > 0)
 
+    def family(self) -> Family:
+        """The kind of attack."""
+        return ATTACKS[self.attack].family
+
     def has_image_prior(self) -> bool:
         """Whether the attack asks what images look like."""
-        return self.attack in SECOND_ORDER
+        return "image_prior" in self.family().reads
 
     def make_attack(self, classes: int, classifier: tuple[str, ...]) -> Attack:
         """The iterative attack: the part of the settings that shapes the compiled program.
@@ -431,33 +457,22 @@ class Cell(_Strict):
         Args:
           classes: of the data.
           classifier: path of the network's last dense layer; () where nothing asks for it.
+
+        Raises:
+          UserError: the attack has no iterations.
         """
-        attacker = self.attacker()
-        local, known = attacker.local, attacker.defense
+        make, attacker = self.family().make, self.attacker()
+        if make is None:
+            raise UserError(f"--attack {self.attack}: has no iterations; give another attack")
         of_labels = classes if self.labels == "joint" else 0
-        if self.attack == "smoothed_bayes":
-            return SmoothedGaussNewton(
-                self.objective, self.init, self.cg_iterations, self.draws, self.batch_norm, local,
-                known,
-            )  # fmt: skip
-        if self.attack in SECOND_ORDER:
-            return GaussNewton(
-                self.objective, self.init, self.cg_iterations, self.batch_norm, local, of_labels,
-                known,
-            )  # fmt: skip
-        whole = local.steps(attacker.images) > 1 or READ_UPDATE & set(self.priors()) or known
-        fields = ("objective", "optimizer", "sign", "schedule", "box", "batch_norm")
-        return Method(
-            **{name: getattr(self, name) for name in fields},
-            init_from=self.init,
-            priors=self.priors(),
-            local=local,
-            by_epoch=self.prior_epoch_order > 0,
-            classes=of_labels,
-            classifier=classifier,
-            defense=known,
-            gram=None if whole else choose_rule(self.gram, self.objective),
-        )
+        assumed = Assumed(attacker.local, attacker.images, attacker.defense, of_labels, classifier)
+        return make(self, assumed)
+
+
+# What may differ from seed to seed in one program.
+SEARCHABLE = tuple(
+    name for name, field in Cell.model_fields.items() if field.json_schema_extra["traced"]
+)
 
 
 class Plan(_Strict):

@@ -1,0 +1,447 @@
+"""What every entry of every table promises, on a network of a few hundred weights.
+
+A new entry is tested here by being in its table. An iterative attack, whatever its parts: objective
+0 at the truth, two steps that stay finite and make the loss fall, states of one dtype, the same
+start from the same key. A pure function: compiled as op by op, dtypes kept, the same bits twice.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxinv import client, data, defenses
+from jaxinv.attacks import ATTACKS, CLOSED_FORM, labels
+from jaxinv.attacks.base import Candidate, Known
+from jaxinv.attacks.gauss_newton import PRIOR_INITS
+from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, SCHEDULES, SIGNS, Method
+from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
+from jaxinv.attacks.objectives import OBJECTIVES, compare
+from jaxinv.attacks.priors import PRIORS, SEEDS, View, needing
+from jaxinv.data import image_prior
+from jaxinv.defenses.base import ImageFacts, Scene
+from jaxinv.engine import trials
+from jaxinv.engine.targets import ClientSettings, make_targets, order_keys
+from jaxinv.networks.kinks import relu
+from jaxinv.networks.layers import BATCH_NORM_MOMENTUM
+from jaxinv.networks.mlp import MLP
+from jaxinv.settings.schema import Cell
+from jaxinv.types import Normalization, Target, Truth
+
+SHAPE, CLASSES, CLASSIFIER = (6, 6, 3), 4, ("Dense_1",)
+NORMALIZATION = Normalization(jnp.full(3, 0.5), jnp.full(3, 0.25))
+# Strengths that leave something of an update. A defense without an entry here fails the tests.
+STRENGTHS = {
+    "dpsgd": "dpsgd:1:1e-3", "noise": "noise:1e-6", "laplace": "laplace:1e-6",
+    "relative": "relative:0.01", "prune": "prune:0.5", "prune-layer": "prune-layer:0.5",
+    "top-k": "top-k:60", "clip": "clip:0.1", "sign": "sign", "quantize": "quantize:8",
+    "soteria": "soteria:0.3",
+}  # fmt: skip
+
+
+class Net(nn.Module):
+    """Two dense layers, BatchNorm and a nonlinearity: what every attack can use."""
+
+    kinked: bool = False
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(6)(x.reshape(len(x), -1))
+        x = nn.BatchNorm(use_running_average=not train, momentum=BATCH_NORM_MOMENTUM)(x)
+        x = relu(x) if self.kinked else nn.sigmoid(x)
+        return nn.Dense(CLASSES)(x)
+
+
+def wide(tree):
+    """A tree's floats in float64, under `jax.enable_x64`."""
+    of = lambda x: jnp.asarray(x, jnp.float64 if x.dtype.kind == "f" else x.dtype)  # noqa: E731
+    return jax.tree.map(of, tree)
+
+
+def strong(tree):
+    """A tree whose numbers have types of their own, not those of Python's numbers."""
+    number = lambda x: jnp.issubdtype(x.dtype, jnp.number)  # noqa: E731
+    of = lambda x: lax.convert_element_type(x, x.dtype) if number(x) else x  # noqa: E731
+    return jax.tree.map(of, tree)
+
+
+class Lab:
+    """One private batch on a network, and any client's update of it."""
+
+    def __init__(self, module, images=1):
+        key = jax.random.key(0)
+        pixels = jax.random.uniform(key, (1, images, *SHAPE))
+        self.module, self.truths = module, Truth(pixels, (jnp.arange(images) + 2)[None] % CLASSES)
+        self.variables = jax.jit(module.init)(jax.random.key(1), pixels[0])
+        self.truth = NORMALIZATION.normalize(pixels[0])
+        self.prior = jax.tree.map(
+            jnp.float32,
+            image_prior.of_spectrum(
+                np.zeros(SHAPE), np.broadcast_to(np.eye(3), (*SHAPE[:2], 3, 3))
+            ),
+        )
+
+    def shared(self, defense="none", known=(), **clients):
+        """What the attacker gets of the one target."""
+        chain = defenses.parse(defense)
+        shared = make_targets(
+            self.module, self.variables, self.truths, NORMALIZATION,
+            ClientSettings(
+                defense=defenses.names(chain), known_defense=known, classifier=CLASSIFIER,
+                **clients,
+            ),
+            0.1, order_keys([0]), defenses.strengths(chain),
+        )  # fmt: skip
+        return jax.tree.map(lambda x: x[0], shared.targets)
+
+
+@functools.cache
+def lab(kinked=False, images=1):
+    return Lab(Net(kinked), images)
+
+
+@functools.cache
+def plain(kinked=False, images=1, observe=True):
+    """An undefended gradient, compared where asked with the running statistics."""
+    return lab(kinked, images).shared(observe=observe)
+
+
+class Program(NamedTuple):
+    """One trial of an attack, or two where a prior couples them: each is compiled once."""
+
+    draw: Callable  # (numbers, given, start) -> states
+    step: Callable  # (numbers, given, index, states) -> states, losses
+
+
+@functools.cache
+def program(lab, attack):
+    """What an attack does on a network; `given` are the variables and what else is known."""
+    coupled = needing("seeds", attack.priors)
+    over_seeds = functools.partial(jax.vmap, axis_name=SEEDS) if coupled else lambda f: f
+    key = jax.random.key(2)
+    keys = jax.random.split(key) if coupled else key
+
+    def known(variables, *given):
+        loss = trials.simulate(lab.module, variables, attack)
+        return Known(loss, variables["params"], *given)
+
+    # Strongly typed, so that all steps are one program's.
+    def draw(own, given, start):
+        shape = (len(given[1].labels), *SHAPE)
+        init = lambda key: attack.init(own, key, shape, known(*given), start)  # noqa: E731
+        return strong(over_seeds(init)(keys))
+
+    def step(own, given, index, states):
+        one = lambda state: attack.step(own, known(*given), index, state)  # noqa: E731
+        return strong(over_seeds(one)(states))
+
+    return Program(jax.jit(draw), jax.jit(step))
+
+
+def keeps_promises(lab, target, attack, start=None, truth=None, at_truth=1e-5, **settings):
+    """Takes two steps; see the file's words.
+
+    Args:
+      start: where to begin, for an attack that does not draw one.
+      truth: the candidate that the client's update is of; the private batch where not given.
+      at_truth: the objective that rounding may leave there; None where the update is noisy.
+
+    Returns:
+      The losses on the way, [step, (objective, prior), *seed].
+    """
+    settings = Cell().model_dump() | {"client_lr": 0.1, "lr": 0.01} | settings | {"iterations": 2}
+    own = attack.numbers(1, {k: v for k, v in settings.items() if not isinstance(v, str)})
+    own = jax.tree.map(lambda x: np.asarray(x).ravel()[0], own)
+    own = jax.tree.map(lambda x: jnp.float32(x) if x.dtype.kind == "f" else jnp.int32(x), own)
+    given = (lab.variables, target, NORMALIZATION, lab.prior)
+    draw, step = program(lab, attack)
+    states, again = draw(own, given, start), draw(own, given, start)
+    jax.tree.map(np.testing.assert_array_equal, states.candidate, again.candidate)
+    here = draw(own, given, Candidate(lab.truth, None) if truth is None else truth)
+    there, losses = step(own, given, jnp.int32(2), here)  # the last call only evaluates
+    jax.tree.map(np.testing.assert_array_equal, there.candidate, here.candidate)
+    if at_truth is not None:
+        np.testing.assert_allclose(losses.objective, 0, atol=at_truth)
+
+    seen = []
+    for index in range(3):
+        states, losses = step(own, given, jnp.int32(index), states)
+        seen.append(np.asarray(losses))
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves((states.candidate, losses)))
+    assert (seen[2].sum(axis=0) < seen[0].sum(axis=0)).all()
+
+    with jax.enable_x64(True):
+        own, given, start = wide((own, given, start))
+        states = jax.eval_shape(draw, own, given, start)
+        kinds = states, jax.eval_shape(step, own, given, jnp.int32(0), states)
+        assert "float32" not in {str(x.dtype) for x in jax.tree.leaves(kinds)}
+    return np.array(seen)
+
+
+# The parts of gradient matching: each name of each table in one method at least.
+
+# Without the box, whose first projection may raise the loss.
+PLAIN = Method(schedule="constant", priors=(), box=False, classifier=CLASSIFIER)
+PARTS = {
+    "objective": list(OBJECTIVES), "sign": list(SIGNS), "schedule": list(SCHEDULES),
+    "init_from": list(INITS), "box": [False, True],
+    "optimizer": [name for name in OPTIMIZERS if name != "lbfgs"],  # which a named attack has
+}  # fmt: skip
+MIXED = [
+    PLAIN._replace(**{part: names[i % len(names)] for part, names in PARTS.items()})
+    for i in range(max(map(len, PARTS.values())))
+]
+
+
+@pytest.mark.parametrize("method", MIXED, ids=lambda m: f"{m.optimizer}-{m.sign}-{m.init_from}")
+def test_parts_of_gradient_matching(method):
+    keeps_promises(lab(), plain(), method)
+
+
+def test_priors_of_one_gradient():
+    """All that an attacker of one gradient can have, together."""
+    names = tuple(name for name in PRIORS if name not in needing("epochs"))
+    method = PLAIN._replace(priors=names)
+    seen = keeps_promises(lab(), plain(), method, **dict.fromkeys(names, 0.01))
+    assert (seen[0, 1] > 0).all()
+
+
+def test_priors_of_epochs():
+    local = client.Local(2)
+    method = PLAIN._replace(priors=needing("epochs"), by_epoch=True, local=local)
+    target = lab().shared(local=local, assumed=local)
+    truth = Candidate(jnp.stack([lab().truth] * 2), None)
+    keeps_promises(lab(), target, method, truth=truth, **dict.fromkeys(method.priors, 0.01))
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_prior_as_a_function(name):
+    one, target = lab(), plain()
+    images = jax.random.normal(jax.random.key(3), (2, 1, *SHAPE))  # of two seeds
+    if name in needing("epochs"):
+        images = jnp.stack([images, images[::-1]], axis=1)
+    update, statistics = (
+        jax.tree.map(lambda x: x + 1, tree) for tree in (target.update, target.statistics)
+    )
+
+    def penalty(images, update, statistics, target):
+        view = View(images, update, statistics, target, one.variables["params"], CLASSIFIER)
+        return PRIORS[name].penalty(view)
+
+    of_seeds = jax.vmap(penalty, in_axes=(0, None, None, None), axis_name=SEEDS)
+    arguments = (images, update, statistics, target)
+    plainly = of_seeds(*arguments)
+    assert (plainly > 0).all()
+    np.testing.assert_allclose(jax.jit(of_seeds)(*arguments), plainly, rtol=1e-5)
+    with jax.enable_x64(True):
+        assert jax.eval_shape(of_seeds, *wide(arguments)).dtype == np.float64
+
+
+# The named attacks, and the polish behind them.
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in CLOSED_FORM])
+def test_named_attacks(name):
+    cell = Cell(attack=name, **ATTACKS[name].settings)
+    kinked = name == "smoothed_bayes"
+    one, target = lab(kinked), plain(kinked, observe=cell.prior_batch_norm > 0)
+    attack = cell.make_attack(CLASSES, CLASSIFIER)
+    logits = 100.0 * jax.nn.one_hot(target.labels, CLASSES) if cell.labels == "joint" else None
+    settings = cell.numbers() | {"anneal_to": 1.0}
+    settings["lr"] *= 1 if cell.optimizer == "lbfgs" else 0.1
+    keeps_promises(one, target, attack, truth=Candidate(one.truth, logits), **settings)
+
+
+@pytest.mark.parametrize("start", [name for name in PRIOR_INITS if name != "mean"])  # bayes has it
+def test_second_order_starts(start):
+    cell = Cell(**ATTACKS["bayes"].settings | {"attack": "bayes", "init": start})
+    attack = cell.make_attack(CLASSES, ())
+    keeps_promises(lab(), plain(observe=False), attack, anneal_to=1.0)
+
+
+def test_polish():
+    near = lab().truth + 0.1 * jax.random.normal(jax.random.key(4), lab().truth.shape)
+    attack = LevenbergMarquardt()
+    keeps_promises(lab(), plain(observe=False), attack, start=Candidate(near, None))
+
+
+# What clients do.
+
+
+@pytest.mark.parametrize("batch_norm", [name for name in client.BATCH_NORM if name != "eval"])
+def test_batch_norm_protocols(batch_norm):
+    """In evaluation mode are the clients of all other tests."""
+    two = lab(images=2)
+    target = two.shared(batch_norm=batch_norm)
+    assert bool(jax.tree.leaves(target.statistics)) == (batch_norm == "train-shared")
+    priors = needing("statistics") if batch_norm == "train-shared" else ()
+    method = PLAIN._replace(batch_norm=batch_norm, priors=priors, optimizer="sgd", sign="none")
+    keeps_promises(two, target, method, statistics=0.01)
+
+
+@pytest.mark.parametrize("name", defenses.DEFENSES)
+def test_defenses(name):
+    """As functions, and against the attacker that is blind to them."""
+    one, defense, facts = lab(), defenses.DEFENSES[name], ImageFacts(CLASSIFIER, 1)
+    chain = defenses.parse(STRENGTHS[name])
+    update, strengths = plain().update, jax.tree.map(jnp.float32, defenses.strengths(chain))
+
+    def defended(seed, update, strengths):
+        scene = Scene(one.module, one.variables, one.truth, one.truths.labels[0])
+        sent = defenses.defend((name,), update, strengths, jax.random.key(seed), scene)
+        knowledge = defenses.adapt((name,), strengths, sent, facts)
+        return sent, knowledge, defenses.expect((name,), knowledge, update, sent)
+
+    compiled = jax.jit(defended)
+    (sent, knowledge, expected), (again, *_), (other, *_) = (
+        compiled(seed, update, strengths) for seed in (0, 0, 1)
+    )
+    jax.tree.map(np.testing.assert_array_equal, sent, again)
+    same = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (sent, other)))]
+    assert all(same) != defense.random
+    assert jax.tree.map(jnp.result_type, sent) == jax.tree.map(jnp.result_type, update)
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(sent))
+    for a, b in zip(*map(jax.tree.leaves, (sent, defended(0, update, strengths)[0]))):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * scale)
+    with jax.enable_x64(True):
+        kinds = jax.eval_shape(defended, 0, *wide((update, strengths)))
+        assert "float32" not in {str(x.dtype) for x in jax.tree.leaves(kinds)}
+
+    # What an adaptive attacker makes of it.
+    weights = np.array(jax.tree.leaves(knowledge.weights))
+    assert ((weights >= 0) & (weights <= 1)).all()
+    assert all((np.asarray(v) >= 0).all() for v in jax.tree.leaves(knowledge.variances))
+    if name in OF_ONE_UPDATE:
+        at_truth = OBJECTIVES["cosine"](compare(expected, sent, knowledge.weights))
+        np.testing.assert_allclose(at_truth, 0, atol=1e-6)
+    target = plain()._replace(update=sent)
+    keeps_promises(one, target, PLAIN, at_truth=None)
+
+
+# Defenses that an adaptive attacker can repeat, and others; all of the table.
+OF_ONE_UPDATE = ("prune", "prune-layer", "top-k", "clip", "soteria")
+ADAPTIVE = [
+    OF_ONE_UPDATE, ("dpsgd", "noise", "laplace"), ("relative", "quantize"), ("sign",),
+]  # fmt: skip
+
+
+def test_every_defense_has_its_adaptive_attacker():
+    assert {name for chain in ADAPTIVE for name in chain} == set(defenses.DEFENSES)
+
+
+@pytest.mark.parametrize("chain", ADAPTIVE, ids="-".join)
+def test_adaptive_attackers(chain):
+    target = lab().shared(",".join(STRENGTHS[name] for name in chain), known=chain)
+    method = PLAIN._replace(defense=chain)
+    keeps_promises(lab(), target, method, at_truth=1e-5 if chain == OF_ONE_UPDATE else None)
+
+
+def test_a_defense_draws_the_same_wherever_it_stands_in_the_table(monkeypatch):
+    update = {"w": jnp.zeros(5)}
+    draw = lambda: defenses.defend(  # noqa: E731
+        ("noise",), update, ((jnp.float32(1.0),),), jax.random.key(0), None
+    )["w"]
+    before = draw()
+    backwards = dict(reversed(defenses.DEFENSES.items()))
+    monkeypatch.setattr(defenses, "DEFENSES", {"new": None, **backwards})
+    np.testing.assert_array_equal(draw(), before)
+
+
+@pytest.mark.parametrize("grouping", data.GROUPINGS)
+def test_groupings(grouping):
+    given = np.array([0, 0, 1, 0, 1, 2, 2, 1])
+    expected = {
+        "stored": [[0, 1], [2, 3]], "distinct": [[0, 2], [1, 4]], "repeated": [[0, 1], [2, 4]],
+    }  # fmt: skip
+    chosen = data.group(given, 2, 2, 3, grouping)
+    np.testing.assert_array_equal(chosen, expected[grouping])
+    assert len(set(chosen.ravel())) == chosen.size
+
+
+# What is read off an update.
+
+
+@pytest.mark.parametrize("rule", labels.LABELS)
+def test_label_rules(rule):
+    """One image: every rule finds its class."""
+    if rule == "known":
+        assert labels.LABELS[rule] is None
+        return
+    one = lab()
+    read = lambda update: labels.infer(  # noqa: E731
+        rule, one.module, one.variables, update, SHAPE, 1
+    )
+    update = plain().update
+    found, again = jax.jit(read)(update), jax.jit(read)(update)
+    assert found.tolist() == again.tolist() == one.truths.labels[0].tolist()
+    assert found.dtype == np.int32
+    assert read(update).tolist() == found.tolist()
+
+
+@pytest.mark.parametrize("name", CLOSED_FORM)
+def test_closed_forms(name):
+    """One image from a perceptron's gradient, exact by its own evidence."""
+    with jax.enable_x64(True):
+        module = MLP(CLASSES, width=32)
+        image = jax.random.normal(jax.random.key(5), (1, *SHAPE), jnp.float64)
+        variables = wide(jax.jit(module.init)(jax.random.key(1), image))
+        loss = client.loss_fn(module, variables)
+        sent, _ = jax.jit(
+            lambda: client.gradient(loss, variables["params"], image, jnp.array([2]))
+        )()
+
+        def recover(key):
+            target = Target(sent, jnp.array([2], jnp.int32))
+            return CLOSED_FORM[name](module, variables, target, 1, SHAPE, key)
+
+        compiled = jax.jit(recover)
+        found, again = (compiled(jax.random.key(0)) for _ in range(2))
+        assert found.exact.all()
+        assert found.images.dtype == np.float64
+        np.testing.assert_allclose(found.images, image, atol=1e-7)
+        np.testing.assert_array_equal(found.images, again.images)
+        np.testing.assert_allclose(recover(jax.random.key(0)).images, found.images, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives(name):
+    draw = lambda seed: jax.tree.map(  # noqa: E731
+        lambda x: jax.random.normal(jax.random.key(seed), x.shape, x.dtype), plain().update
+    )
+    own, sent = draw(1), draw(2)
+    of = lambda a, b: OBJECTIVES[name](compare(a, b))  # noqa: E731
+    np.testing.assert_allclose(of(own, own), 0, atol=1e-6)
+    assert of(own, sent) > 0
+    np.testing.assert_allclose(jax.jit(of)(own, sent), of(own, sent), rtol=1e-5)
+    with jax.enable_x64(True):
+        assert jax.eval_shape(of, *wide((own, sent))).dtype == np.float64
+
+
+@pytest.mark.parametrize("table", [SIGNS, SCHEDULES, INITS], ids=["signs", "schedules", "inits"])
+def test_pure_functions(table):
+    for function in table.values():
+        if table is INITS:
+            call = lambda key, function=function: function(key, (2, *SHAPE))  # noqa: E731
+            arguments = (jax.random.key(0),)
+        elif table is SIGNS:
+            call, arguments = function, (jnp.array([-3.0, 0.0, 0.2]), jnp.float32(0.5))
+        else:
+            call, arguments = function, (jnp.int32(3), jnp.int32(8))
+        compiled, plainly = jax.jit(call)(*arguments), call(*arguments)
+        np.testing.assert_allclose(compiled, plainly, rtol=1e-6)
+        assert compiled.dtype == plainly.dtype == np.float32
+        np.testing.assert_array_equal(compiled, jax.jit(call)(*arguments))
+
+
+def test_signs_by_their_formulas():
+    gradient, half = np.array([-3.0, 0.0, 0.2], np.float32), jnp.float32(0.5)
+    expected = {"hard": np.sign(gradient), "soft": np.tanh(gradient / 2) * 2, "none": gradient}
+    assert set(expected) == set(SIGNS)
+    for name, values in expected.items():
+        np.testing.assert_allclose(SIGNS[name](gradient, half), values, rtol=1e-6)

@@ -1,0 +1,246 @@
+"""No silent option: every setting leaves its default in a run, and changes the rows or is refused.
+
+One sweep for each family of attacks, on a perceptron of eight units: a cell for each setting that
+differs from a base cell in that one alone, two steps each.
+"""
+
+import functools
+import json
+import sys
+import types
+
+import flax.linen as nn
+import numpy as np
+import pytest
+
+from jaxinv import data, networks, sweep
+from jaxinv.attacks import levenberg_marquardt as lm
+from jaxinv.engine import cells
+from jaxinv.errors import UserError
+from jaxinv.networks.layers import normalize
+from jaxinv.runs import results
+from jaxinv.settings import reader, schema
+
+FAMILIES = ("geiping", "bayes", "smoothed_bayes", "analytic", "spear")
+TINY = {"model": "mlp", "width": 8}
+# What a setting is tried beside, where the base cell is not enough; and its value there.
+LOCAL = {"images": 2, "client_batch": 1, "client_epochs": 2, "client_lr": 0.5}
+NORMED = {"model": "normed", "width": None, "images": 2}
+CHANGES = {
+    "dataset": ({}, "dots"),
+    "model": ({"width": None}, "lenet_zhu"),
+    "width": ({}, 4),
+    "network_seed": ({}, 1),
+    "victim": ({"model": "lenet_zhu", "width": None}, "lenet_zhu-tiles"),
+    "batch_norm": (NORMED, "train"),
+    "images": ({}, 2),
+    "grouping": ({"images": 2}, "repeated"),
+    "client_epochs": (LOCAL, 1),
+    "client_batch": (LOCAL, 2),
+    "client_lr": (LOCAL, 0.1),
+    "shuffled": (LOCAL, True),
+    "assumed_images": ({"images": 2, "labels": "counts"}, 1),
+    "assumed_batch": (LOCAL, 2),
+    "assumed_lr": (LOCAL, 0.1),
+    "labels": ({"images": 2}, "counts"),
+    "defense": ({}, "noise:1e-2"),
+    "adaptive": ({"defense": "prune:0.5"}, True),
+    "attack": ({}, "modern"),
+    "objective": ({}, "l2"),
+    "tv": ({}, 0.1),
+    "tv_isotropic": ({}, 0.1),
+    "tv_color": ({}, 0.1),
+    "prior_l2": ({}, 0.1),
+    "prior_batch_norm": (NORMED, 0.1),
+    "prior_group": ({}, 0.1),
+    "prior_features": ({}, 0.1),
+    "prior_epoch_order": (LOCAL | {"shuffled": True}, 0.1),
+    "optimizer": ({}, "sgd"),
+    "sign": ({}, "soft"),
+    "lr": ({}, 0.05),
+    "schedule": ({}, "constant"),
+    "init": ({}, "uniform"),
+    "box": ({}, False),
+    "iterations": ({}, 3),
+    "image_prior": ({}, "photographs"),
+    "anneal_from": ({}, 10.0),
+    "anneal_to": ({}, 0.5),
+    "cg_iterations": ({}, 2),
+    "damping": ({}, 0.5),
+    "tolerance": ({}, 1e6),
+    "posterior": ({}, 4),
+    "draws": ({}, 4),
+    "inflation": ({}, 5.0),
+    "polish": ({"precision": "float64"}, 1),
+    "gram": ({}, "on"),
+    "precision": ({}, "float64"),
+}
+OF_SECOND_ORDER = {"attack": "analytic", "objective": "cosine", "init": "prior"}
+OWN_VALUES = {
+    "bayes": OF_SECOND_ORDER, "smoothed_bayes": OF_SECOND_ORDER, "analytic": {"attack": "spear"},
+    "spear": {"attack": "analytic"},
+}  # fmt: skip
+# How the work is done, not what: the rows may agree to rounding.
+OF_EXECUTION = {"gram"}
+BASES = {
+    "geiping": TINY | {"attack": "geiping", "tv": 0.01, "iterations": 2},
+    "bayes": TINY | {"attack": "bayes", "iterations": 2, "cg_iterations": 3, "posterior": 0,
+                     "anneal_to": 1.0},
+    "smoothed_bayes": TINY | {"attack": "smoothed_bayes", "iterations": 2, "cg_iterations": 3,
+                              "draws": 2},
+    "analytic": TINY | {"attack": "analytic"},
+    "spear": TINY | {"attack": "spear"},
+}  # fmt: skip
+OF_MATCHING = {
+    "tv", "tv_isotropic", "tv_color", "prior_l2", "prior_batch_norm", "prior_group",
+    "prior_features", "prior_epoch_order", "optimizer", "sign", "lr", "schedule", "box", "gram",
+}  # fmt: skip
+# What each family refuses: what it has no use for, and what it is not made for.
+STEPS = {"client_epochs", "client_batch", "client_lr", "shuffled", "assumed_batch", "assumed_lr"}
+ANNEALED = {"anneal_from", "anneal_to", "damping", "tolerance", "posterior"}
+SMOOTHED = {"draws", "inflation"}
+SECOND_ORDER = {"image_prior", "cg_iterations"} | ANNEALED | SMOOTHED
+CONVOLVED = {"model", "victim", "batch_norm"}  # the settings that are tried on a convolution
+NO_CLOSED_FORM = {"init", "iterations", "polish", "adaptive"} | CONVOLVED | STEPS
+REFUSED = {
+    "geiping": SECOND_ORDER,
+    # No other attack has their base cell's settings.
+    "bayes": OF_MATCHING | SMOOTHED | {"attack"},
+    "smoothed_bayes": OF_MATCHING | ANNEALED | STEPS | {"attack", "model", "victim", "batch_norm"},
+    "analytic": OF_MATCHING | SECOND_ORDER | NO_CLOSED_FORM,
+    "spear": OF_MATCHING | SECOND_ORDER | NO_CLOSED_FORM,
+}
+MEASURED = (
+    "psnr", "ssim", "mse", "objective", "prior", "label_accuracy", "update_error", "status",
+)  # fmt: skip
+
+
+class Normed(nn.Module):
+    """The least network with BatchNorm."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = normalize(nn.Conv(4, (3, 3), strides=4)(x), "batch", train)
+        return nn.Dense(self.classes)(nn.sigmoid(x).reshape(len(x), -1))
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A second data set, a small network, and no report, spectrum or normal matrix."""
+    read = data.load
+    dots = types.ModuleType("dots")
+
+    def other(name, split, ids, data_dir):
+        tiles = read("tiles", split=split, ids=ids)
+        return data.Dataset(**vars(tiles) | {"name": name, "images": 255 - tiles.images})
+
+    dots.read = other
+    monkeypatch.setitem(sys.modules, "dots", dots)
+    monkeypatch.setitem(data.SOURCES, "dots", "dots")
+    monkeypatch.setitem(networks.NETWORKS, "normed", networks.Network(Normed, None, smooth=True))
+    monkeypatch.setattr(sweep.report, "build", lambda folder, console: None)
+    monkeypatch.setattr(cells, "WITH_SPECTRUM", 0)
+    monkeypatch.setattr(
+        cells, "LevenbergMarquardt", functools.partial(lm.LevenbergMarquardt, columns=0)
+    )
+    monkeypatch.setattr(lm, "REUSES", 1)
+    monkeypatch.setattr(lm, "CG_ITERATIONS", 3)
+
+
+def written(folder, cells, **run):
+    """A sweep file of these cells."""
+    spell = lambda value: json.dumps("published" if value is None else value)  # noqa: E731
+    table = lambda values: "".join(f"{k} = {spell(v)}\n" for k, v in values.items())  # noqa: E731
+    path = folder / "study.toml"
+    path.write_text(f"[run]\n{table(run)}" + "".join(f"[[vary]]\n{table(c)}" for c in cells))
+    return path
+
+
+def cell_of(folder, grid, run, load):
+    """The one cell of a grid, as a run would take it.
+
+    Raises:
+      UserError: what a user is told of it.
+    """
+    (cell,) = reader.load_study(written(folder, [grid], **run), {}).cells
+    load(cell)
+    return cell
+
+
+def test_every_setting_is_tried_with_another_value():
+    assert list(CHANGES) == list(schema.Cell.model_fields)
+    defaults = {name: field.default for name, field in schema.Cell.model_fields.items()}
+    for name, (beside, value) in CHANGES.items():
+        assert value != (defaults | BASES["geiping"] | beside)[name]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_setting_changes_the_rows_or_is_refused(family, small, tmp_path):
+    run = {"targets": 2, "seeds": 2}
+    load = cells.Loader(schema.Plan(**run))
+    refused, pairs = {}, {}
+    for name, (beside, value) in CHANGES.items():
+        base = BASES[family] | beside
+        changed = base | {name: OWN_VALUES.get(family, {}).get(name, value)}
+        if name == "victim":  # which says what network it is
+            changed = {k: v for k, v in changed.items() if k not in schema.OF_VICTIM}
+        try:
+            cell = cell_of(tmp_path, changed, run, load)
+            pairs[name] = base, changed, cell_of(tmp_path, base, run, load), cell
+        except UserError as error:
+            refused[name] = str(error)
+    assert sorted(refused) == sorted(REFUSED[family]), refused
+    assert all("\n" not in message and "--" in message for message in refused.values())
+
+    grids = [grid for base, changed, *_ in pairs.values() for grid in (base, changed)]
+    path = written(tmp_path, grids, **run)
+    assert sweep.main([str(path), "--out", str(tmp_path / "run")]) == 0
+    there, run = reader.load_study(path, {}).cells, results.read_run(tmp_path / "run")
+    measured = {
+        cell: [run.trials[name][run.trials["cell"] == i] for name in MEASURED]
+        + list(run.extras(i).values())
+        for i, cell in enumerate(there)
+    }
+    silent = {
+        name for name, (*_, base, changed) in pairs.items()
+        if agree(measured[base], measured[changed], 1e-5 if name != "precision" else 0)
+    }  # fmt: skip
+    assert silent <= OF_EXECUTION
+
+
+def test_every_part_of_a_plan_is_used(small, tmp_path, monkeypatch):
+    asked = {
+        "target_ids": "17", "seeds": "2", "noise_seeds": "2", "memory": "1",
+        "data_dir": str(tmp_path), "out": str(tmp_path / "run"),
+    }  # fmt: skip
+    assert {*asked, "targets"} == set(schema.Plan.model_fields)  # targets: the runs above
+    read, folders = sys.modules["dots"].read, []
+
+    def watched(name, split, ids, data_dir):
+        folders.append(data_dir)
+        return read(name, split, ids, data_dir)
+
+    monkeypatch.setattr(sys.modules["dots"], "read", watched)
+    base = ["--model", "mlp", "--width", "8", "--iterations", "1", "--tv", "0.01"]
+    base += ["--dataset", "dots", "--defense", "noise:1e-3"]
+    flags = [part for name, value in asked.items()
+             for part in (f"--{name.replace('_', '-')}", value)]  # fmt: skip
+    assert sweep.main([*base, *flags]) == 0
+    rows = results.read_run(tmp_path / "run").trials
+    trials = list(zip(rows["target_id"], rows["noise_seed"], rows["seed"]))
+    assert trials == [(17, 0, 0), (17, 0, 1), (17, 1, 0), (17, 1, 1)]
+    assert set(folders) == {str(tmp_path)}
+    little = [*base, "--memory", "1e-6", "--out", str(tmp_path / "little")]
+    assert sweep.main(little) == 2
+
+
+def agree(one, other, rtol):
+    """Whether two cells measured the same."""
+    if [x.shape for x in one] != [x.shape for x in other]:
+        return False
+    close = lambda a, b: (  # noqa: E731
+        (a == b).all() if a.dtype == object else np.allclose(a, b, rtol=rtol, atol=0)
+    )
+    return all(close(a, b) for a, b in zip(one, other))
