@@ -88,7 +88,7 @@ def test_the_best_survives_and_becomes_a_sweep_file(criterion, tmp_path, monkeyp
     ("flags", "message"),
     [
         (["--space", "tv=1:0.1"], "give such as tv=1e-5:1e-1"),
-        (["--space", "width=1:2"], "names are client_lr, tv"),
+        (["--space", "width=1:2"], "names are client_lr, lr, tv"),
         (["--tv", "0.1"], "--tv: a search goes around one cell"),
         (["--iterations", "5", "6"], "--iterations: a search goes around one cell"),
         (["--criterion", "ssim"], "--criterion ssim"),

@@ -333,5 +333,5 @@ def test_a_state_of_another_training_is_not_resumed(whole):
     checkpoints.write(state, {"x": np.zeros(2)}, {"recipe": {}, "log": [], "seconds": 0.0}, [])
     with pytest.raises(UserError, match="holds a training with model None"):
         train.Trainer(
-            train.options.load_training({"epochs": "3", "lr": "0.02", "out": str(folder)})
+            train.reader.load_training({"epochs": "3", "lr": "0.02", "out": str(folder)})
         ).run()
