@@ -321,12 +321,13 @@ def draw(found: dict[str, list[Point]], baseline: float, words: str) -> Figure:
             color=colors[name], annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colors[name], "linewidth": 0.6, "alpha": 0.6},
         )  # fmt: skip
-    ax.axhline(baseline, color=ps.BASELINE, linewidth=1.2, linestyle=(0, (4, 2.5)), zorder=1.5)
+    ps.draw_baseline(ax, baseline)
     ax.annotate("mean color", (0, baseline), xycoords=("axes fraction", "data"), xytext=(3, 3),
                 textcoords="offset points", size=8.2, color=ps.BASELINE)  # fmt: skip
     ax.set_xlabel("seconds of attack per target")
     ax.set_ylabel("PSNR (dB)")
     ax.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     return sheet.figure
 
 

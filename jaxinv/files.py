@@ -1,16 +1,39 @@
 """Files that are there whole or not at all."""
 
+import csv
+import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def write_file(path: Path, write: Callable) -> None:
     """Writes through a temporary name, `write(file)`: a kill leaves the old file or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # left over where it could not take the path's place
+
+
+def csv_bytes(rows: Sequence[Mapping[str, Any]], digits: int | None = None) -> bytes:
+    """Lays rows of the same columns out as CSV.
+
+    Args:
+      rows: values by column.
+      digits: significant digits of floats; None: all that tell them from others.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        if digits is not None:
+            row = {k: f"{v:.{digits}g}" if isinstance(v, float) else v for k, v in row.items()}
+        writer.writerow(row)
+    return text.getvalue().encode()

@@ -7,21 +7,19 @@ the summary. A study that is not finished is reported as far as it got.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
+from jaxinv import files
 from jaxinv.errors import OneLineParser, UserError, run_command
-from jaxinv.files import write_file
-from jaxinv.reporting import assumptions, defense_curves, page, tables
-from jaxinv.reporting.figures import defenses, images, intervals, posterior, seeds, spectrum
+from jaxinv.reporting import page, terminal
 from jaxinv.reporting.figures import style as ps
-from jaxinv.reporting.study import StudySummary, interval_text, number_text, summarize
-from jaxinv.runs.results import Run, read_run
-from jaxinv.settings.naming import setting_text
+from jaxinv.reporting.section import Section
+from jaxinv.reporting.sections import SECTIONS
+from jaxinv.reporting.study import StudySummary, summarize
+from jaxinv.runs.results import read_run
 
 # Dimitrov et al. 2022 (Data Leakage in Federated Averaging) count a CIFAR-100 image as recovered
 # above 19 dB.
@@ -31,8 +29,10 @@ SUCCESS_PSNR = 19.0
 def build(folder: Path, success_psnr: float = SUCCESS_PSNR, console: Console | None = None) -> None:
     """Writes a run's tables, plots and page, and prints its summary.
 
+    Guarantees: nothing is written before all of it is made, and no file is ever there half.
+
     Args:
-      folder: a run folder; tables/, plots/ and report.html in it are replaced.
+      folder: a run folder; tables, plots and report.html of an earlier report are replaced.
       success_psnr: PSNR in dB above which a trial counts as a success.
       console: where the summary goes; standard output by default.
     Raises:
@@ -41,98 +41,48 @@ def build(folder: Path, success_psnr: float = SUCCESS_PSNR, console: Console | N
     folder = Path(folder)
     if not math.isfinite(success_psnr):
         raise UserError(f"--success-psnr must be a finite number of dB, got {success_psnr}")
-    study = summarize(_read(folder), success_psnr)
-    rows = {name: make(study) for name, make in tables.TABLES.items()}
-    try:
-        (folder / "tables").mkdir(exist_ok=True)
-        for name, table in rows.items():
-            tables.write(folder / "tables" / f"{name}.csv", table)
-        pictures = _draw(study, folder / "plots")
-        html = page.render(study, rows, pictures).encode()
-        write_file(folder / "report.html", lambda file: file.write(html))
-    except OSError as error:
-        raise UserError(f"{folder}: the report cannot be written there ({error})") from None
-    _print(study, console or Console())
-
-
-def _read(folder: Path) -> Run:
-    """Reads the run; damage that the reader does not name becomes one line."""
-    try:
-        return read_run(folder)
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: rows cannot be read ({error})") from None
-
-
-def _draw(study: StudySummary, folder: Path) -> dict[str, page.Picture]:
-    """Draws every figure for the page's width, to files, and again for a phone's."""
-    folder.mkdir(exist_ok=True)
-    album = images.read_album(study)
-    figures: dict[str, Callable[[float], Figure]] = {
-        "psnr_by_step": lambda width: seeds.psnr_by_step(study, width),
-        "psnr_distribution": lambda width: seeds.psnr_distribution(study, width),
-        "reconstructions": lambda width: images.reconstructions(study, album, width),
-        "success_rate": lambda width: intervals.success_rate(study, width),
+    study = summarize(read_run(folder), success_psnr)
+    sections = [section for section in SECTIONS if section.when(study)]
+    tables = {s.name: s.table.rows(study) for s in SECTIONS if s.table is not None}
+    pictures = {s.name: draw(study, s) for s in sections if s.draw is not None}
+    contents = {
+        **{
+            f"tables/{name}.csv": files.csv_bytes(rows, digits=8)
+            for name, rows in tables.items()
+            if rows
+        },
+        **{f"plots/{name}.png": picture.wide.png for name, picture in pictures.items()},
+        **{f"plots/{name}.svg": picture.wide.svg for name, picture in pictures.items()},
+        "report.html": page.render(study, sections, tables, pictures).encode(),
     }
-    if study.has_spread:
-        figures |= {
-            "pixel_statistics": lambda width: images.pixel_statistics(study, album, width),
-            "best_of_k": lambda width: seeds.best_of_k(study, width),
-            "variance_components": lambda width: intervals.variance_components(study, width),
-        }
-    if study.pairs:
-        figures["paired_differences"] = lambda width: intervals.paired_differences(study, width)
-    if any(len(curve.points) > 1 for curve in defense_curves.curves(study)):
-        figures["defense_curves"] = lambda width: defenses.defense_curves(study, width)
-    if defense_curves.private_cells(study):
-        figures["trade_off"] = lambda width: defenses.trade_off(study, width)
-    if assumptions.labels_found(study):
-        figures["label_accuracy"] = lambda width: intervals.label_accuracy(study, width)
-    if posteriors := posterior.read_posteriors(study):
-        figures["posterior"] = lambda width: posterior.posterior(posteriors, width)
-    if spectrum.has_spectra(study):
-        figures["spectrum"] = lambda width: spectrum.spectrum(study, width)
-    pictures = {}
-    for name, draw in figures.items():
-        wide = draw(ps.WIDE)
-        ps.save(wide, folder / name)
-        pictures[name] = page.Picture(
-            wide=page.embed_files(folder / name),
-            narrow=page.embed_figure(draw(ps.NARROW)),
-        )
-    return pictures
+    places = [f"tables/{section.name}.csv" for section in SECTIONS]
+    places += [f"plots/{s.name}.{kind}" for s in SECTIONS for kind in ("png", "svg")]
+    outdated = [folder / place for place in places if place not in contents]
+    _write({folder / place: content for place, content in contents.items()}, outdated)
+    terminal.print_summary(study, tables["summary"], console or Console())
 
 
-def _print(study: StudySummary, console: Console) -> None:
-    """Prints the summary table and where the rest is."""
-    threshold = setting_text(float(study.cells[0].success_psnr))
-    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("\nPSNR in dB", overflow="fold")
-    averaged = ["consensus\nbest ¼"] if study.has_seeds else []
-    for name in ("targets\n× seeds", "failed", "mean\n[95%]", "seed\nstd", "attacker\nbest",
-                 *averaged, "oracle\nbest", f"above {threshold}\n[95%]"):  # fmt: skip
-        table.add_column(name, justify="right", no_wrap=True)
-    best = ["attacker_best", *(["consensus_quarter"] if averaged else []), "oracle_best"]
-    for row in tables.summary(study):
-        is_cell = row["cell"] != ""
-        size = tables.size_text(row)
-        span = interval_text(row["psnr_low"], row["psnr_high"], 1)
-        mean = f"{number_text(row['psnr_mean'])}\n{span}"
-        limits = interval_text(100 * row["success_low"], 100 * row["success_high"], 0)
-        table.add_row(
-            row["setting"],
-            size,
-            str(row["failed"]) if is_cell else "",
-            mean.rstrip(),
-            number_text(row["psnr_seed_std"]) if is_cell else "",
-            *(number_text(row[f"psnr_{name}"]) if is_cell else "" for name in best),
-            f"{100 * row['success_rate']:.0f}%\n{limits}".rstrip(),
-        )
-    console.print(table)
-    for sentence in page.findings(study):
-        console.print(sentence, highlight=False, markup=False)
-    console.print(f"report: {study.run.folder / 'report.html'}", highlight=False, markup=False)
+def draw(study: StudySummary, section: Section) -> page.Picture:
+    """Draws a section's figure for the page's width, and again for a phone's."""
+    wide, narrow = (page.Drawing(section.draw(study, width)) for width in (ps.WIDE, ps.NARROW))
+    return page.Picture(wide, narrow)
+
+
+def _write(contents: dict[Path, bytes], outdated: Iterable[Path]) -> None:
+    """Writes the files, if all can be, and removes those of an earlier report that are no more."""
+    for path in contents:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; move it away, the report is to be a file there")
+        if path.parent.exists() and not path.parent.is_dir():
+            raise UserError(f"{path.parent} is a file; move it away, the report needs a folder")
+    path = None
+    try:
+        for path, content in contents.items():
+            files.write_file(path, lambda file, content=content: file.write(content))
+        for path in outdated:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

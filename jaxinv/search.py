@@ -11,8 +11,6 @@ computed again.
 References: Jamieson & Talwalkar 2016, arXiv 1502.07943 (successive halving).
 """
 
-import csv
-import io
 import json
 import math
 import shlex
@@ -180,11 +178,7 @@ def _read(path: Path, asked: dict[str, Any]) -> dict[str, list[float]] | None:
 
 def _write(study: schema.SearchStudy, rows: list[dict[str, Any]], command: str) -> None:
     """Writes all candidates, and the winner as a sweep file."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_file(study.folder / "candidates.csv", lambda f: f.write(table.getvalue().encode()))
+    files.write_file(study.folder / "candidates.csv", lambda f: f.write(files.csv_bytes(rows)))
     last = max(row["rung"] for row in rows)
     best = next(row for row in rows if row["rung"] == last)
     settings = study.cell.model_dump(exclude_none=True)

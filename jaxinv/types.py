@@ -1,7 +1,7 @@
 """The vocabulary every room shares: who knows what, and in which units."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 PyTree = Any
+
+
+def named(table: Mapping[str, Any], entry: Any) -> Any:
+    """An entry of a table by its name; what is no name is itself such an entry."""
+    return table[entry] if isinstance(entry, str) else entry
 
 
 def tree_size(tree: PyTree) -> int:

@@ -2,11 +2,17 @@
 
 import math
 import os
+from pathlib import Path
 
 # Compilation is the cost of this suite; what it computes is small.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+
+# What one worker compiled, the others and the next run need not.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "jaxinv-tests")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 # In the environment, so that a test's subprocess computes with the same devices, bit for bit.
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"

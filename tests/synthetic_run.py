@@ -89,6 +89,22 @@ def write_run(
     return folder
 
 
+def write_extras(folder, cell=0):
+    """Writes beside a cell's trials what a second-order attack and a polish say of each target."""
+    random = np.random.default_rng(0)
+    for path in (folder / "images").glob(f"c{cell:04d}-*.npz"):
+        truths = np.load(path)["truths"] / 255
+        std = random.uniform(0.05, 0.2, truths.shape)
+        (folder / "extras").mkdir(exist_ok=True)
+        np.savez(
+            folder / "extras" / path.name,
+            best=truths + std * random.normal(size=truths.shape),
+            std=std,
+            values=np.geomspace(1, 1e-6, 20) * np.ones((len(truths), 1)),
+            directions=random.normal(size=(len(truths), 2, *truths.shape[1:])),
+        )
+
+
 def _gradients(targets, images):
     """Smooth color ramps, one direction and tint per image."""
     y, x = np.mgrid[0:16, 0:16] / 15
@@ -119,7 +135,7 @@ class _Block:
                 psnr = level + offset + bend[draw] + seed_std * random.normal()
                 psnr = np.inf if place in exact else np.nan if place in failed else psnr
                 names = {"target_id": self.target_ids[target], "noise_seed": draw, "seed": seed}
-                trials.append(names | self._trial(target, psnr, self.truths[row], random))
+                trials.append(self._trial(target, psnr, self.truths[row], random) | names)
                 trace = self._trace(psnr, trials[-1]["objective"], random)
                 traces += [names | point for point in trace]
                 pictures.append(_degrade(self.truths[row], psnr, random))
@@ -132,7 +148,7 @@ class _Block:
         pixels = truth / 255
         flat = np.mean((pixels - 0.47) ** 2, axis=(1, 2, 3))
         bad = np.isnan(psnr)
-        return {
+        return dict.fromkeys(results.TRIALS.names) | {  # what is not named here is null
             "schema_version": results.SCHEMA_VERSION,
             "cell": self.cell,
             "image_ids": [self.target_ids[target] + i for i in range(self.images)],
@@ -151,11 +167,6 @@ class _Block:
             "update_cosine": 0.8,
             "update_error": 0.5,
             "victim_digest": "0" * 64,
-            "victim_accuracy": None,
-            "victim_epsilon": None,
-            "victim_delta": None,
-            "prior_source": None,
-            "prior_images": None,
             "targets_at_once": 1,
             "seeds_at_once": 8,
             "devices": 2,

@@ -109,6 +109,10 @@ def test_a_missing_part_is_noticed(copy, missing):
         ({"model": "resnet20_gn"}, "does not hold a resnet20_gn"),
         ({"model": "vgg"}, "known networks"),
         ({"epochs": "many"}, "info.json: epochs"),
+        ({"image_shape": [10**9, 10**9, 3]}, "info.json: image_shape.0: .*4096"),
+        ({"std": [0.0, 1.0, 1.0]}, "info.json: std.0: .* greater than 0"),
+        ({"mean": [0.5]}, "as many channels as image_shape"),
+        ({"test_accuracy": 7}, "info.json: test_accuracy"),
     ],
 )
 def test_another_network_is_noticed(copy, changes, message):

@@ -25,7 +25,7 @@ from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
 from jaxinv.attacks.objectives import OBJECTIVES, compare
 from jaxinv.attacks.priors import PRIORS, SEEDS, View, needing
 from jaxinv.data import image_prior
-from jaxinv.defenses.base import ImageFacts, Scene
+from jaxinv.defenses.base import ClientContext, PublicFacts
 from jaxinv.engine import trials
 from jaxinv.engine.targets import ClientSettings, make_targets, order_keys
 from jaxinv.networks.kinks import relu
@@ -288,12 +288,12 @@ def test_batch_norm_protocols(batch_norm):
 @pytest.mark.parametrize("name", defenses.DEFENSES)
 def test_defenses(name):
     """As functions, and against the attacker that is blind to them."""
-    one, defense, facts = lab(), defenses.DEFENSES[name], ImageFacts(CLASSIFIER, 1)
+    one, defense, facts = lab(), defenses.DEFENSES[name], PublicFacts(CLASSIFIER, 1)
     chain = defenses.parse(STRENGTHS[name])
     update, strengths = plain().update, jax.tree.map(jnp.float32, defenses.strengths(chain))
 
     def defended(seed, update, strengths):
-        scene = Scene(one.module, one.variables, one.truth, one.truths.labels[0])
+        scene = ClientContext(one.module, one.variables, one.truth, one.truths.labels[0])
         sent = defenses.defend((name,), update, strengths, jax.random.key(seed), scene)
         knowledge = defenses.adapt((name,), strengths, sent, facts)
         return sent, knowledge, defenses.expect((name,), knowledge, update, sent)

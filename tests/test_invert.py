@@ -2,6 +2,9 @@
 
 import re
 import runpy
+import subprocess
+import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -9,19 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import freeze
 
 import jaxinv
-from jaxinv import client, data
+from jaxinv import client, data, defenses
+from jaxinv.attacks.gradient_matching import step_decay
+from jaxinv.attacks.priors import total_variation
 from jaxinv.client import updates
 from jaxinv.data import image_prior
 from jaxinv.errors import UserError
+from jaxinv.invert.__main__ import main as command
+from jaxinv.invert.verdict import Guesses, verdict
+from jaxinv.networks.user import UserNetwork, plain
 from jaxinv.types import Normalization
 
-# Imported, the command would take the name of the function it calls.
-command = runpy.run_module("jaxinv.invert")["main"]
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-class Theirs(nn.Module):
+class Net(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.sigmoid(nn.Conv(6, (3, 3), strides=2)(x))
@@ -38,50 +46,250 @@ def smooth_prior(size):
     )
 
 
-def test_recovers_an_image_and_its_label_from_a_gradient():
-    model = Theirs()
-    ramp = jnp.linspace(0, 1, 8)
-    image = jnp.stack([ramp[:, None] + 0 * ramp, ramp + 0 * ramp[:, None]], -1)[None]
-    variables = jax.jit(model.init)(jax.random.key(0), image)
+class Theirs:
+    """A client with one image: two ramps."""
 
-    @jax.jit
-    def gradient(params):
-        def loss(params):
-            logits = model.apply({"params": params}, image)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.array([2])).mean()
+    shape = (8, 8, 2)
+    settings = {"image_shape": shape, "seeds": 3, "iterations": 200, "priors": {"tv": 1e-3}}  # noqa: RUF012
 
-        return jax.grad(loss)(params)
+    def __init__(self):
+        self.model = Net()
+        ramp = jnp.linspace(0, 1, 8)
+        self.image = jnp.stack([ramp[:, None] + 0 * ramp, ramp + 0 * ramp[:, None]], -1)[None]
+        self.variables = jax.jit(self.model.init)(jax.random.key(0), self.image)
+        self.update = self.gradient(self.image, jnp.array([2]))
 
-    update = gradient(variables["params"])
-    found = jaxinv.invert(
-        model,
-        variables,
-        update,
-        image_shape=(8, 8, 2),
-        seeds=3,
-        iterations=200,
-        priors={"tv": 1e-3},
-    )
+    def gradient(self, images, labels, model=None, loss=None, mode="eval"):
+        network = UserNetwork(model or self.model, loss)
+        variables = self.variables
+        if model is not None:
+            variables = plain(jax.jit(model.init)(jax.random.key(0), images))
+        one = client.loss_fn(network, variables, mode)
+        found = jax.jit(lambda p: client.gradient(one, p, images, labels)[0])(variables["params"])
+        return found if model is None else (variables, found)
+
+    def invert(self, update=None, **settings):
+        update = self.update if update is None else update
+        return jaxinv.invert(self.model, self.variables, update, **(self.settings | settings))
+
+    def psnr(self, images):
+        return -10 * np.log10(np.mean(np.square(images - self.image)))
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return Theirs()
+
+
+@pytest.fixture(scope="module")
+def found(theirs):
+    return theirs.invert()
+
+
+def test_recovers_an_image_and_its_label_from_a_gradient(theirs, found):
     assert found.labels.tolist() == [2]
     assert found.reconstructions.shape == (3, 1, 8, 8, 2)
     assert found.trace_objectives.shape == (len(found.trace_steps), 3)
-    psnr = -10 * np.log10(np.mean(np.square(found.best - image)))
-    assert psnr > 20
+    assert theirs.psnr(found.best) > 20
     np.testing.assert_array_equal(found.best, found.reconstructions[found.objectives.argmin()])
-    second = jaxinv.invert(
-        model, variables, update, image_shape=(8, 8, 2), seeds=1, iterations=16,
-        method=jaxinv.GaussNewton(), image_prior=smooth_prior(8),
-    )  # fmt: skip
+    assert found.verdict == "matched"
+    assert found.sent.kind == "gradient"
+    second = theirs.invert(
+        seeds=1, iterations=16, method=jaxinv.GaussNewton(), image_prior=smooth_prior(8)
+    )
     assert second.labels.tolist() == [2]
-    assert -10 * np.log10(np.mean(np.square(second.best - image))) > psnr + 5
+    assert theirs.psnr(second.best) > theirs.psnr(found.best) + 5
+    assert second.verdict == "matched"
 
 
-def test_an_update_of_another_shape_is_refused():
-    params = {"Dense_0": {"kernel": np.zeros((3, 2))}}
-    with pytest.raises(UserError, match="names and shapes must be those of variables"):
-        jaxinv.invert(Theirs(), {"params": params}, {"other": 1}, image_shape=(8, 8, 2))
-    with pytest.raises(UserError, match="seeds=0: must be positive"):
-        jaxinv.invert(Theirs(), {"params": params}, params, image_shape=(8, 8, 2), seeds=0)
+def test_weights_and_reversed_differences_give_the_same_image(theirs, found):
+    """What a gradient's update is made of does not change the attack: it is told and undone."""
+    new = jax.tree.map(lambda p, g: p - 0.1 * g, theirs.variables["params"], theirs.update)
+    minus = jax.tree.map(jnp.subtract, new, theirs.variables["params"])
+    for sent, kind in ((new, "weights"), (freeze(minus), "new-minus-old")):
+        other = theirs.invert(sent)
+        assert (other.sent.kind, other.labels.tolist()) == (kind, [2])
+        assert other.sent.remarks
+        assert theirs.psnr(other.best) > 20
+    with pytest.raises(UserError, match="update_kind=gradient points the wrong way"):
+        theirs.invert(minus, update_kind="gradient")
+
+
+def test_a_wrong_label_does_not_look_like_a_result(theirs):
+    wrong = theirs.invert(labels=[1])
+    assert wrong.verdict == "not"
+
+
+@pytest.mark.parametrize(
+    ("objective", "word"),
+    [(0.0, "matched"), (0.029, "matched"), (0.1, "partly"), (0.3, "not"), (np.nan, "not")],
+)
+def test_the_verdict_compares_with_the_better_guess(objective, word):
+    assert verdict(objective, Guesses(gray=2.0, mean=1.0, truth=1e-7)) == word
+
+
+def test_the_verdict_allows_for_the_rounding_of_what_was_sent():
+    """A gray image in bfloat16: at the truth the objective is the one that was expected there."""
+    theirs, gray = Theirs(), jnp.full((1, 8, 8, 2), 0.5)
+    exact = theirs.gradient(gray, jnp.array([2]))
+    sent = jax.tree.map(lambda x: x.astype(jnp.bfloat16), exact)
+    found = theirs.invert(sent, seeds=1, iterations=1, mean=0.2)
+    # `mean` moves what the network sees: the gray image is at (0.5 - 0.2).
+    assert found.guesses.gray > 1e-3
+    found = theirs.invert(sent, seeds=1, iterations=1)
+    assert 0.2 < found.guesses.gray / found.guesses.truth < 5
+
+
+def test_several_updates_are_attacked_at_once(theirs):
+    other = theirs.gradient(1 - theirs.image, jnp.array([0]))
+    settings = theirs.settings | {"iterations": 12}
+    both = jaxinv.invert_all(theirs.model, theirs.variables, [theirs.update, other], **settings)
+    assert [one.labels.tolist() for one in both] == [[2], [0]]
+    alone = theirs.invert(iterations=12)
+    np.testing.assert_allclose(both[0].objectives, alone.objectives, rtol=2e-3)
+    assert both[1].guesses != both[0].guesses
+    with pytest.raises(UserError, match="labels: 1 for 2 updates"):
+        jaxinv.invert_all(
+            theirs.model, theirs.variables, [theirs.update, other], labels=[[2]], **settings
+        )
+
+
+def test_the_head_alone_is_compared_alone(theirs):
+    head = {"Dense_0": theirs.update["Dense_0"]}
+    found = theirs.invert(head, iterations=60)
+    assert found.labels.tolist() == [2]
+    assert found.objectives.min() < 0.2 * found.guesses.gray
+    with pytest.raises(UserError, match="the update lacks Dense_0/kernel"):
+        theirs.invert({"Conv_0": theirs.update["Conv_0"]})
+
+
+def gray_objective(model, update, variables, labels, **settings):
+    """The objective of a gray image, which in these tests is the private one."""
+    found = jaxinv.invert(
+        model, variables, update, image_shape=(8, 8, 2), seeds=1, iterations=1, labels=labels,
+        priors={}, **settings,
+    )  # fmt: skip
+    return found.guesses.gray
+
+
+def test_labels_and_losses_are_used_as_they_are_given(theirs):
+    """Smoothed labels, to a module; a regression's target, as a loss of outputs."""
+    gray = jnp.full((1, 8, 8, 2), 0.5)
+    smooth = optax.smooth_labels(jax.nn.one_hot(jnp.array([3]), 4), 0.2)
+    update = theirs.gradient(gray, smooth)
+    assert gray_objective(theirs.model, update, theirs.variables, smooth) < 1e-6
+    mse = lambda outputs, target: jnp.mean(jnp.square(outputs[:, 0] - target))  # noqa: E731
+    target = jnp.array([0.9])
+    variables, update = theirs.gradient(gray, target, Net(), mse)
+    settings = {"loss": mse, "method": jaxinv.Method(objective="l2")}
+    right, wrong = (
+        gray_objective(theirs.model, update, variables, y, **settings) for y in ([0.9], [0.0])
+    )
+    assert right < 1e-6 < wrong
+
+
+class Normalized(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Conv(4, (3, 3), strides=2)(x))
+        return nn.Dense(4)(nn.sigmoid(x).reshape(len(x), -1))
+
+
+def test_batch_norm_in_training_mode_is_simulated(theirs):
+    model, gray = Normalized(), jnp.full((1, 8, 8, 2), 0.5)
+    variables = plain(model.init(jax.random.key(0), gray, train=False))
+    loss = client.loss_fn(UserNetwork(model), variables, "train")
+    update = client.gradient(loss, variables["params"], gray, jnp.array([2]))[0]
+    objective = {
+        mode: gray_objective(
+            model, update, variables, None, method=jaxinv.Method(batch_norm=mode)
+        )
+        for mode in ("train", "eval")
+    }  # fmt: skip
+    assert objective["train"] < 1e-5 < 1e-2 < objective["eval"]
+    with pytest.raises(UserError, match="batch_norm=train: the model has no BatchNorm"):
+        theirs.invert(method=jaxinv.Method(batch_norm="train"))
+
+
+def test_closed_forms_labels_found_beside_and_modules_without_a_hash(theirs):
+    layers = [lambda x: x.reshape(len(x), -1), nn.Dense(8), nn.relu, nn.Dense(4)]
+    model = nn.Sequential(layers)  # its list of layers has no hash
+    variables, update = theirs.gradient(theirs.image, jnp.array([2]), model)
+    settings = {"image_shape": theirs.shape, "seeds": 1}
+    exact = jaxinv.invert(model, variables, update, method="analytic", **settings)
+    assert theirs.psnr(exact.best) > 100
+    assert exact.verdict == "matched"
+    method = jaxinv.Method(objective="l2", optimizer="lbfgs", sign="none", schedule="constant")
+    joint = jaxinv.invert(
+        model, variables, update, method=method, labels="joint", iterations=40, priors={},
+        **settings,
+    )  # fmt: skip
+    assert joint.labels.tolist() == [2]
+    with pytest.raises(UserError, match="first layer is dense"):
+        theirs.invert(method="analytic")
+
+
+def test_functions_stand_in_place_of_names(theirs):
+    """The published recipe, written as functions, takes the same steps as by its names."""
+    settings = {"iterations": 12, "seeds": 2}
+    named = theirs.invert(method=jaxinv.Method(gram="memory"), **settings)
+    own = theirs.invert(
+        method=jaxinv.Method(
+            objective=lambda between: (
+                1 - between.cross / jnp.sqrt(between.own * between.shared)
+            ),
+            optimizer=lambda: optax.scale_by_adam(),
+            sign=lambda gradient, progress: jnp.sign(gradient),
+            schedule=lambda step, iterations: step_decay(step, iterations),
+        ),
+        priors={lambda view: total_variation(view.images): 1e-3},
+        **settings,
+    )  # fmt: skip
+    np.testing.assert_allclose(own.best, named.best, atol=2e-3)
+
+
+def test_a_defense_that_is_known_is_simulated(theirs):
+    gray, squash = jnp.full((1, 8, 8, 2), 0.5), lambda u: jax.tree.map(jnp.tanh, u)
+    update = squash(jax.tree.map(lambda x: 10 * x, theirs.gradient(gray, jnp.array([2]))))
+    known = lambda u: squash(jax.tree.map(lambda x: 10 * x, u))  # noqa: E731
+    arguments = theirs.model, update, theirs.variables, [2]
+    assert gray_objective(*arguments, defense=known) < 1e-6
+    assert gray_objective(*arguments) > 1e-3
+    assert gray_objective(*arguments, defense="clip:1") > 1e-3
+    with pytest.raises(UserError, match="defense=clap:1: unknown defense"):
+        theirs.invert(defense="clap:1")
+
+
+def test_what_needs_the_scale_asks_for_it(theirs):
+    images = jnp.concatenate([theirs.image, 1 - theirs.image, theirs.image**2])
+    sent = jax.tree.map(lambda x: 0.01 * x, theirs.gradient(images, jnp.array([2, 0, 2])))
+    with pytest.raises(UserError, match=r"labels=counts: needs .* about 0.0\d+ times the mean"):
+        theirs.invert(sent, images=3)
+    with pytest.raises(UserError, match="objective=l2: needs the update's scale"):
+        theirs.invert(sent, labels=[2, 0, 2], method=jaxinv.Method(objective="l2"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"labels": [4]}, "labels: 4 is no class; the network has 4, from 0 to 3"),
+        ({"labels": [-1]}, "labels: -1 is no class"),
+        ({"labels": [0.9]}, "classes are whole numbers"),
+        ({"labels": [[0.5, 0.5]]}, "distributions over 4 classes are wanted"),
+        ({"labels": "idgl"}, "labels=idgl: give them, joint, or one of idlg, llg"),
+        ({"labels": "idlg", "images": 2}, "labels=idlg: reads one label"),
+        ({"seeds": 0}, "seeds=0: must be positive"),
+        ({"priors": {"tw": 1.0}}, "known are"),
+        ({"priors": {"prior_batch_norm": 1.0}}, "the model has no BatchNorm"),
+        ({"method": "dlg"}, "method=dlg: give a Method, or a closed form: analytic, spear"),
+        ({"method": jaxinv.Method(local=client.Local(2))}, "client_lr: the client takes 2 steps"),
+        ({"update_kind": "delta"}, "update_kind=delta: known are auto"),
+        ({"precision": "half"}, "precision=half: known are"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_line(theirs, settings, message):
+    with pytest.raises(UserError, match=message):
+        theirs.invert(**settings)
 
 
 @pytest.mark.parametrize(
@@ -92,24 +300,33 @@ def test_an_update_of_another_shape_is_refused():
         ({"objective": "cos"}, "method.objective='cos': unknown; known are cosine, l2"),
         ({"init_from": "gray"}, "method.init_from='gray': unknown; known are normal"),
         ({"optimizer": "lbfgs"}, "method.optimizer='lbfgs': .* use sign='none'"),
-        ({"defense": ("prune",)}, "method.defense: invert takes the update as it is"),
+        ({"defense": ("prune",)}, "method.defense: give it as defense=, with its strengths"),
     ],
 )
-def test_a_method_is_checked(settings, message):
-    params = {"Dense_0": {"kernel": np.zeros((3, 2))}}
+def test_a_method_is_checked(theirs, settings, message):
     with pytest.raises(UserError, match=message):
-        jaxinv.invert(
-            Theirs(), {"params": params}, params, image_shape=(8, 8, 2),
-            method=jaxinv.Method(**settings),
-        )  # fmt: skip
-    with pytest.raises(UserError, match=r"priors\['prior_epoch_order'\]=0.1: known are prior_f"):
-        jaxinv.invert(
-            Theirs(),
-            {"params": params},
-            params,
-            image_shape=(8, 8, 2),
-            priors={"prior_epoch_order": 0.1},
-        )
+        theirs.invert(method=jaxinv.Method(**settings))
+    with pytest.raises(UserError, match=r"priors\['prior_epoch_order'\]=0.1: known are prior_b"):
+        theirs.invert(priors={"prior_epoch_order": 0.1})
+
+
+def test_an_update_of_another_network_is_refused(theirs):
+    with pytest.raises(UserError, match=r"must be those of.*there is no other among Conv"):
+        theirs.invert({"other": np.ones(3)})
+    with pytest.raises(UserError, match=r"Dense_0/bias is \(3,\), the network's \(4,\)"):
+        theirs.invert({"Dense_0": {"bias": np.ones(3)}})
+    with pytest.raises(UserError, match="update: Dense_0/bias has 1 NaN of 4"):
+        theirs.invert({"Dense_0": {"bias": np.array([1, 2, np.nan, 1])}})
+    with pytest.raises(UserError, match="model: must be a module of Flax"):
+        jaxinv.invert(Net, theirs.variables, theirs.update, **theirs.settings)
+
+
+def test_importing_the_command_leaves_the_function():
+    code = (
+        "import jaxinv, jaxinv.invert, jaxinv.invert.__main__; from jaxinv.invert import Inversion;"
+        "assert jaxinv.invert.__name__ == 'invert' and callable(jaxinv.invert)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_loss_function_will_do():
@@ -132,7 +349,7 @@ def test_a_loss_function_will_do():
     )  # fmt: skip
     assert np.nanmin(found.objectives) < 1e-3
     np.testing.assert_allclose(found.best, images, atol=0.1)
-    with pytest.raises(UserError, match="labels=idlg: give them"):
+    with pytest.raises(UserError, match="labels=idlg: cannot be read under a loss of your own"):
         jaxinv.invert(loss, {"params": params}, update, image_shape=(2, 2, 3))
 
 
@@ -150,24 +367,18 @@ def sent(tmp_path_factory):
     return path, update, tiles.classes[tiles.labels[0]]
 
 
-def test_an_update_comes_back_from_both_kinds_of_file(sent, tmp_path):
-    import orbax.checkpoint as ocp
-
-    path, update, _ = sent
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "orbax", update)
-    for place in (path, tmp_path / "orbax"):
-        jax.tree.map(np.testing.assert_array_equal, updates.load(place, update), update)
-
-
 def test_the_command_reads_the_label_and_writes_the_pictures(sent, tmp_path, capsys):
     path, _, label = sent
     flags = ["--victim", "lenet_zhu-tiles", "--seeds", "2", "--iterations", "4", "--out"]
     assert command(["--update", str(path), *flags, str(tmp_path / "out")]) == 0
-    assert f"labels: {label}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"labels: {label}" in shown
+    assert "not: no better than a guess" in shown  # after four steps
+    assert re.search(r"a gray image 0\.\d+, the mean image 0\.\d+, the truth 6e-08", shown)
     assert (tmp_path / "out" / "reconstructions.png").stat().st_size > 1000
     with np.load(tmp_path / "out" / "reconstructions.npz") as arrays:
         assert arrays["reconstructions"].shape == (2, 1, 32, 32, 3)
+        assert str(arrays["verdict"]) == "not"
 
 
 OF_TILES = ["--update", "U", "--victim", "lenet_zhu-tiles"]
@@ -179,17 +390,59 @@ OF_TILES = ["--update", "U", "--victim", "lenet_zhu-tiles"]
         (["--victim", "lenet_zhu-tiles"], "--update: the file to attack"),
         (["--update", "U"], "--victim: the network that the update is of"),
         (["--update", "U", "--victim", "lenet_zhu-cifar10"], r"Dense_0/bias is \(7,\)"),
-        (["--update", "no.npz", "--victim", "lenet_zhu-tiles"], "no.npz: cannot be read as"),
-        (["--update", "U", "--victim", "lenet_zhu-tiles", "--labels", "known"], "give --classes"),
-        ([*OF_TILES, "--attack", "analytic"], "--attack analytic: of a sweep"),
-        ([*OF_TILES, "--client-lr", "0.5"], "--client-lr 0.5: the client takes one step"),
-        ([*OF_TILES, "--gram", "on"], "unrecognized arguments: --gram on"),
+        (["--update", "no.npz", "--victim", "V"], "no.npz: cannot be read as"),
+        (["--update", "U", "--victim", "V", "--labels", "known"], "give --classes"),
+        (
+            ["--update", "U", "--victim", "V", "--classes", "99"],
+            "99 is no class; the network has 7",
+        ),
+        (["--update", "U", "--victim", "V", "--attack", "analytic"], "first layer is dense"),
+        (["--update", "U", "--victim", "V", "--batch-norm", "train"], "the model has no BatchNorm"),
+        (["--update", "U", "--victim", "V", "--prior-batch-norm", "1"], "no BatchNorm"),
+        (["--update", "U", "--victim", "V", "--client-epochs", "2"], "client_lr: .* takes 2 steps"),
+        (["--update", "U", "--victim", "V", "--update-kind", "weights"], "is it a gradient"),
+        (["--update", "U", "--victim", "V", "--gram", "on"], "unrecognized arguments: --gram on"),
+        (["--update", "U", "--victim", "V", "--out", "U"], "is a file; give a folder"),
     ],
 )
 def test_bad_input_is_one_line(sent, tmp_path, capsys, flags, message):
-    flags = [str(sent[0]) if flag == "U" else flag for flag in flags]
-    assert command([*flags, "--out", str(tmp_path / "out")]) == 2
+    names = {"U": str(sent[0]), "V": "lenet_zhu-tiles"}
+    flags = [names.get(flag, flag) for flag in flags]
+    flags += [] if "--out" in flags else ["--out", str(tmp_path / "out")]
+    assert command(flags) == 2
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1
     assert re.search(message, error), error
     assert not (tmp_path / "out").exists()
+
+
+def test_the_example_of_flower_runs_from_the_servers_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    example = runpy.run_path(str(EXAMPLES / "flower_update.py"))
+    assert example["main"](["--seeds", "2", "--iterations", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert "round_1.npz: of a photograph of class rocket" in shown
+    assert "labels: rocket" in shown
+    assert "0.1 times the mean gradient" in shown
+
+
+def test_the_example_of_pytorch_runs(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    example = runpy.run_path(str(EXAMPLES / "from_pytorch.py"))
+    found = example["main"](seeds=1, iterations=2)
+    assert found.sent.factor == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("page", ["updates", "your_own_defense"])
+def test_the_code_of_the_pages_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(defenses, "DEFENSES", dict(defenses.DEFENSES))
+    text = (EXAMPLES.parent / "docs" / f"{page}.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    assert blocks
+    scope: dict = {}
+    for block in blocks:
+        exec(block, scope)
+    if page == "your_own_defense":
+        assert (tmp_path / "runs" / "drop" / "report.html").exists()

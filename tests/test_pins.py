@@ -55,7 +55,7 @@ OF_BOTH = {"psnr": 10.28584, "ssim": 0.0377254, "prior": 0.02094596, "baseline_p
 
 def test_streams_have_their_numbers():
     assert {stream.name: int(stream) for stream in rng.Stream} == {
-        "DATA": 0, "NETWORK": 1, "DEFENSE": 2, "START": 3, "TRAINING": 4,
+        "DATA": 0, "NETWORK": 1, "DEFENSE": 2, "ATTACK": 3, "TRAINING": 4,
     }  # fmt: skip
     keys = [jax.random.key_data(rng.stream_key(stream, 5, 17)).tolist() for stream in rng.Stream]
     assert keys == KEYS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtr, ndtri
 
-from jaxinv.reporting.figures import posterior as pp
+from jaxinv.reporting.sections import posterior as pp
 
 
 def made(sharpness, updates=6, images=1):
@@ -37,7 +37,7 @@ def test_images_of_a_batch_stand_beside_their_truths():
 def test_the_figure_shows_errors_on_the_scale_of_the_deviations(width, images):
     cells = [SimpleNamespace(label=f"defense = noise:{v}") for v in ("0.1", "1")]
     found = [(cell, made(1, images=images)) for cell in cells]
-    figure = pp.posterior(found, width)
+    figure = pp.draw_posteriors(found, width)
     maps = [panel.images[0] for panel in figure.axes if panel.images]
     assert len(maps) == 4 * pp.MOST_TARGETS
     std, error = maps[2], maps[3]

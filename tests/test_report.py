@@ -12,12 +12,16 @@ from rich.console import Console
 from synthetic_run import write_run
 
 from jaxinv import report
-from jaxinv.reporting import tables
-from jaxinv.reporting.assumptions import choose
-from jaxinv.reporting.figures import images as plot_images
-from jaxinv.reporting.figures import intervals, style
-from jaxinv.reporting.figures import seeds as plots
-from jaxinv.reporting.study import choose_evenly, interval_text, number_text, summarize
+from jaxinv.reporting.figures import pictures, style
+from jaxinv.reporting.figures.swarm import swarm
+from jaxinv.reporting.sections import SECTIONS
+from jaxinv.reporting.sections.assumptions import choose
+from jaxinv.reporting.sections.pixel_statistics import pixel_statistics, pixel_std
+from jaxinv.reporting.sections.psnr_distribution import psnr_distribution
+from jaxinv.reporting.sections.reconstructions import reconstructions
+from jaxinv.reporting.sections.success_rate import success_rate
+from jaxinv.reporting.study import choose_evenly, summarize
+from jaxinv.reporting.wording import interval_text, number_text
 from jaxinv.runs.results import read_run
 
 TV = {"tv": [1e-2, 1e-3, 1e-4]}
@@ -39,6 +43,9 @@ VARIANTS = {
     "unfinished": {"axes": TV, "missing_cells": (1,)},
     "all_failed": {"targets": 1, "seeds": 2, "failed": [(0, 0, 0), (0, 0, 1)]},
 }
+
+
+TABLES = {section.name: section.table for section in SECTIONS if section.table is not None}
 
 
 def build(folder, **options):
@@ -134,10 +141,9 @@ def test_the_consensus_is_that_of_the_pictures(study):
     half = 4.302653 * gain.std(ddof=1) / np.sqrt(3)
     assert (
         "Averaging the 2 of 5 seeds with the lowest objectives instead of picking one changes PSNR "
-        f"at tv&nbsp;=&nbsp;0.01: {gain.mean():+.1f} dB [{gain.mean() - half:.1f}, " in page
+        f"at tv\u00a0=\u00a00.01: {gain.mean():+.1f} dB [{gain.mean() - half:.1f}, " in page
     )
-    words = {text.get_text() for text in plot_images.reconstructions(
-        shown, plot_images.read_album(shown)).texts}  # fmt: skip
+    words = {text.get_text() for text in reconstructions(shown).texts}
     assert {"pick", "consensus", "worst"} <= words
     assert number_text(shown.cells[0].consensus.first_draw[0], 1) in words
 
@@ -146,13 +152,13 @@ def test_one_start_has_no_consensus(tmp_path):
     """Nothing is read for it, and nothing said; the columns repeat the only trial there is."""
     study = summarize(read_run(write_run(tmp_path, targets=2, seeds=1)), 19.0)
     next((tmp_path / "images").glob("*.npz")).rename(tmp_path / "away.npz")
-    row = tables.summary(study)[0]
+    row = TABLES["summary"].rows(study)[0]
     assert row["psnr_consensus_quarter"] == row["psnr_consensus_all"] == row["psnr_mean"]
     (tmp_path / "away.npz").rename(tmp_path / "images" / "c0000-t0000.npz")
     assert "consensus" not in build(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "Averaging" not in page
-    assert "consensus, best quarter" not in page
+    assert "best ¼" not in page
 
 
 def test_paired_differences_are_of_the_same_targets(study, tmp_path):
@@ -160,7 +166,7 @@ def test_paired_differences_are_of_the_same_targets(study, tmp_path):
     assert [r["psnr_difference"] for r in read_csv(folder, "paired_differences")] == ["nan", "inf"]
     write_run(tmp_path, axes=TV, targets=3, seeds=5)
     first, second = (column(tmp_path, cell, "psnr").mean(axis=1) for cell in (0, 1))
-    row = tables.paired_differences(summarize(read_run(tmp_path), 19))[0]
+    row = TABLES["paired_differences"].rows(summarize(read_run(tmp_path), 19))[0]
     assert (row["setting"], row["reference"]) == ("tv = 0.001", "tv = 0.01")
     assert row["psnr_difference"] == pytest.approx((second - first).mean(), rel=1e-6)
 
@@ -216,15 +222,14 @@ def test_variants_build(tmp_path, name, monkeypatch):
 def plots_text(folder):
     """What the pictures' heading says."""
     study = summarize(read_run(folder), 19.0)
-    figure = plot_images.reconstructions(study, plot_images.read_album(study))
-    return " ".join(text.get_text() for text in figure.texts)
+    return " ".join(text.get_text() for text in reconstructions(study).texts)
 
 
 def test_a_large_study_says_what_its_figures_leave_out(tmp_path):
     axes = {"lr": [0.1, 0.03, 0.01], "tv": [0.1, 0.01, 0.001]}
     write_run(tmp_path, axes=axes, targets=12, seeds=2, block_targets=5)
     study = summarize(read_run(tmp_path), 19.0)
-    texts = [text.get_text() for text in plots.psnr_distribution(study).texts]
+    texts = [text.get_text() for text in psnr_distribution(study).texts]
     assert "the first 8 of 12 targets and 6 of 9 cells" in " ".join(texts)
     assert len(study.cells) == 9
     assert study.target_ids == read_run(tmp_path).config["target_ids"]
@@ -270,15 +275,14 @@ def test_pixel_std_by_hand():
     pictures[1, 0, 0, 0] = [0.2, 0.2, 0.2]  # std 0.2 / sqrt(2) in every channel
     pictures[1, 0, 0, 1, 0] = 0.6  # in one of three
     expected = [[[0.2 / np.sqrt(2), 0.6 / np.sqrt(6)]]]
-    np.testing.assert_allclose(plot_images.pixel_std(pictures), expected)
+    np.testing.assert_allclose(pixel_std(pictures), expected)
 
 
 @pytest.mark.parametrize("images", [1, 2, 9])
 def test_pictures_keep_their_proportions(tmp_path, images):
     study = summarize(read_run(write_run(tmp_path, targets=2, seeds=3, images=images)), 19.0)
-    album = plot_images.read_album(study)
-    for draw in (plot_images.reconstructions, plot_images.pixel_statistics):
-        canvas = draw(study, album).axes[0]
+    for draw in (reconstructions, pixel_statistics):
+        canvas = draw(study).axes[0]
         assert len(canvas.images) >= 4
         for picture in canvas.images:
             left, right, bottom, top = picture.get_extent()
@@ -288,24 +292,24 @@ def test_pictures_keep_their_proportions(tmp_path, images):
 
 def test_tile_sets_images_in_a_square():
     images = np.arange(3.0)[:, None, None, None] * np.ones((3, 2, 2, 1))
-    tiled = plot_images.tile(images, gap=9)[..., 0]
+    tiled = pictures.tile(images, gap=9)[..., 0]
     assert tiled.shape == (5, 5)
     assert (tiled[0, 0], tiled[0, 3], tiled[3, 0], tiled[2, 0]) == (0, 1, 2, 9)
 
 
 def test_swarm_dots_do_not_overlap():
     heights = np.random.default_rng(0).normal(size=60)
-    diameter, offsets = plots.swarm(heights, room=3.0, diameter=0.2)
+    diameter, offsets = swarm(heights, room=3.0, diameter=0.2)
     apart = np.hypot(heights[:, None] - heights, offsets[:, None] - offsets)
     assert apart[np.triu_indices(60, 1)].min() >= diameter - 1e-9
     assert np.abs(offsets).max() + diameter / 2 <= 1.5
-    again = plots.swarm(heights, room=3.0, diameter=0.2)
+    again = swarm(heights, room=3.0, diameter=0.2)
     np.testing.assert_array_equal(offsets, again[1])
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
     study = summarize(read_run(write_run(tmp_path, axes=TV)), 19.0)
-    first, second = (style.to_bytes(intervals.success_rate(study), "svg") for _ in range(2))
+    first, second = (style.to_bytes(success_rate(study), "svg") for _ in range(2))
     assert first == second
 
 
@@ -346,7 +350,7 @@ def defended(tmp_path_factory):
 
 def test_verdicts_name_the_least_strength_that_stops_the_attack(defended):
     study = summarize(read_run(defended), 19.0)
-    rows = {row["defense"]: row for row in tables.TABLES["defenses"](study)}
+    rows = {row["defense"]: row for row in TABLES["defenses"].rows(study)}
     assert {name: (row["stops"], row["tried"]) for name, row in rows.items()} == {
         "noise": (True, "0.1 to 1"), "quantize": (True, "8 to 1"), "sign": (True, ""),
     }  # fmt: skip
@@ -360,18 +364,18 @@ def test_verdicts_name_the_least_strength_that_stops_the_attack(defended):
 
 def test_the_trade_off_is_of_networks_by_epsilon(defended):
     study = summarize(read_run(defended), 19.0)
-    rows = tables.TABLES["dp_sgd"](study)
+    rows = TABLES["dp_sgd"].rows(study)
     assert [(r["epsilon"], r["test_accuracy"]) for r in rows] == [(1, 0.4), (8, 0.5), (np.inf, 0.6)]
     # Phi(Phi^-1(1e-4) + 1 / multiplier), by a table of the normal distribution.
     assert [r["release_bound"] for r in rows] == pytest.approx([6.43e-4, 0.0428, 1], rel=2e-3)
     output = build(defended)
     assert "report: " in output
-    assert {"defense_curves.png", "trade_off.png"} <= {
+    assert {"defense_curves.png", "dp_sgd.png"} <= {
         p.name for p in (defended / "plots").glob("*.png")
     }
     page = (defended / "report.html").read_text()
     assert "DP-SGD: utility, leakage, privacy" in page
-    assert "between draws of noise" in page
+    assert "between draws\nof noise" in page
     assert "1e+02%" not in page
 
 
@@ -416,15 +420,15 @@ def test_the_page_says_which_labels_were_found(tmp_path):
     assert [(float(r["accuracy"]), float(r["all_right"])) for r in rows] == [(0.75, 0), (1, 1)]
     page = (tmp_path / "report.html").read_text()
     assert "Which labels the update gives away" in page
-    assert "has 100.0% of the labels right at labels&nbsp;=&nbsp;joint, 75.0% at labels" in page
-    assert (tmp_path / "plots" / "label_accuracy.png").exists()
+    assert "has 100.0% of the labels right at labels\u00a0=\u00a0joint, 75.0% at labels" in page
+    assert (tmp_path / "plots" / "labels.png").exists()
 
 
 def test_cells_on_other_images_stand_in_a_band_of_their_own():
     make = lambda ids: SimpleNamespace(image_ids=ids, target_ids=[batch[0] for batch in ids])  # noqa: E731
     single, pairs = [[0], [1], [2]], [[0, 1], [2, 3]]
     cells = [make(single), make(pairs), make(single[:2]), make(pairs), make(pairs)]
-    first, second = plot_images._bands(cells, 2)
+    first, second = pictures.bands_of(cells, 2)
     assert first.cells == [cells[0], cells[2]]
     assert first.targets == [0, 1, 2]
     assert first.first_with(2) is cells[0]

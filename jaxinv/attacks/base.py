@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from jaxinv import client, defenses, metrics
 from jaxinv.data.image_prior import ImagePrior
 from jaxinv.defenses import DEFENSES
-from jaxinv.types import Normalization, PyTree, Target
+from jaxinv.types import Normalization, PyTree, Target, named
 
 
 class Known(NamedTuple):
@@ -122,7 +122,7 @@ def simulate_update(
       The update, and the statistics of the candidate's batch.
     """
     images, labels = candidate.images, candidate.labels(known.target.labels)
-    if replaced := simulation.defense and DEFENSES[simulation.defense[0]].of_each_image:
+    if replaced := simulation.defense and named(DEFENSES, simulation.defense[0]).of_each_image:
         strengths = known.target.defense_knowledge.strengths[0]
         update = replaced(known.loss, known.params, images, labels, strengths)
         statistics = ()

@@ -51,7 +51,7 @@ from jaxinv.attacks.base import (
 )
 from jaxinv.attacks.objectives import OBJECTIVES, compare
 from jaxinv.data.image_prior import coefficients, synthesize
-from jaxinv.types import PyTree
+from jaxinv.types import PyTree, named
 
 SHIFT = 1e-3  # of the preconditioner, in units of the mean diagonal of J^T J / v
 LEAST_POWER = 1e-6  # of a layer's mean square, in units of that of all: none is without scale
@@ -187,7 +187,7 @@ class GaussNewton(NamedTuple):
         """Takes one step of one trial; see `base.Attack`."""
         residuals_of = self.residual_function(numbers, known)
         unknowns = to_unknowns(known, state.candidate)
-        objective = OBJECTIVES[self.objective](compare(*residuals_of(unknowns)[1]))
+        objective = named(OBJECTIVES, self.objective)(compare(*residuals_of(unknowns)[1]))
         losses = Losses(objective, prior_energy(known, unknowns))
 
         def move(state):

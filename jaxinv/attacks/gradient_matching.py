@@ -29,9 +29,9 @@ from jaxinv.attacks.base import (
     simulate_update,
 )
 from jaxinv.attacks.objectives import OBJECTIVES, Comparison, compare
-from jaxinv.attacks.priors import PRIORS, View, needing, weighted_sum
+from jaxinv.attacks.priors import PRIORS, View, key_of, needing, weighted_sum
 from jaxinv.errors import UserError
-from jaxinv.types import PyTree
+from jaxinv.types import PyTree, named
 
 # Each maps the gradient and the progress in [0, 1) to the direction the optimizer sees. The soft
 # sign tanh(s g) / s with s = 1 - progress is breaching's; it hardens into the plain gradient.
@@ -119,14 +119,17 @@ class AttackState(NamedTuple):
 
 
 class Method(NamedTuple):
-    """What shapes the compiled program: a change recompiles."""
+    """What shapes the compiled program: a change recompiles.
 
-    objective: str = "cosine"
-    priors: tuple[str, ...] = ("tv",)  # those with a weight
-    optimizer: str = "adam"
-    sign: str = "hard"
-    schedule: str = "step"
-    init_from: str = "normal"  # a name of `INITS`
+    Where a name of a table is wanted, a function like those in it does as well.
+    """
+
+    objective: str | Callable = "cosine"
+    priors: tuple[str | Callable, ...] = ("tv",)  # those with a weight
+    optimizer: str | Callable = "adam"
+    sign: str | Callable = "hard"
+    schedule: str | Callable = "step"
+    init_from: str | Callable = "normal"  # of `INITS`
     box: bool = True
     batch_norm: str = "eval"  # what the client does, and the attacker simulates: client.BATCH_NORM
     local: client.Local = client.Local()  # the client's local steps, as the attacker simulates them
@@ -151,7 +154,7 @@ class Method(NamedTuple):
     def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Numbers:
         """Makes the traced part of settings, each one number for all seeds or one for each."""
         spread = lambda x: np.broadcast_to(np.asarray(x, np.float64), (seeds,))  # noqa: E731
-        weights = {name: spread(settings[name]) for name in self.priors}
+        weights = {key_of(prior): spread(settings[prior]) for prior in self.priors}
         rates = (spread(settings[name]) for name in ("lr", "client_lr"))
         return Numbers(*rates, weights, np.int32(settings["iterations"]))
 
@@ -167,14 +170,14 @@ class Method(NamedTuple):
         kind = known.normalization.mean.dtype
         if initial is None:
             front = (self.local.epochs,) if self.by_epoch else ()
-            images = INITS[self.init_from](key, (*front, *shape)).astype(kind)
+            images = named(INITS, self.init_from)(key, (*front, *shape)).astype(kind)
             logits = None
             if self.classes:
                 of_labels = jax.random.fold_in(key, 1)
                 logits = jax.random.normal(of_labels, (shape[0], self.classes), jnp.float32)
                 logits = logits.astype(kind)
             initial = Candidate(images, logits)
-        return AttackState(initial, OPTIMIZERS[self.optimizer]().init(initial))
+        return AttackState(initial, named(OPTIMIZERS, self.optimizer)().init(initial))
 
     def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
         """The attacker's images; of several epochs, their mean."""
@@ -230,19 +233,19 @@ class Method(NamedTuple):
             view = View(
                 candidate.images, update, statistics, known.target, known.params, self.classifier
             )
-            weights = {name: numbers.weights[name] for name in self.priors}
-            losses = Losses(OBJECTIVES[self.objective](between), weighted_sum(weights, view))
+            weights = {prior: numbers.weights[key_of(prior)] for prior in self.priors}
+            losses = Losses(named(OBJECTIVES, self.objective)(between), weighted_sum(weights, view))
             return losses.objective + losses.prior, losses
 
         (value, losses), gradient = jax.value_and_grad(loss, has_aux=True)(state.candidate)
         progress = jnp.minimum(index, numbers.iterations - 1) / numbers.iterations
-        direction = gradient._replace(images=SIGNS[self.sign](gradient.images, progress))
-        optimizer = optax.with_extra_args_support(OPTIMIZERS[self.optimizer]())
+        direction = gradient._replace(images=named(SIGNS, self.sign)(gradient.images, progress))
+        optimizer = optax.with_extra_args_support(named(OPTIMIZERS, self.optimizer)())
         descent, optimizer_state = optimizer.update(
             direction, state.optimizer, state.candidate,
             value=value, grad=gradient, value_fn=lambda candidate: loss(candidate)[0],
         )  # fmt: skip
-        rate = numbers.lr * SCHEDULES[self.schedule](index, numbers.iterations)
+        rate = numbers.lr * named(SCHEDULES, self.schedule)(index, numbers.iterations)
         candidate = jax.tree.map(lambda x, d: x - rate * d, state.candidate, descent)
         if self.box:
             candidate = candidate._replace(images=known.normalization.box(candidate.images))
@@ -266,7 +269,7 @@ def check(method: Method) -> None:
     """
     for field, table in _NAMES.items():
         name = getattr(method, field)
-        if name not in table:
+        if isinstance(name, str) and name not in table:
             raise UserError(f"method.{field}={name!r}: unknown; known are {', '.join(table)}")
     if method.optimizer == "lbfgs" and method.sign != "none":
         raise UserError("method.optimizer='lbfgs': needs the gradient itself; use sign='none'")

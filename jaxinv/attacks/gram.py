@@ -20,6 +20,7 @@ norm, dense layers); Bu et al. 2022, arXiv 2205.10683 (convolutions, the choice 
 """
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -39,13 +40,14 @@ RULES = {
 }
 
 
-def choose_rule(setting: str, objective: str) -> str | None:
+def choose_rule(setting: str, objective: str | Callable) -> str | None:
     """The rule that a setting, one of `GRAM`, stands for; None keeps every weight gradient.
 
     On a CPU trials follow one another, and time is what bounds them rather than memory. A squared
-    distance is left alone unless asked for, for the digits it would lose (`compare_updates`).
+    distance is left alone unless asked for, for the digits it would lose (`compare_updates`), and
+    so is an objective that is not of the table.
     """
-    if setting == "off" or (setting == "auto" and objective == "l2"):
+    if setting == "off" or (setting == "auto" and objective != "cosine"):
         return None
     on_cpu = jax.default_backend() == "cpu"
     return "arithmetic" if setting == "auto" and on_cpu else "memory"

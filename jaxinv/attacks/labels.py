@@ -1,6 +1,7 @@
 """What the attacker takes for the labels: known, or read off the update as counts per class.
 
-The gradient of the last dense layer's bias is the mean of softmax - onehot over the images, so that
+The gradient of the bias in the layer that makes the logits is the mean of softmax - onehot over the
+images, so that
 
     count of class c = images * (mean softmax at c - bias gradient at c).
 
@@ -8,16 +9,16 @@ The rules differ in where they take the mean softmax from, which no update says.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Float, Int
 
-from jaxinv.networks.inspect import classifier_input, classifier_path, subtree
+from jaxinv.errors import UserError
+from jaxinv.networks.inspect import classifier_features, find_classifier
 from jaxinv.types import PyTree
 
 DUMMIES = 1024  # images of noise, over all classes, by which outputs are known to scatter
@@ -29,47 +30,81 @@ ROUNDS = 20
 
 
 class LastLayer(NamedTuple):
-    """All that a rule sees: the last dense layer, its gradient, and how its inputs scatter."""
+    """All that a rule sees: the layer of the logits, its gradient, and how its inputs scatter."""
 
     kernel: Float[Array, "feature class"]
     bias: Float[Array, " class"]
     kernel_gradient: Float[Array, "class feature"]  # the mean over the local steps
     bias_gradient: Float[Array, " class"]
-    dummies: Float[Array, "dummy feature"]  # features of noise, around their mean
+    dummies: Float[Array, "dummy feature"] | None  # features of noise, around their mean, if needed
 
 
 def infer(
-    rule: str, module: nn.Module, variables: PyTree, update: PyTree, image_shape: tuple[int, ...],
+    rule: str, module: Any, variables: PyTree, update: PyTree, image_shape: tuple[int, ...],
     images: int, steps: int = 1,
 ) -> Int[Array, " image"]:  # fmt: skip
     """Reads the labels off an update, in ascending order, repeats included.
 
+    Images of noise go through the network only for rules that look at them, a few at a time.
+
     Args:
       rule: one of `LABELS` but "known".
       module, variables: the network.
-      update: in the gradient's direction (`client.update`), the sum over the local steps.
+      update: in the gradient's direction (`client.update`), the sum over the local steps; of all
+        layers, or some that include the one that makes the logits.
       image_shape: height, width, channel.
       images: how many the update is taken to be of.
       steps: local steps it is taken to be of.
 
     Raises:
-      UserError: the network calls no `flax.linen.Dense`.
+      UserError: the layer that makes the logits was not found, or is not in the update.
     """
-    path = classifier_path(module, variables, jnp.zeros((1, *image_shape)))
-    own, sent = subtree(variables["params"], path), subtree(update, path)
-    kernel = own["kernel"]
-    dummies = max(8, DUMMIES // kernel.shape[1])
-    noise = natural_noise(jax.random.key(0), (dummies, *image_shape))
-    features = classifier_input(module, variables, noise)
-    gradient = sent["kernel"].T / steps
-    if "bias" in sent:
-        bias, of_bias = own["bias"], sent["bias"] / steps
+    classifier = find_classifier(module, variables, image_shape)
+    if classifier is None:
+        raise UserError(
+            f"labels={rule}: cannot be read, for no one layer alone makes the logits of this "
+            "network; give the labels"
+        )
+    params = variables["params"]
+    kernel, bias = classifier.matrix(params), classifier.vector(params)
+    try:
+        gradient = classifier.matrix(update).T / steps
+        of_bias = classifier.vector(update)
+    except (KeyError, ValueError):
+        name = "/".join(classifier.kernel)
+        raise UserError(
+            f"labels={rule}: cannot be read, for the update lacks {name}, which makes the logits; "
+            "give the labels"
+        ) from None
+    classes = kernel.shape[1]
+    bias = jnp.zeros(classes) if bias is None else bias
+    # The error of one image's logits is read off the weights up to a positive factor.
+    alone = images == 1 and classes > 2
+    features = None
+    if rule == "counts" or (of_bias is None and rule != "llg" and not alone):
+        dummies = max(8, DUMMIES // classes)
+        noise = natural_noise(jax.random.key(0), (dummies, *image_shape))
+        features = classifier_features(module, variables, noise, classifier)
+    if of_bias is not None:
+        of_bias = of_bias / steps
+    elif features is None:
+        of_bias = _error_of_one(gradient)
     else:  # every class's weight gradient is its logit's times about the same features
-        bias, of_bias = jnp.zeros(kernel.shape[1]), gradient.sum(1) / features.sum(1).mean()
-    layer = LastLayer(kernel, bias, gradient, of_bias, features - features.mean(axis=0))
-    counts = LABELS[rule](layer, images)
-    classes = jnp.arange(kernel.shape[1])
-    return jnp.repeat(classes, counts, total_repeat_length=images).astype(jnp.int32)
+        of_bias = gradient.sum(1) / features.sum(1).mean()
+    if features is not None:
+        features -= features.mean(axis=0)
+    counts = LABELS[rule](LastLayer(kernel, bias, gradient, of_bias, features), images)
+    return jnp.repeat(jnp.arange(classes), counts, total_repeat_length=images).astype(jnp.int32)
+
+
+def _error_of_one(kernel_gradient: Float[Array, "class feature"]) -> Float[Array, " class"]:
+    """softmax - onehot of one image, times a positive number, from the weight gradient alone.
+
+    Its rows are the entries of the error times the same features. The label's is as large as all
+    others together, and the only negative one.
+    """
+    norms = jnp.sum(jnp.square(kernel_gradient), axis=1)
+    return -kernel_gradient @ kernel_gradient[jnp.argmax(norms)]
 
 
 def natural_noise(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "image height width c"]:

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int
 from jaxinv import client
 from jaxinv.attacks.base import Candidate, Known, Losses, Simulation, scale_towards, simulate_update
 from jaxinv.attacks.objectives import OBJECTIVES, compare
-from jaxinv.types import PyTree
+from jaxinv.types import PyTree, named
 
 Residuals = Callable[[Array], Float[Array, " residual"]]
 
@@ -124,7 +124,7 @@ class LevenbergMarquardt(NamedTuple):
         update = update_function(self.local, numbers.client_lr, known, state.candidate)
         shared = known.target.update
         here = scale_towards(update(state.candidate.images), shared)
-        objective = OBJECTIVES[self.objective](compare(here, shared))
+        objective = named(OBJECTIVES, self.objective)(compare(here, shared))
 
         def move(state):
             images = state.candidate.images

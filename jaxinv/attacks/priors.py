@@ -134,11 +134,24 @@ PRIORS: dict[str, Prior] = {
 }
 
 
-def needing(need: str, names: Iterable[str] = PRIORS) -> tuple[str, ...]:
+def entry_of(prior: str | Prior | Callable) -> Prior:
+    """The prior of a name; a function of a `View` is one that may look at everything in it."""
+    if isinstance(prior, str):
+        return PRIORS[prior]
+    return prior if isinstance(prior, Prior) else Prior(prior, update=True)
+
+
+def needing(need: str, priors: Iterable[str | Prior | Callable] = PRIORS) -> tuple:
     """Those of some priors that need something: a field of `Prior`."""
-    return tuple(name for name in names if getattr(PRIORS[name], need))
+    return tuple(prior for prior in priors if getattr(entry_of(prior), need))
 
 
-def weighted_sum(weights: dict[str, Any], view: View) -> Float[Array, ""]:
+def weighted_sum(weights: dict[str | Prior | Callable, Any], view: View) -> Float[Array, ""]:
     """Adds the priors up, each times its weight."""
-    return sum((w * PRIORS[name].penalty(view) for name, w in weights.items()), jnp.zeros(()))
+    parts = (w * entry_of(prior).penalty(view) for prior, w in weights.items())
+    return sum(parts, jnp.zeros(()))
+
+
+def key_of(prior: str | Prior | Callable) -> str:
+    """A name for a prior that has none in the table, by which weights can be sorted."""
+    return prior if isinstance(prior, str) else f"own:{id(entry_of(prior).penalty)}"

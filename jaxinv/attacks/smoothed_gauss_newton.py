@@ -52,7 +52,7 @@ from jaxinv.attacks.objectives import OBJECTIVES, compare
 from jaxinv.data.image_prior import ImagePrior, coefficients, synthesize
 from jaxinv.errors import UserError
 from jaxinv.networks import kinks
-from jaxinv.types import PyTree
+from jaxinv.types import PyTree, named
 
 NARROWEST = 0.005  # spread that the belief can have at the end, in units of the prior's
 STEP_LENGTHS = (1.0, 0.5, 0.25)
@@ -145,7 +145,7 @@ class SmoothedGaussNewton(NamedTuple):
         """Takes one step of one trial; see `base.Attack`."""
         z = to_whitened(known.image_prior, state.candidate.images)
         update, _ = self.observe(numbers, known, known.loss, z)[0]
-        objective = OBJECTIVES[self.objective](compare(update, known.target.update))
+        objective = named(OBJECTIVES, self.objective)(compare(update, known.target.update))
         losses = Losses(objective, jnp.vdot(z, z) / 2 / z.size)
 
         def move(state):
@@ -306,7 +306,7 @@ def solve(product: Callable[[Whitened], Whitened], right: Whitened, iterations: 
     return lax.while_loop(running, iterate, initial)[0]
 
 
-def kink_spread(inputs: Float[Array, "draw image *rest"]) -> Float[Array, "image *rest"]:
+def kink_spread(inputs: Float[Array, "draw image *rest"]) -> Float[Array, " image *rest"]:
     """The standard deviation of a kink's input over draws, the channel's mean one draw more."""
     draws = len(inputs)
     own = inputs.var(axis=0, ddof=1)
@@ -319,7 +319,7 @@ def narrowing(iterations: Int[Array, ""]) -> Float[Array, ""]:
     return NARROWEST ** (1 / iterations)
 
 
-def pairs(key: Array, draws: int, shape: tuple[int, ...]) -> Float[Array, "draw *shape"]:
+def pairs(key: Array, draws: int, shape: tuple[int, ...]) -> Float[Array, " draw *shape"]:
     """Standard normal draws, the second half the first's negative."""
     half = jax.random.normal(key, (draws // 2, *shape), jnp.float32)
     return jnp.concatenate([half, -half])

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinv.networks.convolution import fast_convolutions
 from jaxinv.networks.layers import BATCH_NORM_MOMENTUM
+from jaxinv.networks.user import UserNetwork
 from jaxinv.types import PyTree
 
 # Parameters, normalized images -> logits, and the batch's own statistics (() where not computed).
@@ -46,9 +47,10 @@ class Local(NamedTuple):
 
 
 def apply_fn(
-    module: nn.Module, variables: PyTree, batch_norm: str = "eval", observe: bool = False
-) -> ApplyFn:
-    """Makes a pure function of a Linen module, on the trilinear convolution.
+    module: nn.Module | UserNetwork, variables: PyTree, batch_norm: str = "eval",
+    observe: bool = False,
+) -> ApplyFn:  # fmt: skip
+    """Makes a pure function of a network, on the trilinear convolution.
 
     Running statistics are an input that nothing changes. In evaluation mode they are constants of
     the network; in training mode the images' own statistics take their place, and are returned as
@@ -63,7 +65,7 @@ def apply_fn(
     """
 
     def evaluating(params, images):
-        seen = {}
+        params, seen = whole(variables, params), {}
 
         def look(next_fun, args, kwargs, context):
             if isinstance(context.module, nn.BatchNorm):
@@ -77,7 +79,8 @@ def apply_fn(
 
     def training(params, images):
         # From zero, Flax's moving average is (1 - momentum) times the batch's statistics.
-        zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+        zeros = jax.tree.map(jnp.zeros_like, variables.get("batch_stats", {}))
+        params = whole(variables, params)
         with fast_convolutions():
             logits, moved = module.apply(
                 {**variables, "params": params, "batch_stats": zeros}, images, train=True,
@@ -89,7 +92,7 @@ def apply_fn(
 
 
 def loss_fn(
-    model: nn.Module | Callable,
+    model: nn.Module | UserNetwork | Callable,
     variables: PyTree,
     batch_norm: str = "eval",
     observe: bool = False,
@@ -97,23 +100,38 @@ def loss_fn(
     """Makes the loss of a client: the cross-entropy of a module, or a function taken as it is.
 
     Args:
-      model: a Linen module; or `loss(params, images, labels)`, a scalar, the mean over the images.
+      model: a network; or `loss(params, images, labels)`, a scalar, the mean over the images.
       variables, batch_norm, observe: as in `apply_fn`; nothing to a function.
     """
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module | UserNetwork):
 
         def plain(params, images, labels):
             with fast_convolutions():
-                return model(params, images, labels), ()
+                return model(whole(variables, params), images, labels), ()
 
         return plain
     apply = apply_fn(model, variables, batch_norm, observe)
+    of_logits = (model.loss if isinstance(model, UserNetwork) else None) or cross_entropy
 
     def loss(params, images, labels):
         logits, statistics = apply(params, images)
-        return cross_entropy(logits, labels), statistics
+        return of_logits(logits, labels), statistics
 
     return loss
+
+
+def whole(variables: PyTree, params: PyTree) -> PyTree:
+    """All parameters of a network: those that a client trains, and beside them its constant ones.
+
+    A client that trains some layers alone keeps the others, `variables["constants"]`.
+    """
+    return _merged(variables["constants"], params) if "constants" in variables else params
+
+
+def _merged(constants: PyTree, params: PyTree) -> PyTree:
+    """Two trees of dicts that have no leaf in common, as one."""
+    both = constants.keys() & params.keys()
+    return {**constants, **params, **{k: _merged(constants[k], params[k]) for k in both}}
 
 
 def cross_entropy(

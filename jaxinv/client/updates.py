@@ -1,39 +1,83 @@
-"""Updates on disk: what a client sent, as a file or folder that other tools write."""
+"""Updates on disk: what a client sent, as a file or folder that other tools write.
 
+| from | file | read |
+|---|---|---|
+| jaxinv, Flax | .npz, .safetensors | by names: `Conv_0/kernel`, also with `.` or below `params` |
+| Flower | .npz of `arr_0`, `arr_1`, ... | in the order of the parameters, by shapes |
+| PyTorch | .npz, .safetensors | a state dict or gradients by its names, layer by layer |
+| Orbax | a folder, a checkpoint of `jaxinv.train` | by names |
+
+Some of the layers will do. Sizes are read first: an array that the network has no place for is not
+read, and pickle is never opened.
+"""
+
+import json
+import math
+import re
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxinv.client import pytorch
 from jaxinv.errors import UserError
+from jaxinv.networks.inspect import Use
 from jaxinv.types import PyTree
 
+FORMATS = ".npz, .safetensors, or a folder of Orbax"
+ROOM = 2**20  # bytes that a file may hold beside the parameters
+MOST_HEADER = 10**8  # bytes of the header of a safetensors file: the format's own limit
+# Of safetensors, https://github.com/huggingface/safetensors; the rest are no parameters.
+_TYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8,
+}  # fmt: skip
 
-def load(path: str | Path, params: PyTree) -> PyTree:
-    """Reads an update: an .npz of arrays named like `Conv_0/kernel`, or a folder of Orbax.
+
+class Entry(NamedTuple):
+    """An array that was not read yet."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+def load(
+    path: str | Path, params: PyTree, uses: Callable[[], Sequence[Use]] | None = None
+) -> PyTree:
+    """Reads an update.
 
     Args:
       path: the file or folder.
-      params: what the update must be shaped like.
+      params: of the network, a tree of dicts.
+      uses: gives the parameters in the order in which the network reads them
+        (`networks.inspect.parameters_in_order`); asked for where names are PyTorch's or missing.
+
+    Returns:
+      A tree of dicts like `params`, of the leaves that were sent.
 
     Raises:
       UserError: it cannot be read, or is of another network.
     """
-    path = Path(path)
+    path, name = Path(path), f"--update {path}"
     try:
         if path.is_dir():
-            import orbax.checkpoint as ocp
-
-            with ocp.StandardCheckpointer() as checkpointer:
-                found = checkpointer.restore(path.absolute(), params)
-            arrays = names_of(found)
+            entries = _orbax(path)
+        elif path.suffix == ".safetensors":
+            entries = _safetensors(path)
         else:
-            with np.load(path) as file:
-                arrays = dict(file)
+            entries = _npz(path)
+        return assign(entries, params, uses, name)
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if text.startswith(name) else f"{name}: {text}") from None
     except Exception as error:  # a damaged file fails in many ways
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--update {path}: cannot be read as .npz or Orbax ({reason})") from None
-    return _shaped(arrays, params, f"--update {path}")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{name}: cannot be read as {FORMATS} ({reason})") from None
 
 
 def save(path: str | Path, update: PyTree) -> None:
@@ -48,14 +92,173 @@ def names_of(tree: PyTree) -> dict[str, np.ndarray]:
     return {name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def _shaped(arrays: dict[str, np.ndarray], params: PyTree, setting: str) -> PyTree:
-    """Arrays by name as a tree like `params`."""
-    expected = {name: leaf.shape for name, leaf in names_of(params).items()}
-    for name in expected.keys() ^ arrays.keys():
-        where = "the network has no" if name in arrays else "it lacks"
-        raise UserError(f"{setting}: {where} {name}; give the update of this network")
-    for name, shape in expected.items():
-        if arrays[name].shape != shape:
-            raise UserError(f"{setting}: {name} is {arrays[name].shape}, the network's is {shape}")
-    _, structure = jax.tree_util.tree_flatten(params)
-    return structure.unflatten([arrays[name] for name in expected])
+def assign(
+    entries: dict[str, Entry], params: PyTree, uses: Callable[[], Sequence[Use]] | None, name: str
+) -> PyTree:
+    """Gives every array its place among the parameters.
+
+    Raises:
+      UserError: it has none, or another shape.
+    """
+    expected = {key: leaf.shape for key, leaf in names_of(params).items()}
+    total = sum(math.prod(e.shape) * e.dtype.itemsize for e in entries.values())
+    most = 8 * 3 * sum(map(math.prod, expected.values())) + ROOM
+    if total > most:
+        raise UserError(
+            f"{name}: holds {total / 2**20:.3g} MiB, far more than the network's "
+            f"{len(expected)} parameters"
+        )
+    entries = {_flat_name(key): entry for key, entry in entries.items()}
+    entries = {key: entry for key, entry in entries.items() if not key.startswith("batch_stats/")}
+    if not entries:
+        raise UserError(f"{name}: holds no arrays")
+    if all(re.fullmatch(r"arr_\d+", key) for key in entries):
+        order = sorted(entries, key=lambda key: int(key[4:]))
+        placed = _by_order([entries[key] for key in order], expected, uses, name)
+    elif not entries.keys() & expected.keys() and pytorch.named_like_it(entries):
+        if uses is None:
+            raise UserError(f"{name}: has PyTorch's names, and the network's order is not known")
+        arrays = {key: entry.shape for key, entry in entries.items()}
+        places = pytorch.match(arrays, uses(), name)
+        placed = {"/".join(p.path): p.convert(entries[key].read()) for key, p in places.items()}
+    else:
+        placed = _by_name(entries, expected, name)
+    return _tree(placed, params)
+
+
+def _by_name(entries, expected, name):
+    """Arrays of the network's own names."""
+    for key in sorted(entries.keys() - expected.keys()):
+        raise UserError(
+            f"{name}: the network has no {key}; its arrays are {_listed(sorted(expected))}"
+        )
+    for key, entry in entries.items():
+        if entry.shape != expected[key]:
+            hint = ""
+            if len(entry.shape) == 4 and pytorch.transposed(entry.shape) == expected[key]:
+                hint = "; that is PyTorch's layout: keep its names, weight and bias, or transpose"
+            raise UserError(
+                f"{name}: {key} is {entry.shape}, the network's is {expected[key]}{hint}"
+            )
+    return {key: entry.read() for key, entry in entries.items()}
+
+
+def _by_order(entries, expected, uses, name):
+    """Arrays without names: in the order of Flax's tree, of its calls, or of a state dict."""
+    shapes = [entry.shape for entry in entries]
+    if shapes == list(expected.values()):
+        return {key: entry.read() for key, entry in zip(expected, entries)}
+    if uses is not None:
+        used = uses()
+        if shapes == [use.shape for use in used]:
+            return {"/".join(use.path): entry.read() for use, entry in zip(used, entries)}
+        own = pytorch.without_statistics(entries)
+        if [entry.shape for entry in own] == [pytorch.shape_of(use) for use in used]:
+            pairs = zip(used, own)
+            return {"/".join(u.path): pytorch.converter(u)(e.read()) for u, e in pairs}
+    wanted = _listed([f"{key} {shape}" for key, shape in expected.items()])
+    raise UserError(
+        f"{name}: its {len(shapes)} arrays have no names, and their shapes are not, in order, those"
+        f" of the network; wanted are {wanted}; or give them these names"
+    )
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    """Names in one line, not all of a large network's."""
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _flat_name(name: str) -> str:
+    """A name with slashes, below the parameters."""
+    return re.sub(r"^params/", "", name.replace(".", "/"))
+
+
+def _tree(placed: dict[str, np.ndarray], like: PyTree, front: str = "") -> PyTree:
+    """Arrays by name as a tree of dicts, of the leaves that are there."""
+    if not isinstance(like, dict):
+        return placed[front]
+    parts = {}
+    for key, below in like.items():
+        path = f"{front}/{key}" if front else str(key)
+        if any(name == path or name.startswith(f"{path}/") for name in placed):
+            parts[key] = _tree(placed, below, path)
+    return parts
+
+
+def _npz(path: Path) -> dict[str, Entry]:
+    """The arrays of an .npz, of which the headers are read."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if start[:1] == b"\x80" or path.suffix in (".pt", ".pth", ".pkl", ".pickle"):
+        raise UserError(
+            "is a pickle, which can run code and is never opened; save the arrays: np.savez(path, "
+            "**{name: x.numpy() for name, x in state.items()}), or safetensors"
+        )
+    entries = {}
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.filename.endswith(".pkl"):
+                raise UserError("holds a pickle, which can run code and is never opened")
+            with archive.open(info) as file:
+                shape, dtype = _npy_header(file)
+            if dtype.hasobject:
+                raise UserError(f"{info.filename} is a pickled array, which is never opened")
+            key = info.filename.removesuffix(".npy")
+            entries[key] = Entry(shape, dtype, lambda of=info.filename: _read_npy(path, of))
+    return entries
+
+
+def _npy_header(file) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise UserError("holds arrays of named fields; an update is of real numbers")
+    read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+    shape, _, dtype = read(file)
+    return shape, dtype
+
+
+def _read_npy(path: Path, name: str) -> np.ndarray:
+    with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+    # NumPy writes bfloat16, which it does not know, as two bytes of anything.
+    return array.view(jnp.bfloat16) if array.dtype == np.dtype("V2") else array
+
+
+def _safetensors(path: Path) -> dict[str, Entry]:
+    """The tensors of a safetensors file: a header of JSON, and their bytes."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(MOST_HEADER, path.stat().st_size):
+            raise UserError("its header is longer than the file: damaged, or no safetensors")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    entries = {}
+    # The format does not keep an order: by the numbers in the names, weights before biases.
+    for key in sorted(header, key=pytorch.natural_order):
+        fields = header[key]
+        if fields["dtype"] not in _TYPES:
+            raise UserError(f"{key} holds {fields['dtype']}; an update is of real numbers")
+        dtype, shape = np.dtype(_TYPES[fields["dtype"]]), tuple(fields["shape"])
+        first, last = fields["data_offsets"]
+        if last - first != math.prod(shape) * dtype.itemsize:
+            raise UserError(f"{key}: its bytes are not those of {shape}: damaged")
+
+        def read(dtype=dtype, shape=shape, at=8 + length + first):
+            return np.fromfile(path, dtype, math.prod(shape), offset=at).reshape(shape)
+
+        entries[key] = Entry(shape, dtype, read)
+    return entries
+
+
+def _orbax(path: Path) -> dict[str, Entry]:
+    """The arrays of a folder of Orbax, or of a checkpoint that this package wrote."""
+    import logging
+
+    from orbax.checkpoint import v1
+
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    path = path / "arrays" if (path / "arrays").is_dir() else path
+    arrays = names_of(v1.load(path.absolute()))
+    as_entry: Any = lambda x: Entry(x.shape, x.dtype, lambda: x)  # noqa: E731
+    return {key: as_entry(x) for key, x in arrays.items()}

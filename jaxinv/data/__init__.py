@@ -3,18 +3,22 @@
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from jaxinv.errors import UserError
 
-# Name of a data set -> module with `read(name, split, ids, data_dir) -> Dataset`. A name that is
-# not listed is one of tensorflow-datasets. The modules are imported when asked for.
+# Name of a data set -> module with `read(name, split, ids, data_dir) -> Dataset`. A folder or an
+# .npz is one's own; any other name is one of tensorflow-datasets. Modules are imported if needed.
 SOURCES = {"tiles": "jaxinv.data.tiles"}
+OWN_SOURCE = "jaxinv.data.own"
 DEFAULT_SOURCE = "jaxinv.data.tfds"
-KNOWN = "tiles, cifar10, cifar100, mnist, or any other image classification set of " + (
-    "tensorflow-datasets"
+KNOWN = "tiles, cifar10, cifar100, mnist, any other image classification set of " + (
+    "tensorflow-datasets, or the path of a folder of pictures or an .npz"
 )
+
+PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}  # that a folder of one's own holds
 
 Ids = Sequence[int] | int | None
 
@@ -56,7 +60,8 @@ def load(
 
     Args:
       name: `tiles` (ships with the package), or a set of tensorflow-datasets that is prepared on
-        this machine: `cifar10`, `mnist`, `name/config`, ...
+        this machine: `cifar10`, `mnist`, `name/config`, ...; or the path of a folder or .npz of
+        your own (`jaxinv.data.own`).
       split: `train`, `test`, or another split the set has.
       ids: a count n for the first n examples in original order; a sequence for exactly these
         examples, in this order; None for all.
@@ -70,8 +75,19 @@ def load(
       UserError: if the set is unknown, not prepared or no set of equally sized uint8 images with
         one label each, if it has no such split, or if an id is out of range.
     """
-    module = importlib.import_module(SOURCES.get(name, DEFAULT_SOURCE))
+    module = importlib.import_module(SOURCES.get(name) or _source_of(name))
     return module.read(name, split, ids, data_dir)
+
+
+def _source_of(name: str) -> str:
+    """Who reads a set that has no entry of its own."""
+    if "\0" in name:
+        return DEFAULT_SOURCE
+    path = Path(name).expanduser()
+    # A folder of tensorflow-datasets may have the name of its set, and holds no pictures.
+    suffixes = {p.suffix.lower() for depth in ("*/*", "*/*/*") for p in path.glob(depth)}
+    own = suffixes & PICTURES if path.is_dir() else path.suffix == ".npz" and path.is_file()
+    return OWN_SOURCE if own else DEFAULT_SOURCE
 
 
 def group(labels: np.ndarray, targets: int, images: int, classes: int, grouping: str) -> np.ndarray:

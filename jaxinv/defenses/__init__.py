@@ -19,7 +19,7 @@ from jaxtyping import Array
 from jaxinv import rng
 from jaxinv.defenses import compression, dp_sgd, noise, pruning, soteria
 from jaxinv.defenses.base import ClientContext, Defense, DefenseKnowledge, PublicFacts
-from jaxinv.types import PyTree
+from jaxinv.types import PyTree, named
 
 NONE = "none"
 Chain = tuple[tuple[str, tuple[float, ...]], ...]
@@ -126,8 +126,8 @@ def adapt(
     """
     variances = jax.tree.map(lambda x: jnp.zeros((), x.dtype), shared)
     for name, own in zip(chain, strengths):
-        if DEFENSES[name].variance is not None:
-            found = DEFENSES[name].variance(shared, own, facts)
+        if (variance := named(DEFENSES, name).variance) is not None:
+            found = variance(shared, own, facts)
             variances = jax.tree.map(jnp.add, variances, found)
 
     def weight(x, variance):
@@ -147,5 +147,5 @@ def expect(
 ) -> PyTree:
     """Puts a candidate's update through what the chain does on average."""
     for name, own in zip(chain, knowledge.strengths):
-        update = DEFENSES[name].expect(update, own, shared)
+        update = named(DEFENSES, name).expect(update, own, shared)
     return update

@@ -13,6 +13,7 @@ from jaxinv.attacks.base import Candidate
 from jaxinv.attacks.objectives import OBJECTIVES, compare
 from jaxinv.engine.planner import GroupPlan
 from jaxinv.engine.trials import Problem, Result, Trace
+from jaxinv.types import named
 
 
 def recover(problem: Problem, closed_form: Callable, objective: str, keys: jax.Array) -> Result:
@@ -28,7 +29,8 @@ def recover(problem: Problem, closed_form: Callable, objective: str, keys: jax.A
     )
     given = problem.targets.labels
     labels = jnp.broadcast_to(given[:, None], (*keys.shape, given.shape[1]))
-    trace = Trace(np.zeros(1, int), *(np.asarray(x)[None] for x in (scores.psnr, distance)), None)
+    psnr = np.full(keys.shape, np.nan) if scores is None else np.asarray(scores.psnr)
+    trace = Trace(np.zeros(1, int), psnr[None], np.asarray(distance)[None], None)
     status = np.where(np.asarray(exact), "exact", "mixture")
     return Result(
         np.asarray(pixels), labels, scores, distance, jnp.zeros_like(distance), finite, status,
@@ -45,11 +47,12 @@ def _recover(closed_form, objective, problem, keys):
         count = len(target.labels)
         found = closed_form(module, variables, target, count, problem.image_shape, key)
         update, _ = client.gradient(loss, variables["params"], found.images, target.labels)
-        pixels = normalization.pixels(found.images)
-        pixels = metrics.match(pixels, truth.images, normalization.mean)
-        distance = OBJECTIVES[objective](compare(update, target.update))
+        pixels, scores = normalization.pixels(found.images), None
+        if truth is not None:
+            pixels = metrics.match(pixels, truth.images, normalization.mean)
+            scores = metrics.score(truth, pixels)
+        distance = named(OBJECTIVES, objective)(compare(update, target.update))
         finite = jnp.isfinite(found.images).all()
-        scores = metrics.score(truth, pixels)
         return found.images, pixels, scores, distance, finite, found.exact.all()
 
     def of_target(arguments):

@@ -376,6 +376,11 @@ def conv_general_dilated(
     image, kernel = lhs.shape[1:3], rhs.shape[:2]
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(image, kernel, window_strides, padding)
+    if min(map(min, padding)) < 0:  # a crop, which comes first
+        crop = [(min(low, 0), min(high, 0), 0) for low, high in padding]
+        lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0), *crop, (0, 0, 0)])
+        image = lhs.shape[1:3]
+        padding = [(max(low, 0), max(high, 0)) for low, high in padding]
     if depthwise:
         return depthwise_conv(lhs, rhs, window_strides, padding)
     geometry = Geometry(

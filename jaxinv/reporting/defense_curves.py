@@ -1,17 +1,14 @@
-"""Cells that differ in a defense's strength, arranged as curves; and what each of them says."""
+"""Cells that differ in a defense's strength alone, arranged as curves."""
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
 from jaxinv import defenses
-from jaxinv.privacy import accounting
 from jaxinv.reporting.study import CellSummary, StudySummary
-from jaxinv.settings.naming import label_text, setting_text
-
-NEAR_BASELINE = 1.0  # dB above the mean color: an attack that gets no further is stopped
-PRIOR = 1e-4  # the images that could have been the one: CIFAR-10's test split, say
-UNDEFENDED = "no defense"
+from jaxinv.reporting.wording import without_folders
+from jaxinv.settings.naming import label_text
 
 
 class Curve(NamedTuple):
@@ -22,23 +19,12 @@ class Curve(NamedTuple):
     label: str  # what else the study varies: "adaptive = True"
     parameter: str  # what the last strength is; nothing where there is none
     inverse: bool  # whether more of it protects less
-    points: list[
-        tuple[float, CellSummary]
-    ]  # the weakest protection first; NaN where nothing has a strength
+    # The weakest protection first; NaN where nothing has a strength.
+    points: list[tuple[float, CellSummary]]
     reference: CellSummary | None  # the same without a defense
 
 
-class PrivateCell(NamedTuple):
-    """A cell on a network that was trained with DP-SGD, attacked through the same."""
-
-    cell: CellSummary
-    epsilon: float  # of the training; inf without noise or without DP-SGD
-    accuracy: float  # of the network, on the test split
-    multiplier: float | None  # of the noise in the attacked update; None: no DP-SGD
-    clip: float | None
-    release_bound: float  # on the success of any attack on this update, at the prior `PRIOR`
-
-
+@lru_cache(maxsize=1)  # a report is of one study
 def curves(study: StudySummary) -> list[Curve]:
     """Groups cells by chain and by all that varies beside its last strength."""
     found: dict[tuple, list[tuple[float, CellSummary]]] = {}
@@ -63,115 +49,12 @@ def curves(study: StudySummary) -> list[Curve]:
         points.sort(key=lambda p: p[0], reverse=entry.inverse)
         names = (*(n for n, _ in front), name)
         reference = references.get(without_adaptive)
+        label = without_folders(label)
         result.append(Curve(names, title, label, parameter, entry.inverse, points, reference))
     return result
 
 
 def _label(study: StudySummary, cell: CellSummary, left_out: Iterable[str]) -> str:
     """Names a cell by the settings that vary, some left out."""
-    settings = study.run.config["cells"][cell.number]
     axes = study.run.config["axes"]
-    return label_text({name: settings[name] for name in axes if name not in left_out})
-
-
-def private_cells(study: StudySummary) -> list[PrivateCell]:
-    """Networks trained with DP-SGD, and those without it or any defense beside them; by epsilon."""
-    trained = [c for c in study.cells if c.facts["victim"] is not None]
-    if all(_is_nan(c.facts["victim_delta"]) for c in trained):
-        return []
-    rows = []
-    for cell in trained:
-        if _is_nan(cell.facts["victim_delta"]) and cell.facts["defense"] != defenses.NONE:
-            continue
-        epsilon = cell.facts["victim_epsilon"]
-        strengths = dict(defenses.parse(cell.facts["defense"])).get("dpsgd")
-        clip, multiplier = (None, None) if strengths is None else strengths
-        bound = 1.0
-        if multiplier:
-            bound = accounting.reconstruction_bound(accounting.Mechanism(multiplier), PRIOR)
-        rows.append(
-            PrivateCell(
-                cell, math.inf if _is_nan(epsilon) else float(epsilon),
-                float(cell.facts["victim_accuracy"]), multiplier, clip, bound,
-            )
-        )  # fmt: skip
-    return sorted(rows, key=lambda row: row.epsilon)
-
-
-def _is_nan(value: Any) -> bool:
-    return value is None or math.isnan(value)
-
-
-def stops(cell: CellSummary) -> bool:
-    """Whether the attack gets nowhere: no success, and a mean within `NEAR_BASELINE` of the color.
-
-    The upper limit of the mean's interval is what must lie there. Failures are none of the
-    attack's success: where every trial failed, the defense sent nothing to attack.
-    """
-    if cell.failed.all():
-        return True
-    limit = cell.mean.high
-    return cell.success.rate == 0 and limit < cell.baseline("psnr") + NEAR_BASELINE
-
-
-def verdicts(study: StudySummary) -> list[dict[str, Any]]:
-    """One row per curve: the least strength tried that stops the attack, and what it costs."""
-    rows = []
-    for curve in curves(study):
-        if not _is_nan(curve.points[0][1].facts["victim_delta"]):
-            continue  # a network of its own training: `private_rows`
-        # From there on: a strength that stops by luck below one that does not is no answer.
-        reached = max((i for i, p in enumerate(curve.points) if not stops(p[1])), default=-1)
-        stopping = curve.points[reached + 1 :]
-        strength, cell = stopping[0] if stopping else curve.points[-1]
-        mean, undefended = cell.mean, curve.reference
-        ends = [setting_text(curve.points[i][0]) for i in (0, -1)] if curve.parameter else []
-        rows.append(
-            {
-                "defense": curve.title,
-                "setting": curve.label,
-                "parameter": curve.parameter,
-                "stops": bool(stopping),
-                "strength": strength,
-                "tried": " to ".join(dict.fromkeys(ends)),
-                "psnr_mean": mean.mean,
-                "psnr_low": mean.low,
-                "psnr_high": mean.high,
-                "baseline_psnr": cell.baseline("psnr"),
-                "undefended_psnr": math.nan if undefended is None else undefended.mean.mean,
-                "success_rate": cell.success.rate,
-                "update_cosine": float(cell.metrics["update_cosine"].mean()),
-                "update_error": float(cell.metrics["update_error"].mean()),
-                "victim_accuracy": float(cell.facts["victim_accuracy"] or math.nan),
-                "failed": int(cell.failed.sum()),
-            }
-        )  # fmt: skip
-    return rows
-
-
-def private_rows(study: StudySummary) -> list[dict[str, Any]]:
-    """One row per network of `private_cells`: utility, privacy and leakage."""
-    rows = []
-    for row in private_cells(study):
-        mean, facts = row.cell.mean, row.cell.facts
-        rows.append(
-            {
-                "cell": row.cell.number,
-                "victim": facts["victim"],
-                "setting": row.cell.label,
-                "noise_multiplier": math.nan if row.multiplier is None else row.multiplier,
-                "clip": math.nan if row.clip is None else row.clip,
-                "epsilon": row.epsilon,
-                "delta": facts["victim_delta"],
-                "test_accuracy": row.accuracy,
-                "psnr_mean": mean.mean,
-                "psnr_low": mean.low,
-                "psnr_high": mean.high,
-                "baseline_psnr": row.cell.baseline("psnr"),
-                "success_rate": row.cell.success.rate,
-                "update_cosine": float(row.cell.metrics["update_cosine"].mean()),
-                "prior": PRIOR,
-                "release_bound": row.release_bound,
-            }
-        )  # fmt: skip
-    return rows
+    return label_text({name: cell.asked[name] for name in axes if name not in left_out})

@@ -1,9 +1,9 @@
 """Rows to numbers: one `CellSummary` per setting of a sweep, with every statistic of the report."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,16 +13,15 @@ from jaxinv import defenses
 from jaxinv.errors import UserError
 from jaxinv.reporting import consensus as cs
 from jaxinv.reporting import statistics as st
-from jaxinv.runs.results import BlockImages, Run
+from jaxinv.reporting.wording import without_folders
+from jaxinv.runs.results import BASELINES, METRICS, BlockImages, Run
 from jaxinv.settings.naming import label_text, naming_settings
 
-_METRICS = ("psnr", "ssim", "mse", "objective", "label_accuracy", "update_cosine", "update_error")
 _FACTS = ("defense", "victim", "victim_accuracy", "victim_epsilon", "victim_delta")
-_BASELINES = ("baseline_psnr", "baseline_ssim", "baseline_mse")
 _AVERAGED = ("objective", "psnr", "mse")  # what `consensus.Trials` has of each seed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # its arrays have no one truth value
 class CellSummary:
     """Trials and statistics of one setting; a failed trial is NaN in every metric.
 
@@ -33,9 +32,10 @@ class CellSummary:
     number: int
     label: str  # "tv = 0.01"; network and data set where nothing varies
     settings: dict[str, Any]  # that name the cell among the others
+    asked: dict[str, Any]  # all its settings
     target_ids: list[int]
     image_ids: list[list[int]]  # per target
-    seeds: list[int]  # of the attack's seeds
+    seeds: list[int]  # of the attack
     draws: list[int]  # noise seeds of the client's defense; one where it draws nothing
     facts: dict[str, Any]  # what all its rows say of defense and victim
     metrics: dict[str, Float[np.ndarray, "target seed"]]
@@ -43,6 +43,7 @@ class CellSummary:
     failed: Bool[np.ndarray, "target seed"]
     success_psnr: float  # dB
     pictures: Callable[[], BlockImages]  # reads them from disk
+    extras: Callable[[], dict[str, np.ndarray]]  # what is beside them, of some attacks
 
     @property
     def psnr(self) -> Float[np.ndarray, "target seed"]:
@@ -119,6 +120,15 @@ class CellSummary:
         """Seed position [target] of the highest PSNR, first draw; -1 where all failed."""
         return st.choose_lowest(-self.psnr[:, : len(self.seeds)])
 
+    def mean_of(self, metric: str) -> float:
+        """Mean of a metric over all trials; NaN where one failed."""
+        return st.mean_interval(self.metrics[metric]).mean
+
+    @cached_property
+    def labels_right(self) -> st.Interval:
+        """Share of labels that the attacker has right, its interval over targets."""
+        return st.Interval(*st.mean_interval(self.metrics["label_accuracy"])[:3])
+
     def baseline(self, metric: str) -> float:
         """Mean over targets of the mean-color baseline's `psnr`, `ssim` or `mse`."""
         return float(self.baselines[f"baseline_{metric}"].mean())
@@ -132,7 +142,7 @@ class Pair(NamedTuple):
     difference: st.Interval  # of PSNR in dB, over targets
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # itself, so that what is computed of it can be kept by it
 class StudySummary:
     """A run with its cells, as tables, plots and page read it."""
 
@@ -169,9 +179,32 @@ class StudySummary:
         return any(cell.psnr.shape[1] > 1 for cell in self.cells)
 
     @property
-    def has_seeds(self) -> bool:
+    def has_choice(self) -> bool:
         """Whether some update was attacked from several seeds, among which one can choose."""
         return any(len(cell.seeds) > 1 for cell in self.cells)
+
+    @property
+    def has_exact(self) -> bool:
+        """Whether some trial reconstructed every pixel exactly."""
+        return any(cell.exact.any() for cell in self.cells)
+
+    @property
+    def has_draws(self) -> bool:
+        """Whether some client's defense was drawn several times."""
+        return any(len(cell.draws) > 1 for cell in self.cells)
+
+    @property
+    def without_labels(self) -> list[CellSummary]:
+        """Cells whose labels the attacker does not know."""
+        return [cell for cell in self.cells if cell.asked["labels"] != "known"]
+
+    @property
+    def distinct_baselines(self) -> list[CellSummary]:
+        """First cell of each distinct set of baseline values."""
+        seen: dict[tuple, CellSummary] = {}
+        for cell in self.cells:
+            seen.setdefault(tuple(cell.baselines["baseline_psnr"]), cell)
+        return list(seen.values())
 
     @cached_property
     def pairs(self) -> list[Pair]:
@@ -206,16 +239,13 @@ def summarize(run: Run, success_psnr: float) -> StudySummary:
 
 def _read_pictures(run: Run, number: int, target_ids: list[int]) -> BlockImages:
     """Reads a cell's pictures, which must have all its targets."""
-    try:
-        images = run.images(number)
-        if lacking := set(target_ids) - set(images.target_ids.tolist()):
-            raise ValueError(f"there is no target {min(lacking)}")
-        return images
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    images = run.images(number)
+    if lacking := set(target_ids) - set(images.target_ids.tolist()):
         raise UserError(
-            f"{run.folder}/images: pictures of cell {number} cannot be read "
-            f"({error}); delete the cell's files and run the sweep's command again"
-        ) from None
+            f"{run.folder}/images: cell {number} has no pictures of target {min(lacking)}; delete "
+            "the cell's files in trials/ and run the sweep's command again"
+        )
+    return images
 
 
 def traces(
@@ -228,6 +258,9 @@ def traces(
     """
     rows = study.run.traces
     at = np.flatnonzero((rows["cell"] == cell.number) & np.isin(rows["target_id"], target_ids))
+    known = np.isin(rows["seed"][at], cell.seeds) & np.isin(rows["noise_seed"][at], cell.draws)
+    if not known.all():
+        raise _damaged(study.run.folder, cell.number)
     steps, step_of = np.unique(rows["step"][at], return_inverse=True)
     trials = len(cell.draws) * len(cell.seeds)
     curves = {t: np.full((trials, len(steps)), np.nan) for t in target_ids}
@@ -238,9 +271,22 @@ def traces(
     return steps, curves
 
 
+def _damaged(folder: Path, number: int) -> UserError:
+    """The one line on a cell that lacks rows or has them twice."""
+    return UserError(
+        f"{folder}: cell {number} does not hold each seed of each target once; delete its files in "
+        "trials/ and run the sweep's command again"
+    )
+
+
 def _position(draws: list[int], seeds: list[int], noise_seed: Any, seed: Any) -> np.ndarray:
     """Where trials stand among those of their target."""
     return np.searchsorted(draws, noise_seed) * len(seeds) + np.searchsorted(seeds, seed)
+
+
+def _without_folders(values: dict[str, Any]) -> dict[str, Any]:
+    """Names checkpoints that were given by path without the path."""
+    return {k: without_folders(v) if isinstance(v, str) else v for k, v in values.items()}
 
 
 def _cell(run: Run, number: int, success_psnr: float) -> CellSummary:
@@ -256,55 +302,34 @@ def _cell(run: Run, number: int, success_psnr: float) -> CellSummary:
     counts = np.zeros(shape, int)
     np.add.at(counts, place, 1)
     if (counts != 1).any():
-        raise UserError(
-            f"{run.folder}: cell {number} does not hold each seed of each target once; delete its "
-            "files in trials/ and run the sweep's command again"
-        )
+        raise _damaged(run.folder, number)
     status = np.empty(shape, dtype=object)
     status[place] = rows["status"]
     failed = status == "nonfinite"
     columns = {}
-    for name in _METRICS + _BASELINES:
+    for name in METRICS + BASELINES:
         columns[name] = np.empty(shape)
         columns[name][place] = rows[name]
     first = [int(np.flatnonzero(rows["target_id"] == t)[0]) for t in ids]
-    settings = naming_settings(run.config["axes"], run.config["cells"], number)
+    asked = run.config["cells"][number]
+    settings = _without_folders(naming_settings(run.config["axes"], run.config["cells"], number))
     return CellSummary(
         number=number,
         label=label_text(settings) or f"{rows['model'][0]} on {rows['dataset'][0]}",
         settings=settings,
+        asked=asked,
         target_ids=ids,
         image_ids=[[int(i) for i in rows["image_ids"][row]] for row in first],
         seeds=seeds,
         draws=draws,
-        facts={name: rows[name][0] for name in _FACTS},
-        metrics={name: np.where(failed, np.nan, columns[name]) for name in _METRICS},
-        baselines={name: columns[name][:, 0] for name in _BASELINES},
+        facts=_without_folders({name: rows[name][0] for name in _FACTS}),
+        metrics={name: np.where(failed, np.nan, columns[name]) for name in METRICS},
+        baselines={name: columns[name][:, 0] for name in BASELINES},
         failed=failed,
         success_psnr=success_psnr,
         pictures=lambda: _read_pictures(run, number, ids),
+        extras=lambda: run.extras(number),
     )
-
-
-def number_text(value: float, digits: int = 2) -> str:
-    """Prints a number for people: an em dash for what is undefined, ∞ for exact."""
-    if math.isnan(value):
-        return "—"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    return f"{value:.{digits}f}".replace("-", "−")
-
-
-def interval_text(low: float, high: float, digits: int = 2) -> str:
-    """Prints an interval's limits; nothing where they are undefined."""
-    if math.isnan(low) or math.isnan(high):
-        return ""
-    return f"[{number_text(low, digits)}, {number_text(high, digits)}]"
-
-
-def count_text(count: int, noun: str) -> str:
-    """Prints a count with its noun: "1 seed", "32 seeds"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def choose_evenly(items: list, most: int) -> list:

@@ -13,6 +13,8 @@ Every file is written under a temporary name, flushed to disk and renamed.
 """
 
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +26,16 @@ import pyarrow.parquet as pq
 
 from jaxinv.errors import UserError
 from jaxinv.files import write_file
+from jaxinv.metrics import Scores
 from jaxinv.settings.schema import Cell, kind_of
 
 SCHEMA_VERSION = 7
+
+# What `metrics.score` says of a trial; its PSNR by image stands in columns of its own.
+SCORES = tuple(name for name in Scores._fields if not name.startswith("psnr_"))
+BASELINES = tuple(f"baseline_{name}" for name in SCORES)  # the mean-color image's
+# What is measured of a trial, and undefined where it failed.
+METRICS = (*SCORES, "objective", "label_accuracy", "update_cosine", "update_error")
 
 # What identifies a trial and what was measured of it. Images of one target are matched one to one
 # before measuring; `psnr`, `ssim`, `mse` are means over the target's images, `psnr_best` the best.
@@ -40,17 +49,13 @@ _MEASURED = [
     # "ok", or "nonfinite", a failure; of a closed form "exact" or "mixture", by the update's own
     # evidence; of a polish "converged", "stalled" or "steps", which were all taken.
     ("status", pa.string()),
-    ("psnr", pa.float64()),  # dB, pixels in [0, 1], data range 1; inf when exact
+    *((name, pa.float64()) for name in SCORES),
     ("psnr_best", pa.float64()),
     ("psnr_images", pa.list_(pa.float64())),  # of each image
-    ("ssim", pa.float64()),
-    ("mse", pa.float64()),  # pixels in [0, 1]
     ("objective", pa.float64()),  # distance between the updates at the end, without the prior
     ("prior", pa.float64()),  # all priors at the end, each times its weight
     ("label_accuracy", pa.float64()),
-    ("baseline_psnr", pa.float64()),  # the same metrics for an image of the data set's mean color
-    ("baseline_ssim", pa.float64()),
-    ("baseline_mse", pa.float64()),
+    *((name, pa.float64()) for name in BASELINES),
     ("update_cosine", pa.float64()),  # of what was shared with the update before the defense
     ("update_error", pa.float64()),  # |shared - update| / |update|
     ("victim_digest", pa.string()),  # sha256 of the attacked parameters
@@ -78,6 +83,8 @@ def _column(name: str, annotation: Any) -> tuple[str, pa.DataType]:
 
 SETTINGS = [_column(name, field.annotation) for name, field in Cell.model_fields.items()]
 TRIALS = pa.schema(_MEASURED + SETTINGS)
+# What run.json says of every study.
+ASKED = ("axes", "cells", "target_ids", "seeds", "noise_seeds")
 TRACES = pa.schema(
     [
         ("schema_version", pa.int32()),
@@ -110,29 +117,57 @@ class Run:
     trials: dict[str, np.ndarray]
     traces: dict[str, np.ndarray]
 
+    def to_pandas(self) -> Any:
+        """The trials as a pandas DataFrame, a row each.
+
+        Raises:
+          UserError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise UserError("to_pandas: needs pandas; pip install jaxinv[pandas]") from None
+        return pandas.DataFrame(self.trials)
+
     def extras(self, cell: int) -> dict[str, np.ndarray]:
-        """Reads what is there beside a cell's trials, in its targets' order; {} without."""
-        paths = sorted((self.folder / "extras").glob(f"c{cell:04d}-*.npz"))
-        blocks = [np.load(path) for path in paths]
-        return (
-            {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
-            if blocks
-            else {}
-        )
+        """Reads what is there beside a cell's trials, in its targets' order; {} without.
+
+        Raises:
+          UserError: a file is damaged.
+        """
+        return _read_arrays(self.folder, "extras", cell)
 
     def images(self, cell: int) -> BlockImages:
-        """Reads the pictures of one cell, its blocks joined along the target axis."""
-        blocks = []
-        for path in sorted((self.folder / "images").glob(f"c{cell:04d}-*.npz")):
-            if (self.folder / "trials" / f"{path.stem}.parquet").exists():
+        """Reads the pictures of one cell, its blocks joined along the target axis.
+
+        Raises:
+          UserError: a file is damaged, or none is there.
+        """
+        arrays = _read_arrays(self.folder, "images", cell)
+        if lacking := set(BlockImages._fields) - set(arrays):
+            raise UserError(
+                f"{self.folder}/images: cell {cell} has no {min(lacking)}; delete its files in "
+                "trials/ and run the sweep's command again"
+            )
+        images = BlockImages(**{name: arrays[name] for name in BlockImages._fields})
+        return images._replace(seeds=images.seeds[: images.reconstructions.shape[1]])
+
+
+def _read_arrays(folder: Path, kind: str, cell: int) -> dict[str, np.ndarray]:
+    """Joins a cell's committed files of one kind along their first axis; {} without any."""
+    blocks, path = [], folder / kind
+    try:
+        for path in sorted((folder / kind).glob(f"c{cell:04d}-*.npz")):
+            if is_done(folder, path.stem):
                 with np.load(path) as arrays:
-                    blocks.append(BlockImages(**{k: arrays[k] for k in BlockImages._fields}))
-        return BlockImages(
-            np.concatenate([b.target_ids for b in blocks]),
-            blocks[0].seeds,
-            np.concatenate([b.reconstructions for b in blocks]),
-            np.concatenate([b.truths for b in blocks]),
-        )
+                    blocks.append(dict(arrays))
+        names = blocks[0] if blocks else ()
+        return {name: np.concatenate([block[name] for block in blocks]) for name in names}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); delete trials/{path.stem}.parquet and run the "
+            "sweep's command again"
+        ) from None
 
 
 def block_name(cell: int, first_target: int) -> str:
@@ -178,15 +213,20 @@ def read_run(folder: Path) -> Run:
     config = read_config(folder)
     if config is None:
         raise UserError(f"{folder}: no run.json there; give the folder that a sweep wrote (--out)")
+    lacking = [name for name in ASKED if name not in config]
+    if lacking:
+        raise UserError(f"{folder}/run.json: {lacking[0]} is not there; choose another run folder")
     blocks = sorted(p.stem for p in (folder / "trials").glob("*.parquet"))
     if not blocks:
         raise UserError(f"{folder}: no finished trials yet; run the sweep's command again first")
-    return Run(
-        folder,
-        config,
-        _read_columns([folder / "trials" / f"{b}.parquet" for b in blocks], TRIALS),
-        _read_columns([folder / "traces" / f"{b}.parquet" for b in blocks], TRACES),
-    )
+    trials = _read_columns([folder / "trials" / f"{b}.parquet" for b in blocks], TRIALS)
+    if trials["cell"].max() >= len(config["cells"]):
+        raise UserError(
+            f"{folder}/run.json: lists {len(config['cells'])} cells, trials/ holds one of number "
+            f"{trials['cell'].max()}; the two are not of one run"
+        )
+    traces = _read_columns([folder / "traces" / f"{b}.parquet" for b in blocks], TRACES)
+    return Run(folder, config, trials, traces)
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
@@ -195,9 +235,11 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         config = json.loads((Path(folder) / "run.json").read_text())
     except FileNotFoundError:
         return None
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         message = f"{folder}/run.json cannot be read ({error}); choose another --out"
         raise UserError(message) from None
+    if not isinstance(config, dict):
+        raise UserError(f"{folder}/run.json is no table of settings; choose another --out")
     if config.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
             f"{folder}: written with schema {config.get('schema_version')}, this version reads "
@@ -214,7 +256,16 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _read_columns(paths: Sequence[Path], schema: pa.Schema) -> dict[str, np.ndarray]:
     """Reads and joins Parquet files of one schema; nested and text columns become objects."""
-    table = pa.concat_tables([pq.read_table(p, schema=schema) for p in paths])
+    tables, path = [], None
+    try:
+        for path in paths:
+            tables.append(pq.read_table(path, schema=schema))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); delete trials/{path.stem}.parquet and run the "
+            "sweep's command again"
+        ) from None
+    table = pa.concat_tables(tables)
     return {
         name: np.array(table[name].to_pylist(), dtype=object)
         if pa.types.is_string(table[name].type)

@@ -42,9 +42,10 @@ def trial_rows(
         "status": np.where(failed, "nonfinite", result.status).ravel(),
         "psnr_images": of_images.reshape(rows, -1).tolist(),
         "label_accuracy": np.asarray(accuracy, np.float64).ravel(),
-        "baseline_psnr": spread(baseline.psnr).astype(np.float64),
-        "baseline_ssim": spread(baseline.ssim).astype(np.float64),
-        "baseline_mse": spread(baseline.mse).astype(np.float64),
+        **{
+            f"baseline_{name}": spread(getattr(baseline, name)).astype(np.float64)
+            for name in results.SCORES
+        },
         "update_cosine": spread(shared.cosine).astype(np.float64),
         "update_error": spread(shared.error).astype(np.float64),
         "victim_digest": [victim.digest] * rows,

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from jaxinv.errors import OneLineParser, UserError
 from jaxinv.settings.schema import (
     RENAMED,
+    Auditing,
     Cell,
     Inverting,
     OneOf,
@@ -32,9 +33,9 @@ _GROUPS = (
 )  # fmt: skip
 # What of a cell does not concern an update that is there already.
 _NOT_INVERTED = {
-    "dataset", "model", "width", "network_seed", "batch_norm", "grouping", "shuffled",
-    "assumed_images", "assumed_batch", "assumed_lr", "defense", "adaptive", "polish", "posterior",
-    "prior_batch_norm", "prior_epoch_order", "gram",
+    "dataset", "model", "width", "network_seed", "grouping", "shuffled", "client_lr",
+    "assumed_images", "assumed_batch", "assumed_lr", "adaptive", "polish", "posterior",
+    "prior_epoch_order", "gram",
 }  # fmt: skip
 _SEVERAL = {"space", "resources", "stop_at"}  # several values make a list, not an axis
 
@@ -104,6 +105,11 @@ def add_inverting(parser: FlagParser) -> None:
     _add(parser, Inverting)
     _add(parser, Cell, left_out=_NOT_INVERTED)
     _add_renamed(parser, {flag(a): flag(b) for a, b in RENAMED.items() if b not in _NOT_INVERTED})
+
+
+def add_audit(parser: FlagParser) -> None:
+    """Adds the flags of `jaxinv.audit`."""
+    _add(parser, Auditing)
 
 
 def add_workers(parser: FlagParser) -> None:

@@ -30,6 +30,7 @@ from jaxinv.settings.schema import (
     OF_VICTIM,
     RENAMED,
     VICTIMS_OWN,
+    Auditing,
     Cell,
     Inverting,
     Plan,
@@ -127,19 +128,40 @@ def load_inverting(flags: Mapping[str, Any]) -> tuple[Inverting, Cell]:
     if "victim" not in settings:
         raise UserError("--victim: the network that the update is of; give a name or a folder")
     classes = inverting.classes
+    settings.pop("client_lr", None)  # of the update, and not of a client that is simulated
+    if settings.get("defense", defenses.NONE) != defenses.NONE:
+        settings["adaptive"] = True  # of an update that is there, it is what the attacker knows
     if classes is None:
-        settings.setdefault("labels", "idlg" if settings.get("images", "1") == "1" else "counts")
-        if settings["labels"] in ("known", "joint"):
-            raise UserError(f"--labels {settings['labels']}: give --classes, or a rule")
+        attack = ATTACKS.get(settings.get("attack"))
+        if attack is None or "labels" not in attack.settings:
+            one = settings.get("images", "1") == "1"
+            settings.setdefault("labels", "idlg" if one else "counts")
+        if settings.get("labels") == "known":
+            raise UserError("--labels known: give --classes, or a rule")
     elif "labels" in settings or settings.get("images", str(len(classes))) != str(len(classes)):
         raise UserError("--classes: say the labels and their number; leave --labels, --images out")
     else:
         settings["images"] = str(len(classes))
     (cell,) = _product(settings)
-    if cell.family().make is None:
-        raise UserError(f"--attack {cell.attack}: of a sweep; give an attack that takes steps")
     check_used([settings], [[cell]])
     return inverting, cell
+
+
+def load_auditing(flags: Mapping[str, Any]) -> Auditing:
+    """Validates the flags of `jaxinv.audit`.
+
+    Raises:
+      UserError: one line that names the setting and what it may be.
+    """
+    given = _given(flags, Auditing)
+    if "victim" not in given:
+        raise UserError("--victim: the network that the client received; give a name or a folder")
+    if "ids" not in given:
+        raise UserError("--ids: the client's images; give their positions in the data set, 17,23")
+    asked = _validate(Auditing, given)
+    if len(asked.ids) % (asked.client_batch or 1):
+        raise UserError(f"--client-batch {asked.client_batch}: does not divide the images of --ids")
+    return asked
 
 
 def load_workers(flags: Mapping[str, Any]) -> Workers:

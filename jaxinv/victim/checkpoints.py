@@ -9,20 +9,19 @@ A folder is written under a temporary name and renamed: it is there whole or not
 not notice a changed byte, so the digest is checked on every load.
 """
 
-import csv
 import json
 import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jaxinv import data, files, networks
 from jaxinv.errors import UserError
@@ -48,6 +47,9 @@ class Privacy(BaseModel):
     assumptions: str
 
 
+_Size = Annotated[int, Field(ge=1, le=4096)]  # of an image; more is a damaged file
+
+
 class Info(BaseModel):
     """What info.json says of a checkpoint."""
 
@@ -57,20 +59,26 @@ class Info(BaseModel):
     width: int | None  # None where the network has no such setting
     dataset: str
     classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]  # height, width, channel
+    image_shape: tuple[_Size, _Size, _Size]  # height, width, channel
     mean: tuple[float, ...]  # per channel, of pixels in [0, 1]: the network's normalization
-    std: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
     recipe: dict[str, Any]  # every setting of the training
     epochs: int  # finished
     steps: int
     train_accuracy: float | None  # over the last whole epoch, as trained; None before its end
-    test_accuracy: float
+    test_accuracy: Annotated[float, Field(ge=0, le=1)]
     seconds: float  # of training, compilation included
     hardware: str
     versions: dict[str, str]
     privacy: Privacy | None = None  # of a training with DP-SGD
     storage: str = "float32"  # precision of the variables, which every load gives back as float32
     digest: str = ""  # filled in by `save`
+
+    @model_validator(mode="after")
+    def _of_channels(self) -> "Info":
+        if not len(self.mean) == len(self.std) == self.image_shape[2]:
+            raise ValueError("mean and std: must be of as many channels as image_shape")
+        return self
 
 
 class TrainedVictim(NamedTuple):
@@ -197,10 +205,7 @@ def write(
         ocp.save(temporary / "arrays", stored)
         # Orbax wrote the folder's path on its maker's machine into it; that it is there is enough.
         (temporary / "arrays" / "commit_success.txt").write_text("Checkpoint commit was successful")
-        with open(temporary / "log.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(log[0]) if log else [])
-            writer.writeheader()
-            writer.writerows(log)
+        files.write_file(temporary / "log.csv", lambda f: f.write(files.csv_bytes(log)))
         text = json.dumps({**fields, "digest": digest(tree)}, indent=2) + "\n"
         files.write_file(temporary / "info.json", lambda f: f.write(text.encode()))
         shutil.rmtree(folder, ignore_errors=True)

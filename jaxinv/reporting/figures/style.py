@@ -5,6 +5,7 @@ margins, no label is cut off, and nothing has to be drawn twice.
 """
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, wraps
@@ -13,11 +14,13 @@ from typing import NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
+from matplotlib.ticker import NullFormatter, PercentFormatter
 
 WIDE, NARROW = 8.4, 4.3  # inches: a page's column, and a phone
 INK, MUTED, FAINT, GRID = "#1c2128", "#5b6470", "#9aa3ad", "#e6e9ed"
@@ -60,6 +63,7 @@ def _style() -> dict:
         "xtick.major.size": 0,
         "ytick.major.size": 0,
         "lines.solid_capstyle": "round",
+        "text.parse_math": False,  # a name with dollar signs in it is a name
         "svg.fonttype": "path",
         "svg.hashsalt": "jaxinv",
         "savefig.facecolor": "white",
@@ -98,6 +102,28 @@ def cell_colors(count: int) -> list:
         return _PALETTE[:count]
     ramp = matplotlib.colormaps["viridis"]
     return [ramp(0.9 * i / (count - 1)) for i in range(count)]
+
+
+def draw_baseline(ax: Axes, level: float) -> None:
+    """Draws what the mean-color image scores as a dashed line across a panel."""
+    ax.axhline(level, **_key_style("dash", BASELINE), zorder=1.5)
+
+
+def percent_axis(ax: Axes) -> None:
+    """Sets a panel's upright axis up for shares, 0% to 100%."""
+    ax.set_ylim(-0.04, 1.04)
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def power_of_ten(exponent: int) -> str:
+    """Prints a power of ten: "10⁻³"."""
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def log_ticks(axis: Axis) -> None:
+    """Names the decades of a logarithmic axis."""
+    axis.set_major_formatter(lambda value, _: power_of_ten(round(math.log10(value))))
+    axis.set_minor_formatter(NullFormatter())
 
 
 class Key(NamedTuple):

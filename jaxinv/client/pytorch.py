@@ -1,0 +1,219 @@
+"""PyTorch's parameters as Flax's: names, layouts, and the order in which maps are flattened.
+
+PyTorch keeps a convolution's kernel as [output, input, height, width] and a dense layer's as
+[output, input]; Flax as [height, width, input, output] and [input, output]. Maps are [channel,
+height, width] there and [height, width, channel] here, so that a dense layer which reads flattened
+maps has its rows in another order too: the part that is forgotten most often.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinv.errors import UserError
+from jaxinv.networks.inspect import Use, parameters_in_order
+from jaxinv.types import PyTree
+
+# What a state dict holds beside parameters.
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+TOLERANCE = 1e-4  # of outputs, relative to the largest
+
+
+class Place(NamedTuple):
+    """Where an array of PyTorch's belongs, and how it is laid out there."""
+
+    path: tuple[str, ...]
+    convert: Callable[[np.ndarray], np.ndarray]
+
+
+class Converted(NamedTuple):
+    """A PyTorch module's parameters, and what converts gradients of them."""
+
+    variables: PyTree  # of the Flax network
+    update: Callable[[Mapping[str, Any]], PyTree]  # arrays by PyTorch's names -> like "params"
+
+
+def from_torch(
+    torch_module: Any, network: Any, image_shape: tuple[int, int, int], variables: PyTree = None
+) -> Converted:
+    """Takes a PyTorch module's parameters over into a Flax network of the same layers.
+
+    Both are then called on the same random images, in evaluation mode: what comes back computes the
+    same function.
+
+    Args:
+      torch_module: `torch.nn.Module`, of images [batch, channel, height, width].
+      network: the same in Flax.
+      image_shape: height, width, channel.
+      variables: of the network, for their names and shapes; None to initialize.
+
+    Raises:
+      UserError: layers or outputs differ.
+    """
+    import torch
+
+    if variables is None:
+        image = jnp.zeros((1, *image_shape))
+        variables = jax.jit(network.init)(jax.random.key(0), image)
+    state = {name: _numpy(x) for name, x in torch_module.state_dict().items()}
+
+    def outputs(images):
+        was_training = torch_module.training
+        torch_module.eval()
+        with torch.no_grad():
+            found = torch_module(torch.from_numpy(np.moveaxis(images, -1, 1).copy()))
+        torch_module.train(was_training)
+        return found.numpy()
+
+    return convert_state(state, outputs, network, variables, image_shape)
+
+
+def convert_state(
+    state: Mapping[str, np.ndarray], outputs: Callable[[np.ndarray], np.ndarray], network: Any,
+    variables: PyTree, image_shape: tuple[int, int, int],
+) -> Converted:  # fmt: skip
+    """`from_torch` of a state dict, and the outputs for images [image, height, width, channel]."""
+    uses = parameters_in_order(network, variables, image_shape)
+    shapes = {name: x.shape for name, x in state.items()}
+    places = match(shapes, uses, "state dict")
+    if len(places) < len(uses):
+        found = {place.path for place in places.values()}
+        missing = next("/".join(use.path) for use in uses if use.path not in found)
+        raise UserError(f"state dict: holds nothing for {missing} of the Flax network")
+
+    def update(arrays):
+        tree: dict = {}
+        for name, place in places.items():
+            if name in arrays:
+                _put(tree, place.path, place.convert(_numpy(arrays[name])))
+        return tree
+
+    converted = {**variables, "params": update(state)}
+    if "batch_stats" in variables:
+        stats: dict = {}
+        for name, place in places.items():
+            prefix = name.rpartition(".")[0]
+            if f"{prefix}.running_mean" in state and name.endswith("weight"):
+                for theirs, ours in (("running_mean", "mean"), ("running_var", "var")):
+                    _put(stats, (*place.path[:-1], ours), state[f"{prefix}.{theirs}"])
+        converted["batch_stats"] = stats
+    images = np.random.default_rng(0).normal(size=(2, *image_shape)).astype(np.float32)
+    there, here = outputs(images), np.asarray(network.apply(converted, images))
+    apart = np.abs(there - here).max() / np.abs(there).max() if there.shape == here.shape else 1.0
+    if not apart < TOLERANCE:
+        raise UserError(
+            f"state dict: the two networks differ, by {apart:.2g} of the largest output; have both "
+            "the same layers in the same order, activations, strides and paddings?"
+        )
+    return Converted(converted, update)
+
+
+def named_like_it(names: Mapping[str, Any]) -> bool:
+    """Whether arrays have PyTorch's names."""
+    return any(re.split(r"[./]", name)[-1] == "weight" for name in names)
+
+
+def match(
+    shapes: Mapping[str, tuple[int, ...]], uses: Sequence[Use], name: str
+) -> dict[str, Place]:
+    """Finds a place for every array of a state dict, or of gradients by its names.
+
+    Layers are taken in their order there, and each to the first layer of the network, in the order
+    of its calls, that has such a kernel and bias and is not taken.
+
+    Args:
+      shapes: by PyTorch's names.
+      uses: the network's parameters.
+      name: of the arrays, for messages.
+
+    Raises:
+      UserError: an array has no place.
+    """
+    theirs: dict[str, dict[str, str]] = {}
+    for key in shapes:
+        prefix, _, kind = key.replace("/", ".").rpartition(".")
+        if kind not in STATISTICS:
+            theirs.setdefault(prefix, {})[kind] = key
+    ours: dict[tuple[str, ...], dict[str, Use]] = {}
+    for use in uses:
+        kind = "bias" if use.path[-1] == "bias" else "weight"
+        ours.setdefault(use.path[:-1], {})[kind] = use
+    places, free = {}, list(ours.values())
+    for prefix, arrays in theirs.items():
+        for layer in free:
+            if layer.keys() == arrays.keys() and all(
+                shape_of(layer[kind]) == shapes[key] for kind, key in arrays.items()
+            ):
+                break
+        else:
+            sizes = ", ".join(f"{kind} {shapes[key]}" for kind, key in arrays.items())
+            raise UserError(
+                f"{name}: the network has no layer left for {prefix} ({sizes} in PyTorch's layout)"
+            )
+        free.remove(layer)
+        for kind, key in arrays.items():
+            places[key] = Place(layer[kind].path, converter(layer[kind]))
+    return places
+
+
+def transposed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Flax's shape of a kernel of PyTorch's."""
+    return (*shape[2:], shape[1], shape[0]) if len(shape) > 1 else shape
+
+
+def shape_of(use: Use) -> tuple[int, ...]:
+    """PyTorch's shape of a parameter of the network."""
+    if use.path[-1] != "kernel":
+        return use.shape
+    return (use.shape[-1], use.shape[-2], *use.shape[:-2])
+
+
+def converter(use: Use) -> Callable[[np.ndarray], np.ndarray]:
+    """What lays a parameter of PyTorch's out as the network has it."""
+    if use.path[-1] != "kernel":
+        return np.asarray
+    if use.flattened is None:
+        return lambda x: np.moveaxis(np.asarray(x), (0, 1), (-1, -2))
+    height, width, channels = use.flattened
+
+    def flattened(x):
+        maps = np.asarray(x).reshape(len(x), channels, height, width)
+        return maps.transpose(2, 3, 1, 0).reshape(math.prod(use.flattened), len(x))
+
+    return flattened
+
+
+def without_statistics(entries: Sequence[Any]) -> list[Any]:
+    """A state dict's arrays without BatchNorm's own: two of them, and a number of batches."""
+    kept: list[Any] = []
+    for entry in entries:
+        if entry.shape == ():
+            del kept[-2:]
+        else:
+            kept.append(entry)
+    return kept
+
+
+def natural_order(name: str) -> list:
+    """A key that sorts `body.10` behind `body.2`, and weights before biases."""
+    prefix, _, kind = name.rpartition(".")
+    parts = re.split(r"(\d+)", prefix)
+    return [[(int(p), "") if p.isdigit() else (-1, p) for p in parts], kind == "bias", kind]
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    """A tensor of PyTorch's, or an array, as NumPy has it."""
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu().numpy()
+    return np.asarray(tensor)
+
+
+def _put(tree: dict, path: Sequence[str], leaf: np.ndarray) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = leaf

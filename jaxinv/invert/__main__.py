@@ -1,0 +1,146 @@
+"""`python -m jaxinv.invert`: attack one update, read from a file, of a network on disk.
+
+    python -m jaxinv.invert --update update.npz --victim lenet_zhu-cifar10 --iterations 2000
+
+The server's view: nobody knows the truth, and the seeds are ranked by how well their updates
+match. Says how well that is, beside images that anyone could guess. Writes the best ones as
+`reconstructions.png`, and all as `reconstructions.npz`.
+"""
+
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from jaxinv import files
+from jaxinv.attacks import CLOSED_FORM
+from jaxinv.client import updates
+from jaxinv.data.image_prior import ImageFacts, load_prior
+from jaxinv.errors import UserError, run_command
+from jaxinv.invert.attack import ANNEALING, Inversion, invert
+from jaxinv.invert.verdict import SENTENCES
+from jaxinv.machine import runtime
+from jaxinv.networks.inspect import parameters_in_order
+from jaxinv.reporting.figures import style
+from jaxinv.reporting.figures.pictures import tile
+from jaxinv.settings import flags, reader, schema
+from jaxinv.victim import checkpoints
+
+SHOWN = 8  # seeds in the picture
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+
+    def command():
+        parser = flags.FlagParser("python -m jaxinv.invert", __doc__.split("\n")[0])
+        flags.add_inverting(parser)
+        run(*reader.load_inverting(vars(parser.parse_args(argv))))
+
+    return run_command(command)
+
+
+def run(asked: schema.Inverting, cell: schema.Cell) -> None:
+    """Attacks and writes the results.
+
+    Raises:
+      UserError: the update cannot be read or is of another network, or nothing stayed finite.
+    """
+    console, folder = Console(), _folder(asked.out)
+    victim = checkpoints.load_victim(cell.victim)
+    info = victim.info
+    update = updates.load(
+        asked.update, victim.variables["params"],
+        functools.partial(
+            parameters_in_order, victim.module, victim.variables, info.image_shape
+        ),
+    )  # fmt: skip
+    runtime.use_compilation_cache()
+    runtime.use_all_cores()
+    runtime.check_precision(cell.precision)
+    prior = None
+    if cell.has_image_prior():
+        facts = ImageFacts(
+            info.dataset, asked.data_dir, info.image_shape, tuple(info.mean), tuple(info.std)
+        )
+        prior, _ = load_prior(cell.image_prior, facts)
+    if cell.attack in CLOSED_FORM:
+        method, priors = cell.attack, {}
+    else:
+        method = cell.make_attack(len(info.classes), ())._replace(defense=())
+        priors = {name: getattr(cell, name) for name in method.priors}
+    with runtime.progress_bar(console) as bar:
+        task = bar.add_task(f"{asked.seeds} seeds", total=cell.iterations)
+        found = invert(
+            victim.module, victim.variables, update,
+            image_shape=info.image_shape, mean=info.mean, std=info.std,
+            labels=cell.labels if asked.classes is None else asked.classes, images=cell.images,
+            update_kind=asked.update_kind, client_lr=asked.client_lr, defense=cell.defense,
+            seeds=asked.seeds, iterations=cell.iterations, lr=cell.lr, priors=priors,
+            method=method, image_prior=prior,
+            annealing={name: getattr(cell, name) for name in ANNEALING},
+            precision=cell.precision, memory=asked.memory,
+            progress=lambda steps, psnr: bar.update(task, completed=steps),
+        )  # fmt: skip
+    if np.isnan(found.objectives).all():
+        raise UserError("--lr: no seed stayed finite; lower it, or keep --box true")
+    order = np.argsort(found.objectives)  # NaN comes last
+    names = [info.classes[label] for label in found.labels]
+    arrays = {"reconstructions": found.reconstructions, "objectives": found.objectives,
+              "labels": found.labels, "guesses": np.array(found.guesses),
+              "verdict": np.array(found.verdict)}  # fmt: skip
+    try:
+        files.write_file(folder / "reconstructions.npz", lambda f: np.savez_compressed(f, **arrays))
+        style.save(draw(found, order[:SHOWN]), folder / "reconstructions", ("png",))
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"--out {folder}: cannot be written ({reason})") from None
+    for remark in found.sent.remarks:
+        console.print(f"update: {remark}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"labels: {', '.join(names)}", markup=False, soft_wrap=True)
+    console.print(f"objective: best {found.objectives[order[0]]:.3g}", end=", ")
+    console.print(f"median {np.nanmedian(found.objectives):.3g} of {asked.seeds} seeds")
+    console.print(beside(found), soft_wrap=True)
+    console.print(SENTENCES[found.verdict], soft_wrap=True)
+    console.print(f"pictures: {folder / 'reconstructions.png'}", markup=False, soft_wrap=True)
+
+
+def beside(found: Inversion) -> str:
+    """The objectives that the best seed's is to be compared with."""
+    gray, mean, truth = found.guesses
+    return f"beside it: a gray image {gray:.3g}, the mean image {mean:.3g}, the truth {truth:.1g}"
+
+
+@style.styled
+def draw(found: Inversion, seeds: np.ndarray) -> Figure:
+    """Draws these seeds' reconstructions beside one another, with the verdict above them."""
+    figure = Figure(figsize=(max(5.0, 1.5 * len(seeds)), 2.6), layout="constrained")
+    figure.suptitle(f"{SENTENCES[found.verdict].split(';')[0]}\n{beside(found)}", fontsize=9)
+    for axes, seed in zip(figure.subplots(1, len(seeds), squeeze=False)[0], seeds):
+        axes.imshow(tile(found.reconstructions[seed]).squeeze(), cmap="gray", vmin=0, vmax=1)
+        axes.set_title(f"{found.objectives[seed]:.2g}", fontsize=9)
+        axes.set_axis_off()
+    return figure
+
+
+def _folder(out: str) -> Path:
+    """The folder of the results, which is there or can be made.
+
+    Raises:
+      UserError: something else is in its place, or it is no path.
+    """
+    folder = Path(out)
+    if "\0" in out or not out.strip():
+        raise UserError("--out: is no path; give a folder")
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"--out {out}: {place} is a file; give a folder")
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

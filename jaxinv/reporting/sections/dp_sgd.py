@@ -1,0 +1,244 @@
+"""Section: networks trained with DP-SGD, their utility, privacy and leakage."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxinv import defenses
+from jaxinv.privacy import accounting
+from jaxinv.reporting.columns import (
+    Column,
+    Definition,
+    Row,
+    Shown,
+    Table,
+    baseline_column,
+    name_columns,
+    percent,
+    setting,
+    size_columns,
+    with_interval,
+)
+from jaxinv.reporting.figures import style as ps
+from jaxinv.reporting.section import Section, facts
+from jaxinv.reporting.sections.defenses import cosine_column
+from jaxinv.reporting.statistics import Interval
+from jaxinv.reporting.study import CellSummary, StudySummary
+from jaxinv.reporting.wording import is_undefined, number_text
+
+PRIOR = 1e-4  # the images that could have been the one: CIFAR-10's test split, say
+
+
+class PrivateCell(NamedTuple):
+    """A cell on a network that was trained with DP-SGD, attacked through the same."""
+
+    cell: CellSummary
+    epsilon: float  # of the training; inf without noise or without DP-SGD
+    accuracy: float  # of the network, on the test split
+    multiplier: float | None  # of the noise in the attacked update; None: no DP-SGD
+    clip: float | None
+    release_bound: float  # on the success of any attack on this update, at the prior `PRIOR`
+
+
+class Panel(NamedTuple):
+    """What is drawn against epsilon."""
+
+    name: str
+    value: Callable[[PrivateCell], Interval]
+    is_share: bool = False
+    bounded: bool = False  # whether the bound on any attack is beside it
+
+
+PANELS = (
+    Panel("test accuracy", lambda r: Interval(r.accuracy, r.accuracy, r.accuracy), is_share=True),
+    Panel("PSNR of the attack (dB)", lambda r: Interval(*r.cell.mean[:3])),
+    Panel(
+        "probability of success",
+        lambda r: Interval(*r.cell.success[:3]),
+        is_share=True,
+        bounded=True,
+    ),
+)
+
+
+@lru_cache(maxsize=1)  # a report is of one study
+def private_cells(study: StudySummary) -> list[PrivateCell]:
+    """Networks trained with DP-SGD, and those without it or any defense beside them; by epsilon."""
+    trained = [c for c in study.cells if c.facts["victim"] is not None]
+    is_private = [not is_undefined(c.facts["victim_delta"]) for c in trained]
+    if not any(is_private):
+        return []
+    rows = [
+        _private(cell)
+        for cell, private in zip(trained, is_private)
+        if private or cell.facts["defense"] == defenses.NONE
+    ]
+    return sorted(rows, key=lambda row: row.epsilon)
+
+
+def _private(cell: CellSummary) -> PrivateCell:
+    strengths = dict(defenses.parse(cell.facts["defense"])).get("dpsgd")
+    clip, multiplier = (None, None) if strengths is None else strengths
+    bound = 1.0
+    if multiplier:
+        bound = accounting.reconstruction_bound(accounting.Mechanism(multiplier), PRIOR)
+    epsilon = cell.facts["victim_epsilon"]
+    return PrivateCell(
+        cell,
+        math.inf if is_undefined(epsilon) else float(epsilon),
+        float(cell.facts["victim_accuracy"]),
+        multiplier,
+        clip,
+        bound,
+    )
+
+
+@ps.styled
+def dp_sgd(study: StudySummary, width: float = ps.WIDE) -> Figure:
+    """Draws utility, leakage and the bound on any attack against epsilon, a point per network."""
+    rows = private_cells(study)
+    delta = next(r.cell.facts["victim_delta"] for r in rows if math.isfinite(r.epsilon))
+    groups = list(dict.fromkeys(_group(r) for r in rows if r.multiplier is not None))
+    colors = dict(zip(groups, ps.cell_colors(len(groups))))
+    sheet = ps.Sheet(
+        width,
+        "Utility, leakage and privacy of DP-SGD",
+        f"One point per trained network, at its training's epsilon (delta {delta:g}); ∞: without "
+        f"DP-SGD or without noise. Success: a PSNR above {facts(study)['threshold']} dB. The bound "
+        "holds for any attack on the one update whose best guess without it is right once in "
+        f"{1 / PRIOR:,.0f}.",
+        panels=len(PANELS),
+        columns=3 if width > 6 else 1,
+        panel_height=1.9,
+        gap=0.62,
+        keys=[
+            *(ps.Key("dot", colors[g], g) for g in groups),
+            ps.Key("dot", ps.INK, "without DP-SGD"),
+            ps.Key("dash", ps.BASELINE, "mean color"),
+            ps.Key("bar", ps.INK, "bound on any attack"),
+        ],
+    )
+    for panel, ax in zip(PANELS, sheet.axes):
+        place = _epsilon_axis(ax, rows)
+        for row in rows:
+            color = ps.INK if row.multiplier is None else colors[_group(row)]
+            _draw_point(ax, place(row.epsilon), row, panel, color)
+        if panel.is_share:
+            ps.percent_axis(ax)
+        else:
+            ps.draw_baseline(ax, rows[0].cell.baseline("psnr"))
+        ax.set_title(panel.name)
+    return sheet.figure
+
+
+def _draw_point(ax: Axes, x: float, row: PrivateCell, panel: Panel, color: object) -> None:
+    """Draws one network's value, its interval, and the bound where there is one."""
+    value, below, above = panel.value(row)
+    ax.plot([x, x], [below, above], color=color, linewidth=2, alpha=0.45)
+    ax.plot(x, value, "o", color=color, markersize=6)
+    if panel.bounded and row.multiplier is not None:
+        ax.plot(x, row.release_bound, "_", color=ps.INK, markersize=13, markeredgewidth=1.6)
+
+
+def _epsilon_axis(ax: Axes, rows: Sequence[PrivateCell]) -> Callable[[float], float]:
+    """Sets up a logarithmic axis with a place for infinity; returns where each epsilon stands."""
+    known = [r.epsilon for r in rows if math.isfinite(r.epsilon) and r.epsilon > 0]
+    low, high = math.log10(min(known)), math.log10(max(known))
+    end = high + max(0.35, 0.2 * (high - low))
+    ticks = _nice(10**low, 10**high)
+    ax.set_xticks([*map(math.log10, ticks), end], [*(f"{t:g}" for t in ticks), "∞"])
+    ax.set_xlim(low - 0.12 * (end - low), end + 0.12 * (end - low))
+    ax.set_xlabel("epsilon")
+    return lambda epsilon: end if math.isinf(epsilon) else math.log10(epsilon)
+
+
+def _group(row: PrivateCell) -> str:
+    """What tells the networks' colors apart."""
+    return f"clip {row.clip:g}"
+
+
+def _nice(low: float, high: float) -> list[float]:
+    """Numbers 1, 2, 5 times a power of ten in a range; four at the most."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = [m * 10.0**p for p in powers for m in (1, 2, 5) if low * 0.99 <= m * 10.0**p <= high]
+    while len(steps) > 4:
+        steps = steps[::2]
+    return steps or [float(f"{low:.2g}")]
+
+
+def _epsilon(row: Row) -> Shown:
+    epsilon = row["epsilon"]
+    return Shown(f"{epsilon:.3g}" if math.isfinite(epsilon) else number_text(epsilon))
+
+
+def _bound(row: Row) -> Shown:
+    return Shown(f"{100 * row['release_bound']:.3g}%")
+
+
+def _columns() -> tuple[Column, ...]:
+    cell = lambda private: private.cell  # noqa: E731
+    number, label = name_columns("", cell)
+    number_or_nan = lambda value: math.nan if value is None else value  # noqa: E731
+    return (
+        number,
+        Column("victim", lambda p: p.cell.facts["victim"], "network"),
+        label,
+        *size_columns(cell),
+        Column(
+            "noise_multiplier",
+            lambda p: number_or_nan(p.multiplier),
+            "noise\nmultiplier",
+            setting("noise_multiplier"),
+        ),
+        Column("clip", lambda p: number_or_nan(p.clip), "clip", setting("clip")),
+        Column("epsilon", lambda p: p.epsilon, "epsilon", _epsilon),
+        Column("delta", lambda p: p.cell.facts["victim_delta"], "delta", setting("delta")),
+        Column("test_accuracy", lambda p: p.accuracy, "test\naccuracy", percent("test_accuracy")),
+        *with_interval(
+            "psnr_mean",
+            lambda p: Interval(*p.cell.mean[:3]),
+            "PSNR in dB\n[95%]",
+            ends="psnr",
+        ),
+        baseline_column(cell),
+        Column(
+            "success_rate",
+            lambda p: p.cell.success.rate,
+            "above\n{threshold} dB",
+            percent("success_rate", 0),
+        ),
+        cosine_column(cell),
+        Column("prior", lambda p: PRIOR),
+        Column(
+            "release_bound",
+            lambda p: p.release_bound,
+            "bound on\nany attack",
+            _bound,
+            definition=Definition(
+                "Bound on any attack",
+                "The largest probability with which any attacker who sees the one noisy update, "
+                "and knows the network and every other image of the batch, names the image right, "
+                "if without the update it would be right once in 10,000 (Hayes et al. 2023, arXiv "
+                "2302.07225, theorem 2, for one Gaussian release: Φ(Φ⁻¹(1/10,000) + 1/noise "
+                "multiplier)). The attack’s success rate measures a different event (PSNR above "
+                "the threshold). The bound applies to it only if guessing without the update would "
+                "succeed at most once in 10,000 times.",
+            ),
+        ),
+    )
+
+
+SECTION = Section(
+    name="dp_sgd",
+    title="DP-SGD: utility, leakage, privacy",
+    when=lambda study: any(math.isfinite(row.epsilon) for row in private_cells(study)),
+    draw=dp_sgd,
+    alt="Test accuracy, PSNR of the attack and its success against epsilon.",
+    caption="The bound counts what any attack could do with the one update, whatever it calls "
+    "success. Epsilon is that of the whole training.",
+    table=Table(private_cells, _columns()),
+)

@@ -1,0 +1,144 @@
+"""Section: the final PSNR of every seed."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxinv.reporting.figures import style as ps
+from jaxinv.reporting.figures.panels import (
+    averages,
+    columns_in,
+    left_out,
+    limits_around,
+    psnr_panel,
+    shown_cells,
+)
+from jaxinv.reporting.figures.swarm import swarm
+from jaxinv.reporting.section import Section, facts
+from jaxinv.reporting.statistics import ranked_quantile
+from jaxinv.reporting.study import CellSummary, StudySummary
+from jaxinv.reporting.wording import number_text
+from jaxinv.settings.naming import setting_text
+
+
+@ps.styled
+def psnr_distribution(study: StudySummary, width: float = ps.WIDE) -> Figure:
+    """Draws the final PSNR of every seed, by target and cell, with the picks and the consensus."""
+    cells, targets = shown_cells(study), study.target_ids[: ps.MOST_TARGETS]
+    colors = ps.cell_colors(len(cells))
+    averaged = averages(cells)
+    values = [cell.psnr for cell in cells]
+    values += [cell.consensus.first_draw for cell in cells] if averaged else []
+    finite = [v[np.isfinite(v)] for v in values]
+    limits = limits_around(np.concatenate([*finite, [study.baseline_of(t) for t in targets]]))
+    bad = any(cell.failed.any() for cell in cells)
+    keys = [
+        ps.Key("dot", ps.FAINT, "one seed"),
+        ps.Key("bar", ps.INK, "median"),
+        ps.Key("diamond", ps.INK, "attacker's pick: lowest objective"),
+        ps.Key("ring", ps.INK, "oracle's pick: highest PSNR"),
+        *([ps.Key("triangle", ps.INK, "consensus: mean of the best quarter")] if averaged else []),
+        ps.Key("dash", ps.BASELINE, "mean color"),
+    ] + ([ps.Key("cross", ps.INK, "failed")] if bad else [])
+    # One row of names under the axis, unless the cells are not named by the same settings.
+    alike = len({tuple(cell.settings) for cell in cells}) == 1 and bool(cells[0].settings)
+    ticks = [_tick(cell) if alike else cell.label for cell in cells]
+    rotated = max(ps.text_width(tick, 8.4) for tick in ticks)
+    columns = columns_in(width, len(targets))
+    slot = (width - 0.8) / columns / len(cells)
+    upright = rotated < slot * 0.85
+    sheet = ps.Sheet(
+        width,
+        "Final PSNR of every seed",
+        (
+            "Where the diamond sits below the ring, the objective did not find the best seed."
+            if max(len(cell.seeds) for cell in cells) > 1
+            else "One seed: nothing to choose from."
+        )
+        + left_out(study, cells, targets),
+        panels=len(targets),
+        columns=columns,
+        panel_height=2.1,
+        bottom=0.48 if upright else 0.36 + rotated,
+        keys=keys,
+    )
+    for index, (ax, target) in enumerate(zip(sheet.axes, targets)):
+        psnr_panel(sheet, index, ax, limits, study.baseline_of(target))
+        ax.set_title(f"target {target}")
+        ax.set_xlim(-0.5, len(cells) - 0.5)
+        ax.grid(axis="x", visible=False)
+        ax.set_xticks(range(len(cells)), ticks, rotation=0 if upright else 90)
+        if alike:
+            ax.set_xlabel(", ".join(study.cells[0].settings))
+        for slot_at, (cell, color) in enumerate(zip(cells, colors)):
+            if target in cell.target_ids:
+                _draw_seeds(sheet, ax, slot_at, cell, cell.target_ids.index(target), color)
+    return sheet.figure
+
+
+def _draw_seeds(
+    sheet: ps.Sheet, ax: Axes, at: int, cell: CellSummary, target: int, color: object
+) -> None:
+    """Draws one target's seeds of one cell as a swarm with its marks."""
+    low, high = ax.get_ylim()
+    span = ax.get_xlim()[1] - ax.get_xlim()[0]
+    inch_x, inch_y = sheet.panel_width / span, sheet.panel_height / (high - low)
+    values = cell.psnr[target]
+    drawn = np.where(np.isposinf(values), high - 0.05 / inch_y, values)
+    drawn = np.where(np.isnan(values), low + 0.06 / inch_y, drawn)
+    diameter, offsets = swarm(drawn * inch_y, room=0.84 * inch_x)
+    x = at + offsets / inch_x
+    ok = ~np.isnan(values)
+    ax.scatter(
+        x[ok], drawn[ok], s=(diameter * 72 * 0.92) ** 2, color=color, alpha=0.55, linewidths=0
+    )
+    if (~ok).any():
+        ax.plot(x[~ok], drawn[~ok], color=color, **ps.MARKS["cross"], markeredgecolor=color)
+    if np.isposinf(values).any():
+        ax.annotate("exact, ∞", (at, high), (0, 3), textcoords="offset points", ha="center", size=7)
+    median = ranked_quantile(values, 0.5)
+    if np.isfinite(median):
+        ax.hlines(median, at - 0.32, at + 0.32, color=ps.INK, linewidth=1.6, zorder=3)
+    for pick, mark in ((cell.oracle_pick[target], "ring"), (cell.attacker_pick[target], "diamond")):
+        if pick >= 0:
+            look = {"markeredgecolor": ps.INK} if mark == "ring" else {"color": ps.INK}
+            ax.plot(x[pick], drawn[pick], **(ps.MARKS[mark] | look), zorder=4, clip_on=False)
+    if averages([cell]) and not np.isnan(mean := cell.consensus.first_draw[target]):
+        height = high - 0.05 / inch_y if np.isinf(mean) else mean
+        beside = at + 0.4  # the swarm, which has no room for one more mark
+        ax.plot(beside, height, **ps.MARKS["triangle"], color=ps.INK, zorder=5, clip_on=False)
+
+
+def _tick(cell: CellSummary) -> str:
+    return ", ".join(setting_text(v) for v in cell.settings.values())
+
+
+def _alt(study: StudySummary) -> str:
+    spread = "; ".join(
+        f"{cell.label}: mean {number_text(cell.mean.mean)} dB, standard deviation over seeds "
+        f"{number_text(cell.mean.seed_std)} dB"
+        for cell in shown_cells(study)
+    )
+    return f"Final PSNR of every seed by target and cell. {spread}."
+
+
+def _caption(study: StudySummary) -> str:
+    words = (
+        "Each dot is one trial. The diamond is what an attacker would hand in; the ring is known "
+        "only to somebody who has the truth."
+    )
+    if averages(study.cells):
+        words += (
+            " A triangle, which an attacker can have too, is the mean image of the "
+            f"{facts(study)['quarter']} seeds with the lowest objectives."
+        )
+    return words
+
+
+SECTION = Section(
+    name="psnr_distribution",
+    title="Every seed",
+    draw=psnr_distribution,
+    alt=_alt,
+    caption=_caption,
+)
