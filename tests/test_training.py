@@ -350,7 +350,7 @@ def test_a_state_of_another_training_is_not_resumed(whole):
     folder = whole.with_name("other")
     state = whole.with_name(".other.training") / "step00000005"
     checkpoints.write(state, {"x": np.zeros(2)}, {"recipe": {}, "log": [], "seconds": 0.0}, [])
-    with pytest.raises(UserError, match="holds a training with model None"):
+    with pytest.raises(UserError, match="holds a training with dataset None"):
         train.Trainer(
             train.reader.load_training({"epochs": "3", "lr": "0.02", "out": str(folder)})
         ).run()
