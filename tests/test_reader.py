@@ -1,22 +1,17 @@
 """Settings: what a grid becomes, and one clear line for each bad input."""
 
-import importlib
 import re
 import tomllib
 
 import pytest
 
-import jaxinv
 from jaxinv import prepare, search, sweep, train
 from jaxinv.client import Local
 from jaxinv.errors import UserError
+from jaxinv.invert import __main__ as invert
 from jaxinv.settings import flags, reader, schema
 from jaxinv.settings.naming import naming_settings
 from jaxinv.settings.schema import RENAMED
-
-function = jaxinv.invert
-invert = importlib.import_module("jaxinv.invert")  # of the same name as the function, in its place
-jaxinv.invert = function
 
 
 def study(path=None, **flags):

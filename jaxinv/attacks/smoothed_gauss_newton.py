@@ -306,7 +306,7 @@ def solve(product: Callable[[Whitened], Whitened], right: Whitened, iterations: 
     return lax.while_loop(running, iterate, initial)[0]
 
 
-def kink_spread(inputs: Float[Array, "draw image *rest"]) -> Float[Array, "image *rest"]:
+def kink_spread(inputs: Float[Array, "draw image *rest"]) -> Float[Array, " image *rest"]:
     """The standard deviation of a kink's input over draws, the channel's mean one draw more."""
     draws = len(inputs)
     own = inputs.var(axis=0, ddof=1)
@@ -319,7 +319,7 @@ def narrowing(iterations: Int[Array, ""]) -> Float[Array, ""]:
     return NARROWEST ** (1 / iterations)
 
 
-def pairs(key: Array, draws: int, shape: tuple[int, ...]) -> Float[Array, "draw *shape"]:
+def pairs(key: Array, draws: int, shape: tuple[int, ...]) -> Float[Array, " draw *shape"]:
     """Standard normal draws, the second half the first's negative."""
     half = jax.random.normal(key, (draws // 2, *shape), jnp.float32)
     return jnp.concatenate([half, -half])

@@ -315,7 +315,7 @@ NOT_TRIED = (
     "updates of several rounds together",
     "candidates that differ from the true images a little, and labels that are not known",
     "BatchNorm in training mode, where images see one another",
-    "hours of attack: each ran for seconds to minutes, from one to four starts",
+    "hours of attack: each ran for seconds to minutes, from one to four seeds",
 )
 
 

@@ -24,6 +24,7 @@ from jaxinv.types import PyTree
 AUTO = "auto"
 SAME_WEIGHTS = 0.9  # cosine with the old parameters from which new ones are taken for such
 LEAST_NORM, MOST_NORM = 1e-12, 1e12  # between which float32 can square an update
+CLOSE = 0.02  # to 1: a factor that is none
 NEAR = 0.05  # relative error of a last layer that is taken for one image's
 SURE = 3.0  # factor by which the scale of several images' update can be told
 
@@ -105,46 +106,60 @@ def understand(
     kind = kind if given else _weights_or_gradient(sent, old)
     _check_weights(kind, sent, old, name)
     gradient, remarks = KINDS[kind].turn(sent, old), []
+    if kind == "weights" and not given:
+        remarks.append("read as new parameters: they point where the network's own do")
     if not _norm(gradient) > 0:
         raise UserError(f"{name}: the new parameters are the old ones; the client took no step")
     layer = _last_layer(classifier, gradient, old if params is None else params)
     if layer is not None and _direction(layer.error, images) < 0:
-        negative = int(np.sum(layer.error < 0))
         why = (
-            f"{'/'.join(classifier.bias)} has {negative} negative entries, that of the gradient of "
-            f"{images} image{'s' if images > 1 else ''} at most {images}"
+            f"{layer.name} has {int(np.sum(layer.error < 0))} negative entries, that of the "
+            f"gradient of {images} image{'s' if images > 1 else ''} at most {images}"
         )
         if given or kind == "weights":
             raise UserError(f"{name}: update_kind={kind} points the wrong way: {why}")
         remarks.append(f"read as new minus old parameters: {why}")
-        kind = "new-minus-old"
-        gradient, layer = (
-            _map(np.negative, gradient),
-            layer._replace(error=-layer.error, weights=-layer.weights),
-        )
-    scale = KINDS[kind].scale(images, rate)
-    divisor, scaled, factor = scale or 1.0, scale is not None, None
+        kind, gradient, layer = "new-minus-old", _map(np.negative, gradient), layer.negative()
+    own = KINDS[kind].scale(images, rate)
+    scale = _Scale(own or 1.0, own is not None)
     if layer is not None:
-        factor, exact = _factor(layer, images, steps)
-        left = None if factor is None else factor / divisor  # of what the kind explains
-        if exact:
-            divisor, scaled = factor, True
-        elif left is None:
-            pass
-        elif given and kind.endswith("gradient") and layer.size > 2 * steps * 1.001 * divisor:
+        if given and kind.endswith("gradient") and layer.size > 2.002 * steps * scale.divisor:
             raise UserError(
-                f"{name}: update_kind={kind}: the absolute values of {'/'.join(classifier.bias)} "
-                f"sum to {layer.size:.3g}; those of a mean gradient to {2 * steps} at the most"
+                f"{name}: update_kind={kind}: the absolute values of {layer.name} sum to "
+                f"{layer.size:.3g}; those of a mean gradient to {2 * steps} at the most"
             )
-        elif not given and not 1 / SURE < left < SURE:
-            scaled = False
-        if left is not None and ((exact and abs(left - 1) > 0.02) or not scaled):
-            about = "" if exact else "about "
-            remarks.append(f"{about}{factor:.2g} times the mean gradient, by its last layer")
-    if kind not in ("gradient", "summed-gradient") or (factor and exact and abs(factor - 1) > 0.02):
+        scale = _found_scale(scale, layer, given, images, steps)
+        if scale.remark:
+            remarks.append(scale.remark)
+    multiplied = scale.factor is not None and scale.exact and abs(scale.factor - 1) > CLOSE
+    if multiplied or not kind.endswith("gradient"):  # a difference of rounded parameters
         rounding *= max(1.0, _norm(old) / _norm(sent if kind != "weights" else gradient))
-    gradient = _map(lambda x: x / divisor, gradient)
-    return Received(gradient, scaled, kind, factor, rounding, tuple(remarks))
+    gradient = _map(lambda x: x / scale.divisor, gradient)
+    return Received(gradient, scale.known, kind, scale.factor, rounding, tuple(remarks))
+
+
+class _Scale(NamedTuple):
+    """What an update is to be divided by, and how sure that is."""
+
+    divisor: float
+    known: bool
+    factor: float | None = None  # of the mean gradient, where the numbers tell
+    exact: bool = False
+    remark: str = ""
+
+
+def _found_scale(own: _Scale, layer: "_LastLayer", given: bool, images: int, steps: int) -> _Scale:
+    """The scale that the numbers tell, where they tell it better than the kind."""
+    factor, exact = _factor(layer, images, steps)
+    if factor is None:
+        return own
+    left = factor / own.divisor  # of what the kind explains
+    known = exact or (own.known and (given or 1 / SURE < left < SURE))
+    remark = ""
+    if not known or (exact and abs(left - 1) > CLOSE):
+        about = "" if exact else "about "
+        remark = f"{about}{factor:.2g} times the mean gradient, by its last layer"
+    return _Scale(factor if exact else own.divisor, known, factor, exact, remark)
 
 
 def check_numbers(tree: PyTree, name: str) -> None:
@@ -200,6 +215,7 @@ def _check_weights(kind: str, sent: PyTree, old: PyTree, name: str) -> None:
 class _LastLayer(NamedTuple):
     """The layer that makes the logits, and its gradient up to a factor."""
 
+    name: str  # of its bias
     kernel: np.ndarray  # [feature, class]
     bias: np.ndarray
     weights: np.ndarray  # the gradient of the kernel
@@ -207,7 +223,12 @@ class _LastLayer(NamedTuple):
 
     @property
     def size(self) -> float:
+        """Sum of the absolute values of the bias gradient."""
         return float(np.abs(self.error).sum())
+
+    def negative(self) -> "_LastLayer":
+        """The same with the gradient turned round."""
+        return self._replace(weights=-self.weights, error=-self.error)
 
 
 def _last_layer(classifier, gradient, params) -> _LastLayer | None:
@@ -221,7 +242,8 @@ def _last_layer(classifier, gradient, params) -> _LastLayer | None:
         )  # fmt: skip
     except (KeyError, ValueError):  # some layers were not sent
         return None
-    layer = _LastLayer(*(np.asarray(x, np.float64) for x in parts))
+    arrays = (np.asarray(x, np.float64) for x in parts)
+    layer = _LastLayer("/".join(classifier.bias), *arrays)
     return layer if layer.size > 0 and len(layer.error) > 1 else None
 
 

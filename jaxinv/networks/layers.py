@@ -118,7 +118,7 @@ def dense(x: Float[Array, "*batch channel"], features: int) -> Float[Array, "*ba
     return nn.Dense(features, kernel_init=init, bias_init=init)(x)
 
 
-def flatten(x: Float[Array, "batch *rest"]) -> Float[Array, "batch feature"]:
+def flatten(x: Float[Array, " batch *rest"]) -> Float[Array, "batch feature"]:
     """Joins all axes but the first."""
     return x.reshape(x.shape[0], -1)
 

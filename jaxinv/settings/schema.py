@@ -222,8 +222,8 @@ class Cell(_Strict):
     """One setting of everything. Each field is a flag, a key of a sweep file, a possible axis."""
 
     dataset: str = _flag(
-        "data", "tiles", "Images to attack: 'tiles' (shipped) or a tensorflow-datasets name.",
-        "NAME",
+        "data", "tiles", "Images to attack: 'tiles', a tensorflow-datasets name, or the path of "
+        "a folder of pictures by class or of an .npz.", "NAME|PATH",
     )  # fmt: skip
     images: int = _flag("data", 1, "Images behind each shared update.", ge=1, le=MOST_COUNT)
     grouping: Annotated[str, _of(GROUPINGS)] = _flag(
@@ -541,8 +541,8 @@ class Training(_Strict):
     """What `jaxinv.train` is asked for. Each field is a flag."""
 
     dataset: str = _flag(
-        "data", "tiles", "Images to train on: 'tiles' (shipped) or a tensorflow-datasets name.",
-        "NAME",
+        "data", "tiles", "Images to train on: 'tiles', a tensorflow-datasets name, or the path of "
+        "a folder of pictures by class or of an .npz.", "NAME|PATH",
     )  # fmt: skip
     augment: bool = _flag("data", True, "Whether images are randomly cropped and flipped.")
     data_dir: FilePath | None = _DATA_DIR
