@@ -27,7 +27,7 @@ def success_of(candidates, mu, games, random):
 def test_never_above_the_accountant(multiplier, steps):
     """1,000 audits of 400 games each: above the truth in 5% of them at the most."""
     random = np.random.default_rng(0)
-    promised = accounting.epsilon(accounting.Spent(multiplier, 1.0, steps), DELTA)
+    promised = accounting.epsilon(accounting.Mechanism(multiplier, 1.0, steps), DELTA)
     mu = steps**0.5 / multiplier
     bound = functools.cache(lambda wins: dp.lower_bound(wins, 400, 100, DELTA).epsilon)
     shown = np.array([bound(success_of(100, mu, 400, random)) for _ in range(1000)])
@@ -40,7 +40,7 @@ def test_never_above_the_accountant(multiplier, steps):
 def test_within_a_factor_of_the_accountant(multiplier, factor):
     """N = 10,000 candidates and 100,000 games."""
     random = np.random.default_rng(1)
-    promised = accounting.epsilon(accounting.Spent(multiplier), DELTA)
+    promised = accounting.epsilon(accounting.Mechanism(multiplier), DELTA)
     wins = success_of(10_000, 1 / multiplier, 100_000, random)
     found = dp.lower_bound(wins, 100_000, 10_000, DELTA)
     assert promised / factor < found.epsilon <= promised
@@ -48,7 +48,7 @@ def test_within_a_factor_of_the_accountant(multiplier, factor):
 
 def test_half_the_noise_is_caught():
     random = np.random.default_rng(2)
-    promised = accounting.epsilon(accounting.Spent(1.0), DELTA)
+    promised = accounting.epsilon(accounting.Mechanism(1.0), DELTA)
     honest = dp.lower_bound(success_of(1000, 1.0, 5000, random), 5000, 1000, DELTA)
     faulty = dp.lower_bound(success_of(1000, 2.0, 5000, random), 5000, 1000, DELTA)
     assert honest.epsilon <= promised < faulty.epsilon
@@ -59,7 +59,7 @@ def test_gdp_epsilon_is_the_accountants():
     for multiplier in (0.5, 1.0, 3.0):
         own = dp.gdp_epsilon(1 / multiplier, DELTA)
         assert own == pytest.approx(
-            accounting.epsilon(accounting.Spent(multiplier), DELTA), rel=2e-3
+            accounting.epsilon(accounting.Mechanism(multiplier), DELTA), rel=2e-3
         )
     assert dp.gdp_delta(1.0, dp.gdp_epsilon(1.0, 1e-3)) == pytest.approx(1e-3, rel=1e-6)
     assert dp.gdp_epsilon(0.0, DELTA) == 0
@@ -72,7 +72,7 @@ def test_gdp_epsilon_is_the_accountants():
 def test_expected_success_of_orthogonal_gradients(multiplier, attained, bound):
     """N = 10,000, and the bound that the reports print, by hand."""
     assert dp.expected_success(10_000, 1 / multiplier) == pytest.approx(attained, rel=0.01)
-    limit = accounting.reconstruction_bound(accounting.Spent(multiplier), 1e-4)
+    limit = accounting.reconstruction_bound(accounting.Mechanism(multiplier), 1e-4)
     assert limit == pytest.approx(bound, rel=0.01)
     assert attained < limit
 

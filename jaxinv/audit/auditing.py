@@ -140,7 +140,7 @@ def audit(
     private = dict(chain).get("dpsgd")
     bound = shown = None
     if private is not None:
-        spent = accounting.Spent(private[1])
+        spent = accounting.Mechanism(private[1])
         bound = accounting.reconstruction_bound(spent, 1 / len(pool.labels))
         if count == 1:
             wins = round(outcome.recall.value * outcome.games)
@@ -315,7 +315,7 @@ NOT_TRIED = (
     "updates of several rounds together",
     "candidates that differ from the true images a little, and labels that are not known",
     "BatchNorm in training mode, where images see one another",
-    "hours of attack: each ran for seconds to minutes, from one to four starts",
+    "hours of attack: each ran for seconds to minutes, from one to four seeds",
 )
 
 
