@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and the folders that come with the package."""
 
 import contextlib
 import csv
@@ -11,6 +11,12 @@ from typing import Any
 from jaxinv.errors import UserError
 
 LOCK = ".lock"  # in a folder where a process works
+
+
+def shipped(folder: str) -> Path:
+    """A folder that comes along: inside an installed package, beside the package in a clone."""
+    package = Path(__file__).parent
+    return package / folder if (package / folder).is_dir() else package.parent / folder
 
 
 def write_file(path: Path, write: Callable) -> None:

@@ -109,11 +109,13 @@ def prepare(archive: Archive, data_dir: str | None = None, path: str | None = No
         raise UserError(f"{target} is in the way: it holds no complete {archive.name}; remove it")
     with tempfile.TemporaryDirectory() as scratch:
         if path is None:
-            path = Path(scratch) / "archive.tar.gz"
-            _download(archive, path)
-        _check_sha256(archive, Path(path))
+            file = Path(scratch) / "archive.tar.gz"
+            _download(archive, file)
+        else:
+            file = Path(path)
+        _check_sha256(archive, file)
         try:
-            _write_records(archive, Path(path), root)
+            _write_records(archive, file, root)
         except OSError as error:
             raise UserError(f"cannot prepare {archive.name} in {root}: {error}") from error
     return True

@@ -7,16 +7,16 @@ the summary. A study that is not finished is reported as far as it got.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from jaxinv import files
 from jaxinv.errors import OneLineParser, UserError, run_command
 from jaxinv.reporting import page, terminal
 from jaxinv.reporting.figures import style as ps
-from jaxinv.reporting.section import Section
 from jaxinv.reporting.sections import SECTIONS
 from jaxinv.reporting.study import StudySummary, summarize
 from jaxinv.runs.results import read_run
@@ -44,7 +44,7 @@ def build(folder: Path, success_psnr: float = SUCCESS_PSNR, console: Console | N
     study = summarize(read_run(folder), success_psnr)
     sections = [section for section in SECTIONS if section.when(study)]
     tables = {s.name: s.table.rows(study) for s in SECTIONS if s.table is not None}
-    pictures = {s.name: draw(study, s) for s in sections if s.draw is not None}
+    pictures = {s.name: draw(study, s.draw) for s in sections if s.draw is not None}
     contents = {
         **{
             f"tables/{name}.csv": files.csv_bytes(rows, digits=8)
@@ -62,9 +62,9 @@ def build(folder: Path, success_psnr: float = SUCCESS_PSNR, console: Console | N
     terminal.print_summary(study, tables["summary"], console or Console())
 
 
-def draw(study: StudySummary, section: Section) -> page.Picture:
+def draw(study: StudySummary, figure: Callable[[StudySummary, float], Figure]) -> page.Picture:
     """Draws a section's figure for the page's width, and again for a phone's."""
-    wide, narrow = (page.Drawing(section.draw(study, width)) for width in (ps.WIDE, ps.NARROW))
+    wide, narrow = (page.Drawing(figure(study, width)) for width in (ps.WIDE, ps.NARROW))
     return page.Picture(wide, narrow)
 
 

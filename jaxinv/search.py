@@ -143,8 +143,8 @@ def measure(
     cell, seeds = study.cell, range(study.plan.seeds)
     count = len(next(iter(numbers.values())))
     # Along the axis of seeds: candidate by candidate, each with the same seeds.
-    each = cell.numbers() | {"iterations": iterations}
-    each |= {name: np.repeat(of, len(seeds)) for name, of in numbers.items()}
+    of_seeds = {name: np.repeat(of, len(seeds)) for name, of in numbers.items()}
+    each = {**cell.numbers(), "iterations": iterations, **of_seeds}
     keys = jnp.tile(seed_keys(material.ids[:, 0], seeds), (1, count))
     result, baseline, *_ = cells.attack_cell(
         cell, material, keys, each, study.plan.memory,

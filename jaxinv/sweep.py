@@ -33,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command():
         parser = flags.FlagParser("python -m jaxinv.sweep", __doc__)
         parser.add_argument(
-            "study", nargs="?", type=Path, metavar="STUDY", help="Sweep file (default: built in)."
+            "study",
+            nargs="?",
+            type=Path,
+            metavar="STUDY",
+            help="Sweep file, or the name of one in sweeps/ (default: built in).",
         )
         parser.add_argument(
             "--preset", metavar="NAME", help="Use the sweep file's larger or smaller version."
@@ -157,7 +161,7 @@ def run_elsewhere(
     )  # fmt: skip
     look()
     there = results.read_config(study.folder)
-    there["sessions"][-1]["device"] = "; ".join(sorted(set(devices)))
+    there["sessions"][-1]["device"] = "; ".join(sorted(set(devices)))  # ty: ignore[not-subscriptable]
     results.write_config(study.folder, there)
 
 

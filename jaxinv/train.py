@@ -109,7 +109,7 @@ class Trainer:
           UserError: delta is too large for the data, or the noise cannot be found.
         """
         settings, rate = self.settings, self.settings.batch / examples
-        if settings.delta >= 1 / examples:
+        if settings.delta >= 1 / examples:  # ty: ignore[unsupported-operator]
             raise UserError(
                 f"--delta {settings.delta:g}: lets one of {examples} examples be published; give "
                 f"less than {1 / examples:.2g}"

@@ -17,6 +17,19 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # In the environment, so that a test's subprocess computes with the same devices, bit for bit.
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 
+import hypothesis
+from jaxtyping import install_import_hook
+
+# The shapes in the annotations of the pure modules are checked at every call.
+SHAPES_CHECKED = [
+    f"jaxinv.{name}"
+    for name in (
+        "metrics", "privacy", "defenses", "data.image_prior", "reporting.statistics",
+        "reporting.consensus",
+    )
+]  # fmt: skip
+install_import_hook(SHAPES_CHECKED, "beartype.beartype")
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +41,12 @@ from jaxinv.engine import planner, trials
 from jaxinv.engine.targets import make_targets, seed_keys
 from jaxinv.types import Normalization, Truth
 from jaxinv.victim.untrained import untrained
+
+# The same examples in every run, and no clock: a first call compiles.
+hypothesis.settings.register_profile(
+    "jaxinv", derandomize=True, max_examples=25, deadline=None, database=None
+)
+hypothesis.settings.load_profile("jaxinv")
 
 
 class Problem:

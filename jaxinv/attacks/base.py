@@ -51,10 +51,21 @@ class Losses(NamedTuple):
 class Attack(Protocol):
     """One trial of an iterative attack. Its state has the current `candidate` as a field."""
 
-    batch_norm: str  # what the client does, and the attacker simulates: `client.BATCH_NORM`
-    priors: tuple[str, ...]
-    steps_per_call: int  # between two looks of the progress bar
-    products: int  # passes through the network in one step, beside what is done once
+    @property
+    def batch_norm(self) -> str:
+        """What the client does, and the attacker simulates: `client.BATCH_NORM`."""
+
+    @property
+    def priors(self) -> tuple[str, ...]:
+        """Names of `PRIORS`."""
+
+    @property
+    def steps_per_call(self) -> int:
+        """Steps between two looks of the progress bar."""
+
+    @property
+    def products(self) -> int:
+        """Passes through the network in one step, beside what is done once."""
 
     def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Any:
         """Makes its numbers of settings, each one for all seeds or [seed]; with `iterations`."""
@@ -84,6 +95,22 @@ class Attack(Protocol):
         """The same attack in less memory, for a trial that does not fit alone."""
 
 
+class FamilyAttack(Attack, Protocol):
+    """What a family makes: a NamedTuple that also says what the client does beside its gradient."""
+
+    @property
+    def local(self) -> client.Local:
+        """The client's steps."""
+
+    @property
+    def defense(self) -> tuple[str, ...]:
+        """The client's, as far as the attacker knows it."""
+
+    @property
+    def _replace(self) -> Callable[..., Any]:
+        """Gives the same attack other fields, as every NamedTuple has it."""
+
+
 class Assumed(NamedTuple):
     """What of the client and its network an attack is built for, beside its own settings."""
 
@@ -97,7 +124,7 @@ class Assumed(NamedTuple):
 class Family(NamedTuple):
     """A kind of attack: how it is made of settings, which of them it reads, what it is for."""
 
-    make: Callable[[Any, Assumed], Attack] | None  # of a cell's settings; None: no iterations
+    make: Callable[[Any, Assumed], FamilyAttack] | None  # of a cell's settings; None: no iterations
     reads: frozenset[str]  # settings beyond those of client and network, the labels, the objective
     inits: tuple[str, ...] = ()  # what `init` may be
     local_steps: bool = True  # whether an update of several steps can be attacked
@@ -132,9 +159,10 @@ def simulate_update(
       The update, and the statistics of the candidate's batch.
     """
     images, labels = candidate.images, candidate.labels(known.target.labels)
-    if replaced := simulation.defense and named(DEFENSES, simulation.defense[0]).of_each_image:
+    first = named(DEFENSES, simulation.defense[0]) if simulation.defense else None
+    if first is not None and first.of_each_image is not None:
         strengths = known.target.defense_knowledge.strengths[0]
-        update = replaced(known.loss, known.params, images, labels, strengths)
+        update = first.of_each_image(known.loss, known.params, images, labels, strengths)
         statistics = ()
     else:
         if simulation.by_epoch:

@@ -36,7 +36,7 @@ class LastLayer(NamedTuple):
     bias: Float[Array, " class"]
     kernel_gradient: Float[Array, "class feature"]  # the mean over the local steps
     bias_gradient: Float[Array, " class"]
-    dummies: Float[Array, "dummy feature"] | None  # features of noise, around their mean, if needed
+    dummies: Float[Array, "dummy feature"]  # features of noise, around their mean, if needed
 
 
 def infer(
@@ -58,7 +58,10 @@ def infer(
 
     Raises:
       UserError: the layer that makes the logits was not found, or is not in the update.
+      ValueError: the rule reads nothing.
     """
+    if (count := LABELS[rule]) is None:
+        raise ValueError(f"labels={rule}: no rule; the labels are given")
     classifier = find_classifier(module, variables, image_shape)
     if classifier is None:
         raise UserError(
@@ -82,8 +85,7 @@ def infer(
     alone = images == 1 and classes > 2
     features = None
     if rule == "counts" or (of_bias is None and rule != "llg" and not alone):
-        dummies = max(8, DUMMIES // classes)
-        noise = natural_noise(jax.random.key(0), (dummies, *image_shape))
+        noise = natural_noise(jax.random.key(0), (max(8, DUMMIES // classes), *image_shape))
         features = classifier_features(module, variables, noise, classifier)
     if of_bias is not None:
         of_bias = of_bias / steps
@@ -91,9 +93,8 @@ def infer(
         of_bias = _error_of_one(gradient)
     else:  # every class's weight gradient is its logit's times about the same features
         of_bias = gradient.sum(1) / features.sum(1).mean()
-    if features is not None:
-        features -= features.mean(axis=0)
-    counts = LABELS[rule](LastLayer(kernel, bias, gradient, of_bias, features), images)
+    dummies = jnp.zeros((0, len(kernel))) if features is None else features - features.mean(axis=0)
+    counts = count(LastLayer(kernel, bias, gradient, of_bias, dummies), images)
     return jnp.repeat(jnp.arange(classes), counts, total_repeat_length=images).astype(jnp.int32)
 
 

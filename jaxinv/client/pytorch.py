@@ -6,7 +6,6 @@ height, width] there and [height, width, channel] here, so that a dense layer wh
 maps has its rows in another order too: the part that is forgotten most often.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -183,7 +182,7 @@ def converter(use: Use) -> Callable[[np.ndarray], np.ndarray]:
 
     def flattened(x):
         maps = np.asarray(x).reshape(len(x), channels, height, width)
-        return maps.transpose(2, 3, 1, 0).reshape(math.prod(use.flattened), len(x))
+        return maps.transpose(2, 3, 1, 0).reshape(height * width * channels, len(x))
 
     return flattened
 

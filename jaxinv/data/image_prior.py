@@ -29,6 +29,7 @@ from jaxinv import data
 from jaxinv.errors import UserError
 from jaxinv.files import write_file
 
+Arrays = Array | np.ndarray  # made by NumPy, used by JAX
 RIDGE = 1e-4  # added to every variance, in squared units of a pixel's standard deviation
 MOST_IMAGES = 50_000  # of a training split that are looked at
 MOST_NUMBERS = 4096  # of an image whose full covariance is taken
@@ -38,10 +39,10 @@ SHRINKAGE = 100.0  # images that the spectrum counts for, beside those that a co
 class ImagePrior(NamedTuple):
     """A Gaussian over normalized images of one size."""
 
-    mean: Float[Array, "height width channel"]
-    variances: Float[Array, "height width channel"]  # of the coefficients
-    colors: Float[Array, "height width channel channel"] | None  # rotation at each frequency
-    basis: Float[Array, "pixel pixel"] | None  # columns; in place of DCT and rotation
+    mean: Float[Arrays, "height width channel"]
+    variances: Float[Arrays, "height width channel"]  # of the coefficients
+    colors: Float[Arrays, "height width channel channel"] | None  # rotation at each frequency
+    basis: Float[Arrays, "pixel pixel"] | None  # columns; in place of DCT and rotation
 
 
 class Source(NamedTuple):
@@ -52,8 +53,8 @@ class Source(NamedTuple):
 
 
 def coefficients(
-    prior: ImagePrior, images: Float[Array, "*batch height width channel"]
-) -> Float[Array, "*batch height width channel"]:
+    prior: ImagePrior, images: Float[Arrays, "*batch height width channel"]
+) -> Float[Arrays, "*batch height width channel"]:
     """Transforms images, from which the mean was taken, to coefficients: B^T x."""
     if prior.basis is not None:
         flat = images.reshape(*images.shape[:-3], -1)
@@ -64,8 +65,8 @@ def coefficients(
 
 
 def synthesize(
-    prior: ImagePrior, coefficients: Float[Array, "*batch height width channel"]
-) -> Float[Array, "*batch height width channel"]:
+    prior: ImagePrior, coefficients: Float[Arrays, "*batch height width channel"]
+) -> Float[Arrays, "*batch height width channel"]:
     """Transforms coefficients back, without the mean: B c, the transpose of `coefficients`."""
     if prior.basis is not None:
         flat = coefficients.reshape(*coefficients.shape[:-3], -1)

@@ -91,8 +91,9 @@ def is_random(chain: Chain) -> bool:
 
 
 def defend(
-    chain: tuple[str, ...], update: PyTree, strengths: tuple, key: Array, scene: ClientContext
-) -> PyTree:
+    chain: tuple[str, ...], update: PyTree, strengths: tuple, key: Array,
+    scene: ClientContext | None,
+) -> PyTree:  # fmt: skip
     """Applies a chain to an update.
 
     Args:
@@ -101,7 +102,7 @@ def defend(
       strengths: of each.
       key: of this trial's draw. A defense's noise does not depend on what stands before it in the
         chain: strengths and chains compare on the same draws.
-      scene: what the client knows beside it.
+      scene: what the client knows beside it; None will do for a chain that does not ask.
     """
     for position, (name, own) in enumerate(zip(chain, strengths)):
         before = chain[:position].count(name)

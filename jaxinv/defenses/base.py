@@ -42,7 +42,7 @@ class Defense(NamedTuple):
     """An entry of `DEFENSES`."""
 
     # (update, strengths, key, scene) -> update
-    apply: Callable[[PyTree, tuple, Array, ClientContext], PyTree]
+    apply: Callable[[PyTree, tuple, Array, ClientContext | None], PyTree]
     parameters: tuple[tuple[str, float, float], ...]  # of each strength: name, least, most
     # (update, strengths, shared) -> what the defense makes of the update on average
     expect: Callable[[PyTree, tuple, PyTree], PyTree] = lambda update, strengths, shared: update
@@ -56,6 +56,6 @@ class Defense(NamedTuple):
     inverse: bool = False  # whether more of the last strength protects less
 
 
-def alike(shared: PyTree, variance: Array) -> PyTree:
+def alike(shared: PyTree, variance: Array | float) -> PyTree:
     """The same variance for every leaf."""
     return jax.tree.map(lambda x: jnp.asarray(variance, x.dtype), shared)

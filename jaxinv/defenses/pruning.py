@@ -1,6 +1,7 @@
 """Pruning: only the entries of largest magnitude are sent."""
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -13,7 +14,7 @@ def rank(values: Float[Array, " entry"]) -> Array:
     return jnp.zeros(values.size, jnp.int32).at[jnp.argsort(values)].set(jnp.arange(values.size))
 
 
-def count(fraction: Array, size: int) -> Array:
+def count(fraction: Array | float, size: int) -> Array:
     """The whole number of entries that a fraction is, rounded: float32 knows no 0.7 of ten."""
     return jnp.round(fraction * size).astype(jnp.int32)
 

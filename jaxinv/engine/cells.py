@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxinv import data, defenses, metrics, networks
 from jaxinv.attacks import CLOSED_FORM
-from jaxinv.attacks.base import Attack, Candidate
+from jaxinv.attacks.base import Attack, Candidate, FamilyAttack
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
 from jaxinv.attacks.priors import needing
 from jaxinv.attacks.uncertainty import Posterior, Spectrum
@@ -246,7 +246,7 @@ def problem_of(
 
 
 def polish(
-    cell: schema.Cell, result: trials.Result, problem: trials.Problem, attack: Attack,
+    cell: schema.Cell, result: trials.Result, problem: trials.Problem, attack: FamilyAttack,
     numbers: Mapping[str, Any], keys: jax.Array, limit: float, cast: Callable[[PyTree], PyTree],
     few: int,
 ) -> tuple[trials.Result, dict[str, np.ndarray] | None]:  # fmt: skip
@@ -318,12 +318,12 @@ def in_pixels(found: dict[str, np.ndarray], normalization: Normalization) -> dic
     return {"best": found["images"] * std + mean, "std": found["std"] * std}
 
 
-def attack_of(cell: schema.Cell, material: CellInputs) -> Attack:
+def attack_of(cell: schema.Cell, material: CellInputs) -> FamilyAttack:
     """The iterative attack of a cell, for a network and its data."""
     return cell.make_attack(material.classes, classifier_of(cell, material))
 
 
-def shapes_of(material: CellInputs, attack: Attack, images: int) -> trials.Problem:
+def shapes_of(material: CellInputs, attack: FamilyAttack, images: int) -> trials.Problem:
     """One target of so many images, without numbers: what a step's work is counted on."""
     victim = material.victim
     observed = needing("statistics", attack.priors)

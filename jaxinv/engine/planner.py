@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Shaped
 
 from jaxinv.errors import UserError
 from jaxinv.types import PyTree
@@ -45,13 +45,13 @@ class Grid(NamedTuple):
     shape: tuple[int, int]  # groups along the targets, along the seeds
     trials: tuple[int, int]  # targets, seeds
 
-    def deal(self, keys: jax.Array) -> jax.Array:
+    def deal(self, keys: Shaped[Array | np.ndarray, "target seed ..."]) -> Array | np.ndarray:
         """Takes [target, seed, ...] to [group, targets_at_once, seeds_at_once, ...]."""
         return keys[self.target[:, :, None], self.seed[:, None, :]]
 
-    def gather(self, grouped: Array) -> np.ndarray:
+    def gather(self, trials: Array | np.ndarray) -> np.ndarray:
         """Puts [group, targets_at_once, seeds_at_once, ...] back as [target, seed, ...]."""
-        grouped = np.asarray(grouped)
+        grouped = np.asarray(trials)
         rest = grouped.shape[3:]
         grouped = grouped[: math.prod(self.shape)].reshape(*self.shape, *grouped.shape[1:])
         # [target group, seed group, target, seed] -> [target group, target, seed group, seed]
@@ -115,6 +115,8 @@ def memory_limit(gib: float | None) -> float:
 def program_bytes(program: jax.stages.Compiled) -> int:
     """Bytes of one device while a compiled program runs: inputs, results, what lies between."""
     sizes = program.memory_analysis()
+    if sizes is None:  # a backend need not say
+        return 0
     return (
         sizes.argument_size_in_bytes + sizes.output_size_in_bytes
         + sizes.temp_size_in_bytes - sizes.alias_size_in_bytes

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinv import client, metrics
-from jaxinv.attacks.base import Attack, Candidate, Known, Losses
+from jaxinv.attacks.base import Attack, Candidate, FamilyAttack, Known, Losses
 from jaxinv.attacks.priors import SEEDS, needing
 from jaxinv.data.image_prior import ImagePrior
 from jaxinv.engine import planner
@@ -281,7 +281,7 @@ def finish(attack, problem, candidates):
     return lax.map(of_target, (problem.truths, problem.targets.labels, candidates))
 
 
-def step_flops(problem: Problem, attack: Attack) -> float:
+def step_flops(problem: Problem, attack: FamilyAttack) -> float:
     """Counts the floating-point operations of one step of one trial, by XLA's own analysis.
 
     Without those of a defense that the attacker simulates, and of what is computed twice to save
@@ -313,6 +313,6 @@ def step_flops(problem: Problem, attack: Attack) -> float:
         attack, 1, 1, problem, numbers, jnp.int32(1), jnp.int32(0), jnp.int32(1),
         np.zeros((1, 1), int), np.zeros((1, 1), int), states,
     )  # fmt: skip
-    # Of a program for a GPU only the compiled one can be analyzed.
-    analysis = lowered.cost_analysis() or lowered.compile().cost_analysis()
+    # Of a program for a GPU only the compiled one can be analyzed; a backend need not say.
+    analysis = lowered.cost_analysis() or lowered.compile().cost_analysis() or {"flops": math.nan}
     return float(analysis["flops"]) * attack.products

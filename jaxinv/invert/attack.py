@@ -169,7 +169,8 @@ def invert_all(
     _check_positive(
         seeds=seeds, iterations=iterations, lr=lr, memory=memory, client_lr=client_lr, images=images
     )
-    image_shape = tuple(int(size) for size in image_shape)
+    height, width, channels = map(int, image_shape)
+    image_shape = height, width, channels
     network = _as_network(model, loss)
     variables = _as_variables(network, variables)
     priors = {prior: weight for prior, weight in _checked(priors, variables).items() if weight > 0}
@@ -363,17 +364,17 @@ def _only(tree: PyTree, wanted: Callable[[str], bool], front: str = "") -> PyTre
 
 
 def _given_labels(
-    labels: Sequence[Any], count: int, classes: int | None, loss: Callable | None
+    given: Sequence[Any], count: int, classes: int | None, loss: Callable | None
 ) -> np.ndarray:
     """Labels [update, image, ...]: classes of the network, distributions, or what a loss takes.
 
     Raises:
       UserError: they are not one set for each update, or no classes of the network.
     """
-    if len(labels) != count:
-        raise UserError(f"labels: {len(labels)} for {count} updates; give each its own")
+    if len(given) != count:
+        raise UserError(f"labels: {len(given)} for {count} updates; give each its own")
     try:
-        labels = np.stack([np.atleast_1d(np.asarray(own)) for own in labels])
+        labels = np.stack([np.atleast_1d(np.asarray(own)) for own in given])
     except ValueError:
         raise UserError("labels: all updates must be of as many images") from None
     whole = np.issubdtype(labels.dtype, np.integer)

@@ -4,7 +4,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import jax
@@ -49,7 +49,7 @@ def check_precision(precision: str) -> None:
 
 
 @contextlib.contextmanager
-def arithmetic(precision: str) -> Iterator[Callable[[PyTree], PyTree]]:
+def arithmetic(precision: str) -> Generator[Callable[[PyTree], PyTree]]:
     """A context in which products have a precision; gives what casts a tree's floats to it."""
     double = precision == "float64"
 

@@ -48,10 +48,11 @@ class Geometry(NamedTuple):
     @property
     def output(self) -> tuple[int, int]:
         """Height and width of the output."""
-        return tuple(
+        height, width = (
             (size + sum(pad) - k) // stride + 1
             for size, k, stride, pad in zip(self.image, self.kernel, self.strides, self.padding)
         )
+        return height, width
 
     @property
     def splits(self) -> bool:
@@ -62,12 +63,13 @@ class Geometry(NamedTuple):
     @property
     def reverse_padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Padding of the dilated deltas that makes a stride-1 convolution the data gradient."""
-        return tuple(
+        rows, columns = (
             (k - 1 - pad[0], size + pad[0] - (out - 1) * stride - 1)
             for size, k, stride, pad, out in zip(
                 self.image, self.kernel, self.strides, self.padding, self.output
             )
         )
+        return rows, columns
 
 
 # --- How each part is computed ------------------------------------------------------------------

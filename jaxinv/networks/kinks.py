@@ -15,7 +15,7 @@ bit. Both act on what is traced within them, and on nothing that was compiled be
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import ContextVar
 
 import flax.linen as nn
@@ -30,7 +30,7 @@ _mode: ContextVar[list | Iterator | None] = ContextVar("kinks", default=None)
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[list[Array]]:
+def recording() -> Generator[list[Array]]:
     """Collects the inputs of the kinks in the list that it gives."""
     inputs: list[Array] = []
     token = _mode.set(inputs)
@@ -41,7 +41,7 @@ def recording() -> Iterator[list[Array]]:
 
 
 @contextlib.contextmanager
-def smoothing(spreads: Iterable[Array]) -> Iterator[None]:
+def smoothing(spreads: Iterable[Array]) -> Generator[None]:
     """Rounds the kinks off.
 
     Args:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import combinations
 from math import comb
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -52,7 +52,7 @@ class _Products(NamedTuple):
     of_truth: Float[np.ndarray, " truth"]
 
 
-def quarter(seeds: Int[np.ndarray, "*set"] | int) -> Int[np.ndarray, "*set"] | int:
+def quarter(seeds: Int[np.ndarray, "*set"] | int) -> Any:
     """How many seeds are the best quarter: ceil(seeds / 4), so that up to four it is the pick."""
     return -(-seeds // 4)
 

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from scipy import special
 
 LEVEL = 0.95
+Numbers = np.ndarray | np.float64  # NumPy makes the latter of an array without axes
 _BOOTSTRAP_CHUNK = 4_000_000  # resampled values held at once, about 100 MB with their indices
 
 
@@ -69,7 +70,7 @@ class SuccessRate(NamedTuple):
 
 def target_interval(
     values: Float[np.ndarray, "target ..."], level: float = LEVEL
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[Numbers, Numbers, Numbers]:
     """Computes mean and t interval over the first axis.
 
     Returns:
@@ -283,7 +284,7 @@ def _as_table(values: np.ndarray) -> Float[np.ndarray, "target seed"]:
 
 def _mean_squares(
     values: Float[np.ndarray, "*batch target seed"],
-) -> tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]:
+) -> tuple[Float[Numbers, "*batch"], Float[Numbers, "*batch"]]:
     """Mean squares between and within targets; NaN without degrees of freedom."""
     targets, seeds = values.shape[-2:]
     with np.errstate(invalid="ignore", divide="ignore"):

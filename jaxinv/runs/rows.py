@@ -15,7 +15,7 @@ PLAN = ("targets_at_once", "seeds_at_once", "devices")  # what of a plan the row
 def trial_rows(
     cell: schema.Cell, number: int, material: CellInputs, attacked: CellResult, ids: np.ndarray,
     seeds: Sequence[int],
-) -> dict[str, Sequence]:  # fmt: skip
+) -> dict[str, Sequence | np.ndarray]:  # fmt: skip
     """Lays the results of cell `number` out as columns, one row per target and seed."""
     result, baseline, accuracy, shared, _ = attacked
     victim, shape = material.victim, result.objective.shape

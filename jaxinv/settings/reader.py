@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from jaxinv import defenses
+from jaxinv import defenses, files
 from jaxinv.attacks import ATTACKS, unused_settings
 from jaxinv.errors import UserError
 from jaxinv.settings.checks import (
@@ -49,6 +49,7 @@ Model = TypeVar("Model", bound=BaseModel)
 Settings = dict[str, Any]
 
 DEFAULT_STUDY = Path(__file__).parent / "default_study.toml"
+SWEEPS = files.shipped("sweeps")
 MOST_CHARACTERS = 2**16  # of a sweep file
 # A key of more parts than any setting has: tomllib takes time and memory of their square.
 _LONG_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*\.[ \t]*){17}""")
@@ -60,7 +61,8 @@ def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None =
     """Reads a sweep file (None: the default study), lays the flags over it, validates all.
 
     Args:
-      path: the file, with the tables [run], [grid] and, one or more, [[vary]].
+      path: the file, with the tables [run], [grid] and, one or more, [[vary]]; or the name of a
+        shipped one, "noise.toml" or "sweeps/noise.toml".
       flags: settings by name; None where not given.
       preset: of the file's table [preset.NAME], whose run and grid replace the same settings, and
         whose vary tables all those of the file.
@@ -68,8 +70,9 @@ def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None =
     Raises:
       UserError: one line that names the setting and what it may be.
     """
-    file = _read_file(path or DEFAULT_STUDY)
-    tables = _with_preset(file, preset, path or DEFAULT_STUDY)
+    source = DEFAULT_STUDY if path is None else _find(path)
+    file = _read_file(source)
+    tables = _with_preset(file, preset, source)
     asked = _given(flags, Cell)
     grids = [
         _lay_over(_lay_over(tables.grid, table), asked) for table in tables.vary or [Settings()]
@@ -191,6 +194,13 @@ def load_training(flags: Mapping[str, Any]) -> Training:
 def _given(flags: Mapping[str, Any], model: type[BaseModel]) -> Settings:
     """The flags of one model that were given."""
     return {name: flags[name] for name in model.model_fields if flags.get(name) is not None}
+
+
+def _find(path: Path) -> Path:
+    """The sweep file at a path, else the shipped one of that name."""
+    shipped = SWEEPS / path.name
+    named = path.parent in (Path(), Path(SWEEPS.name)) and shipped.is_file()
+    return shipped if named and not path.exists() else path
 
 
 def _read_file(source: Path) -> SweepFile:

@@ -27,7 +27,7 @@ from pydantic import (
 
 from jaxinv import defenses, networks
 from jaxinv.attacks import ATTACKS
-from jaxinv.attacks.base import Assumed, Attack, Family
+from jaxinv.attacks.base import Assumed, Family, FamilyAttack
 from jaxinv.attacks.gauss_newton import PRIOR_INITS
 from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, RATES, SCHEDULES, SIGNS
 from jaxinv.attacks.gram import GRAM
@@ -452,7 +452,7 @@ class Cell(_Strict):
         """Whether the attack asks what images look like."""
         return "image_prior" in self.family().reads
 
-    def make_attack(self, classes: int, classifier: tuple[str, ...]) -> Attack:
+    def make_attack(self, classes: int, classifier: tuple[str, ...]) -> FamilyAttack:
         """The iterative attack: the part of the settings that shapes the compiled program.
 
         Args:

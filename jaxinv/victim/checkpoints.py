@@ -29,7 +29,7 @@ from jaxinv.types import PyTree
 from jaxinv.victim.untrained import Victim, digest
 
 FOLDER = "checkpoints"
-SHIPPED = Path(__file__).parents[2] / FOLDER  # of the repository, beside the package
+SHIPPED = files.shipped(FOLDER)  # all of them in a clone, the smallest in an installed package
 
 
 class Privacy(BaseModel):
@@ -120,7 +120,7 @@ def load_victim(path_or_name: str | Path) -> TrainedVictim:
 
     Args:
       path_or_name: a checkpoint's folder, or the name of one in `checkpoints/` of the working
-        directory or of the repository.
+        directory or of those that are shipped.
 
     Raises:
       UserError: there is no such checkpoint, it is incomplete or damaged, or what it holds is not
@@ -175,7 +175,7 @@ def find(path_or_name: str | Path) -> Path:
             return place
     raise UserError(
         f"--victim {path_or_name}: no such checkpoint; give its folder, or its name in {FOLDER}/ "
-        f"(python -m jaxinv.train makes them)"
+        f"(python -m jaxinv.train makes them, a clone of the repository has more)"
     )
 
 

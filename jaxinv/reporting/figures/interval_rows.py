@@ -1,7 +1,7 @@
 """A figure of a row per cell: its label, points with intervals, and words at the right."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -81,7 +81,7 @@ def _draw_row(ax: Axes, width: float, y: int, name: str, row: IntervalRow, unkno
         height = y + (index - (len(row.points) - 1) / 2) * 0.6 / max(2, len(row.points))
         ax.plot(interval[1:], [height] * 2, color=color, linewidth=2, alpha=0.45)
         ax.plot(interval.value, height, marker, color=color, markersize=6, clip_on=False)
-    beside = {"transform": ax.get_yaxis_transform()}
+    beside: dict[str, Any] = {"transform": ax.get_yaxis_transform()}
     if row.is_unknown:
         ax.text(0.01, y, unknown, size=8, color=ps.MUTED, va="center_baseline", **beside)
     beside |= {"va": "center"}
