@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train a network to attack, and keep its checkpoints",
     "search": "try hundreds of settings of one attack at once",
     "invert": "attack one update of a trained network, from a file",
+    "audit": "how much one update gives away, at least and at most",
     "report": "rebuild a run's tables, plots and page",
     "prepare": "download and prepare CIFAR-10 or CIFAR-100",
 }

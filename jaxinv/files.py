@@ -1,11 +1,16 @@
 """Files that are there whole or not at all, and the folders that come with the package."""
 
+import contextlib
 import csv
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from jaxinv.errors import UserError
+
+LOCK = ".lock"  # in a folder where a process works
 
 
 def shipped(folder: str) -> Path:
@@ -26,6 +31,33 @@ def write_file(path: Path, write: Callable) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)  # left over where it could not take the path's place
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Generator[None]:
+    """Keeps other processes out of a folder's work; the lock of one that died is free.
+
+    Where the file system knows no locks, nobody is kept out.
+
+    Raises:
+      UserError: another process is at work there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"--out {folder}: another process is at work there; wait for it, or choose another"
+            ) from None
+        except OSError:
+            pass
+        yield
 
 
 def csv_bytes(rows: Sequence[Mapping[str, Any]], digits: int | None = None) -> bytes:

@@ -96,7 +96,8 @@ def run(study: schema.SearchStudy, command: str) -> None:
         if measured is None:
             console.print(f"rung {rung}: {count} candidates, {iterations} iterations")
             numbers = {name: values[name][alive] for name in values}
-            measured = measure(study, material, numbers, iterations, console)
+            with files.locked(folder):
+                measured = measure(study, material, numbers, iterations, console)
             text = json.dumps({"asked": asked, "measured": measured})
             files.write_file(path, lambda f, text=text: f.write(text.encode()))
         score = np.asarray(measured[search.criterion], np.float64)

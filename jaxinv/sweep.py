@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from jaxinv import report
+from jaxinv import files, report
 from jaxinv.engine import trials
 from jaxinv.engine.cells import CellInputs, Loader, attack_of, shapes_of
 from jaxinv.errors import UserError, run_command
@@ -112,7 +112,7 @@ def run_study(
     if len(waiting) < len(blocks):
         console.print(f"{study.folder}: {len(blocks) - len(waiting)} of {len(blocks)} blocks done")
     total, left = (sum(work_of(block, study) for block in some) for some in (blocks, waiting))
-    with runtime.progress_bar(console) as bar:
+    with files.locked(study.folder), runtime.progress_bar(console) as bar:
         task = bar.add_task("", total=total, completed=total - left)
         if executor is None:
             run_here(study, waiting, materials, bar, task)

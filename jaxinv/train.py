@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from jaxinv import data, networks, rng
+from jaxinv import data, files, networks, rng
 from jaxinv.errors import UserError, run_command
 from jaxinv.machine import runtime
 from jaxinv.privacy import accounting
@@ -159,6 +159,13 @@ class Trainer:
         if self.trained:
             console.print(f"{self.folder}: trained already")
             return
+        with files.locked(self.state_folder):
+            self._train(console)
+        shutil.rmtree(self.state_folder, ignore_errors=True)
+        console.print(f"{self.folder}: {_describe(self.log[-1])}")
+
+    def _train(self, console: Console) -> None:
+        """Goes on from the state on disk, if there is one, and keeps the network at the end."""
         self._resume()
         if int(self.state.step) == 0:
             self._keep([stop for stop in self.settings.stop_at if stop == (stop.kind, 0)])
@@ -169,8 +176,6 @@ class Trainer:
                 if not console.is_terminal:
                     console.print(_describe(self.log[-1]), soft_wrap=True)
         self._save(self.folder)
-        shutil.rmtree(self.state_folder, ignore_errors=True)
-        console.print(f"{self.folder}: {_describe(self.log[-1])}")
 
     def _train_epoch(self, bar: Progress, task) -> None:
         """Trains one epoch, keeps the checkpoints it passes, and the state at its end."""
@@ -315,8 +320,10 @@ class Trainer:
         self._check_same(checkpoints.read_fields(self.folder)["recipe"])
         return True
 
-    def _check_same(self, recipe: dict[str, Any]) -> None:
+    def _check_same(self, recipe: Any) -> None:
         """Raises a UserError unless a recipe found on disk is this training's."""
+        if not isinstance(recipe, dict):
+            raise UserError(f"--out {self.folder}: its recipe is damaged; delete the folder")
         mine = self._recipe()
         for name, value in mine.items():
             if recipe.get(name) != value:
@@ -347,14 +354,20 @@ class Trainer:
         if not kept:
             return False
         fields = checkpoints.read_fields(kept[-1])
-        self._check_same(fields["recipe"])
+        self._check_same(fields.get("recipe"))
+        try:
+            expected = fields["digest"]
+            self.log, self.seconds = list(fields["log"]), float(fields["seconds"])
+            self.epoch, self.within = len(self.log), EpochSums(*fields["within"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{kept[-1]}/info.json: is not what a training writes ({error}); delete that folder"
+            ) from None
         template = _as_tree(self.state)
-        tree = checkpoints.read(kept[-1], template, fields["digest"], "this training's state")
+        tree = checkpoints.read(kept[-1], template, expected, "this training's state")
         structure = jax.tree.structure(self.state)
         leaves = [tree[name] for name in sorted(tree)]
         self.state = jax.tree.unflatten(structure, map(jnp.asarray, leaves))
-        self.log, self.seconds = fields["log"], fields["seconds"]
-        self.epoch, self.within = len(self.log), EpochSums(*fields["within"])
         return True
 
 

@@ -1,11 +1,14 @@
 """Images of one's own as a data set: folders of pictures by class, and .npz."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from jaxinv import data
 from jaxinv.errors import UserError
+from jaxinv.runs import results
 
 
 @pytest.fixture
@@ -104,3 +107,13 @@ def test_pictures_that_differ_or_are_torn_are_named(tmp_path, pictures):
     (tmp_path / "xray" / "ill" / "z.png").write_bytes(b"\x89PNG")
     with pytest.raises(UserError, match=r"z\.png: cannot be read"):
         data.load(str(tmp_path / "xray"))
+
+
+def test_a_run_becomes_a_table_of_pandas_where_that_is_installed(tmp_path):
+    trials = {"psnr": np.array([20.0, 30.0]), "defense": np.array(["none", "sign"], object)}
+    run = results.Run(tmp_path, {}, trials, {})
+    if importlib.util.find_spec("pandas") is None:
+        with pytest.raises(UserError, match=r"pip install jaxinv\[pandas\]"):
+            run.to_pandas()
+    else:
+        assert run.to_pandas().groupby("defense").psnr.mean().to_dict() == {"none": 20, "sign": 30}

@@ -327,11 +327,30 @@ def test_bad_settings_are_one_line(flags, message, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f | {"recipe": None}, "its recipe is damaged"),
+        (lambda f: {k: v for k, v in f.items() if k != "within"}, "not what a training writes"),
+        (lambda f: f | {"log": 3}, "not what a training writes"),
+    ],
+)
+def test_a_torn_state_is_one_line(whole, change, message):
+    folder = whole.with_name("torn")
+    settings = {"epochs": "3", "lr": "0.02", "out": str(folder)}
+    trainer = train.Trainer(train.reader.load_training(settings))
+    fields = {"recipe": trainer._recipe(), "log": [], "within": [0, 0], "seconds": 0.0}
+    state = whole.with_name(".torn.training") / "step00000005"
+    checkpoints.write(state, {"x": np.zeros(2)}, change(fields), [])
+    with pytest.raises(UserError, match=message):
+        trainer.run()
+
+
 def test_a_state_of_another_training_is_not_resumed(whole):
     folder = whole.with_name("other")
     state = whole.with_name(".other.training") / "step00000005"
     checkpoints.write(state, {"x": np.zeros(2)}, {"recipe": {}, "log": [], "seconds": 0.0}, [])
-    with pytest.raises(UserError, match="holds a training with model None"):
+    with pytest.raises(UserError, match="holds a training with dataset None"):
         train.Trainer(
-            train.options.load_training({"epochs": "3", "lr": "0.02", "out": str(folder)})
+            train.reader.load_training({"epochs": "3", "lr": "0.02", "out": str(folder)})
         ).run()

@@ -5,11 +5,12 @@ seed are its *numbers*, a NamedTuple of arrays that the attack itself makes of t
 that it may look at is `Known`; the truth is not in it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -130,6 +131,15 @@ class Family(NamedTuple):
     joint_labels: bool = True  # whether labels can be optimized beside the images
     each_image: bool = True  # whether it can adapt to a defense of each image's gradient
     only_kinked: bool = False  # whether it is for networks with kinks alone
+
+
+def per_seed(
+    settings: Mapping[str, Any], names: Iterable[str], seeds: int
+) -> dict[str, Float[np.ndarray, " seed"]]:
+    """Takes numbers out of settings, each given one for all seeds or [seed], as [seed]."""
+    return {
+        name: np.broadcast_to(np.asarray(settings[name], np.float64), (seeds,)) for name in names
+    }
 
 
 class Simulation(NamedTuple):

@@ -26,6 +26,7 @@ from jaxinv.attacks.base import (
     Losses,
     Simulation,
     average_epochs,
+    per_seed,
     simulate_update,
 )
 from jaxinv.attacks.objectives import OBJECTIVES, Comparison, compare
@@ -153,10 +154,10 @@ class Method(NamedTuple):
 
     def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Numbers:
         """Makes the traced part of settings, each one number for all seeds or one for each."""
-        spread = lambda x: np.broadcast_to(np.asarray(x, np.float64), (seeds,))  # noqa: E731
-        weights = {key_of(prior): spread(settings[prior]) for prior in self.priors}
-        rates = (spread(settings[name]) for name in ("lr", "client_lr"))
-        return Numbers(*rates, weights, np.int32(settings["iterations"]))
+        rates = per_seed(settings, ("lr", "client_lr"), seeds)
+        weights = per_seed(settings, self.priors, seeds)
+        weights = {key_of(prior): weight for prior, weight in weights.items()}
+        return Numbers(**rates, weights=weights, iterations=np.int32(settings["iterations"]))
 
     def init(
         self, numbers: Numbers, key: Array, shape: tuple[int, ...], known: Known,

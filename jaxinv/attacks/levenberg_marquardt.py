@@ -27,7 +27,15 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxinv import client
-from jaxinv.attacks.base import Candidate, Known, Losses, Simulation, scale_towards, simulate_update
+from jaxinv.attacks.base import (
+    Candidate,
+    Known,
+    Losses,
+    Simulation,
+    per_seed,
+    scale_towards,
+    simulate_update,
+)
 from jaxinv.attacks.objectives import OBJECTIVES, compare
 from jaxinv.types import PyTree, named
 
@@ -90,8 +98,8 @@ class LevenbergMarquardt(NamedTuple):
 
     def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Numbers:
         """Makes the traced part of settings."""
-        rate = np.broadcast_to(np.asarray(settings["client_lr"], np.float64), (seeds,))
-        return Numbers(rate, np.int32(settings["iterations"]))
+        rate = per_seed(settings, ("client_lr",), seeds)
+        return Numbers(**rate, iterations=np.int32(settings["iterations"]))
 
     def init(
         self, numbers: Numbers, key: Array, shape: tuple[int, ...], known: Known,

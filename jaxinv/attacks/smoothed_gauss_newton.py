@@ -45,6 +45,7 @@ from jaxinv.attacks.base import (
     Known,
     Losses,
     Simulation,
+    per_seed,
     simulate_update,
 )
 from jaxinv.attacks.gauss_newton import LEAST_POWER, PRIOR_INITS, linearize, observed
@@ -109,9 +110,9 @@ class SmoothedGaussNewton(NamedTuple):
 
     def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Numbers:
         """Makes the traced part of settings, each one number for all seeds or one for each."""
-        spread = lambda x: np.broadcast_to(np.asarray(x, np.float64), (seeds,))  # noqa: E731
-        fields = (name for name in Numbers._fields if name != "iterations")
-        return Numbers(*(spread(settings[f]) for f in fields), np.int32(settings["iterations"]))
+        names = [name for name in Numbers._fields if name != "iterations"]
+        iterations = np.int32(settings["iterations"])
+        return Numbers(**per_seed(settings, names, seeds), iterations=iterations)
 
     def init(
         self, numbers: Numbers, key: Array, shape: tuple[int, ...], known: Known,

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinv import client
 from jaxinv.attacks import gauss_newton as gn
-from jaxinv.attacks.base import Candidate, Known, Losses
+from jaxinv.attacks.base import Candidate, Known, Losses, per_seed
 from jaxinv.attacks.levenberg_marquardt import COLUMNS, flat, normal_matrix, update_function
 
 LEAST_DETERMINED = 6  # directions of a spectrum that are kept
@@ -63,8 +63,7 @@ class Spectrum(NamedTuple):
 
     def numbers(self, seeds: int, settings: Mapping[str, Any]) -> SpectrumNumbers:
         """Makes the traced part of settings."""
-        rate = np.broadcast_to(np.asarray(settings["client_lr"], np.float64), (seeds,))
-        return SpectrumNumbers(rate, np.int32(1))
+        return SpectrumNumbers(**per_seed(settings, ("client_lr",), seeds), iterations=np.int32(1))
 
     def init(self, numbers, key, shape, known, initial) -> SpectrumState:
         """Room for what will be found, at the image another attack has found."""

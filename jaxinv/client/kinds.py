@@ -106,6 +106,8 @@ def understand(
     kind = kind if given else _weights_or_gradient(sent, old)
     _check_weights(kind, sent, old, name)
     gradient, remarks = KINDS[kind].turn(sent, old), []
+    if kind == "weights" and not given:
+        remarks.append("read as new parameters: they point where the network's own do")
     if not _norm(gradient) > 0:
         raise UserError(f"{name}: the new parameters are the old ones; the client took no step")
     layer = _last_layer(classifier, gradient, old if params is None else params)

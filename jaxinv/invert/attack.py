@@ -424,10 +424,10 @@ def _check_scale(setting: str, holds: bool, shared: Sequence[kinds.Received]) ->
     """Refuses updates of unknown scale to what needs it."""
     for one in shared:
         if not holds and not one.scaled:
-            found = f", {one.remarks[-1]}," if one.remarks else ""
+            found = f" ({one.remarks[-1]})" if one.remarks else ""
             raise UserError(
-                f"{setting}: needs the update's scale, which is not known{found}: say update_kind "
-                "(gradient, summed-gradient; of a difference of weights client_lr too)"
+                f"{setting}: needs the update's scale, which is not known{found}; say update_kind: "
+                "gradient, summed-gradient, or of a difference of parameters client_lr too"
             )
 
 

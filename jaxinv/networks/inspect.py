@@ -17,6 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import Array, Float
 
 from jaxinv.errors import UserError
+from jaxinv.networks.convolution import fast_convolutions
 from jaxinv.types import PyTree
 
 FEATURES_AT_ONCE = 8  # images that go through the network together
@@ -188,7 +189,8 @@ def classifier_features(
 
     def first_logit(kernel, image):
         own = replace(params, classifier.kernel, kernel)
-        return network.apply({**variables, "params": own}, image[None])[0, 0]
+        with fast_convolutions():
+            return network.apply({**variables, "params": own}, image[None])[0, 0]
 
     def of_image(image):
         gradient = jax.grad(first_logit)(kernel, image)

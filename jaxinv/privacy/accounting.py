@@ -18,7 +18,7 @@ from jaxinv.errors import UserError
 
 ACCOUNTANTS = ("pld", "rdp")
 ASSUMPTIONS = "Poisson sampling, neighbors by adding or removing an example"
-MOST_NOISE = 1e4  # multiplier, of the search for one
+LEAST_NOISE, MOST_NOISE = 0.2, 1e4  # multipliers between which one is searched
 PLD_INTERVAL = 1e-4  # of the discretized privacy loss
 
 
@@ -73,21 +73,24 @@ def calibrate(
       UserError: there is none up to `MOST_NOISE`.
     """
 
-    def excess(log):
-        return epsilon(Mechanism(math.exp(log), rate, steps), delta, accountant) - target_epsilon
+    from dp_accounting import ExplicitBracketInterval, calibrate_dp_mechanism
 
-    low, high = math.log(0.2), math.log(MOST_NOISE)
-    if excess(high) > 0:
+    def epsilon_at(multiplier):
+        return epsilon(Mechanism(multiplier, rate, steps), delta, accountant)
+
+    if epsilon_at(MOST_NOISE) > target_epsilon:
         raise UserError(f"--target-epsilon {target_epsilon:g}: no noise reaches it; give more")
-    if excess(low) <= 0:
+    if epsilon_at(LEAST_NOISE) <= target_epsilon:
         raise UserError(
             f"--target-epsilon {target_epsilon:g}: hardly any noise is needed; give less, or "
             "--noise-multiplier"
         )
-    while high - low > 1e-4:
-        middle = (low + high) / 2
-        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
-    return float(f"{math.exp(high) * 1.00005:.5g}")
+    multiplier = calibrate_dp_mechanism(
+        lambda: _accountant(accountant),
+        lambda multiplier: _event(Mechanism(multiplier, rate, steps)),
+        target_epsilon, delta, ExplicitBracketInterval(LEAST_NOISE, MOST_NOISE), tol=1e-5,
+    )  # fmt: skip
+    return float(f"{multiplier * 1.00005:.5g}")  # rounded up: epsilon stays below the target
 
 
 @functools.lru_cache(maxsize=256)

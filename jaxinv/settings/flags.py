@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from jaxinv.errors import OneLineParser, UserError
 from jaxinv.settings.schema import (
     RENAMED,
+    Auditing,
     Cell,
     Inverting,
     OneOf,
@@ -104,6 +105,11 @@ def add_inverting(parser: FlagParser) -> None:
     _add(parser, Inverting)
     _add(parser, Cell, left_out=_NOT_INVERTED)
     _add_renamed(parser, {flag(a): flag(b) for a, b in RENAMED.items() if b not in _NOT_INVERTED})
+
+
+def add_audit(parser: FlagParser) -> None:
+    """Adds the flags of `jaxinv.audit`."""
+    _add(parser, Auditing)
 
 
 def add_workers(parser: FlagParser) -> None:

@@ -30,6 +30,7 @@ from jaxinv.settings.schema import (
     OF_VICTIM,
     RENAMED,
     VICTIMS_OWN,
+    Auditing,
     Cell,
     Inverting,
     Plan,
@@ -147,6 +148,23 @@ def load_inverting(flags: Mapping[str, Any]) -> tuple[Inverting, Cell]:
     (cell,) = _product(settings)
     check_used([settings], [[cell]])
     return inverting, cell
+
+
+def load_auditing(flags: Mapping[str, Any]) -> Auditing:
+    """Validates the flags of `jaxinv.audit`.
+
+    Raises:
+      UserError: one line that names the setting and what it may be.
+    """
+    given = _given(flags, Auditing)
+    if "victim" not in given:
+        raise UserError("--victim: the network that the client received; give a name or a folder")
+    if "ids" not in given:
+        raise UserError("--ids: the client's images; give their positions in the data set, 17,23")
+    asked = _validate(Auditing, given)
+    if len(asked.ids) % (asked.client_batch or 1):
+        raise UserError(f"--client-batch {asked.client_batch}: does not divide the images of --ids")
+    return asked
 
 
 def load_workers(flags: Mapping[str, Any]) -> Workers:

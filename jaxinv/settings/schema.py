@@ -745,3 +745,55 @@ class Inverting(_Strict):
     seeds: int = _flag("attack", 32, "Random initial images.", ge=1, le=10**6)
     memory: float | None = _MEMORY
     out: FilePath = _flag("output", "runs/inversion", "Folder of the pictures and arrays.", "DIR")
+
+
+class Auditing(_Strict):
+    """What `jaxinv.audit` is asked for. Each field is a flag."""
+
+    victim: FilePath = _flag(
+        "network",
+        ...,
+        "Network that the client received: a checkpoint's name or folder.",
+        "NAME|DIR",
+    )
+    ids: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=MOST_COUNT)], ...], BeforeValidator(_split)
+    ] = _flag(
+        "data", ..., "The client's images, by their position in the data set, such as 17,23.",
+        "ID,ID,...", min_length=1,
+    )  # fmt: skip
+    update: FilePath | None = _flag(
+        "update", None, "What the client sends: an .npz or .safetensors file, or a folder of Orbax "
+        "(default: it is computed).", "FILE|DIR",
+    )  # fmt: skip
+    dataset: str | None = _flag(
+        "data", None, "Data set of the images (default: that of the victim).", "NAME"
+    )
+    split: str = _flag("data", "test", "Split of the data set.", "NAME")
+    data_dir: FilePath | None = _DATA_DIR
+    defense: Annotated[str, AfterValidator(_chain)] = _flag(
+        "defense", defenses.NONE, "What the client does to its update, known to the attacker, such "
+        "as noise:1e-2.", "NAME:STRENGTH,...",
+    )  # fmt: skip
+    client_epochs: int = _flag(
+        "client", 1, "Passes of the client over its images.", ge=1, le=MOST_COUNT
+    )
+    client_batch: int | None = _flag(
+        "client", None, "Images of a local step (default: all).", ge=1, le=MOST_COUNT
+    )
+    client_lr: float = _flag("client", 0.1, "Learning rate of the local steps.", gt=0)
+    candidates: int = _flag(
+        "attack", 2000, "Images among which those of the update are named.", ge=2, le=10**6
+    )
+    games: int = _flag(
+        "attack", 100, "Updates like this one that give the intervals.", ge=2, le=10**6
+    )
+    method: Annotated[str, _of(("auto", "matched", "omp", "ridge", "slab"))] = _flag(
+        "attack", "auto", "Method of identification."
+    )
+    image_prior: Annotated[str, _of(IMAGE_PRIORS)] = _flag(
+        "second-order attack", "spectrum", "What the attacker knows of images."
+    )
+    quick: bool = _flag("attack", False, "Whether ceiling and reconstruction are left out.")
+    seed: int = _flag("attack", 0, "Seed of the games.", ge=0, le=MOST_SEED)
+    out: FilePath = _flag("output", "runs/audit", "Folder of the page and the numbers.", "DIR")

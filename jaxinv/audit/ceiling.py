@@ -1,0 +1,221 @@
+"""Ceiling: the PSNR that no attacker exceeds on average who knows of images what a prior says.
+
+With an update u = f(x) + e, noise e of variance v on its entries and a Gaussian image prior
+N(mean, S), the posterior of x is, where f is close to linear, a Gaussian with the covariance
+
+    (J^T J / v + S^-1)^-1,      J = d f / d x at the truth.
+
+Its trace is the least mean squared error of any estimate of x. On a linear f this is exact; on a
+network it is local: it holds for an attacker who has found the right image but for the noise, and
+says what is left then. An attacker with a better prior than the Gaussian is not bound by it; a
+rigorous bound (van Trees) would average J^T J over the prior.
+
+References: Guo et al. 2022, "Bounding training data reconstruction in private (deep) learning",
+  arXiv 2201.12383 (Cramer-Rao bounds from the Jacobian); Papandreou & Yuille 2010 (perturb and
+  solve); Hutchinson 1989 (traces by probes).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxinv.attacks import gauss_newton as gn
+from jaxinv.attacks.levenberg_marquardt import normal_matrix
+from jaxinv.data.image_prior import ImagePrior, coefficients, synthesize
+from jaxinv.types import PyTree
+
+MOST_DENSE = 6144  # unknowns of which the whole matrix is made
+COLUMNS = 16  # of it at once
+ROUNDING = 2.0**-24  # of float32: relative, at the most
+PROBES = 16
+CG_ITERATIONS = 400
+
+# Normalized images, and whatever else it depends on -> update.
+UpdateFn = Callable[..., PyTree]
+
+
+class Ceiling(NamedTuple):
+    """A bound on the mean squared error in pixels, and the PSNR that it is."""
+
+    mse: Float[np.ndarray, " image"]  # of each image; pixels in [0, 1]
+    prior_mse: Float[np.ndarray, " image"]  # without any update
+    spread: Float[np.ndarray, "image height width channel"]  # standard deviation of each pixel
+    dense: bool  # whether the whole matrix was inverted; else by probes
+    probe_error: float  # standard error of the mean of `mse`, relative; 0 where dense
+
+    @property
+    def psnr(self) -> Float[np.ndarray, " image"]:
+        """Of each image, in dB."""
+        return -10 * np.log10(self.mse)
+
+    @property
+    def prior_psnr(self) -> Float[np.ndarray, " image"]:
+        """Of the prior's mean, in dB."""
+        return -10 * np.log10(self.prior_mse)
+
+
+def rounding_variances(update: PyTree) -> PyTree:
+    """The variance of float32's rounding in each leaf of an update, a scalar a leaf.
+
+    The floor under every noise: no update is sent with more digits. Errors are uniform, up to half
+    a unit in the last place, relative to the leaf's root mean square.
+    """
+    return jax.tree.map(lambda x: jnp.mean(jnp.square(x)) * ROUNDING**2 / 3, update)
+
+
+def noise_variances(update: PyTree, known: PyTree | None = None) -> PyTree:
+    """Rounding, and a known defense's noise (`DefenseKnowledge.variances`): a scalar a leaf."""
+    rounding = rounding_variances(update)
+    return rounding if known is None else jax.tree.map(jnp.add, rounding, known)
+
+
+def ceiling(
+    update_of: UpdateFn, images: Float[Array, "image height width channel"], prior: ImagePrior,
+    variances: PyTree, std: Float[Array, " channel"], context: tuple = (),
+    dense: bool | None = None,
+) -> Ceiling:  # fmt: skip
+    """Computes the ceiling at some images.
+
+    In float64, under `runtime.arithmetic("float64")`, wherever the noise is small: between the best
+    and the least determined directions lie more digits than float32 has.
+
+    Args:
+      update_of: the client's update (`client.update`) of normalized images, and of `context`. For
+        each function a program is compiled.
+      images: the truth.
+      prior: of normalized images.
+      variances: of the noise, a scalar a leaf of the update; inf: the leaf tells nothing.
+      std: per channel, of pixels in [0, 1]: the network's normalization.
+      context: further arguments of `update_of`, such as the network's parameters.
+      dense: whether the whole matrix is inverted; None: where it has no more than `MOST_DENSE`
+        rows. Else the trace is estimated by probes, each solved by conjugate gradients from zero,
+        which stop below the truth if they stop early: the ceiling is then too high, never too low.
+    """
+    size = images.size
+    dense = size <= MOST_DENSE if dense is None else dense
+    precisions = jax.tree.map(lambda v: jnp.where(jnp.isinf(v), 0, 1 / v), variances)
+    find = _dense if dense else _probed
+    variance, error = find(update_of, images, prior, precisions, std, context)
+    prior_variance = _prior_variance(prior, std)
+    axes = (1, 2, 3)
+    whole = jnp.broadcast_to(prior_variance, images.shape)
+    return Ceiling(
+        np.asarray(variance.mean(axis=axes)), np.asarray(whole.mean(axis=axes)),
+        np.sqrt(np.maximum(np.asarray(variance), 0)), dense, float(error),
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _dense(update_of, images, prior, precisions, std, context):
+    """The variance of every pixel, by the Cholesky factor of the whole matrix."""
+    residuals, start = _weighted(update_of, images, prior, precisions, context)
+    normal = normal_matrix(residuals, start, COLUMNS)
+    ridge = jnp.broadcast_to(1 / prior.variances, images.shape).ravel()
+    # With a unit diagonal: the scales of the coefficients differ by orders of magnitude.
+    root = lax.rsqrt(normal.diagonal() + ridge)
+    factor = jnp.linalg.cholesky(root[:, None] * normal * root + jnp.diag(ridge * root**2))
+    unit = jnp.eye(len(ridge), dtype=ridge.dtype)
+    inverse = jax.scipy.linalg.solve_triangular(factor, unit, lower=True) * root
+
+    def squares(row):
+        return jnp.square(std * synthesize(prior, row.reshape(images.shape)))
+
+    one = lambda total, row: (total + squares(row), None)  # noqa: E731
+    return lax.scan(one, jnp.zeros_like(images), inverse)[0], 0.0
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _probed(update_of, images, prior, precisions, std, context):
+    """The same, a noisy estimate of each pixel whose mean over an image is what counts."""
+    residuals, start = _weighted(update_of, images, prior, precisions, context)
+    product, precondition = _system(residuals, start, images, prior)
+
+    def probe(key):
+        signs = jax.random.rademacher(key, images.shape, jnp.int32).astype(images.dtype)
+        right = coefficients(prior, std * signs).ravel()
+        found = jax.scipy.sparse.linalg.cg(
+            product, right, tol=0.0, maxiter=CG_ITERATIONS, M=precondition
+        )[0]
+        return signs * std * synthesize(prior, found.reshape(images.shape))
+
+    found = lax.map(probe, jax.random.split(jax.random.key(gn.PROBE), PROBES))
+    means = found.mean(axis=(1, 2, 3, 4))
+    return found.mean(axis=0), means.std(ddof=1) / PROBES**0.5 / means.mean()
+
+
+def _weighted(update_of, images, prior, precisions, context):
+    """The update in units of its noise as a function of the prior's coefficients, and the truth."""
+    start = coefficients(prior, images - prior.mean).ravel()
+    roots = jax.tree.map(jnp.sqrt, precisions)
+
+    def residuals(flat):
+        own = prior.mean + synthesize(prior, flat.reshape(images.shape))
+        scaled = jax.tree.map(jnp.multiply, roots, update_of(own, *context))
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(scaled)])
+
+    return residuals, start
+
+
+def _system(residuals, start, images, prior):
+    """J^T J / v + S^-1 as a product, and its diagonal preconditioner (`gauss_newton`)."""
+    linear = gn.linearize(residuals, start)
+    ridge = jnp.broadcast_to(1 / prior.variances, images.shape).ravel()
+    seen = linear.jvp(gn.random_signs(start))
+    scale = 1 / (ridge + gn.SHIFT * jnp.vdot(seen, seen) / start.size)
+    return lambda d: linear.vjp(linear.jvp(d)) + ridge * d, lambda r: scale * r
+
+
+def _prior_variance(prior: ImagePrior, std: Array) -> Float[Array, "height width channel"]:
+    """The variance of each pixel under the prior."""
+    size = prior.variances.size
+    rows = jnp.diag(jnp.sqrt(prior.variances).ravel()).reshape(size, *prior.variances.shape)
+    one = lambda total, row: (total + jnp.square(std * synthesize(prior, row)), None)  # noqa: E731
+    return lax.scan(one, jnp.zeros_like(prior.variances), rows)[0]
+
+
+def quick_bound(
+    update_of: UpdateFn, images: Float[Array, "image height width channel"], prior: ImagePrior,
+    variances: PyTree,
+) -> float:  # fmt: skip
+    """Bounds the mean squared error by traces alone: d / (tr(J^T J / v) + tr S^-1), normalized.
+
+    By the means' inequality never above the mean of the posterior's variances; a few products with
+    J in place of a matrix, for the largest networks.
+    """
+    precisions = jax.tree.map(lambda v: jnp.where(jnp.isinf(v), 0, 1 / v), variances)
+    residuals, start = _weighted(update_of, images, prior, precisions, ())
+    linear = gn.linearize(residuals, start)
+    keys = jax.random.split(jax.random.key(gn.PROBE), PROBES)
+
+    def power(key):
+        signs = jax.random.rademacher(key, start.shape, jnp.int32).astype(start.dtype)
+        seen = linear.jvp(signs)
+        return jnp.vdot(seen, seen)
+
+    trace = lax.map(power, keys).mean()
+    ridge = jnp.broadcast_to(1 / prior.variances, images.shape).sum()
+    return float(start.size / (trace + ridge))
+
+
+def influence(
+    update_of: UpdateFn, images: Float[Array, "image height width channel"], delta: PyTree,
+    damping: float = 1.0,
+) -> Float[Array, "image height width channel"]:  # fmt: skip
+    """Predicts how far a perturbation of the update moves the reconstruction: I2F.
+
+    (J^T J + damping)^-1 J^T delta, normalized images. Its norm over an image is that image's risk:
+    the less it moves, the better the attacker sees it through the perturbation.
+
+    References: "Understanding deep gradient leakage via inversion influence functions" (I2F),
+      NeurIPS 2023, arXiv 2309.13016.
+    """
+    linear = gn.linearize(lambda x: update_of(x), images)
+    product = lambda d: linear.vjp(linear.jvp(d)) + damping * d  # noqa: E731
+    right = linear.vjp(delta)
+    return jax.scipy.sparse.linalg.cg(product, right, tol=1e-6, maxiter=CG_ITERATIONS)[0]

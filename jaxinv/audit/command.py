@@ -1,0 +1,94 @@
+"""The audit's command: parse, load, audit, write."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from jaxinv import client, data
+from jaxinv.audit import page
+from jaxinv.audit.auditing import Setting, audit, verdict
+from jaxinv.audit.games import Pool
+from jaxinv.client import updates
+from jaxinv.data.image_prior import ImageFacts, load_prior
+from jaxinv.errors import UserError, run_command
+from jaxinv.machine import runtime
+from jaxinv.settings import flags, reader, schema
+from jaxinv.types import Normalization
+from jaxinv.victim import checkpoints
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+
+    def command():
+        about = "What one update gives away, at least and at most."
+        parser = flags.FlagParser("python -m jaxinv.audit", about)
+        flags.add_audit(parser)
+        run(reader.load_auditing(vars(parser.parse_args(argv))))
+
+    return run_command(command)
+
+
+def run(asked: schema.Auditing) -> None:
+    """Audits and writes the page.
+
+    Raises:
+      UserError: the victim, the data or the update are not there or do not go together.
+    """
+    console = Console()
+    victim = checkpoints.load_victim(asked.victim)
+    info = victim.info
+    name = asked.dataset or info.dataset
+    own = data.load(name, split=asked.split, ids=asked.ids, data_dir=asked.data_dir)
+    checkpoints.check_fits(victim, own)
+    update = None
+    if asked.update is not None:
+        update = updates.load(asked.update, victim.variables["params"])
+        if jax.tree.structure(update) != jax.tree.structure(victim.variables["params"]):
+            raise UserError(
+                f"--update {asked.update}: lacks layers; give all that the client sends"
+            )
+    others = others_of(name, asked)
+    runtime.use_compilation_cache()
+    prior = None
+    if not asked.quick:
+        spread = tuple(info.mean), tuple(info.std)
+        facts = ImageFacts(name, asked.data_dir, info.image_shape, *spread)
+        prior, _ = load_prior(asked.image_prior, facts)
+    setting = Setting(
+        asked.defense, client.Local(asked.client_epochs, asked.client_batch), asked.client_lr,
+        asked.method, asked.games, not asked.quick, not asked.quick, asked.seed,
+    )  # fmt: skip
+    found = audit(
+        victim.module, victim.variables, Normalization.of(info.mean, info.std), own.images,
+        own.labels, others, update=update, setting=setting, image_prior=prior,
+    )  # fmt: skip
+    words = f"{asked.victim}, {name}/{asked.split} {','.join(map(str, asked.ids))}, {asked.defense}"
+    page.write(found, Path(asked.out), words)
+    said = verdict(found)
+    for title, sentences in zip(
+        ("What anyone could read off this update", "What nobody can"), (said.anyone, said.nobody)
+    ):
+        console.print(f"{title}:", style="bold")
+        for sentence in sentences:
+            console.print(f"  * {sentence}", highlight=False)
+    console.print(f"page: {Path(asked.out) / 'audit.html'}")
+
+
+def others_of(name: str, asked: schema.Auditing) -> Pool:
+    """The candidates beside the client's own: the first others of the split.
+
+    Raises:
+      UserError: the split has too few.
+    """
+    wanted = asked.candidates - len(asked.ids)
+    whole = data.load(name, split=asked.split, ids=None, data_dir=asked.data_dir)
+    left = np.setdiff1d(np.arange(len(whole.ids)), asked.ids)[:wanted]
+    if len(left) < wanted:
+        raise UserError(
+            f"--candidates {asked.candidates}: {name}/{asked.split} has {len(whole.ids)} images"
+        )
+    return Pool(whole.images[left], whole.labels[left])

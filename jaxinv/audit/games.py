@@ -1,0 +1,302 @@
+"""Games of identification: clients share updates of known images, an attacker names them.
+
+A game is one update of B images, drawn at random, all different, out of N candidates. The attacker
+gets the update and the candidates in an order that says nothing. Its success is counted over games
+that are independent given the candidates, with exact intervals and chance beside it.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxinv import client, defenses, rng
+from jaxinv.audit import identification as ident
+from jaxinv.audit.intervals import Share, clopper_pearson, mean_share
+from jaxinv.defenses.base import DefenseKnowledge
+from jaxinv.engine.targets import ClientSettings, SharedUpdates, make_targets, noise_keys
+from jaxinv.types import Normalization, PyTree, Target, Truth
+
+FALSE_POSITIVES = (0.01, 0.001)  # rates at which the rate of true positives is reported
+FALSE_ALARMS = 0.01  # of updates that hold no candidate
+
+
+class Network(NamedTuple):
+    """The network that the clients received, and how it sees pixels."""
+
+    module: nn.Module
+    variables: PyTree
+    normalization: Normalization
+    loss: client.LossFn
+
+    @property
+    def params(self) -> PyTree:
+        """Where the gradients are taken."""
+        return self.variables["params"]
+
+    def normalize(self, pool: "Pool") -> ident.Candidates:
+        """A pool as the network sees it."""
+        images = self.normalization.normalize(pool.images / np.float32(255))
+        return ident.Candidates(np.asarray(images), np.asarray(pool.labels, np.int32))
+
+
+def network(module: nn.Module, variables: PyTree, normalization: Normalization) -> Network:
+    """Makes a network; without running statistics it is compiled once for all parameters."""
+    if set(variables) == {"params"}:
+        return Network(module, variables, normalization, _loss_of(module))
+    return Network(module, variables, normalization, client.loss_fn(module, variables))
+
+
+@functools.lru_cache(maxsize=16)
+def _loss_of(module: nn.Module) -> client.LossFn:
+    return client.loss_fn(module, {})
+
+
+class Pool(NamedTuple):
+    """The candidates of a victim, as they are stored."""
+
+    images: np.ndarray  # uint8 [candidate, height, width, channel]
+    labels: np.ndarray
+
+
+class Rules(NamedTuple):
+    """What one game is."""
+
+    images: int = 1  # of an update
+    method: str = "slab"
+    defense: str = "none"  # the client's, known to the attacker
+    local: client.Local = client.Local()
+    client_lr: float = 0.1
+
+
+class Outcome(NamedTuple):
+    """What came of games of one kind."""
+
+    recall: Share  # of an update's images that are among the B named
+    whole: Share  # of updates all of whose images are named
+    true_positives: dict[float, Share]  # of members, by the false positive rate
+    chance: float  # recall of a guess
+    games: int
+    candidates: int
+
+
+class Played(NamedTuple):
+    """The games themselves."""
+
+    members: Int[np.ndarray, "game image"]  # positions among the candidates
+    scores: Float[np.ndarray, "game candidate"]
+    picks: Int[np.ndarray, "game image"]
+
+
+def draw(games: int, images: int, candidates: int, seed: int = 0) -> Int[np.ndarray, "game image"]:
+    """Draws the members of each game, none twice within one."""
+    random = np.random.default_rng([int(rng.Stream.DATA), seed, images])
+    return np.stack([random.choice(candidates, images, replace=False) for _ in range(games)])
+
+
+def share(
+    network: Network, pool: Pool, members: Int[np.ndarray, "game image"], rules: Rules
+) -> SharedUpdates:
+    """Lets the clients of the games share their updates, as a sweep does."""
+    chain = defenses.parse(rules.defense)
+    names = defenses.names(chain)
+    truths = Truth(pool.images[members] / np.float32(255), pool.labels[members])
+    clients = ClientSettings(local=rules.local, defense=names, known_defense=names)
+    keys = noise_keys(range(len(members)), [0] * len(members))
+    return make_targets(
+        network.module, network.variables, truths, network.normalization, clients,
+        rules.client_lr, strengths=defenses.strengths(chain), draw_keys=keys,
+    )  # fmt: skip
+
+
+def play(
+    network: Network, pool: Pool, members: Int[np.ndarray, "game image"], rules: Rules,
+    rows: Callable[[], ident.Rows] | None = None,
+) -> Played:  # fmt: skip
+    """Plays games among the candidates of a pool.
+
+    Args:
+      network: the victim.
+      pool: the candidates.
+      members: of each game.
+      rules: what the clients do and how the attacker names them.
+      rows: gives the candidates' undefended gradients, where they were computed before.
+    """
+    targets = share(network, pool, members, rules).targets
+    return answer(network, network.normalize(pool), targets, members, rules, rows)
+
+
+def answer(
+    network: Network, candidates: ident.Candidates, targets: Target, members: np.ndarray,
+    rules: Rules, rows: Callable[[], ident.Rows] | None = None,
+) -> Played:  # fmt: skip
+    """The attacker's part of games: the members are noted down, not looked at.
+
+    Args:
+      network, candidates, rules, rows: as in `play`, the candidates as the network sees them.
+      targets: what the clients shared, with a leading axis of games.
+      members: of each game.
+    """
+    rankings = [
+        attack(network, candidates, update, knowledge, rules, rows)
+        for update, knowledge in _together(targets, rules)
+    ]
+    scores = np.concatenate([np.asarray(r.scores) for r in rankings])
+    return Played(members, scores, np.concatenate([np.asarray(r.picks) for r in rankings]))
+
+
+def _together(targets, rules: Rules):
+    """The updates that can be measured in one go: all, or each alone."""
+    count = len(targets.labels)
+    chain = defenses.names(defenses.parse(rules.defense))
+    alone = rules.local.steps(rules.images) > 1 or not set(chain) <= ALIKE
+    step = 1 if alone else count
+    sent = (targets.update, targets.defense_knowledge)
+    for start in range(0, count, step):
+        some = slice(start, start + step)
+        yield jax.tree.map(lambda x, some=some: x[some], sent)
+
+
+def simulate(
+    known: ident.Rows, members: Int[np.ndarray, "game image"], method: str, variance: float = 0.0,
+    seed: int = 0,
+) -> Played:  # fmt: skip
+    """Plays games of one gradient each, whose updates are the means of the candidates' gradients.
+
+    The same games as `play` for undefended updates and Gaussian noise, without compiling a client.
+
+    Args:
+      known: the candidates' gradients.
+      members: of each game.
+      method: one of `identification.METHODS`.
+      variance: of the noise on each entry.
+      seed: of the noise.
+    """
+    random = np.random.default_rng([int(rng.Stream.DEFENSE), seed])
+    entries = known.rows.shape[1]
+    updates = np.stack([known.rows[own].mean(axis=0) for own in members])
+    if variance > 0:
+        updates += np.float32(variance**0.5) * random.standard_normal(updates.shape, np.float32)
+    power = np.square(updates).sum(axis=1)
+    products = ident.Products(known.gram, updates @ known.rows.T, power, entries)
+    images = members.shape[1]
+    ranking = ident.identify(products, images, method, 1 / images, variance)
+    return Played(members, np.asarray(ranking.scores), np.asarray(ranking.picks))
+
+
+ALIKE = {"noise", "laplace", "dpsgd", "clip"}  # defenses that mean the same for every update
+SPARSE = {"prune", "prune-layer", "top-k"}  # that send some entries alone
+RESCALED = {"clip", "sign"}  # after which the weight of an image is not known
+
+
+def attack(
+    network: Network, candidates: ident.Candidates, updates: PyTree,
+    knowledge: DefenseKnowledge | tuple, rules: Rules,
+    rows: Callable[[], ident.Rows] | None = None,
+) -> ident.Ranking:  # fmt: skip
+    """Names the images of updates, knowing what the client does.
+
+    Args:
+      network: that the client received.
+      candidates: who may be in the updates.
+      updates: shaped like `params` with a leading axis; of one alone, but for defenses that mean
+        the same for every update.
+      knowledge: what an adaptive attacker works with (`defenses.adapt`), with a leading axis.
+      rules: what the client does.
+      rows: gives the candidates' undefended gradients, where they were computed before.
+    """
+    names = set(defenses.names(defenses.parse(rules.defense)))
+    steps = rules.local.steps(rules.images)
+    weight = rules.local.epochs / (rules.local.batch or rules.images)
+    if names & RESCALED:
+        weight = None
+    variance, variances, clip = 0.0, None, None
+    if knowledge:
+        own = jax.tree.map(lambda x: x[0], knowledge)
+        leaves = np.array(jax.tree.leaves(own.variances))
+        if (leaves == leaves[0]).all():
+            variance = float(leaves[0])
+        else:
+            variances, variance = own.variances, 1.0
+        if "dpsgd" in names:
+            clip = float(own.strengths[0][0])
+    params = network.params
+    if steps > 1:
+        sent = jax.tree.map(lambda x: x[0], updates)
+        params = ident.midpoint(params, sent, rules.client_lr, steps)
+    known = None if rows is None or steps > 1 or clip is not None else rows()
+    products = ident.measure(
+        network.loss, params, candidates, updates, clip=clip, variances=variances,
+        sent_only=bool(names & SPARSE), noisy=variance > 0, known=known,
+    )  # fmt: skip
+    return ident.identify(products, rules.images, rules.method, weight, variance)
+
+
+def count(played: Played) -> Outcome:
+    """Counts the successes."""
+    members, candidates = played.members, played.scores.shape[1]
+    games, images = members.shape
+    named = np.array([np.isin(m, p).mean() for m, p in zip(members, played.picks)])
+    inside = np.zeros(played.scores.shape, bool)
+    np.put_along_axis(inside, members, True, axis=1)
+    outside = np.sort(played.scores[~inside])
+    rates = {}
+    for rate in FALSE_POSITIVES:
+        threshold = outside[min(len(outside) - 1, int(np.ceil((1 - rate) * len(outside))))]
+        found = np.take_along_axis(played.scores, members, axis=1) > threshold
+        rates[rate] = mean_share(found.mean(axis=1))
+    whole = clopper_pearson(int((named == 1).sum()), games)
+    return Outcome(mean_share(named), whole, rates, images / candidates, games, candidates)
+
+
+def found_without_alarm(
+    played: Played, empty: Float[np.ndarray, "game candidate"]
+) -> tuple[Share, float]:
+    """The share of members above a score that 1% of updates without any candidate reach.
+
+    Args:
+      played: games whose images are among the candidates.
+      empty: scores of games whose images are not.
+
+    Returns:
+      The share, and that score.
+    """
+    threshold = float(np.quantile(empty.max(axis=1), 1 - FALSE_ALARMS, method="higher"))
+    members = np.take_along_axis(played.scores, played.members, axis=1)
+    return mean_share((members > threshold).mean(axis=1)), threshold
+
+
+def variants(images: np.ndarray) -> dict[str, np.ndarray]:
+    """Augmentations of images, by name: the harder candidates beside the true one.
+
+    Args:
+      images: uint8 [image, height, width, channel].
+    """
+    lighter = lambda factor: np.clip(images * np.float32(factor), 0, 255).astype(np.uint8)  # noqa: E731
+    return {
+        "flipped": images[:, :, ::-1],
+        "one pixel down": _shifted(images, 1, 0),
+        "one pixel up": _shifted(images, -1, 0),
+        "one pixel right": _shifted(images, 0, 1),
+        "one pixel left": _shifted(images, 0, -1),
+        "5% lighter": lighter(1.05),
+        "5% darker": lighter(0.95),
+    }
+
+
+def _shifted(images: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Moves images by up to two pixels; what comes in is what lies at the border, mirrored."""
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+    return np.roll(padded, (rows, columns), axis=(1, 2))[:, 2:-2, 2:-2]
+
+
+def nearest(images: np.ndarray, labels: np.ndarray, position: int, count: int) -> np.ndarray:
+    """Positions of an image and its nearest in pixels among those of its class, itself first."""
+    same = np.flatnonzero(labels == labels[position])
+    difference = images[same].astype(np.float32) - images[position]
+    order = np.square(difference).sum(axis=(1, 2, 3)).argsort(kind="stable")
+    return same[order][:count]

@@ -1,0 +1,467 @@
+"""Identification: which of N candidate images are in an update.
+
+An update of the images S is, up to noise,
+
+    u = weight * sum over j in S of g_j,        g_j = gradient of the loss of candidate j alone,
+
+so that naming S is a linear problem: no image has to be reconstructed, and what stops a
+reconstruction (a batch, noise, a network that determines too little) need not stop this. All that
+the methods see are the inner products of gradients and update (`Products`):
+
+* matched: <g_j, u> / |g_j|, each candidate for itself;
+* omp: adds the candidate that explains most, again and again, then swaps one for another as long as
+  that explains more (orthogonal matching pursuit with weights that are all the same);
+* ridge: the best linear estimate over all candidates at once. Without noise it is least squares,
+  exact as long as there are fewer candidates than parameters;
+* slab: the most probable set (weights 0 or `weight`: spike and slab) near the linear estimate.
+
+References: matched filter: any text on detection; Pati et al. 1993 (OMP); gradients of different
+  images are nearly orthogonal: ICLR 2023, "Effective passive membership inference attacks in
+  federated learning against overparameterized models"; IIP: Yin et al. 2021, arXiv 2104.07586.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxinv import client
+from jaxinv.privacy.gradient import clip_factor
+from jaxinv.types import PyTree, tree_size
+
+CHUNK = 256  # candidates between two returns to the host
+AT_ONCE = 16  # candidates whose gradients are computed together
+STORED = 2 * 2**30  # bytes of gradients that are kept; beyond, a sketch of each
+SKETCH = 8192  # numbers of a sketch
+RIDGE = 1e-6  # of the least squares, relative to a unit diagonal
+MOST_SWAPS = 4  # per image of the update
+LEAST_VARIANCE = 1e-6  # of the noise, relative to the mean square of the update's entries
+
+
+class Candidates(NamedTuple):
+    """Who may be in the update."""
+
+    images: Float[Array, "candidate height width channel"]  # normalized
+    labels: Int[Array, " candidate"]
+
+
+class Products(NamedTuple):
+    """Inner products of the candidates' gradients with one another and with updates."""
+
+    gram: Float[Array, "candidate candidate"]
+    cross: Float[Array, "*update candidate"]
+    power: Float[Array, "*update"]  # |u|^2
+    entries: int  # of an update
+
+
+class Rows(NamedTuple):
+    """The candidates' gradients, and their products with one another."""
+
+    rows: Float[np.ndarray, "candidate entry"]
+    gram: Float[np.ndarray, "candidate candidate"]
+
+
+class Ranking(NamedTuple):
+    """What a method says of one update."""
+
+    scores: Float[Array, "*update candidate"]  # the higher, the surer; comparable between updates
+    picks: Int[Array, "*update image"]
+
+
+def scores(
+    loss: client.LossFn, params: PyTree, candidates: Candidates, updates: PyTree,
+    chunk: int = CHUNK,
+) -> Float[np.ndarray, "update candidate"]:  # fmt: skip
+    """Computes <g_j, u> for every candidate and update, without any gradient.
+
+    It is the derivative of candidate j's loss along u: one forward pass of (value, derivative), in
+    the memory of a few images, however many parameters there are.
+
+    Args:
+      loss, params: of the network.
+      candidates: of whom each is scored alone.
+      updates: shaped like `params` with a leading axis.
+      chunk: candidates at once.
+    """
+    of_chunk = _compiled_scores(loss)
+    parts = [of_chunk(params, part, updates) for part in _chunks(candidates, chunk)]
+    return np.concatenate(parts, axis=1)[:, : len(candidates.labels)]
+
+
+@functools.cache
+def _compiled_scores(loss):
+    def losses(params, part):
+        one = lambda image, label: loss(params, image[None], label[None])[0]  # noqa: E731
+        return jax.vmap(one)(*part)
+
+    @jax.jit
+    def of_chunk(params, part, updates):
+        _, along = jax.linearize(lambda p: losses(p, part), params)
+        return jax.vmap(along)(updates)
+
+    return of_chunk
+
+
+def gradients(
+    loss: client.LossFn, params: PyTree, candidates: Candidates, clip: float | None = None,
+    scales: PyTree | None = None, keep: Callable[[np.ndarray], np.ndarray] = lambda rows: rows,
+) -> Float[np.ndarray, "candidate entry"]:  # fmt: skip
+    """Computes the gradient of each candidate alone, a row each.
+
+    Args:
+      loss, params: of the network.
+      candidates: whose gradients.
+      clip: the L2 norm to which a client with DP-SGD clips each image's gradient.
+      scales: of the entries, a scalar a leaf: 1 / the noise's standard deviation makes the noise
+        alike on all of them; 0 leaves a leaf out.
+      keep: what of the rows is kept, a chunk at a time.
+    """
+    of_chunk = _compiled_gradients(loss, clip is not None)
+    scales = jax.tree.map(lambda x: jnp.ones(()), params) if scales is None else scales
+    clip = jnp.float32(0 if clip is None else clip)
+    size = min(CHUNK, -(-len(candidates.labels) // AT_ONCE) * AT_ONCE)
+    parts = _chunks(candidates, size)
+    rows = [keep(np.asarray(of_chunk(params, part, clip, scales))) for part in parts]
+    return np.concatenate(rows)[: len(candidates.labels)]
+
+
+@functools.cache
+def _compiled_gradients(loss, clipped):
+    @jax.jit
+    def of_chunk(params, part, clip, scales):
+        def one(example):
+            image, label = example
+            found, _ = client.gradient(loss, params, image[None], label[None])
+            factor = clip_factor(found, clip) if clipped else 1.0
+            scaled = jax.tree.map(lambda g, s: factor * s * g, found, scales)
+            return flatten(scaled)
+
+        return lax.map(one, tuple(part), batch_size=AT_ONCE)
+
+    return of_chunk
+
+
+def _chunks(candidates: Candidates, size: int) -> list[Candidates]:
+    """Cuts candidates into chunks of one size, the last filled up with the last candidate."""
+    count = len(candidates.labels)
+    size = min(size, count)
+    at = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
+    pick = lambda x, i: np.asarray(x)[i]  # noqa: E731
+    return [Candidates(pick(candidates.images, i), pick(candidates.labels, i)) for i in at]
+
+
+def flatten(tree: PyTree) -> Float[Array, " entry"]:
+    """All leaves in a row."""
+    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def sketch(rows: Float[np.ndarray, "row entry"], size: int) -> Float[np.ndarray, "row size"]:
+    """Adds the entries up, with random signs, in `size` sums: inner products stay as they are.
+
+    On average; <a, b> is off by about |a| |b| / sqrt(size). The sketch of a sum is the sum of the
+    sketches, so that a linear problem stays the same linear problem.
+
+    References: Charikar, Chen & Farach-Colton 2002 (count sketch).
+    """
+    entries = rows.shape[1]
+    signs = np.random.default_rng(entries).choice(np.float32([-1, 1]), entries)
+    room = -(-entries // size) * size - entries
+    padded = np.pad(rows * signs, ((0, 0), (0, room)))
+    return padded.reshape(len(rows), -1, size).sum(axis=1)
+
+
+def measure(
+    loss: client.LossFn, params: PyTree, candidates: Candidates, updates: PyTree, *,
+    clip: float | None = None, variances: PyTree | None = None, sent_only: bool = False,
+    noisy: bool = False, known: Rows | None = None, stored: float = STORED,
+) -> Products:  # fmt: skip
+    """Computes all inner products of candidates and updates.
+
+    Where the candidates' gradients do not fit in `stored` bytes, their products with one another
+    are those of sketches. So are those with the update where there is no noise, for then the
+    problem is solved exactly; under noise they are exact, for a sketch would add it up.
+
+    Args:
+      loss, params: of the network, at the parameters where the gradients are taken: those that the
+        client received, or for local steps the `midpoint`.
+      candidates: N of them.
+      updates: shaped like `params` with a leading axis.
+      clip: as in `gradients`.
+      variances: of a known defense's noise, a scalar a leaf (`DefenseKnowledge.variances`).
+      sent_only: whether entries that are 0 in the update were not sent: of a pruned update, one
+        update at a time.
+      noisy: whether there is noise, of `variances` or the same on every entry.
+      stored: bytes.
+
+    Returns:
+      The products, in units of the noise's standard deviation where `variances` are given.
+    """
+    entries = tree_size(params)
+    scales = None
+    if variances is not None:
+        scales = jax.tree.map(lambda v: jnp.where(jnp.isinf(v), 0, v**-0.5), variances)
+        updates = jax.tree.map(lambda u, s: u * s, updates, scales)
+    shared = np.asarray(jax.vmap(flatten)(updates))
+    sent = np.float32(1)
+    if sent_only:
+        if len(shared) > 1:
+            raise ValueError("each pruned update leaves other entries: measure one at a time")
+        sent = (shared[0] != 0).astype(np.float32)
+    if known is not None:
+        if scales is None and not sent_only:
+            return Products(known.gram, shared @ known.rows.T, _squares(shared), entries)
+        along = 1 if scales is None else np.asarray(flatten(_spread(scales, params)))
+        rows = known.rows * (sent * along)
+        return Products(rows @ rows.T, shared @ rows.T, _squares(shared), entries)
+    crosses, squares = [], []
+    sketched = len(candidates.labels) * entries * 4 > stored
+
+    def keep(rows):
+        rows = rows * sent
+        if not sketched:
+            return rows
+        squares.append(_squares(rows))
+        crosses.append(shared @ rows.T)
+        return sketch(rows, SKETCH)
+
+    rows = gradients(loss, params, candidates, clip, scales, keep)
+    count = len(rows)
+    gram = rows @ rows.T
+    if not sketched:
+        cross = shared @ rows.T
+    else:
+        np.fill_diagonal(gram, np.concatenate(squares)[:count])
+        cross = (
+            np.concatenate(crosses, axis=1)[:, :count] if noisy else sketch(shared, SKETCH) @ rows.T
+        )
+    return Products(gram, cross, _squares(shared), entries)
+
+
+def _squares(rows: np.ndarray) -> np.ndarray:
+    return np.einsum("ij,ij->i", rows, rows)
+
+
+def _spread(scalars: PyTree, like: PyTree) -> PyTree:
+    """A scalar a leaf as whole leaves."""
+    return jax.tree.map(lambda s, x: jnp.full(x.shape, s, x.dtype), scalars, like)
+
+
+def midpoint(params: PyTree, update: PyTree, rate: float | Array, steps: int) -> PyTree:
+    """The mean of the parameters at which a client took the gradients of its local steps.
+
+    On a straight way: of T steps the mean lies (T - 1) / 2T of the way from the first to the last.
+
+    Args:
+      params: that the client received.
+      update: the sum of the gradients of its steps (`client.update`).
+      rate: the client's; 1 where the update is the parameters' difference itself.
+      steps: T.
+
+    References: Zhu et al. 2023 (SME), whose surrogate lies on that line.
+    """
+    share = (steps - 1) / (2 * steps)
+    return jax.tree.map(lambda p, u: p - share * rate * u, params, update)
+
+
+def all_labels(candidates: Candidates, classes: int) -> Candidates:
+    """Every candidate with every label, for a client whose labels are not known.
+
+    The candidate of position j * classes + c is image j as class c; `best_of_labels` puts the
+    scores back together.
+    """
+    images = jnp.repeat(candidates.images, classes, axis=0)
+    return Candidates(images, jnp.tile(jnp.arange(classes), len(candidates.labels)))
+
+
+def best_of_labels(ranking: Ranking, classes: int) -> Ranking:
+    """The scores of the images, each at its best label; picks name images."""
+    shape = (*ranking.scores.shape[:-1], -1, classes)
+    return Ranking(jnp.reshape(ranking.scores, shape).max(axis=-1), ranking.picks // classes)
+
+
+# --- The methods: (products, images, weight, variance) -> ranking, of all updates at once ---------
+
+
+def matched(products: Products, images: int, weight: Array | None, variance: Array) -> Ranking:
+    """Each candidate's cosine to the update."""
+    del weight, variance
+    norms = _norms(products.gram) * jnp.sqrt(products.power)[:, None]
+    return _ranked(products.cross / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny), images)
+
+
+def omp(products: Products, images: int, weight: Array | None, variance: Array) -> Ranking:
+    """Greedy picks, then swaps; the scores are log-odds given the other picks."""
+    picks = _each(lambda own, w: _greedy(own, images, w), products, weight)
+    return _settle(products, picks, weight, variance)
+
+
+def ridge(products: Products, images: int, weight: Array | None, variance: Array) -> Ranking:
+    """The linear estimate of least error over all candidates at once, as log-odds.
+
+    Taking the weights for independent, w with probability B / N and else 0, of variance t, the best
+    linear estimate is x = (K + v / t)^-1 (c - K m) + m with the mean m = w B / N; without noise it
+    is least squares, under much noise the matched filter. The error of x_j has the variance
+    t s_j (1 - s_j), s = diag((K + v / t)^-1 K), and candidate j is there rather than not by
+
+        (w / t) (x_j - m - w s_j / 2).
+    """
+    gram, count = products.gram, products.cross.shape[1]
+    weight = _assumed(products, images, weight, variance)
+    share = images / count
+    spread = weight.mean() ** 2 * share * (1 - share)
+    norms = jnp.maximum(_norms(gram), 1e-6 * _norms(gram).max())
+    unit = gram / norms[:, None] / norms
+    level = jnp.maximum(RIDGE, variance / spread / norms**2)  # of unit gradients
+    factor = jax.scipy.linalg.cho_factor(unit + jnp.diag(level))
+    left = products.cross - (weight * share)[:, None] * gram.sum(axis=1)
+    found = jax.scipy.linalg.cho_solve(factor, (left / norms).T).T / norms
+    inverse = jax.scipy.linalg.cho_solve(factor, jnp.eye(count, dtype=gram.dtype))
+    seen = 1 - level * jnp.diagonal(inverse)
+    odds = weight[:, None] / spread * (found - weight[:, None] * seen / 2)
+    return _ranked(odds, images)
+
+
+def slab(products: Products, images: int, weight: Array | None, variance: Array) -> Ranking:
+    """The most probable set (weights 0 or w: spike and slab), from where `ridge` ends, by swaps."""
+    return _settle(products, ridge(products, images, weight, variance).picks, weight, variance)
+
+
+METHODS: dict[str, Callable[[Products, int, Array | None, Array], Ranking]] = {
+    "matched": matched, "omp": omp, "ridge": ridge, "slab": slab,
+}  # fmt: skip
+
+
+def identify(
+    products: Products, images: int, method: str = "slab", weight: float | None = None,
+    variance: float = 0.0,
+) -> Ranking:  # fmt: skip
+    """Ranks the candidates of every update.
+
+    Args:
+      products: `measure`'s; gram [N, N], cross [update, N].
+      images: how many candidates are named, of N.
+      method: one of `METHODS`.
+      weight: of each image's gradient in the update: 1 / images of one gradient, `epochs / batch`
+        of local steps. None where it is not known (a clipped or rescaled update): then it is the
+        one that fits best.
+      variance: of the noise on each entry; 1 for products in units of it.
+    """
+    gram, cross, power, entries = products
+    weights = None if weight is None else np.full(len(cross), weight, cross.dtype)
+    return _identify(method, images, entries, gram, cross, power, weights, variance)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _identify(method, images, entries, gram, cross, power, weights, variance):
+    return METHODS[method](Products(gram, cross, power, entries), images, weights, variance)
+
+
+def _each(function: Callable, products: Products, *more: Any) -> Any:
+    """A function of one update's products, for each update in turn."""
+
+    def one(own):
+        cross, power, *rest = own
+        return function(Products(products.gram, cross, power, products.entries), *rest)
+
+    return lax.map(one, (products.cross, products.power, *more))
+
+
+def _norms(gram: Array) -> Float[Array, " candidate"]:
+    return jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
+
+
+def _ranked(scores: Array, images: int) -> Ranking:
+    return Ranking(scores, lax.top_k(scores, images)[1])
+
+
+def _assumed(products: Products, images: int, weight: Array | None, variance: Array) -> Array:
+    """The weight, or where it is not known the one at which B random candidates have that power."""
+    if weight is not None:
+        return weight
+    count, diagonal = products.cross.shape[1], jnp.diagonal(products.gram)
+    between = (products.gram.sum() - diagonal.sum()) / (count * (count - 1))
+    expected = images * diagonal.mean() + images * (images - 1) * jnp.maximum(between, 0)
+    power = products.power - products.entries * variance
+    return jnp.sqrt(jnp.maximum(power, 1e-3 * products.power) / expected)
+
+
+def _merit(weight: Array | None, with_update: Array, square: Array) -> Array:
+    """How much of |u|^2 a sum of gradients explains, s, of which <s, u> and |s|^2 are given.
+
+    With the weight known |u|^2 - |u - w s|^2, else at the best weight, that is not negative.
+    """
+    if weight is None:
+        tiny = jnp.finfo(square.dtype).tiny
+        return with_update * jnp.maximum(with_update, 0) / jnp.maximum(square, tiny)
+    return 2 * weight * with_update - weight**2 * square
+
+
+def _greedy(products: Products, images: int, weight: Array | None) -> Int[Array, " image"]:
+    """Picks the candidate that adds most to what is explained, again and again."""
+    gram, cross = products.gram, products.cross
+    diagonal = jnp.diagonal(gram)
+
+    def pick(carry, _):
+        chosen, along, with_update, square = carry
+        merit = _merit(weight, with_update + cross, square + 2 * along + diagonal)
+        j = jnp.argmax(jnp.where(chosen, -jnp.inf, merit))
+        square = square + 2 * along[j] + diagonal[j]
+        return (chosen.at[j].set(True), along + gram[j], with_update + cross[j], square), j
+
+    zero = jnp.zeros((), cross.dtype)
+    start = (jnp.zeros(len(cross), bool), jnp.zeros_like(cross), zero, zero)
+    return lax.scan(pick, start, None, length=images)[1]
+
+
+def _settle(products: Products, picks: Array, weight: Array | None, variance: Array) -> Ranking:
+    """Swaps the picks of every update as long as that explains more; log-odds given the others."""
+    return _each(lambda own, picks, w: _swapped(own, picks, w, variance), products, picks, weight)
+
+
+def _swapped(products: Products, picks: Array, weight: Array | None, variance: Array) -> Ranking:
+    """Replaces one pick by another candidate, the best such swap, while that explains more."""
+    gram, cross = products.gram, products.cross
+    diagonal = jnp.diagonal(gram)
+    images = len(picks)
+
+    def sums(picks, rows):
+        along = rows.sum(axis=0)
+        return along, cross[picks].sum(), along[picks].sum()
+
+    def merits(picks, rows):
+        """Of every swap: [pick, candidate]."""
+        along, with_update, square = sums(picks, rows)
+        out = picks[:, None]
+        changed = square + diagonal[out] + diagonal - 2 * along[out] + 2 * along - 2 * rows
+        merit = _merit(weight, with_update - cross[out] + cross, changed)
+        chosen = jnp.zeros(len(cross), bool).at[picks].set(True)
+        return jnp.where(chosen, -jnp.inf, merit)
+
+    def swap(carry):
+        picks, rows, left, _ = carry
+        found = merits(picks, rows)
+        out, into = jnp.unravel_index(jnp.argmax(found), found.shape)
+        _, with_update, square = sums(picks, rows)
+        here = _merit(weight, with_update, square)
+        better = found[out, into] > here + 1e-6 * products.power  # what float32 can tell
+        picks = jnp.where(better, picks.at[out].set(into), picks)
+        rows = jnp.where(better, rows.at[out].set(gram[into]), rows)
+        return picks, rows, left - 1, better
+
+    picks, rows, *_ = lax.while_loop(
+        lambda carry: (carry[2] > 0) & carry[3],
+        swap,
+        (picks, gram[picks], jnp.int32(MOST_SWAPS * images), jnp.bool_(images < len(cross))),
+    )
+    along, with_update, square = sums(picks, rows)
+    scale = with_update / jnp.maximum(square, jnp.finfo(square.dtype).tiny)
+    weight = scale if weight is None else weight
+    chosen = jnp.zeros(len(cross), cross.dtype).at[picks].set(1)
+    left = cross - weight * (along - chosen * diagonal)
+    noise = jnp.maximum(variance, LEAST_VARIANCE * products.power / products.entries)
+    return Ranking((weight * left - weight**2 * diagonal / 2) / noise, picks)

@@ -1,0 +1,157 @@
+"""The ceiling: exact where the update is linear in the images, and met by the posterior's mean."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinv import client
+from jaxinv.audit import ceiling as ceil
+from jaxinv.data import image_prior
+from jaxinv.victim.untrained import untrained
+
+SIDE = 4
+NOISE = 0.05
+STD = np.array([0.5, 0.25])
+
+
+def prior_of(side, dtype=jnp.float64):
+    """Correlated, of two channels."""
+    u, v = np.mgrid[0:side, 0:side]
+    power = 4 / (1 + u + v) ** 2
+    covariance = power[..., None, None] * np.array([[1.0, 0.6], [0.6, 1.0]])
+    mean = np.full((side, side, 2), 0.5)
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), image_prior.of_spectrum(mean, covariance))
+
+
+def linear_update(images):
+    """The gradient of <parameters, A x>: A x, on two leaves."""
+    flat = images.reshape(len(images), -1)
+    size = flat.shape[1]
+    matrix = np.random.default_rng(0).normal(size=(20, size))
+    loss = lambda p, x, y: ((p["a"] @ (matrix[:12] @ x) + p["b"] @ (matrix[12:] @ x)).mean(), ())  # noqa: E731
+    params = {"a": jnp.zeros(12), "b": jnp.zeros(8)}
+    return client.gradient(loss, params, flat.sum(axis=0)[:, None][:, 0], None)[0], matrix
+
+
+def dense_covariance(prior, matrix, variances):
+    """S of the pixels and the posterior's covariance, by textbook."""
+    size = prior.mean.size
+    basis = np.asarray(
+        image_prior.synthesize(prior, jnp.eye(size).reshape(size, *prior.mean.shape))
+    ).reshape(size, size)
+    cov = basis.T * np.asarray(prior.variances).ravel() @ basis
+    precision = np.linalg.inv(cov) + matrix.T @ (matrix / variances[:, None])
+    return cov, np.linalg.inv(precision)
+
+
+@pytest.fixture
+def linear():
+    with jax.enable_x64(True):
+        prior = prior_of(SIDE)
+        images = prior.mean[None] + 0.1
+        variances = {"a": jnp.float64(NOISE), "b": jnp.float64(4 * NOISE)}
+        _, matrix = linear_update(images)
+        noise = np.repeat([NOISE, 4 * NOISE], [12, 8])
+        yield prior, images, variances, matrix, noise
+
+
+def test_exact_on_a_linear_model(linear):
+    prior, images, variances, matrix, noise = linear
+    update_of = lambda x: linear_update(x)[0]  # noqa: E731
+    found = ceil.ceiling(update_of, images, prior, variances, STD)
+    cov, posterior = dense_covariance(prior, matrix, noise)
+    scale = np.tile(STD, SIDE * SIDE)
+    np.testing.assert_allclose(
+        found.spread[0].ravel(), scale * np.sqrt(np.diagonal(posterior)), rtol=1e-8
+    )
+    assert found.mse[0] == pytest.approx((scale**2 * np.diagonal(posterior)).mean(), rel=1e-8)
+    assert found.prior_mse[0] == pytest.approx((scale**2 * np.diagonal(cov)).mean(), rel=1e-8)
+    assert found.psnr[0] == pytest.approx(-10 * np.log10(found.mse[0]))
+    assert found.dense
+    assert found.probe_error == 0
+
+
+def test_the_posterior_mean_attains_it_and_nothing_else_does(linear):
+    """4,000 images drawn from the prior, each estimated from its noisy update."""
+    prior, images, variances, matrix, noise = linear
+    found = ceil.ceiling(lambda x: linear_update(x)[0], images, prior, variances, STD)
+    cov, posterior = dense_covariance(prior, matrix, noise)
+    random = np.random.default_rng(1)
+    count, size = 4000, len(cov)
+    x = random.multivariate_normal(np.zeros(size), cov, count)
+    u = x @ matrix.T + random.normal(size=(count, 20)) * np.sqrt(noise)
+    estimate = (u / noise) @ matrix @ posterior
+    scale = np.tile(STD, SIDE * SIDE)
+    errors = np.square(scale * (estimate - x)).mean(axis=1)
+    assert errors.mean() == pytest.approx(found.mse[0], abs=4 * errors.std() / count**0.5)
+    # Another ridge, as of an attacker who takes the noise for a hundred times what it is.
+    wrong = np.linalg.inv(np.linalg.inv(cov) + 0.01 * matrix.T @ (matrix / noise[:, None]))
+    worse = np.square(scale * (0.01 * (u / noise) @ matrix @ wrong - x)).mean()
+    assert worse > 1.1 * found.mse[0]
+
+
+def test_probes_agree_with_the_matrix(linear):
+    prior, images, variances, *_ = linear
+    update_of = lambda x: linear_update(x)[0]  # noqa: E731
+    dense = ceil.ceiling(update_of, images, prior, variances, STD)
+    probed = ceil.ceiling(update_of, images, prior, variances, STD, dense=False)
+    assert not probed.dense
+    assert probed.mse.mean() == pytest.approx(
+        dense.mse.mean(), abs=5 * probed.probe_error * dense.mse.mean()
+    )
+    assert 0 < probed.probe_error < 0.3
+
+
+def test_quick_bound_is_never_above_the_trace(linear):
+    prior, images, variances, *_ = linear
+    update_of = lambda x: linear_update(x)[0]  # noqa: E731
+    dense = ceil.ceiling(update_of, images, prior, variances, np.ones(2))
+    assert 0 < ceil.quick_bound(update_of, images, prior, variances) <= dense.mse.mean()
+
+
+def test_a_leaf_that_tells_nothing_is_left_out(linear):
+    prior, images, variances, matrix, noise = linear
+    update_of = lambda x: linear_update(x)[0]  # noqa: E731
+    found = ceil.ceiling(update_of, images, prior, variances | {"b": jnp.inf}, STD)
+    _, posterior = dense_covariance(prior, matrix[:12], noise[:12])
+    scale = np.tile(STD, SIDE * SIDE)
+    assert found.mse[0] == pytest.approx((scale**2 * np.diagonal(posterior)).mean(), rel=1e-8)
+
+
+def test_more_noise_lowers_it_to_the_prior():
+    """On a network: monotone in the noise, the prior's PSNR at the end."""
+    with jax.enable_x64(True):
+        victim = untrained("lenet_zhu", classes=10, width=None, seed=0,
+                                   image_shape=(8, 8, 3))  # fmt: skip
+        u, v = np.mgrid[0:8, 0:8]
+        covariance = (2 / (1 + u + v) ** 2)[..., None, None] * np.eye(3)
+        prior = image_prior.of_spectrum(np.zeros((8, 8, 3)), covariance)
+        prior = jax.tree.map(jnp.float64, prior)
+        params = jax.tree.map(jnp.float64, victim.variables["params"])
+        loss = client.loss_fn(victim.module, victim.variables)
+        labels = jnp.array([3])
+        images = 0.3 * jax.random.normal(jax.random.key(0), (1, 8, 8, 3), jnp.float64)
+        update_of = jax.jit(lambda x: client.gradient(loss, params, x, labels)[0])
+        update = update_of(images)
+        psnr = []
+        for noise in (0.0, 1e-4, 1e-2, 1.0, 1e6):
+            known = jax.tree.map(lambda x: jnp.full((), noise, x.dtype), update)
+            variances = ceil.noise_variances(update, known)
+            found = ceil.ceiling(update_of, images, prior, variances, np.full(3, 0.25))
+            psnr.append(found.psnr[0])
+        assert (np.diff(psnr) < 0).all()
+        assert psnr[-1] == pytest.approx(found.prior_psnr[0], abs=0.01)
+        assert psnr[0] > 60
+
+
+def test_influence_is_the_damped_pseudo_inverse(linear):
+    _, images, _, matrix, _ = linear
+    random = np.random.default_rng(2)
+    delta = random.normal(size=20)
+    tree = {"a": jnp.asarray(delta[:12]), "b": jnp.asarray(delta[12:])}
+    found = ceil.influence(lambda x: linear_update(x)[0], images, tree, damping=0.7)
+    normal = matrix.T @ matrix + 0.7 * np.eye(matrix.shape[1])
+    np.testing.assert_allclose(
+        np.asarray(found).ravel(), np.linalg.solve(normal, matrix.T @ delta), rtol=1e-4, atol=1e-6
+    )

@@ -1,0 +1,172 @@
+"""The audit of one update: the command, its page, the verdict, and a client's filter."""
+
+import json
+import runpy
+
+import jax
+import numpy as np
+import pytest
+
+import jaxinv
+from jaxinv import audit, client, data
+from jaxinv.audit import games, server
+from jaxinv.client import updates
+from jaxinv.types import Normalization
+
+
+@pytest.fixture(scope="module")
+def scene():
+    victim = jaxinv.load_victim("lenet_zhu-tiles")
+    normalization = Normalization.of(victim.info.mean, victim.info.std)
+    return victim, normalization, data.load("tiles", split="test")
+
+
+def pool_of(tiles, used):
+    left = np.setdiff1d(np.arange(len(tiles.ids)), used)[:60]
+    return audit.Pool(tiles.images[left], tiles.labels[left])
+
+
+@pytest.fixture(scope="module")
+def found(scene):
+    victim, normalization, tiles = scene
+    return audit.audit(
+        victim.module, victim.variables, normalization, tiles.images[[3, 17]],
+        tiles.labels[[3, 17]], pool_of(tiles, [3, 17]), setting=audit.Setting(games=12),
+    )  # fmt: skip
+
+
+def test_names_all_and_says_so(found):
+    assert found.named == 2
+    assert found.identification.recall.value == 1
+    said = audit.verdict(found)
+    assert "Of this one: 2 of 2." in said.anyone[0]
+    # LeNetZhu lets 1.9 images through: 5,904 of the 6,144 numbers of two.
+    assert "more than 96% of the numbers" in said.nobody[0]
+    assert found.capacity.determined(2) == 5904
+    assert any("learned image prior" in s for s in said.not_tried)
+
+
+def test_command_writes_page_and_numbers(tmp_path, capsys):
+    code = audit.main(
+        ["--victim", "lenet_zhu-tiles", "--ids", "3,17", "--candidates", "62", "--games", "12",
+         "--quick", "--defense", "noise:1e-4", "--out", str(tmp_path)]
+    )  # fmt: skip
+    assert code == 0
+    page = (tmp_path / "audit.html").read_text()
+    numbers = json.loads((tmp_path / "audit.json").read_text())
+    for heading in ("What anyone could read off it", "What nobody can", "What was not tried"):
+        assert heading in page
+    assert numbers["identification"]["candidates"] == 62
+    assert numbers["identification"]["chance"] == pytest.approx(2 / 62)
+    said = " ".join(capsys.readouterr().out.split())
+    assert numbers["verdict"]["anyone"][0] in said
+    assert numbers["ceiling"] is None
+
+
+def test_command_audits_an_update_from_a_file(tmp_path, scene):
+    """Of other images than those named: none is found."""
+    victim, normalization, tiles = scene
+    loss = client.loss_fn(victim.module, victim.variables)
+    images = normalization.normalize(tiles.images[[40, 41]] / np.float32(255))
+    update, _ = client.gradient(loss, victim.variables["params"], images, tiles.labels[[40, 41]])
+    updates.save(tmp_path / "update.npz", update)
+    arguments = ["--victim", "lenet_zhu-tiles", "--candidates", "62", "--games", "12", "--quick",
+                 "--update", str(tmp_path / "update.npz")]  # fmt: skip
+    for ids, named in (("3,17", 0), ("40,41", 2)):
+        assert audit.main([*arguments, "--ids", ids, "--out", str(tmp_path / ids)]) == 0
+        numbers = json.loads((tmp_path / ids / "audit.json").read_text())
+        assert numbers["identification"]["named_of_this_update"] == named
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ids", "3"], "--victim: the network"),
+        (["--victim", "lenet_zhu-tiles"], "--ids: the client's images"),
+        (["--victim", "lenet_zhu-tiles", "--ids", "3,4,5", "--client-batch", "2"],
+         "--client-batch 2: does not divide"),
+        (["--victim", "lenet_zhu-tiles", "--ids", "3", "--candidates", "1000000"],
+         "--candidates 1000000: tiles/test has"),
+        (["--victim", "lenet_zhu-tiles", "--ids", "3,4", "--candidates", "3"],
+         "--candidates 3: an update of 2"),
+        (["--victim", "nobody", "--ids", "3"], "--victim nobody: no such checkpoint"),
+        (["--victim", "lenet_zhu-tiles", "--ids", "3", "--defense", "wall"], "unknown defense"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(arguments, message, capsys, tmp_path):
+    assert audit.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_private_update_has_a_bound_and_epsilon(scene):
+    victim, normalization, tiles = scene
+    setting = audit.Setting("dpsgd:1:0.5", games=12)
+    found = audit.audit(
+        victim.module, victim.variables, normalization, tiles.images[[3]], tiles.labels[[3]],
+        pool_of(tiles, [3]), setting=setting,
+    )  # fmt: skip
+    # Phi(Phi^-1(1 / 61) + 2)
+    assert found.release_bound == pytest.approx(0.4466, abs=2e-3)
+    assert found.epsilon_shown.games == 12
+    assert "DP-SGD" in " ".join(audit.verdict(found).nobody)
+
+
+# --- The filter -----------------------------------------------------------------------------------
+
+
+def decide(scene, chosen, **changes):
+    victim, normalization, tiles = scene
+    variables = {**victim.variables, **changes.pop("variables", {})}
+    return audit.filter(
+        victim.module, variables, normalization, tiles.images[chosen], tiles.labels[chosen],
+        **changes,
+    )  # fmt: skip
+
+
+def test_filter_sends_many_and_holds_one(scene):
+    assert decide(scene, np.arange(32)).action == "send"
+    one = decide(scene, [0])
+    assert one.action == "hold"
+    assert "one image alone" in one.reasons[0]
+
+
+def test_filter_holds_what_a_fishing_server_asks_for(scene):
+    """A class that one image alone has: its gradient dominates every layer in front."""
+    victim, _, tiles = scene
+    params = victim.variables["params"]
+    of_class = tiles.labels == tiles.labels[0]
+    chosen = np.concatenate([[0], np.flatnonzero(~of_class)[:31]])
+    kernel, bias = server.fish_class(
+        params["Dense_0"]["kernel"], params["Dense_0"]["bias"], int(tiles.labels[0])
+    )
+    fished = {"params": {**params, "Dense_0": {"kernel": kernel, "bias": bias}}}
+    decision = decide(scene, chosen, variables=fished)
+    assert decision.action == "hold"
+    assert "outweighs all others" in decision.reasons[0]
+
+
+def test_filter_takes_noise_into_account(scene):
+    """One image under LeNetZhu's capacity of 1.9 passes for capacity's sake only with noise."""
+    limits = audit.Limits(d_snr=np.inf, least_images=20)
+    quiet = decide(scene, np.arange(32), limits=limits)
+    noise = jax.tree.map(lambda x: np.float32(0.1), scene[0].variables["params"])
+    assert any("without noise" in r for r in quiet.reasons)
+    assert not any("without noise" in r for r in decide(scene, np.arange(32), limits=limits,
+                                                         variances=noise).reasons)  # fmt: skip
+
+
+def test_flower_example_runs(capsys):
+    runpy.run_path("examples/flower_filter.py", run_name="__main__")
+    said = capsys.readouterr().out
+    assert "1 images: held" in said
+    assert "32 images: sent" in said
+
+
+def test_games_draw_no_image_twice():
+    members = games.draw(50, 6, 20)
+    assert all(len(set(row)) == 6 for row in members)
+    assert (games.draw(50, 6, 20) == members).all()
+    assert (games.draw(50, 6, 20, seed=1) != members).any()

@@ -1,0 +1,281 @@
+"""Which images are in an update: exact where the algebra says so, chance where nothing is said."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from jaxinv import client
+from jaxinv.audit import games
+from jaxinv.audit import identification as ident
+from jaxinv.audit.intervals import clopper_pearson, mean_share
+from jaxinv.types import Normalization
+from jaxinv.victim.untrained import untrained
+
+N, SHAPE = 48, (8, 8, 3)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    victim = untrained("lenet_zhu", classes=10, width=None, seed=0, image_shape=SHAPE)
+    random = np.random.default_rng(0)
+    pool = games.Pool(
+        random.integers(0, 256, (N, *SHAPE), dtype=np.uint8),
+        random.integers(0, 10, N).astype(np.int32),
+    )
+    normalization = Normalization.of((0.5,) * 3, (0.25,) * 3)
+    return games.network(victim.module, victim.variables, normalization), pool
+
+
+def play(scene, members, **rules):
+    return games.play(*scene, members, games.Rules(**rules))
+
+
+def test_score_by_jvp_is_the_dot_product(scene):
+    network, pool = scene
+    loss, params, candidates = network.loss, network.params, network.normalize(pool)
+    keys = jax.random.split(jax.random.key(1), 3)
+    updates = jax.vmap(lambda key: jax.tree.map(lambda x: jax.random.normal(key, x.shape), params))(
+        keys
+    )
+    rows = ident.gradients(loss, params, candidates)
+    flat = jax.vmap(ident.flatten)(updates)
+    # 48 is no multiple of 20: the filler at the end is dropped.
+    found = ident.scores(loss, params, candidates, updates, chunk=20)
+    np.testing.assert_allclose(found, flat @ rows.T, rtol=2e-4, atol=2e-5)
+
+
+def test_gradients_are_those_of_the_client(scene):
+    network, pool = scene
+    loss, params, candidates = network.loss, network.params, network.normalize(pool)
+    rows = ident.gradients(loss, params, candidates)
+    own, _ = client.gradient(loss, params, candidates.images[5:6], candidates.labels[5:6])
+    np.testing.assert_allclose(rows[5], ident.flatten(own), rtol=1e-4, atol=1e-6)
+    clipped = ident.gradients(loss, params, candidates, clip=0.5)
+    assert np.linalg.norm(clipped, axis=1) == pytest.approx(
+        np.minimum(np.linalg.norm(rows, axis=1), 0.5), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("method", ["omp", "ridge", "slab"])
+def test_names_every_image_without_noise(scene, method):
+    members = games.draw(4, 5, N)
+    outcome = games.count(play(scene, members, images=5, method=method))
+    assert outcome.recall.value == 1
+    assert outcome.chance == 5 / N
+    assert outcome.true_positives[0.01].value == 1
+
+
+def test_matched_filter_names_one_image(scene):
+    played = play(scene, games.draw(8, 1, N), method="matched")
+    assert games.count(played).recall.value == 1
+    # An update of one image alone has a cosine of 1 to that image's gradient.
+    assert played.scores[np.arange(8), played.members[:, 0]] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", list(ident.METHODS))
+def test_a_shuffled_update_gives_chance(method):
+    """Gradients and updates that have nothing to do with one another; 600 games of 4 in 40."""
+    random = np.random.default_rng(3)
+    rows = random.normal(size=(40, 200)).astype(np.float32)
+    members = games.draw(600, 4, 40)
+    updates = rows[members].mean(axis=1)
+    updates = random.permuted(updates, axis=1)  # the same numbers elsewhere
+    products = ident.Products(
+        rows @ rows.T, updates @ rows.T, np.square(updates).sum(axis=1), rows.shape[1]
+    )
+    ranking = ident.identify(products, 4, method, weight=1 / 4)
+    played = games.Played(members, np.asarray(ranking.scores), np.asarray(ranking.picks))
+    outcome = games.count(played)
+    assert outcome.recall.low < outcome.chance < outcome.recall.high
+    assert outcome.recall.high - outcome.recall.low < 0.1
+
+
+def test_all_methods_agree_on_orthogonal_gradients():
+    rows = 3 * np.eye(12, dtype=np.float32)[:10]
+    members = np.array([[1, 4, 7]])
+    updates = rows[members].mean(axis=1)
+    products = ident.Products(rows @ rows.T, updates @ rows.T, np.square(updates).sum(1), 12)
+    for method in ident.METHODS:
+        picks = ident.identify(products, 3, method, weight=1 / 3).picks
+        assert sorted(np.asarray(picks)[0]) == [1, 4, 7]
+
+
+def test_ridge_is_the_best_linear_estimate():
+    """Log-odds against the textbook's, x = m + t K (t K^2 + v K)^-1 (c - K m)."""
+    random = np.random.default_rng(9)
+    rows = (random.normal(size=(12, 30)) * random.uniform(0.5, 2, (12, 1))).astype(np.float32)
+    update = rows[[2, 5]].mean(axis=0, keepdims=True) + 0.3 * random.normal(size=(1, 30))
+    products = ident.Products(rows @ rows.T, update @ rows.T, np.square(update).sum(1), 30)
+    found = np.asarray(ident.identify(products, 2, "ridge", 0.5, variance=0.09).scores)[0]
+    gram, share = (rows @ rows.T).astype(np.float64), 2 / 12
+    prior, mean = 0.25 * share * (1 - share), np.full(12, 0.5 * share)
+    gain = prior * gram @ np.linalg.inv(prior * gram @ gram + 0.09 * gram)
+    x = mean + gain @ (update[0] @ rows.T - gram @ mean)
+    seen = np.diagonal(gain @ gram)
+    expected = 0.5 / prior * (x - mean - 0.5 * seen / 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_simulated_games_are_those_of_clients(scene):
+    network, pool = scene
+    rows = ident.gradients(network.loss, network.params, network.normalize(pool))
+    members = games.draw(3, 5, N)
+    quick = games.simulate(ident.Rows(rows, rows @ rows.T), members, "matched")
+    slow = play(scene, members, images=5, method="matched")
+    np.testing.assert_allclose(quick.scores, slow.scores, atol=1e-5)
+    noisy = games.simulate(ident.Rows(rows, rows @ rows.T), members, "slab", variance=1e4)
+    assert games.count(noisy).recall.value < 1
+
+
+def test_swaps_repair_a_greedy_choice():
+    """The candidate (1, 1) explains most of (1, 0) + (0, 1), and has no part in it."""
+    rows = np.float32([[1, 0, 0], [0, 1, 0], [1, 1, 0.05], [0, 0, 1]])
+    update = rows[[0, 1]].mean(axis=0, keepdims=True)
+    products = ident.Products(rows @ rows.T, update @ rows.T, np.square(update).sum(1), 3)
+    gram, cross = jnp.asarray(products.gram), jnp.asarray(products.cross[0])
+    own = ident.Products(gram, cross, products.power[0], 3)
+    assert 2 in np.asarray(ident._greedy(own, 2, 0.5))
+    assert sorted(np.asarray(ident.identify(products, 2, "omp", 0.5).picks)[0]) == [0, 1]
+
+
+def test_unknown_weight_finds_the_same_images(scene):
+    members = games.draw(3, 4, N)
+    played = play(scene, members, images=4, method="omp", defense="clip:0.01")
+    assert games.count(played).recall.value == 1
+
+
+def test_named_under_noise_as_often_as_theory_says():
+    """Orthonormal gradients: the best of N is the true one with probability E Phi(t + d)^(N-1)."""
+    random = np.random.default_rng(4)
+    count, spread, total = 50, 0.5, 4000
+    members = games.draw(total, 1, count)
+    noise = spread * random.normal(size=(total, count))
+    updates = (np.eye(count)[members[:, 0]] + noise).astype(np.float32)
+    products = ident.Products(
+        np.eye(count, dtype=np.float32), updates, np.square(updates).sum(1), count
+    )
+    for method in ("matched", "omp", "ridge", "slab"):
+        ranking = ident.identify(products, 1, method, weight=1.0, variance=spread**2)
+        hits = (np.asarray(ranking.picks)[:, 0] == members[:, 0]).sum()
+        grid = np.linspace(-8, 12, 4001)
+        expected = np.trapezoid(
+            stats.norm.pdf(grid - 1 / spread) * special.ndtr(grid) ** (count - 1), grid
+        )
+        share = clopper_pearson(int(hits), total, level=0.999)
+        assert share.low < expected < share.high, method
+
+
+def test_pruned_updates_are_compared_where_they_were_sent(scene):
+    members = games.draw(3, 2, N)
+    outcome = games.count(play(scene, members, images=2, defense="prune:0.9"))
+    assert outcome.recall.value == 1
+
+
+def test_known_dp_noise_and_clipping(scene):
+    """Little noise on clipped gradients: named; much: not."""
+    members = games.draw(6, 1, N)
+    for multiplier, low, high in ((0.05, 1, 1), (1e4, 0, 0.5)):
+        outcome = games.count(play(scene, members, defense=f"dpsgd:1:{multiplier}"))
+        assert low <= outcome.recall.value <= high
+
+
+def test_quantized_updates_are_weighted_by_layer(scene):
+    members = games.draw(3, 3, N)
+    outcome = games.count(play(scene, members, images=3, defense="quantize:4", method="slab"))
+    assert outcome.recall.value == 1
+
+
+def test_local_steps_by_the_midpoint(scene):
+    members = games.draw(3, 4, N)
+    local = client.Local(epochs=4)
+    outcome = games.count(play(scene, members, images=4, local=local, client_lr=0.05))
+    assert outcome.recall.value == 1
+    # To first order the sum of the steps' gradients is the midpoint's, times epochs / batch.
+    network, pool = scene
+    shared = games.share(*scene, members[:1], games.Rules(4, local=local, client_lr=0.01))
+    update = jax.tree.map(lambda x: x[0], shared.targets.update)
+    errors = []
+    for at in (network.params, ident.midpoint(network.params, update, 0.01, 4)):
+        rows = ident.gradients(network.loss, at, network.normalize(pool))
+        errors.append(np.linalg.norm(rows[members[0]].mean(0) * 4 - ident.flatten(update)))
+    assert errors[1] < 0.2 * errors[0]
+
+
+def test_unknown_labels_are_tried_all(scene):
+    network, pool = scene
+    members = games.draw(4, 1, N)
+    shared = games.share(*scene, members, games.Rules())
+    every = ident.all_labels(network.normalize(pool), 10)
+    products = ident.measure(network.loss, network.params, every, shared.targets.update)
+    ranking = ident.best_of_labels(ident.identify(products, 1, "matched"), 10)
+    assert ranking.scores.shape == (4, N)
+    assert (np.asarray(ranking.picks)[:, 0] == members[:, 0]).all()
+
+
+def test_sketch_keeps_inner_products_and_sums():
+    random = np.random.default_rng(5)
+    rows = random.normal(size=(30, 40_000)).astype(np.float32)
+    small = ident.sketch(rows, 4096)
+    np.testing.assert_allclose(small[:3].sum(0), ident.sketch(rows[:3].sum(0)[None], 4096)[0],
+                               rtol=1e-3, atol=1e-3)  # fmt: skip
+    norms = np.linalg.norm(rows, axis=1)
+    error = (small @ small.T - rows @ rows.T) / norms[:, None] / norms
+    spread = error[np.triu_indices(30, 1)].std()
+    assert spread == pytest.approx(4096**-0.5, rel=0.2)
+
+
+def test_sketched_candidates_are_named_all_the_same(scene, monkeypatch):
+    monkeypatch.setattr(ident, "SKETCH", 256)
+    network, pool = scene
+    members = games.draw(4, 3, N)
+    shared = games.share(*scene, members, games.Rules(images=3))
+    products = ident.measure(
+        network.loss, network.params, network.normalize(pool), shared.targets.update, stored=0
+    )
+    picks = np.asarray(ident.identify(products, 3, "omp", 1 / 3).picks)
+    assert (np.sort(picks) == np.sort(members)).all()
+
+
+def test_threshold_that_one_in_a_hundred_empty_updates_reaches():
+    random = np.random.default_rng(6)
+    empty = random.normal(size=(1000, 20))
+    members = np.zeros((500, 1), int)
+    scores = random.normal(size=(500, 20))
+    scores[:, 0] += 3.0
+    share, threshold = games.found_without_alarm(games.Played(members, scores, members), empty)
+    # The largest of 20 normals exceeds t in 1% of the updates: 1 - Phi(t)^20 = 0.01.
+    assert threshold == pytest.approx(stats.norm.ppf(0.99 ** (1 / 20)), abs=0.3)
+    assert share.low < stats.norm.sf(stats.norm.ppf(0.99 ** (1 / 20)) - 3) < share.high
+
+
+def test_variants_and_nearest():
+    images = np.random.default_rng(7).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    found = games.variants(images)
+    assert (found["flipped"][:, :, ::-1] == images).all()
+    assert (found["one pixel down"][:, 1:] == images[:, :-1]).all()
+    labels = np.array([0, 1, 0, 0, 1, 0])
+    images[3] = images[0]
+    assert games.nearest(images, labels, 0, 2).tolist() == [0, 3]
+    assert labels[games.nearest(images, labels, 0, 4)].tolist() == [0] * 4
+
+
+# --- Intervals ----------------------------------------------------------------------------------
+
+
+def test_clopper_pearson_is_scipys():
+    for k, n in ((0, 10), (3, 10), (10, 10), (95, 200)):
+        expected = stats.binomtest(k, n).proportion_ci(0.95, "exact")
+        assert clopper_pearson(k, n)[1:3] == pytest.approx(tuple(expected), abs=1e-12)
+
+
+def test_interval_of_a_mean_covers():
+    """Means of (0, 1/4, ..., 1), all images of an update failing together: hard and covered."""
+    random = np.random.default_rng(8)
+    values = (random.random((2000, 30)) < 0.9) * 0.75 + 0.25 * (random.random((2000, 30)) < 0.5)
+    truth = 0.9 * 0.75 + 0.125
+    held = [s.low <= truth <= s.high for s in map(mean_share, values)]
+    assert np.mean(held) > 0.95
+    # Zeros and ones alone are counted exactly.
+    assert mean_share(np.array([1, 0, 1, 1.0])) == clopper_pearson(3, 4)
