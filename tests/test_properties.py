@@ -26,12 +26,9 @@ match, psnr = jax.jit(metrics.match), jax.jit(metrics.psnr)  # op by op they tak
 @st.composite
 def chains(draw):
     """Chains of at most three defenses with strengths in their ranges."""
+    names = [name for name, entry in defenses.DEFENSES.items() if not entry.of_each_image]
     chain = []
-    for position in range(draw(st.integers(0, 3))):
-        first_only = {name for name, d in defenses.DEFENSES.items() if d.of_each_image}
-        name = draw(
-            st.sampled_from(sorted(defenses.DEFENSES.keys() - (first_only if position else ())))
-        )
+    for name in draw(st.lists(st.sampled_from(names), max_size=3)):
         limits = [(least, min(most, 1e6)) for _, least, most in defenses.DEFENSES[name].parameters]
         chain.append((name, tuple(draw(st.floats(*limit)) for limit in limits)))
     return tuple(chain)
