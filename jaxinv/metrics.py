@@ -48,7 +48,7 @@ def ssim(
 
     References: Wang et al. 2004.
     """
-    return dm_pix.ssim(pixels, truth)  # ty: ignore[invalid-explicit-return]
+    return dm_pix.ssim(pixels, truth)
 
 
 def match(

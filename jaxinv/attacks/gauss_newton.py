@@ -317,7 +317,7 @@ def prior_precisions(known: Known, unknowns: Unknowns) -> Unknowns:
 
 def prior_energy(known: Known, unknowns: Unknowns) -> Float[Array, ""]:
     """(x - mean)^T S^-1 (x - mean) / 2 per unknown: about 1/2 for a draw from the prior."""
-    return dot(unknowns, multiply(prior_precisions(known, unknowns), unknowns)) / 2 / size(unknowns)  # ty: ignore[invalid-explicit-return]
+    return dot(unknowns, multiply(prior_precisions(known, unknowns), unknowns)) / 2 / size(unknowns)
 
 
 def linearize(residuals: Callable[[Unknowns], PyTree], unknowns: Unknowns) -> Linearized:

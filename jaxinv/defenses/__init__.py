@@ -71,8 +71,14 @@ def parse(text: str) -> Chain:
 
 def spell(chain: Chain) -> str:
     """Writes a chain as `parse` reads it, the same for the same chain."""
-    spelled = (":".join([name, *(f"{s:g}" for s in strengths)]) for name, strengths in chain)
+    spelled = (":".join([name, *map(_digits, strengths)]) for name, strengths in chain)
     return ",".join(spelled) or NONE
+
+
+def _digits(strength: float) -> str:
+    """A strength in few digits where they are the same number, else in all."""
+    short = f"{strength:g}"
+    return short if float(short) == strength else repr(strength)
 
 
 def names(chain: Chain) -> tuple[str, ...]:

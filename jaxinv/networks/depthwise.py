@@ -45,4 +45,4 @@ def depthwise_conv(
             # over the rows: on a CPU 7 times faster than XLA's sum over everything at once, which
             # the barrier keeps it from going back to.
             total += shifted * lax.optimization_barrier(jnp.broadcast_to(kernels[i, j], rows))
-    return total  # ty: ignore[invalid-explicit-return]
+    return total

@@ -296,7 +296,7 @@ def _mean_squares(
     return between, within
 
 
-def _components(values: Float[np.ndarray, "*batch target draw seed"]) -> tuple[np.ndarray, ...]:
+def _components(values: Float[np.ndarray, "*batch target draw seed"]) -> tuple[Numbers, ...]:
     """Point estimates: std between targets, between draws, within; intraclass correlation."""
     *front, targets, draws, seeds = values.shape
     with np.errstate(invalid="ignore", divide="ignore"):
