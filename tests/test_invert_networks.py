@@ -13,6 +13,7 @@ from flax.nnx import bridge
 from jaxinv import client
 from jaxinv.attacks import labels
 from jaxinv.errors import UserError
+from jaxinv.networks.convolution import conv_general_dilated
 from jaxinv.networks.inspect import (
     classifier_features,
     find_classifier,
@@ -257,3 +258,19 @@ def test_parameters_are_listed_in_the_order_of_their_use(image):
     maps = {use.path: use.flattened for use in parameters_in_order(network, variables, SHAPE)}
     assert maps[("Dense_0", "kernel")] == (4, 4, 8)
     assert subtree(variables["params"], ("Dense_0", "kernel")).shape == (128, CLASSES)
+
+
+@pytest.mark.parametrize("features", [1, 3])
+def test_negative_padding_is_a_crop_as_in_plain_flax(rng_numpy, features):
+    """Of a convolution and, with as many groups as channels, of a depthwise one."""
+    groups = 3 if features == 1 else 1
+    images = jnp.float32(rng_numpy.normal(size=(2, 8, 7, 3)))
+    kernel = jnp.float32(rng_numpy.normal(size=(3, 3, features, 3)))
+    settings = (1, 1), ((-1, 1), (2, -2)), None, None, ("NHWC", "HWIO", "NHWC"), groups
+
+    def of(convolve):
+        out = lambda x, w: jnp.sum(jnp.sin(convolve(x, w, *settings)))  # noqa: E731
+        return jax.jit(jax.value_and_grad(out, argnums=(0, 1)))(images, kernel)
+
+    found, expected = of(conv_general_dilated), of(jax.lax.conv_general_dilated)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found, expected)

@@ -299,8 +299,9 @@ def _map(function: Callable, tree: PyTree) -> PyTree:
 
 def _norm(tree: PyTree) -> float:
     """L2 norm over all leaves, in float64."""
-    squares = (np.sum(np.asarray(x).astype(np.float64) ** 2) for x in jax.tree.leaves(tree))
-    return float(np.sqrt(sum(squares)))
+    with np.errstate(over="ignore"):  # infinite is an answer too
+        squares = (np.sum(np.asarray(x).astype(np.float64) ** 2) for x in jax.tree.leaves(tree))
+        return float(np.sqrt(sum(squares)))
 
 
 def _cosine(left: PyTree, right: PyTree) -> float:
