@@ -106,7 +106,7 @@ def mean_interval(values: Float[np.ndarray, "target seed"], level: float = LEVEL
 
 def paired_difference(
     values: Float[np.ndarray, "target seed"],
-    reference: Float[np.ndarray, "target seed"],
+    reference: Float[np.ndarray, "target reference_seed"],
     level: float = LEVEL,
 ) -> Interval:
     """Computes the mean difference of two cells that share their targets and seeds.
