@@ -75,10 +75,7 @@ def assemble(
       shared: by the clients, where they have done so.
     """
     attack = cells.attack_of(cell, material)
-    if shared is None:
-        shared = cells.share(cell, material, cast)
-    problem = cells.problem_of(material, shared.targets, cast)
-    keys = seed_keys(material.ids[:, 0], range(seeds))
+    problem, keys = share(cell, material, seeds, cast, shared)
     plan = planner.first_plan(
         problem.variables["params"],
         *keys.shape,
@@ -86,3 +83,14 @@ def assemble(
         bool(needing("seeds", attack.priors)),
     )
     return Assembled(attack, problem, cast(attack.numbers(seeds, cell.numbers())), keys, plan)
+
+
+def share(
+    cell: schema.Cell, material: cells.CellInputs, seeds: int, cast: Callable[[PyTree], PyTree],
+    shared: SharedUpdates | None = None,
+) -> tuple[trials.Problem, jax.Array]:  # fmt: skip
+    """Lets the clients share their updates: what trials share, and keys [target, seed]."""
+    if shared is None:
+        shared = cells.share(cell, material, cast)
+    problem = cells.problem_of(material, shared.targets, cast)
+    return problem, seed_keys(material.ids[:, 0], range(seeds))

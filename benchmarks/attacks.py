@@ -15,7 +15,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.assembly import assemble, cell_of, tiles
+from benchmarks.assembly import assemble, cell_of, share, tiles
 from benchmarks.attack import jax_form
 from benchmarks.race import race
 from jaxinv.attacks import CLOSED_FORM
@@ -96,10 +96,11 @@ def time_whole(cell: schema.Cell, seconds: float) -> float:
 
 def whole_attack(cell: schema.Cell, cast: Callable) -> Callable[[], trials.Result]:
     """The attack of a cell on its targets, measurements included, to be called."""
-    made = assemble(cell, tiles(cell, SIZE[0]), SIZE[1], cast)
+    material = tiles(cell, SIZE[0])
     if cell.attack in CLOSED_FORM:
-        closed_form = CLOSED_FORM[cell.attack]
-        return lambda: recover(made.problem, closed_form, cell.objective, made.keys)
+        problem, keys = share(cell, material, SIZE[1], cast)
+        return lambda: recover(problem, CLOSED_FORM[cell.attack], cell.objective, keys)
+    made = assemble(cell, material, SIZE[1], cast)
     resources = trials.Resources(made.plan)
     return lambda: trials.run(made.problem, made.attack, made.numbers, made.keys, resources)
 

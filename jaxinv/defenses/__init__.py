@@ -97,7 +97,7 @@ def is_random(chain: Chain) -> bool:
 
 
 def defend(
-    chain: tuple[str, ...], update: PyTree, strengths: tuple, key: Array,
+    chain: tuple[str | Defense, ...], update: PyTree, strengths: tuple, key: Array,
     scene: ClientContext | None,
 ) -> PyTree:  # fmt: skip
     """Applies a chain to an update.
@@ -118,7 +118,7 @@ def defend(
 
 
 def adapt(
-    chain: tuple[str, ...], strengths: tuple, shared: PyTree, facts: PublicFacts
+    chain: tuple[str | Defense, ...], strengths: tuple, shared: PyTree, facts: PublicFacts
 ) -> DefenseKnowledge:
     """Works out how far an attacker who knows the chain can trust what was shared.
 
@@ -150,7 +150,7 @@ def adapt(
 
 
 def expect(
-    chain: tuple[str, ...], knowledge: DefenseKnowledge, update: PyTree, shared: PyTree
+    chain: tuple[str | Defense, ...], knowledge: DefenseKnowledge, update: PyTree, shared: PyTree
 ) -> PyTree:
     """Puts a candidate's update through what the chain does on average."""
     for name, own in zip(chain, knowledge.strengths):

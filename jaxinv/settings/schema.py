@@ -66,10 +66,15 @@ MOST_DEFENSES = 8  # of a chain; a longer one takes minutes to compile
 
 
 class OneOf:
-    """Accepts a table's names and lists them otherwise."""
+    """Accepts the names that stand in some tables at the time, and lists them otherwise."""
 
-    def __init__(self, names: Iterable[str]):
-        self.names = tuple(names)
+    def __init__(self, *tables: Iterable[str]):
+        self._tables = tables
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, a user's own entries among them."""
+        return tuple(name for table in self._tables for name in table)
 
     def __call__(self, name: str) -> str:
         """Returns the name.
@@ -84,7 +89,7 @@ class OneOf:
 
 def _of(*tables: Iterable[str]) -> AfterValidator:
     """What a setting may be: a name in one of these tables."""
-    return AfterValidator(OneOf(name for table in tables for name in table))
+    return AfterValidator(OneOf(*tables))
 
 
 def _flag(
