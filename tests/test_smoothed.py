@@ -225,12 +225,12 @@ def test_a_network_without_recorded_kinks_is_named():
     ("flags", "message"),
     [
         ({}, "of networks with ReLUs, not lenet_zhu"),
-        ({"model": "convnet", "labels": "joint"}, "--labels joint: --attack smoothed_bayes takes labels as given"),
+        ({"model": "convnet", "labels": "joint"}, "smoothed_bayes takes labels as given"),
         ({"model": "convnet", "client_epochs": "2"}, "of one gradient"),
         ({"model": "convnet", "posterior": "8"}, "--posterior: --attack smoothed_bayes"),
         ({"model": "convnet", "anneal_from": "8"}, "--anneal-from: --attack smoothed_bayes"),
         ({"model": "convnet", "draws": "7"}, "--draws"),
-        ({"model": "convnet", "init": "normal"}, "--init normal: --attack smoothed_bayes does not begin so"),
+        ({"model": "convnet", "init": "normal"}, "smoothed_bayes does not begin so"),
     ],
 )
 def test_settings_that_do_not_go_together_are_one_line(flags, message):
