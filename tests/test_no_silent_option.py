@@ -176,7 +176,14 @@ def test_every_setting_is_tried_with_another_value():
         assert value != (defaults | BASES["geiping"] | beside)[name]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# Minutes each: `pytest -m slow`.
+SLOW = {"geiping", "bayes", "smoothed_bayes"}
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=pytest.mark.slow) if f in SLOW else f for f in FAMILIES],
+)
 def test_a_setting_changes_the_rows_or_is_refused(family, small, tmp_path):
     run = {"targets": 2, "seeds": 2}
     load = cells.Loader(schema.Plan(**run))
