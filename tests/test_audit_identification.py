@@ -40,7 +40,7 @@ def test_score_by_jvp_is_the_dot_product(scene):
         keys
     )
     rows = ident.gradients(loss, params, candidates)
-    flat = jax.vmap(ident.flatten)(updates)
+    flat = jax.vmap(ident.flat)(updates)
     # 48 is no multiple of 20: the filler at the end is dropped.
     found = ident.scores(loss, params, candidates, updates, chunk=20)
     np.testing.assert_allclose(found, flat @ rows.T, rtol=2e-4, atol=2e-5)
@@ -51,7 +51,7 @@ def test_gradients_are_those_of_the_client(scene):
     loss, params, candidates = network.loss, network.params, network.normalize(pool)
     rows = ident.gradients(loss, params, candidates)
     own, _ = client.gradient(loss, params, candidates.images[5:6], candidates.labels[5:6])
-    np.testing.assert_allclose(rows[5], ident.flatten(own), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(rows[5], ident.flat(own), rtol=1e-4, atol=1e-6)
     clipped = ident.gradients(loss, params, candidates, clip=0.5)
     assert np.linalg.norm(clipped, axis=1) == pytest.approx(
         np.minimum(np.linalg.norm(rows, axis=1), 0.5), rel=1e-4
@@ -199,7 +199,7 @@ def test_local_steps_by_the_midpoint(scene):
     errors = []
     for at in (network.params, ident.midpoint(network.params, update, 0.01, 4)):
         rows = ident.gradients(network.loss, at, network.normalize(pool))
-        errors.append(np.linalg.norm(rows[members[0]].mean(0) * 4 - ident.flatten(update)))
+        errors.append(np.linalg.norm(rows[members[0]].mean(0) * 4 - ident.flat(update)))
     assert errors[1] < 0.2 * errors[0]
 
 

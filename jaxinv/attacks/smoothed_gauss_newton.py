@@ -58,7 +58,7 @@ from jaxinv.types import PyTree, named
 NARROWEST = 0.005  # spread that the belief can have at the end, in units of the prior's
 STEP_LENGTHS = (1.0, 0.5, 0.25)
 PROBES = 4  # random directions that estimate a diagonal
-NEIGHBOURS = 41  # coefficients of like prior variance over which it is averaged
+NEIGHBORS = 41  # coefficients of like prior variance over which it is averaged
 CG_TOLERANCE = 1e-3  # of the residual, relative to the right-hand side
 LEAST_VARIANCE = 1e-10  # of an entry, in units of its layer's mean square
 SURPRISE = 4.0  # mean square of a layer's residual, over that of its scatter, that noise explains
@@ -339,10 +339,10 @@ def over_neighbors(prior: ImagePrior, diagonal: Whitened) -> Whitened:
     order = jnp.argsort(prior.variances.ravel())
 
     def one(values):
-        edge = NEIGHBOURS // 2
+        edge = NEIGHBORS // 2
         tiny = jnp.finfo(values.dtype).tiny
         wide = jnp.pad(jnp.log(values.ravel()[order] + tiny), edge, mode="edge")
-        mean = jnp.convolve(wide, jnp.full(NEIGHBOURS, 1 / NEIGHBOURS), mode="valid")
+        mean = jnp.convolve(wide, jnp.full(NEIGHBORS, 1 / NEIGHBORS), mode="valid")
         return jnp.zeros_like(mean).at[order].set(jnp.exp(mean)).reshape(values.shape)
 
     return jax.vmap(one)(diagonal)

@@ -242,7 +242,7 @@ def reconstruct(
 
 
 def has_kinks(module: nn.Module, variables: PyTree, image_shape: Sequence[int]) -> bool:
-    """Whether a network calls a kink (`models.kinks`): which second-order attack suits it."""
+    """Whether a network calls a kink (`networks.kinks`): which second-order attack suits it."""
     with kinks.recording() as seen:
         jax.eval_shape(lambda x: module.apply(variables, x), jnp.zeros((1, *image_shape)))
     return bool(seen)

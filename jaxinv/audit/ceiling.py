@@ -26,7 +26,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxinv.attacks import gauss_newton as gn
-from jaxinv.attacks.levenberg_marquardt import normal_matrix
+from jaxinv.attacks.levenberg_marquardt import flat, normal_matrix
 from jaxinv.data.image_prior import ImagePrior, coefficients, synthesize
 from jaxinv.types import PyTree
 
@@ -99,7 +99,7 @@ def ceiling(
     """
     size = images.size
     dense = size <= MOST_DENSE if dense is None else dense
-    precisions = jax.tree.map(lambda v: jnp.where(jnp.isinf(v), 0, 1 / v), variances)
+    precisions = _precisions(variances)
     find = _dense if dense else _probed
     variance, error = find(update_of, images, prior, precisions, std, context)
     prior_variance = _prior_variance(prior, std)
@@ -149,15 +149,20 @@ def _probed(update_of, images, prior, precisions, std, context):
     return found.mean(axis=0), means.std(ddof=1) / PROBES**0.5 / means.mean()
 
 
+def _precisions(variances: PyTree) -> PyTree:
+    """One over the variances; 0 where they are infinite."""
+    return jax.tree.map(lambda v: jnp.where(jnp.isinf(v), 0, 1 / v), variances)
+
+
 def _weighted(update_of, images, prior, precisions, context):
     """The update in units of its noise as a function of the prior's coefficients, and the truth."""
     start = coefficients(prior, images - prior.mean).ravel()
     roots = jax.tree.map(jnp.sqrt, precisions)
 
-    def residuals(flat):
-        own = prior.mean + synthesize(prior, flat.reshape(images.shape))
+    def residuals(row):
+        own = prior.mean + synthesize(prior, row.reshape(images.shape))
         scaled = jax.tree.map(jnp.multiply, roots, update_of(own, *context))
-        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(scaled)])
+        return flat(scaled)
 
     return residuals, start
 
@@ -188,7 +193,7 @@ def quick_bound(
     By the means' inequality never above the mean of the posterior's variances; a few products with
     J in place of a matrix, for the largest networks.
     """
-    precisions = jax.tree.map(lambda v: jnp.where(jnp.isinf(v), 0, 1 / v), variances)
+    precisions = _precisions(variances)
     residuals, start = _weighted(update_of, images, prior, precisions, ())
     linear = gn.linearize(residuals, start)
     keys = jax.random.split(jax.random.key(gn.PROBE), PROBES)

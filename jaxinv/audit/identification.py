@@ -31,6 +31,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxinv import client
+from jaxinv.attacks.levenberg_marquardt import flat
 from jaxinv.privacy.gradient import clip_factor
 from jaxinv.types import PyTree, tree_size
 
@@ -139,7 +140,7 @@ def _compiled_gradients(loss, clipped):
             found, _ = client.gradient(loss, params, image[None], label[None])
             factor = clip_factor(found, clip) if clipped else 1.0
             scaled = jax.tree.map(lambda g, s: factor * s * g, found, scales)
-            return flatten(scaled)
+            return flat(scaled)
 
         return lax.map(one, tuple(part), batch_size=AT_ONCE)
 
@@ -153,11 +154,6 @@ def _chunks(candidates: Candidates, size: int) -> list[Candidates]:
     at = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
     pick = lambda x, i: np.asarray(x)[i]  # noqa: E731
     return [Candidates(pick(candidates.images, i), pick(candidates.labels, i)) for i in at]
-
-
-def flatten(tree: PyTree) -> Float[Array, " entry"]:
-    """All leaves in a row."""
-    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
 
 
 def sketch(rows: Float[np.ndarray, "row entry"], size: int) -> Float[np.ndarray, "row size"]:
@@ -206,7 +202,7 @@ def measure(
     if variances is not None:
         scales = jax.tree.map(lambda v: jnp.where(jnp.isinf(v), 0, v**-0.5), variances)
         updates = jax.tree.map(lambda u, s: u * s, updates, scales)
-    shared = np.asarray(jax.vmap(flatten)(updates))
+    shared = np.asarray(jax.vmap(flat)(updates))
     sent = np.float32(1)
     if sent_only:
         if len(shared) > 1:
@@ -215,7 +211,7 @@ def measure(
     if known is not None:
         if scales is None and not sent_only:
             return Products(known.gram, shared @ known.rows.T, _squares(shared), entries)
-        along = 1 if scales is None else np.asarray(flatten(_spread(scales, params)))
+        along = 1 if scales is None else np.asarray(flat(_spread(scales, params)))
         rows = known.rows * (sent * along)
         return Products(rows @ rows.T, shared @ rows.T, _squares(shared), entries)
     crosses, squares = [], []

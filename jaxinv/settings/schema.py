@@ -113,6 +113,11 @@ def _flag(
     return Field(default, description=text, json_schema_extra=shown, **limits)
 
 
+def _weight(default: float, text: str) -> Any:
+    """The weight of a prior; 0 leaves it out."""
+    return _flag("priors", default, text, ge=0, traced=True)
+
+
 def kind_of(annotation: Any) -> type | None:
     """The one of bool, int and float that a setting's values are; None for other types."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -338,40 +343,28 @@ class Cell(_Strict):
         "attack", "float32", "Floating-point precision of the attack; tensorfloat32 is for GPUs."
     )
 
-    tv: float = _flag("priors", 0.01, "Weight of the total variation.", ge=0, traced=True)
-    tv_isotropic: float = _flag(
-        "priors", 0.0, "Weight of the isotropic total variation.", ge=0,
-        traced=True,
+    tv: float = _weight(0.01, "Weight of the total variation.")
+    tv_isotropic: float = _weight(0.0, "Weight of the isotropic total variation.")
+    tv_color: float = _weight(
+        0.0, "Weight of the isotropic total variation over the channels and their pairwise "
+        "differences.",
     )  # fmt: skip
-    tv_color: float = _flag(
-        "priors", 0.0, "Weight of the isotropic total variation over the channels and their "
-        "pairwise differences.", ge=0,
-        traced=True,
+    prior_l2: float = _weight(0.0, "Weight of the mean square of the normalized pixels.")
+    prior_batch_norm: float = _weight(
+        0.0, "Weight of the distance to the BatchNorm statistics that the client shares, or to the "
+        "running ones (--batch-norm eval).",
     )  # fmt: skip
-    prior_l2: float = _flag(
-        "priors", 0.0, "Weight of the mean square of the normalized pixels.", ge=0,
-        traced=True,
+    prior_group: float = _weight(
+        0.0, "Weight of the distance to the mean image over the target's seeds, which then depend "
+        "on one another.",
     )  # fmt: skip
-    prior_batch_norm: float = _flag(
-        "priors", 0.0, "Weight of the distance to the BatchNorm statistics that the client shares, "
-        "or to the running ones (--batch-norm eval).", ge=0,
-        traced=True,
+    prior_features: float = _weight(
+        0.0, "Weight of the distance to the input of the last dense layer, read off the shared "
+        "update.",
     )  # fmt: skip
-    prior_group: float = _flag(
-        "priors", 0.0, "Weight of the distance to the mean image over the target's seeds, which "
-        "then depend on one another.", ge=0,
-        traced=True,
-    )  # fmt: skip
-    prior_features: float = _flag(
-        "priors", 0.0, "Weight of the distance to the input of the last dense layer, read off the "
-        "shared update.", ge=0,
-        traced=True,
-    )  # fmt: skip
-    prior_epoch_order: float = _flag(
-        "priors", 0.0, "Weight of the penalty that makes the images reconstructed for each local "
-        "epoch agree, whatever their order. Needs --client-epochs 2 or more and --shuffled true.",
-        ge=0,
-        traced=True,
+    prior_epoch_order: float = _weight(
+        0.0, "Weight of the penalty that makes the images reconstructed for each local epoch "
+        "agree, whatever their order. Needs --client-epochs 2 or more and --shuffled true.",
     )  # fmt: skip
 
     image_prior: Annotated[str, _of(IMAGE_PRIORS)] = _flag(
