@@ -183,7 +183,7 @@ def test_powers_of_ten_need_no_mathematical_text(studies):
     [
         ("sweep --out /home/ann/runs/a --tv 0.1", "sweep --out a --tv 0.1"),
         ("sweep ~/studies/noise.toml", "sweep noise.toml"),
-        ("sweep sweeps/noise.toml --out=/tmp/x/", "sweep sweeps/noise.toml --out=x/"),
+        ("sweep sweeps/noise.toml --out=/somewhere/x/", "sweep sweeps/noise.toml --out=x/"),
         ("sweep --victim '/a b/c/net'", "sweep --victim 'net'"),
         ("sweep --defense clip:1,noise:1e-4", "sweep --defense clip:1,noise:1e-4"),
     ],
