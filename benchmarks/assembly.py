@@ -49,10 +49,16 @@ def tiles(cell: schema.Cell, targets: int) -> cells.CellInputs:
         facts = ImageFacts("tiles", None, SHAPE, tuple(there.mean), tuple(there.std))
         prior, source = load_prior(cell.image_prior, facts)
     return cells.CellInputs(
-        untrained(cell.model, cell.width), Normalization.of(there.mean, there.std), CLASSES,
-        there.images[chosen], there.labels[chosen], there.ids[chosen], np.zeros(targets, int),
-        prior, source,
-    )  # fmt: skip
+        untrained(cell.model, cell.width),
+        Normalization.of(there.mean, there.std),
+        CLASSES,
+        there.images[chosen],
+        there.labels[chosen],
+        there.ids[chosen],
+        np.zeros(targets, int),
+        prior,
+        source,
+    )
 
 
 @functools.cache
@@ -62,9 +68,12 @@ def untrained(name: str, width: int | None) -> victims.Victim:
 
 
 def assemble(
-    cell: schema.Cell, material: cells.CellInputs, seeds: int, cast: Callable[[PyTree], PyTree],
+    cell: schema.Cell,
+    material: cells.CellInputs,
+    seeds: int,
+    cast: Callable[[PyTree], PyTree],
     shared: SharedUpdates | None = None,
-) -> Assembled:  # fmt: skip
+) -> Assembled:
     """Lets the clients share their updates and makes what the loop takes.
 
     Args:
@@ -77,18 +86,18 @@ def assemble(
     attack = cells.attack_of(cell, material)
     problem, keys = share(cell, material, seeds, cast, shared)
     plan = planner.first_plan(
-        problem.variables["params"],
-        *keys.shape,
-        cell.images,
-        bool(needing("seeds", attack.priors)),
+        problem.variables["params"], *keys.shape, cell.images, bool(needing("seeds", attack.priors))
     )
     return Assembled(attack, problem, cast(attack.numbers(seeds, cell.numbers())), keys, plan)
 
 
 def share(
-    cell: schema.Cell, material: cells.CellInputs, seeds: int, cast: Callable[[PyTree], PyTree],
+    cell: schema.Cell,
+    material: cells.CellInputs,
+    seeds: int,
+    cast: Callable[[PyTree], PyTree],
     shared: SharedUpdates | None = None,
-) -> tuple[trials.Problem, jax.Array]:  # fmt: skip
+) -> tuple[trials.Problem, jax.Array]:
     """Lets the clients share their updates: what trials share, and keys [target, seed]."""
     if shared is None:
         shared = cells.share(cell, material, cast)

@@ -109,24 +109,40 @@ def table(name: str, sizes: Sequence[tuple[int, int]], seconds: float, peak: flo
     )
     flops = step_flops(cell)
     out = Table(
-        Column(name, no_wrap=True), "targets x seeds", "ms / trial-iteration",
-        f"trials of {STEPS} steps / s", "x PyTorch", "x vmap", "GFLOP/s", "of peak",
-        "temp MiB / trial", "compile s",
-    )  # fmt: skip
+        Column(name, no_wrap=True),
+        "targets x seeds",
+        "ms / trial-iteration",
+        f"trials of {STEPS} steps / s",
+        "x PyTorch",
+        "x vmap",
+        "GFLOP/s",
+        "of peak",
+        "temp MiB / trial",
+        "compile s",
+    )
     for form, once in times.items():
         out.add_row(
-            form.name, "{} x {}".format(*form.size), f"{once * 1e3:.3g}",
-            f"{1 / (STEPS * once):.3g}", f"{best / once:.2f}", f"{best_vmapped / once:.2f}",
-            f"{flops / once / 1e9:.3g}", f"{flops / once / peak:.1%}",
-            f"{form.memory / form.trials:.3g}", f"{form.compile_seconds:.1f}",
-        )  # fmt: skip
+            form.name,
+            "{} x {}".format(*form.size),
+            f"{once * 1e3:.3g}",
+            f"{1 / (STEPS * once):.3g}",
+            f"{best / once:.2f}",
+            f"{best_vmapped / once:.2f}",
+            f"{flops / once / 1e9:.3g}",
+            f"{flops / once / peak:.1%}",
+            f"{form.memory / form.trials:.3g}",
+            f"{form.compile_seconds:.1f}",
+        )
     return out
 
 
 @contextlib.contextmanager
 def naive():
     """The same loop without the trilinear convolution, all seeds vmapped."""
-    plan = lambda params, targets, seeds, *_: planner.GroupPlan(targets, seeds)  # noqa: E731
+
+    def plan(params, targets, seeds, *_):
+        return planner.GroupPlan(targets, seeds)
+
     with (
         mock.patch.object(client, "fast_convolutions", contextlib.nullcontext),
         mock.patch.object(planner, "first_plan", plan),
@@ -163,9 +179,18 @@ def jax_form(label: str, cell: schema.Cell, size: tuple[int, int]) -> Form:
         one, none = jnp.int32(1), jnp.int32(0)
         started = time.perf_counter()
         program = trials.run_chunk.lower(
-            made.attack, 1, made.plan.devices, made.problem, numbers, one, none, one,
-            grid.target, grid.seed, states,
-        ).compile()  # fmt: skip
+            made.attack,
+            1,
+            made.plan.devices,
+            made.problem,
+            numbers,
+            one,
+            none,
+            one,
+            grid.target,
+            grid.seed,
+            states,
+        ).compile()
         compile_seconds = time.perf_counter() - started
 
     def run(steps):

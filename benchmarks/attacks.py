@@ -41,11 +41,7 @@ CASES = {
 }
 DENSE = {"model": "mlp", "width": 256, "precision": "float64"}
 # What is timed as a whole.
-WHOLE = {
-    "bayes": {},
-    "analytic": DENSE,
-    "spear": DENSE | {"images": 4},
-}
+WHOLE = {"bayes": {}, "analytic": DENSE, "spear": DENSE | {"images": 4}}
 ROUNDS = 5  # of a whole attack, at the most; the best counts
 
 
@@ -61,15 +57,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.print(
         f"jax {jax.__version__}, {runtime.hardware()}, {SIZE[0]} targets x {SIZE[1]} seeds"
     )
-    cells = {name: cell_of(name.split()[0].rstrip(","), **CASES.get(name, WHOLE.get(name)))
-             for name in arguments.attacks}  # fmt: skip
+    cells = {
+        name: cell_of(name.split()[0].rstrip(","), **CASES.get(name, WHOLE.get(name)))
+        for name in arguments.attacks
+    }
     forms = [jax_form(name, cell, SIZE) for name, cell in cells.items() if name in CASES]
     out = Table("attack", "ms / trial-iteration", "temp MiB / trial", "compile s")
     for form, once in zip(forms, race(forms, arguments.seconds)):
         out.add_row(
-            form.name, f"{1e3 * once / form.trials:.3g}", f"{form.memory / form.trials:.3g}",
+            form.name,
+            f"{1e3 * once / form.trials:.3g}",
+            f"{form.memory / form.trials:.3g}",
             f"{form.compile_seconds:.1f}",
-        )  # fmt: skip
+        )
     for name, cell in cells.items():
         if name in WHOLE:
             spent = time_whole(cell, arguments.seconds)

@@ -53,9 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             started = time.perf_counter()
             size = temporary_bytes(device, *network, arguments.trials, gram)
             table.add_row(
-                text, gram or "none", f"{size / arguments.trials / 2**20:.1f}",
+                text,
+                gram or "none",
+                f"{size / arguments.trials / 2**20:.1f}",
                 f"{time.perf_counter() - started:.0f}",
-            )  # fmt: skip
+            )
     console.print(table)
 
 
@@ -76,9 +78,12 @@ def temporary_bytes(
 
     def there(tree, spec):
         """The shapes of arrays on the device."""
-        shape = lambda x: jax.ShapeDtypeStruct(  # noqa: E731
-            jnp.shape(x), jnp.result_type(x), sharding=NamedSharding(mesh, spec)
-        )
+
+        def shape(x):
+            return jax.ShapeDtypeStruct(
+                jnp.shape(x), jnp.result_type(x), sharding=NamedSharding(mesh, spec)
+            )
+
         return jax.tree.map(shape, tree)
 
     counts = (np.int32(50), np.int32(0), np.int32(1))

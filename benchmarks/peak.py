@@ -28,7 +28,10 @@ def product_form(size: int) -> Form:
     mesh = Mesh(devices, ("device",))
     multiply = jax.shard_map(lambda a, b: a @ b, mesh=mesh, in_specs=rows, out_specs=rows)
     shape = (devices.size * size, size)  # the devices' matrices below each other
-    draw = lambda seed: jax.random.normal(jax.random.key(seed), shape)  # noqa: E731
+
+    def draw(seed):
+        return jax.random.normal(jax.random.key(seed), shape)
+
     left, right = jax.device_put((draw(0), draw(1)), NamedSharding(mesh, rows))
     program = jax.jit(multiply).lower(left, right).compile()
 

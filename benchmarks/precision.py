@@ -84,7 +84,10 @@ def image_gradients(
     bits: int | None,
 ) -> list[np.ndarray]:
     """The objective's gradient at each candidate, with the factors of all products rounded."""
-    cast = lambda tree: jax.tree.map(lambda x: jnp.asarray(np.asarray(x, dtype)), tree)  # noqa: E731
+
+    def cast(tree):
+        return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, dtype)), tree)
+
     variables, labels = cast(victim.variables), jnp.array([3])
     loss = client.loss_fn(victim.module, variables)
 
@@ -105,7 +108,10 @@ def evaluate(program: ClosedJaxpr, arguments: Sequence[Array], bits: int | None)
     """Runs a jaxpr with the factors of its products rounded to so many bits of mantissa."""
     jaxpr = program.jaxpr
     values = dict(zip(jaxpr.constvars, program.consts)) | dict(zip(jaxpr.invars, arguments))
-    read = lambda v: v.val if isinstance(v, Literal) else values[v]  # noqa: E731
+
+    def read(v):
+        return v.val if isinstance(v, Literal) else values[v]
+
     for eqn in jaxpr.eqns:
         operands = [read(v) for v in eqn.invars]
         inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))

@@ -167,7 +167,10 @@ def attack(case: Case, steps: int, threads: int) -> tuple[np.ndarray, float]:
     """
     torch.set_num_threads(threads)
     model = carry_over(case.params).to(DEVICE).eval()
-    as_tensor = lambda x: torch.tensor(np.array(x).transpose(2, 0, 1)[None], device=DEVICE)  # noqa: E731
+
+    def as_tensor(x):
+        return torch.tensor(np.array(x).transpose(2, 0, 1)[None], device=DEVICE)
+
     low, high = (torch.tensor(np.array(x), device=DEVICE).view(1, -1, 1, 1) for x in case.box)
     label = torch.tensor([case.label], device=DEVICE)
     gradient = double_backward(model, label, share(model, as_tensor(case.image), label))

@@ -38,9 +38,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints a table for each network."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--networks", nargs="+", default=["lenet_zhu", "convnet:8"], metavar="NAME:WIDTH",
+        "--networks",
+        nargs="+",
+        default=["lenet_zhu", "convnet:8"],
+        metavar="NAME:WIDTH",
         help="where the width starts; without one it stays as published",
-    )  # fmt: skip
+    )
     parser.add_argument("--seconds", type=float, default=10, help="time per figure, about")
     arguments = parser.parse_args(argv)
     runtime.use_all_cores()
@@ -60,19 +63,28 @@ def table(name: str, width: int | None, seconds: float, peak: float) -> Table:
     }
     times = dict(zip(forms, race(list(forms.values()), seconds)))
     out = Table(
-        f"{name}, growing", *Point._fields, "ms / trial-iteration", "GFLOP/s", "of peak",
-        "temp MiB / trial", "compile s",
-    )  # fmt: skip
+        f"{name}, growing",
+        *Point._fields,
+        "ms / trial-iteration",
+        "GFLOP/s",
+        "of peak",
+        "temp MiB / trial",
+        "compile s",
+    )
     for index, (grown, point) in enumerate(lines):
         form = forms[point]
         once = times[point] / form.trials
         rate = step_flops(cell_at(name, point)) / once
         out.add_row(
-            grown, *("-" if value is None else str(value) for value in point),
-            f"{once * 1e3:.3g}", f"{rate / 1e9:.3g}", f"{rate / peak:.1%}",
-            f"{form.memory / form.trials:.3g}", f"{form.compile_seconds:.1f}",
+            grown,
+            *("-" if value is None else str(value) for value in point),
+            f"{once * 1e3:.3g}",
+            f"{rate / 1e9:.3g}",
+            f"{rate / peak:.1%}",
+            f"{form.memory / form.trials:.3g}",
+            f"{form.compile_seconds:.1f}",
             end_section=index + 1 < len(lines) and lines[index + 1][0] != grown,
-        )  # fmt: skip
+        )
     return out
 
 

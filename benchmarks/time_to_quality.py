@@ -140,17 +140,23 @@ def points(line: Line, cell: schema.Cell, material: cells.CellInputs, limit: flo
 
 
 def polished(
-    cell: schema.Cell, material: cells.CellInputs, shared: SharedUpdates, result: trials.Result,
-    end: Point, cast: Callable,
-) -> list[Point]:  # fmt: skip
+    cell: schema.Cell,
+    material: cells.CellInputs,
+    shared: SharedUpdates,
+    result: trials.Result,
+    end: Point,
+    cast: Callable,
+) -> list[Point]:
     """Polishes what an attack of one seed found: a point behind each step."""
     attack = LevenbergMarquardt(cell.objective, cell.batch_norm, cell.local())
     problem = cells.problem_of(material, shared.targets, cast)
     made = Assembled(
-        attack, problem, cast(attack.numbers(1, cell.numbers())),
+        attack,
+        problem,
+        cast(attack.numbers(1, cell.numbers())),
         seed_keys(material.ids[:, 0], range(1)),
         planner.GroupPlan(1, 1, jax.local_device_count()),
-    )  # fmt: skip
+    )
     initial = Candidate(result.candidates.images, None)
     result, clock = run(made, cell.polish, initial)
     psnr = np.asarray(result.trace.psnr)[1:, :, 0]
@@ -184,7 +190,10 @@ def run(
 
     with contextlib.suppress(_CompiledError):
         run_with(progress=leave)
-    now = lambda *_: clock.append(time.perf_counter())  # noqa: E731
+
+    def now(*_):
+        return clock.append(time.perf_counter())
+
     result = run_with(progress=now, announce=now)  # the plan is announced before the first step
     return result, [moment - clock[0] for moment in clock[1:]]
 
@@ -255,9 +264,12 @@ def table(found: dict[str, list[Point]], baseline: float) -> Table:
         for point in line:
             shown = (f"{x:.2f}" for x in summary(point))
             out.add_row(
-                LINES[name].words, str(point.steps), f"{point.seconds:.3g}", *shown,
+                LINES[name].words,
+                str(point.steps),
+                f"{point.seconds:.3g}",
+                *shown,
                 end_section=point is line[-1],
-            )  # fmt: skip
+            )
     out.add_row("mean color", "", "", f"{baseline:.2f}", "", "")
     return out
 
@@ -293,9 +305,13 @@ def subtitle(network: str, dataset: str, targets: int) -> str:
 def draw(found: dict[str, list[Point]], baseline: float, words: str) -> Figure:
     """Draws mean PSNR against seconds per target, each line named at the right."""
     sheet = ps.Sheet(
-        ps.WIDE, "What an attack makes of its time", words, panel_height=HEIGHT, right=2.45,
+        ps.WIDE,
+        "What an attack makes of its time",
+        words,
+        panel_height=HEIGHT,
+        right=2.45,
         above=0.2,
-    )  # fmt: skip
+    )
     ax = sheet.axes[0]
     means = [point.psnr.mean() for line in found.values() for point in line]
     low = min(*means, baseline) - 2
@@ -316,14 +332,26 @@ def draw(found: dict[str, list[Point]], baseline: float, words: str) -> Figure:
     for name, y in zip(ends, spread([end[1] for end in ends.values()], gap)):
         *place, psnr = ends[name]
         ax.annotate(
-            f"{LINES[name].words}: {psnr:.{0 if psnr > EXACT else 1}f}", place,
-            xytext=(1.02, y), textcoords=("axes fraction", "data"), va="center", size=8.6,
-            color=colors[name], annotation_clip=False,
+            f"{LINES[name].words}: {psnr:.{0 if psnr > EXACT else 1}f}",
+            place,
+            xytext=(1.02, y),
+            textcoords=("axes fraction", "data"),
+            va="center",
+            size=8.6,
+            color=colors[name],
+            annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colors[name], "linewidth": 0.6, "alpha": 0.6},
-        )  # fmt: skip
+        )
     ps.draw_baseline(ax, baseline)
-    ax.annotate("mean color", (0, baseline), xycoords=("axes fraction", "data"), xytext=(3, 3),
-                textcoords="offset points", size=8.2, color=ps.BASELINE)  # fmt: skip
+    ax.annotate(
+        "mean color",
+        (0, baseline),
+        xycoords=("axes fraction", "data"),
+        xytext=(3, 3),
+        textcoords="offset points",
+        size=8.2,
+        color=ps.BASELINE,
+    )
     ax.set_xlabel("seconds of attack per target")
     ax.set_ylabel("PSNR (dB)")
     ax.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))

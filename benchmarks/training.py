@@ -25,8 +25,15 @@ BATCH = 128
 EXAMPLES = 1024
 SHAPE = (32, 32, 3)
 MICROBATCHES = (8, 32)
-NETWORKS = ("lenet_zhu", "convnet:16", "resnet18:16", "mobilenetv2:16", "resnet18:64",
-            "mobilenetv2:32", "resnet20_gn:8")  # fmt: skip
+NETWORKS = (
+    "lenet_zhu",
+    "convnet:16",
+    "resnet18:16",
+    "mobilenetv2:16",
+    "resnet18:64",
+    "mobilenetv2:32",
+    "resnet20_gn:8",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

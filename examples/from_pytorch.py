@@ -24,10 +24,13 @@ EXAMPLE = 17  # of the shipped test tiles
 def torch_model(classes: int) -> torch.nn.Module:
     """The client's network."""
     return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 12, 5, stride=2, padding=2), torch.nn.Sigmoid(),
-        torch.nn.Conv2d(12, 12, 5, stride=2, padding=2), torch.nn.Sigmoid(),
-        torch.nn.Flatten(), torch.nn.Linear(768, classes),
-    )  # fmt: skip
+        torch.nn.Conv2d(3, 12, 5, stride=2, padding=2),
+        torch.nn.Sigmoid(),
+        torch.nn.Conv2d(12, 12, 5, stride=2, padding=2),
+        torch.nn.Sigmoid(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(768, classes),
+    )
 
 
 class FlaxModel(nn.Module):
@@ -56,9 +59,13 @@ def main(seeds: int = 8, iterations: int = 1000) -> jaxinv.Inversion:
     ours = FlaxModel(len(tiles.classes))
     converted = jaxinv.from_torch(theirs, ours, image.shape[1:])
     found = jaxinv.invert(
-        ours, converted.variables, converted.update(gradient), image_shape=image.shape[1:],
-        seeds=seeds, iterations=iterations,
-    )  # fmt: skip
+        ours,
+        converted.variables,
+        converted.update(gradient),
+        image_shape=image.shape[1:],
+        seeds=seeds,
+        iterations=iterations,
+    )
     print(f"label {tiles.classes[found.labels[0]]}, objective {np.nanmin(found.objectives):.2g}")
     print(f"{found.verdict} (a gray image: {found.guesses.gray:.2g})")
     pixels = np.concatenate([image[0], found.best[0]], axis=1)

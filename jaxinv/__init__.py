@@ -12,6 +12,13 @@ __version__ = "0.2.0"
 # The name of the function and of the package that it is in: importing `jaxinv.invert` here, first,
 # leaves it the function's for good.
 __all__ = [
-    "GaussNewton", "Inversion", "Method", "TrainedVictim", "from_torch", "invert", "invert_all",
-    "load_victim", "read_run",
-]  # fmt: skip
+    "GaussNewton",
+    "Inversion",
+    "Method",
+    "TrainedVictim",
+    "from_torch",
+    "invert",
+    "invert_all",
+    "load_victim",
+    "read_run",
+]

@@ -96,5 +96,8 @@ def label_accuracy(
     truth: Int[Array, " batch"], found: Int[Array, " found"], classes: int
 ) -> Float[Array, ""]:
     """Computes the share of labels recovered, as the overlap of the two multisets."""
-    counts = lambda labels: jax.nn.one_hot(labels, classes).sum(axis=0)  # noqa: E731
+
+    def counts(labels):
+        return jax.nn.one_hot(labels, classes).sum(axis=0)
+
     return jnp.minimum(counts(truth), counts(found)).sum() / truth.size

@@ -82,9 +82,11 @@ def run(study: schema.SearchStudy, command: str) -> None:
     runtime.check_precision(study.cell.precision)
     material = cells.Loader(study.plan, split="train")(study.cell)
     asked = {
-        "search": search.model_dump(), "cell": study.cell.model_dump(),
-        "target_ids": material.ids.tolist(), "seeds": study.plan.seeds,
-    }  # fmt: skip
+        "search": search.model_dump(),
+        "cell": study.cell.model_dump(),
+        "target_ids": material.ids.tolist(),
+        "seeds": study.plan.seeds,
+    }
     values, rows = draw(search), []
     alive = np.arange(search.candidates)
     for rung, (count, iterations) in enumerate(
@@ -106,12 +108,15 @@ def run(study: schema.SearchStudy, command: str) -> None:
         for place, i in enumerate(order):
             rows.append(
                 {
-                    "rung": rung, "place": place, "candidate": int(alive[i]),
+                    "rung": rung,
+                    "place": place,
+                    "candidate": int(alive[i]),
                     **{name: float(values[name][alive[i]]) for name in values},
-                    "iterations": iterations, "chosen_by": search.criterion,
+                    "iterations": iterations,
+                    "chosen_by": search.criterion,
                     **{name: column[i] for name, column in measured.items()},
                 }
-            )  # fmt: skip
+            )
         alive = alive[order]
     if not np.isfinite(score[order[0]]):
         raise UserError("--space: no candidate of the last rung stayed finite; take smaller --lr")
@@ -147,12 +152,22 @@ def measure(
     each = {**cell.numbers(), "iterations": iterations, **of_seeds}
     keys = jnp.tile(seed_keys(material.ids[:, 0], seeds), (1, count))
     result, baseline, *_ = cells.attack_cell(
-        cell, material, keys, each, study.plan.memory,
+        cell,
+        material,
+        keys,
+        each,
+        study.plan.memory,
         announce=lambda plan: console.print(f"plan: {plan}", soft_wrap=True),
-    )  # fmt: skip
-    by_candidate = lambda x: np.asarray(x, np.float64).reshape(-1, count, len(seeds))  # noqa: E731
+    )
+
+    def by_candidate(x):
+        return np.asarray(x, np.float64).reshape(-1, count, len(seeds))
+
     failed = ~by_candidate(result.finite).astype(bool)
-    mean = lambda x: np.where(failed, np.nan, by_candidate(x)).mean(axis=(0, 2)).tolist()  # noqa: E731
+
+    def mean(x):
+        return np.where(failed, np.nan, by_candidate(x)).mean(axis=(0, 2)).tolist()
+
     return {
         "objective": mean(result.objective),
         "psnr": mean(result.scores.psnr),

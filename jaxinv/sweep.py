@@ -59,9 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             profiled = jax.profiler.trace(_profile_folder(arguments.profile))
         with profiled:
             run_study(
-                study, f"python -m jaxinv.sweep {words}".strip(), workers,
-                dry_run=arguments.dry_run,
-            )  # fmt: skip
+                study, f"python -m jaxinv.sweep {words}".strip(), workers, dry_run=arguments.dry_run
+            )
 
     return run_command(command)
 
@@ -122,9 +121,12 @@ def run_study(
 
 
 def run_here(
-    study: schema.Study, waiting: Sequence[Block], materials: Mapping[int, CellInputs] | Sequence,
-    bar: Progress, task,
-) -> None:  # fmt: skip
+    study: schema.Study,
+    waiting: Sequence[Block],
+    materials: Mapping[int, CellInputs] | Sequence,
+    bar: Progress,
+    task,
+) -> None:
     """Runs these blocks one after the other, in this process; `materials` by the cell's index."""
     plans = set()
 
@@ -156,9 +158,11 @@ def run_elsewhere(
             say_finished(bar, block, study)
 
     devices = executors.run(
-        executor, [(study, index) for index in cells], look,
+        executor,
+        [(study, index) for index in cells],
+        look,
         lambda line: bar.console.print(line, soft_wrap=True),
-    )  # fmt: skip
+    )
     look()
     there = results.read_config(study.folder)
     there["sessions"][-1]["device"] = "; ".join(sorted(set(devices)))  # ty: ignore[not-subscriptable]
@@ -238,10 +242,7 @@ def watch(bar: Progress, task, block: Block, study: schema.Study) -> Callable[[i
     name = label(block, study)
 
     def update(steps: int, psnr: float) -> None:
-        bar.update(
-            task, completed=base + steps * trials_here,
-            description=f"{name}: {psnr:.2f} dB",
-        )  # fmt: skip
+        bar.update(task, completed=base + steps * trials_here, description=f"{name}: {psnr:.2f} dB")
 
     bar.update(task, description=f"{name}: compiling")
     return update
@@ -272,9 +273,13 @@ def print_plan(
         total += work
         settings = naming_settings(study.axes, cells, index) or {"model": cell.model}
         table.add_row(
-            str(index), label_text(settings), str(count), str(cell.iterations),
-            f"{flops / 1e9:.4g}", f"{work / 1e15:.3g}",
-        )  # fmt: skip
+            str(index),
+            label_text(settings),
+            str(count),
+            str(cell.iterations),
+            f"{flops / 1e9:.4g}",
+            f"{work / 1e15:.3g}",
+        )
     console.print(table)
     console.print(
         f"{len(study.cells)} cells, {len(blocks)} blocks, {total / 1e15:.3g} PFLOP in all "

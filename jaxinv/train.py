@@ -68,9 +68,10 @@ class Trainer:
         self.trained = self._is_trained()
         # Where the training stands; a hidden folder beside the checkpoint.
         self.state_folder = self.folder.with_name(f".{self.folder.name}.training")
-        load = lambda split: data.load(  # noqa: E731
-            settings.dataset, split=split, data_dir=settings.data_dir
-        )
+
+        def load(split):
+            return data.load(settings.dataset, split=split, data_dir=settings.data_dir)
+
         self.dataset, test = load("train"), load("test")
         networks.check_image_size(settings.model, settings.dataset, self.dataset.images.shape[1:])
         examples = len(self.dataset.labels)
@@ -80,9 +81,13 @@ class Trainer:
         steps = settings.epochs * self.steps_per_epoch
         self.sizes = np.full(steps, settings.batch)  # images of each step
         self.recipe = training.Recipe(
-            steps, settings.lr, settings.schedule, settings.augment, settings.precision,
+            steps,
+            settings.lr,
+            settings.schedule,
+            settings.augment,
+            settings.precision,
             self._private(examples, steps) if settings.dp else None,
-        )  # fmt: skip
+        )
         last = max((s.value for s in settings.stop_at if s.kind == "step"), default=0)
         if last > self.recipe.steps:
             raise UserError(f"--stop-at step:{last:g}: there are {self.recipe.steps} steps")
@@ -92,9 +97,12 @@ class Trainer:
             for d in (self.dataset, test)
         )
         victim = untrained(
-            settings.model, classes=len(self.dataset.classes), width=settings.width,
-            seed=settings.seed, image_shape=self.dataset.images.shape[1:],
-        )  # fmt: skip
+            settings.model,
+            classes=len(self.dataset.classes),
+            width=settings.width,
+            seed=settings.seed,
+            image_shape=self.dataset.images.shape[1:],
+        )
         self.module = victim.module
         self.state = training.start(self.recipe, victim.variables)
         self.epoch = 0  # finished
@@ -131,12 +139,20 @@ class Trainer:
             return None
         rate, steps = private.batch / len(self.dataset.labels), int(self.state.step)
         spent = accounting.Mechanism(private.noise_multiplier, rate, steps)
-        epsilon = lambda kind: accounting.epsilon(spent, delta, kind) if steps else 0.0  # noqa: E731
+
+        def epsilon(kind):
+            return accounting.epsilon(spent, delta, kind) if steps else 0.0
+
         return checkpoints.Privacy(
-            noise_multiplier=private.noise_multiplier, clip=private.clip, sampling_rate=rate,
-            steps=steps, delta=delta, epsilon_pld=epsilon("pld"), epsilon_rdp=epsilon("rdp"),
+            noise_multiplier=private.noise_multiplier,
+            clip=private.clip,
+            sampling_rate=rate,
+            steps=steps,
+            delta=delta,
+            epsilon_pld=epsilon("pld"),
+            epsilon_rdp=epsilon("rdp"),
             assumptions=accounting.ASSUMPTIONS,
-        )  # fmt: skip
+        )
 
     def _batches(self) -> np.ndarray:
         """The epoch's batches: indices [step, image]."""
@@ -190,18 +206,26 @@ class Trainer:
         ends = [*sorted(e for e in ends if done < e < self.steps_per_epoch), self.steps_per_epoch]
         for first, last in zip([done, *ends], ends):
             self.state, sums = training.run_steps(
-                self.module, self.recipe, self.state, self.train_data, self.normalization,
-                order, key, first, last,
-            )  # fmt: skip
+                self.module,
+                self.recipe,
+                self.state,
+                self.train_data,
+                self.normalization,
+                order,
+                key,
+                first,
+                last,
+            )
             if not sums.finite:
                 self._stop_diverged(float(sums.loss))
             loss, correct = loss + float(sums.loss), correct + float(sums.correct)
             seen = max(1, self.sizes[base : base + last].sum())
             bar.update(
-                task, completed=base + last,
+                task,
+                completed=base + last,
                 description=f"epoch {self.epoch + 1}: loss {loss / seen:.3f}, "
                 f"accuracy {correct / seen:.3f}",
-            )  # fmt: skip
+            )
             self.seconds = seconds_before + time.monotonic() - started
             if last in stops and last < self.steps_per_epoch:
                 self._keep([stops[last]])
@@ -306,8 +330,9 @@ class Trainer:
         private = () if self.settings.dp else ("dp", *checks.OF_PRIVACY)
         left_out = {"out", "data_dir", "stop_at", "storage", *private}
         return self.settings.model_dump(exclude=left_out) | {
-            "momentum": training.MOMENTUM, "weight_decay": training.WEIGHT_DECAY,
-        }  # fmt: skip
+            "momentum": training.MOMENTUM,
+            "weight_decay": training.WEIGHT_DECAY,
+        }
 
     def _is_trained(self) -> bool:
         """Tells whether the folder holds this very training, finished."""
@@ -335,9 +360,11 @@ class Trainer:
     def _write_state(self) -> None:
         """Writes what a resumed training needs, then removes the state before."""
         fields = {
-            "recipe": self._recipe(), "log": self.log, "within": self.within,
+            "recipe": self._recipe(),
+            "log": self.log,
+            "within": self.within,
             "seconds": self.seconds,
-        }  # fmt: skip
+        }
         name = f"step{int(self.state.step):08d}"
         checkpoints.write(self.state_folder / name, _as_tree(self.state), fields, self.log)
         for old in self.state_folder.iterdir():

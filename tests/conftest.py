@@ -24,10 +24,14 @@ from jaxtyping import install_import_hook
 SHAPES_CHECKED = [
     f"jaxinv.{name}"
     for name in (
-        "metrics", "privacy", "defenses", "data.image_prior", "reporting.statistics",
+        "metrics",
+        "privacy",
+        "defenses",
+        "data.image_prior",
+        "reporting.statistics",
         "reporting.consensus",
     )
-]  # fmt: skip
+]
 install_import_hook(SHAPES_CHECKED, "beartype.beartype")
 
 import jax
@@ -66,24 +70,40 @@ class Problem:
         self.keys = seed_keys([0, 1], range(self.seeds))
 
     def run(
-        self, *, iterations=12, targets=None, truths=None, keys=None, group=2, devices=1, lr=0.1,
-        tv=0.01, memory=math.inf,
-    ):  # fmt: skip
+        self,
+        *,
+        iterations=12,
+        targets=None,
+        truths=None,
+        keys=None,
+        group=2,
+        devices=1,
+        lr=0.1,
+        tv=0.01,
+        memory=math.inf,
+    ):
         """Attacks; every call with the default shapes shares one compilation."""
         keys = self.keys if keys is None else keys
         settings = {"lr": lr, "client_lr": 1.0, "tv": tv, "iterations": iterations}
         return trials.run(
-            self.problem(targets, truths), Method(), Method().numbers(keys.shape[1], settings),
-            keys, trials.Resources(planner.GroupPlan(1, group, devices), memory),
-        )  # fmt: skip
+            self.problem(targets, truths),
+            Method(),
+            Method().numbers(keys.shape[1], settings),
+            keys,
+            trials.Resources(planner.GroupPlan(1, group, devices), memory),
+        )
 
     def problem(self, targets=None, truths=None, image_prior=None):
         """What the loop is given."""
         return trials.Problem(
-            self.victim.module, self.shape, self.victim.variables,
+            self.victim.module,
+            self.shape,
+            self.victim.variables,
             self.targets if targets is None else targets,
-            self.truths if truths is None else truths, self.normalization, image_prior,
-        )  # fmt: skip
+            self.truths if truths is None else truths,
+            self.normalization,
+            image_prior,
+        )
 
 
 @pytest.fixture(scope="session")

@@ -48,9 +48,12 @@ def test_signed_adam_takes_steps_of_the_learning_rate_inside_the_box():
     """With a constant sign Adam moves by exactly lr; the box stops it at pixel 0 and 1."""
     normalization = Normalization(jnp.zeros(1), jnp.ones(1))
     params = {"w": jnp.ones(4)}
+
     # The loss is -log softmax of (w.x, 0): its gradient points along x, so that the cosine
     # against all-ones pulls every pixel the same way.
-    logits = lambda p, x: jnp.stack([x.reshape(1, 4) @ p["w"], jnp.zeros(1)], axis=-1)  # noqa: E731
+    def logits(p, x):
+        return jnp.stack([x.reshape(1, 4) @ p["w"], jnp.zeros(1)], axis=-1)
+
     loss = client.loss_fn(lambda p, x, y: client.cross_entropy(logits(p, x), y), {})
     target = Target({"w": jnp.array([1.0, 1.0, 1.0, -1.0])}, jnp.array([1]))
     method = attack.Method(schedule="constant", priors=())
@@ -71,14 +74,17 @@ def test_signed_adam_takes_steps_of_the_learning_rate_inside_the_box():
 def test_image_gradient_of_the_objective_against_finite_differences(problem):
     """Second-order differentiation through the whole network, in float64."""
     with jax.enable_x64(True):
-        cast = lambda tree: jax.tree.map(  # noqa: E731
-            lambda x: (
-                jnp.asarray(np.asarray(x), jnp.float64)
-                if jnp.issubdtype(x.dtype, jnp.floating)
-                else jnp.asarray(np.asarray(x))
-            ),
-            tree,
-        )
+
+        def cast(tree):
+            return jax.tree.map(
+                lambda x: (
+                    jnp.asarray(np.asarray(x), jnp.float64)
+                    if jnp.issubdtype(x.dtype, jnp.floating)
+                    else jnp.asarray(np.asarray(x))
+                ),
+                tree,
+            )
+
         variables = cast(problem.victim.variables)
         target = cast(jax.tree.map(lambda x: x[0], problem.targets))
         loss = client.loss_fn(problem.victim.module, variables)
@@ -111,11 +117,16 @@ def test_objective_is_zero_at_the_truth(problem):
 
 def test_a_trial_alone_equals_the_same_trial_in_a_batch(problem, result):
     """Other targets, other seeds, and the grouping change nothing but the last bits."""
-    one = lambda tree: jax.tree.map(lambda x: x[1:], tree)  # noqa: E731
+
+    def one(tree):
+        return jax.tree.map(lambda x: x[1:], tree)
+
     alone = problem.run(
-        targets=one(problem.targets), truths=one(problem.truths),
-        keys=problem.keys[1:, 2:3], group=1,
-    )  # fmt: skip
+        targets=one(problem.targets),
+        truths=one(problem.truths),
+        keys=problem.keys[1:, 2:3],
+        group=1,
+    )
     np.testing.assert_allclose(alone.pixels[0, 0], result.pixels[1, 2], atol=2e-4)
     np.testing.assert_allclose(alone.objective[0, 0], result.objective[1, 2], rtol=1e-3)
 

@@ -29,7 +29,10 @@ def linear_update(images):
     flat = images.reshape(len(images), -1)
     size = flat.shape[1]
     matrix = np.random.default_rng(0).normal(size=(20, size))
-    loss = lambda p, x, y: ((p["a"] @ (matrix[:12] @ x) + p["b"] @ (matrix[12:] @ x)).mean(), ())  # noqa: E731
+
+    def loss(p, x, y):
+        return ((p["a"] @ (matrix[:12] @ x) + p["b"] @ (matrix[12:] @ x)).mean(), ())
+
     params = {"a": jnp.zeros(12), "b": jnp.zeros(8)}
     return client.gradient(loss, params, flat.sum(axis=0)[:, None][:, 0], None)[0], matrix
 
@@ -58,7 +61,10 @@ def linear():
 
 def test_exact_on_a_linear_model(linear):
     prior, images, variances, matrix, noise = linear
-    update_of = lambda x: linear_update(x)[0]  # noqa: E731
+
+    def update_of(x):
+        return linear_update(x)[0]
+
     found = ceil.ceiling(update_of, images, prior, variances, STD)
     cov, posterior = dense_covariance(prior, matrix, noise)
     scale = np.tile(STD, SIDE * SIDE)
@@ -93,7 +99,10 @@ def test_the_posterior_mean_attains_it_and_nothing_else_does(linear):
 
 def test_probes_agree_with_the_matrix(linear):
     prior, images, variances, *_ = linear
-    update_of = lambda x: linear_update(x)[0]  # noqa: E731
+
+    def update_of(x):
+        return linear_update(x)[0]
+
     dense = ceil.ceiling(update_of, images, prior, variances, STD)
     probed = ceil.ceiling(update_of, images, prior, variances, STD, dense=False)
     assert not probed.dense
@@ -105,14 +114,20 @@ def test_probes_agree_with_the_matrix(linear):
 
 def test_quick_bound_is_never_above_the_trace(linear):
     prior, images, variances, *_ = linear
-    update_of = lambda x: linear_update(x)[0]  # noqa: E731
+
+    def update_of(x):
+        return linear_update(x)[0]
+
     dense = ceil.ceiling(update_of, images, prior, variances, np.ones(2))
     assert 0 < ceil.quick_bound(update_of, images, prior, variances) <= dense.mse.mean()
 
 
 def test_a_leaf_that_tells_nothing_is_left_out(linear):
     prior, images, variances, matrix, noise = linear
-    update_of = lambda x: linear_update(x)[0]  # noqa: E731
+
+    def update_of(x):
+        return linear_update(x)[0]
+
     found = ceil.ceiling(update_of, images, prior, variances | {"b": jnp.inf}, STD)
     _, posterior = dense_covariance(prior, matrix[:12], noise[:12])
     scale = np.tile(STD, SIDE * SIDE)
@@ -122,8 +137,7 @@ def test_a_leaf_that_tells_nothing_is_left_out(linear):
 def test_more_noise_lowers_it_to_the_prior():
     """On a network: monotone in the noise, the prior's PSNR at the end."""
     with jax.enable_x64(True):
-        victim = untrained("lenet_zhu", classes=10, width=None, seed=0,
-                                   image_shape=(8, 8, 3))  # fmt: skip
+        victim = untrained("lenet_zhu", classes=10, width=None, seed=0, image_shape=(8, 8, 3))
         u, v = np.mgrid[0:8, 0:8]
         covariance = (2 / (1 + u + v) ** 2)[..., None, None] * np.eye(3)
         prior = image_prior.of_spectrum(np.zeros((8, 8, 3)), covariance)

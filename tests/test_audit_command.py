@@ -30,9 +30,14 @@ def pool_of(tiles, used):
 def found(scene):
     victim, normalization, tiles = scene
     return audit.audit(
-        victim.module, victim.variables, normalization, tiles.images[[3, 17]],
-        tiles.labels[[3, 17]], pool_of(tiles, [3, 17]), setting=audit.Setting(games=12),
-    )  # fmt: skip
+        victim.module,
+        victim.variables,
+        normalization,
+        tiles.images[[3, 17]],
+        tiles.labels[[3, 17]],
+        pool_of(tiles, [3, 17]),
+        setting=audit.Setting(games=12),
+    )
 
 
 def test_names_all_and_says_so(found):
@@ -48,9 +53,22 @@ def test_names_all_and_says_so(found):
 
 def test_command_writes_page_and_numbers(tmp_path, capsys):
     code = audit.main(
-        ["--victim", "lenet_zhu-tiles", "--ids", "3,17", "--candidates", "62", "--games", "12",
-         "--quick", "--defense", "noise:1e-4", "--out", str(tmp_path)]
-    )  # fmt: skip
+        [
+            "--victim",
+            "lenet_zhu-tiles",
+            "--ids",
+            "3,17",
+            "--candidates",
+            "62",
+            "--games",
+            "12",
+            "--quick",
+            "--defense",
+            "noise:1e-4",
+            "--out",
+            str(tmp_path),
+        ]
+    )
     assert code == 0
     page = (tmp_path / "audit.html").read_text()
     numbers = json.loads((tmp_path / "audit.json").read_text())
@@ -70,8 +88,17 @@ def test_command_audits_an_update_from_a_file(tmp_path, scene):
     images = normalization.normalize(tiles.images[[40, 41]] / np.float32(255))
     update, _ = client.gradient(loss, victim.variables["params"], images, tiles.labels[[40, 41]])
     updates.save(tmp_path / "update.npz", update)
-    arguments = ["--victim", "lenet_zhu-tiles", "--candidates", "62", "--games", "12", "--quick",
-                 "--update", str(tmp_path / "update.npz")]  # fmt: skip
+    arguments = [
+        "--victim",
+        "lenet_zhu-tiles",
+        "--candidates",
+        "62",
+        "--games",
+        "12",
+        "--quick",
+        "--update",
+        str(tmp_path / "update.npz"),
+    ]
     for ids, named in (("3,17", 0), ("40,41", 2)):
         assert audit.main([*arguments, "--ids", ids, "--out", str(tmp_path / ids)]) == 0
         numbers = json.loads((tmp_path / ids / "audit.json").read_text())
@@ -83,16 +110,22 @@ def test_command_audits_an_update_from_a_file(tmp_path, scene):
     [
         (["--ids", "3"], "--victim: the network"),
         (["--victim", "lenet_zhu-tiles"], "--ids: the client's images"),
-        (["--victim", "lenet_zhu-tiles", "--ids", "3,4,5", "--client-batch", "2"],
-         "--client-batch 2: does not divide"),
-        (["--victim", "lenet_zhu-tiles", "--ids", "3", "--candidates", "1000000"],
-         "--candidates 1000000: tiles/test has"),
-        (["--victim", "lenet_zhu-tiles", "--ids", "3,4", "--candidates", "3"],
-         "--candidates 3: an update of 2"),
+        (
+            ["--victim", "lenet_zhu-tiles", "--ids", "3,4,5", "--client-batch", "2"],
+            "--client-batch 2: does not divide",
+        ),
+        (
+            ["--victim", "lenet_zhu-tiles", "--ids", "3", "--candidates", "1000000"],
+            "--candidates 1000000: tiles/test has",
+        ),
+        (
+            ["--victim", "lenet_zhu-tiles", "--ids", "3,4", "--candidates", "3"],
+            "--candidates 3: an update of 2",
+        ),
         (["--victim", "nobody", "--ids", "3"], "--victim nobody: no such checkpoint"),
         (["--victim", "lenet_zhu-tiles", "--ids", "3", "--defense", "wall"], "unknown defense"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line(arguments, message, capsys, tmp_path):
     assert audit.main([*arguments, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
@@ -105,9 +138,14 @@ def test_private_update_has_a_bound_and_epsilon(scene):
     victim, normalization, tiles = scene
     setting = audit.Setting("dpsgd:1:0.5", games=12)
     found = audit.audit(
-        victim.module, victim.variables, normalization, tiles.images[[3]], tiles.labels[[3]],
-        pool_of(tiles, [3]), setting=setting,
-    )  # fmt: skip
+        victim.module,
+        victim.variables,
+        normalization,
+        tiles.images[[3]],
+        tiles.labels[[3]],
+        pool_of(tiles, [3]),
+        setting=setting,
+    )
     # Phi(Phi^-1(1 / 61) + 2)
     assert found.release_bound == pytest.approx(0.4466, abs=2e-3)
     assert found.epsilon_shown.games == 12
@@ -121,9 +159,13 @@ def decide(scene, chosen, **changes):
     victim, normalization, tiles = scene
     variables = {**victim.variables, **changes.pop("variables", {})}
     return audit.filter(
-        victim.module, variables, normalization, tiles.images[chosen], tiles.labels[chosen],
+        victim.module,
+        variables,
+        normalization,
+        tiles.images[chosen],
+        tiles.labels[chosen],
         **changes,
-    )  # fmt: skip
+    )
 
 
 def test_filter_sends_many_and_holds_one(scene):
@@ -154,8 +196,10 @@ def test_filter_takes_noise_into_account(scene):
     quiet = decide(scene, np.arange(32), limits=limits)
     noise = jax.tree.map(lambda x: np.float32(0.1), scene[0].variables["params"])
     assert any("without noise" in r for r in quiet.reasons)
-    assert not any("without noise" in r for r in decide(scene, np.arange(32), limits=limits,
-                                                         variances=noise).reasons)  # fmt: skip
+    assert not any(
+        "without noise" in r
+        for r in decide(scene, np.arange(32), limits=limits, variances=noise).reasons
+    )
 
 
 def test_flower_example_runs(capsys):

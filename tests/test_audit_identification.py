@@ -218,8 +218,9 @@ def test_sketch_keeps_inner_products_and_sums():
     random = np.random.default_rng(5)
     rows = random.normal(size=(30, 40_000)).astype(np.float32)
     small = ident.sketch(rows, 4096)
-    np.testing.assert_allclose(small[:3].sum(0), ident.sketch(rows[:3].sum(0)[None], 4096)[0],
-                               rtol=1e-3, atol=1e-3)  # fmt: skip
+    np.testing.assert_allclose(
+        small[:3].sum(0), ident.sketch(rows[:3].sum(0)[None], 4096)[0], rtol=1e-3, atol=1e-3
+    )
     norms = np.linalg.norm(rows, axis=1)
     error = (small @ small.T - rows @ rows.T) / norms[:, None] / norms
     spread = error[np.triu_indices(30, 1)].std()

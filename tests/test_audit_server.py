@@ -62,8 +62,9 @@ def test_fishing_leaves_one_class(scene):
     batch, _ = client.gradient(loss, fished, images[:8], labels)
     alone, _ = client.gradient(loss, fished, images[:1], labels[:1])
     for name in ("Conv_0", "Conv_1", "Conv_2"):
-        np.testing.assert_allclose(8 * batch[name]["kernel"], alone[name]["kernel"],
-                                   rtol=1e-4, atol=1e-7)  # fmt: skip
+        np.testing.assert_allclose(
+            8 * batch[name]["kernel"], alone[name]["kernel"], rtol=1e-4, atol=1e-7
+        )
     seen = server.inspect(loss, fished, images[:8], labels)
     assert "Conv_0/kernel" in seen.dominated
     honest = server.inspect(loss, params, images[:8], labels)

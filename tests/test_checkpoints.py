@@ -12,10 +12,22 @@ from jaxinv.victim import checkpoints
 from jaxinv.victim.untrained import digest, untrained
 
 INFO = checkpoints.Info(
-    model="resnet20", width=4, dataset="tiles", classes=tuple("abcdefg"), image_shape=(8, 8, 3),
-    mean=(0.5,) * 3, std=(0.25,) * 3, recipe={"lr": 0.1}, epochs=1, steps=5, train_accuracy=0.5,
-    test_accuracy=0.4, seconds=1.0, hardware="1 x cpu", versions={},
-)  # fmt: skip
+    model="resnet20",
+    width=4,
+    dataset="tiles",
+    classes=tuple("abcdefg"),
+    image_shape=(8, 8, 3),
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
+    recipe={"lr": 0.1},
+    epochs=1,
+    steps=5,
+    train_accuracy=0.5,
+    test_accuracy=0.4,
+    seconds=1.0,
+    hardware="1 x cpu",
+    versions={},
+)
 
 
 @pytest.fixture(scope="module")

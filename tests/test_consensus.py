@@ -26,8 +26,13 @@ def trials(pictures, truth, objective=None, **recorded):
     mse = ((pictures / 255 - truth / 255) ** 2).mean(axis=(1, 2, 3, 4))
     objective = np.arange(len(pictures)) if objective is None else objective
     bad = np.isnan(np.asarray(objective, float))
-    seeds = cs.Trials(pictures, truth, np.asarray(objective, float),
-                      np.where(bad, NAN, psnr), np.where(bad, NAN, mse))  # fmt: skip
+    seeds = cs.Trials(
+        pictures,
+        truth,
+        np.asarray(objective, float),
+        np.where(bad, NAN, psnr),
+        np.where(bad, NAN, mse),
+    )
     return seeds._replace(**recorded)
 
 
@@ -43,8 +48,10 @@ def brute_force(these, k, share):
     """Mean PSNR of the mean image over all k-subsets, one image per target."""
     found = []
     for subset in combinations(range(len(these.objective)), k):
-        ranked = sorted((s for s in subset if these.objective[s] == these.objective[s]),
-                        key=lambda s: these.objective[s])  # fmt: skip
+        ranked = sorted(
+            (s for s in subset if these.objective[s] == these.objective[s]),
+            key=lambda s: these.objective[s],
+        )
         mean = these.pictures[ranked[: -(-k // share)]].astype(float)
         found.append(psnr_of(mean.mean(axis=0), these.truth.astype(float)) if ranked else NAN)
     return np.mean(found)

@@ -38,11 +38,18 @@ SHAPE, CLASSES, CLASSIFIER = (6, 6, 3), 4, ("Dense_1",)
 NORMALIZATION = Normalization(jnp.full(3, 0.5), jnp.full(3, 0.25))
 # Strengths that leave something of an update. A defense without an entry here fails the tests.
 STRENGTHS = {
-    "dpsgd": "dpsgd:1:1e-3", "noise": "noise:1e-6", "laplace": "laplace:1e-6",
-    "relative": "relative:0.01", "prune": "prune:0.5", "prune-layer": "prune-layer:0.5",
-    "top-k": "top-k:60", "clip": "clip:0.1", "sign": "sign", "quantize": "quantize:8",
+    "dpsgd": "dpsgd:1:1e-3",
+    "noise": "noise:1e-6",
+    "laplace": "laplace:1e-6",
+    "relative": "relative:0.01",
+    "prune": "prune:0.5",
+    "prune-layer": "prune-layer:0.5",
+    "top-k": "top-k:60",
+    "clip": "clip:0.1",
+    "sign": "sign",
+    "quantize": "quantize:8",
     "soteria": "soteria:0.3",
-}  # fmt: skip
+}
 
 
 class Net(nn.Module):
@@ -60,14 +67,22 @@ class Net(nn.Module):
 
 def wide(tree):
     """A tree's floats in float64, under `jax.enable_x64`."""
-    of = lambda x: jnp.asarray(x, jnp.float64 if x.dtype.kind == "f" else x.dtype)  # noqa: E731
+
+    def of(x):
+        return jnp.asarray(x, jnp.float64 if x.dtype.kind == "f" else x.dtype)
+
     return jax.tree.map(of, tree)
 
 
 def strong(tree):
     """A tree whose numbers have types of their own, not those of Python's numbers."""
-    number = lambda x: jnp.issubdtype(x.dtype, jnp.number)  # noqa: E731
-    of = lambda x: lax.convert_element_type(x, x.dtype) if number(x) else x  # noqa: E731
+
+    def number(x):
+        return jnp.issubdtype(x.dtype, jnp.number)
+
+    def of(x):
+        return lax.convert_element_type(x, x.dtype) if number(x) else x
+
     return jax.tree.map(of, tree)
 
 
@@ -91,13 +106,17 @@ class Lab:
         """What the attacker gets of the one target."""
         chain = defenses.parse(defense)
         shared = make_targets(
-            self.module, self.variables, self.truths, NORMALIZATION,
+            self.module,
+            self.variables,
+            self.truths,
+            NORMALIZATION,
             ClientSettings(
-                defense=defenses.names(chain), known_defense=known, classifier=CLASSIFIER,
-                **clients,
+                defense=defenses.names(chain), known_defense=known, classifier=CLASSIFIER, **clients
             ),
-            0.1, order_keys([0]), defenses.strengths(chain),
-        )  # fmt: skip
+            0.1,
+            order_keys([0]),
+            defenses.strengths(chain),
+        )
         return jax.tree.map(lambda x: x[0], shared.targets)
 
 
@@ -134,11 +153,16 @@ def program(lab, attack):
     # Strongly typed, so that all steps are one program's.
     def draw(own, given, start):
         shape = (len(given[1].labels), *SHAPE)
-        init = lambda key: attack.init(own, key, shape, known(*given), start)  # noqa: E731
+
+        def init(key):
+            return attack.init(own, key, shape, known(*given), start)
+
         return strong(over_seeds(init)(keys))
 
     def step(own, given, index, states):
-        one = lambda state: attack.step(own, known(*given), index, state)  # noqa: E731
+        def one(state):
+            return attack.step(own, known(*given), index, state)
+
         return strong(over_seeds(one)(states))
 
     return Program(jax.jit(draw), jax.jit(step))
@@ -189,10 +213,13 @@ def keeps_promises(lab, target, attack, start=None, truth=None, at_truth=1e-5, *
 # Without the box, whose first projection may raise the loss.
 PLAIN = Method(schedule="constant", priors=(), box=False, classifier=CLASSIFIER)
 PARTS = {
-    "objective": list(OBJECTIVES), "sign": list(SIGNS), "schedule": list(SCHEDULES),
-    "init_from": list(INITS), "box": [False, True],
+    "objective": list(OBJECTIVES),
+    "sign": list(SIGNS),
+    "schedule": list(SCHEDULES),
+    "init_from": list(INITS),
+    "box": [False, True],
     "optimizer": [name for name in OPTIMIZERS if name != "lbfgs"],  # which a named attack has
-}  # fmt: skip
+}
 MIXED = [
     PLAIN._replace(**{part: names[i % len(names)] for part, names in PARTS.items()})
     for i in range(max(map(len, PARTS.values())))
@@ -326,9 +353,7 @@ def test_defenses(name):
 
 # Defenses that an adaptive attacker can repeat, and others; all of the table.
 OF_ONE_UPDATE = ("prune", "prune-layer", "top-k", "clip", "soteria")
-ADAPTIVE = [
-    OF_ONE_UPDATE, ("dpsgd", "noise", "laplace"), ("relative", "quantize"), ("sign",),
-]  # fmt: skip
+ADAPTIVE = [OF_ONE_UPDATE, ("dpsgd", "noise", "laplace"), ("relative", "quantize"), ("sign",)]
 
 
 def test_every_defense_has_its_adaptive_attacker():
@@ -344,9 +369,12 @@ def test_adaptive_attackers(chain):
 
 def test_a_defense_draws_the_same_wherever_it_stands_in_the_table(monkeypatch):
     update = {"w": jnp.zeros(5)}
-    draw = lambda: defenses.defend(  # noqa: E731
-        ("noise",), update, ((jnp.float32(1.0),),), jax.random.key(0), None
-    )["w"]
+
+    def draw():
+        return defenses.defend(("noise",), update, ((jnp.float32(1.0),),), jax.random.key(0), None)[
+            "w"
+        ]
+
     before = draw()
     backwards = dict(reversed(defenses.DEFENSES.items()))
     monkeypatch.setattr(defenses, "DEFENSES", {"new": None, **backwards})
@@ -357,8 +385,10 @@ def test_a_defense_draws_the_same_wherever_it_stands_in_the_table(monkeypatch):
 def test_groupings(grouping):
     given = np.array([0, 0, 1, 0, 1, 2, 2, 1])
     expected = {
-        "stored": [[0, 1], [2, 3]], "distinct": [[0, 2], [1, 4]], "repeated": [[0, 1], [2, 4]],
-    }  # fmt: skip
+        "stored": [[0, 1], [2, 3]],
+        "distinct": [[0, 2], [1, 4]],
+        "repeated": [[0, 1], [2, 4]],
+    }
     chosen = data.group(given, 2, 2, 3, grouping)
     np.testing.assert_array_equal(chosen, expected[grouping])
     assert len(set(chosen.ravel())) == chosen.size
@@ -374,9 +404,10 @@ def test_label_rules(rule):
         assert labels.LABELS[rule] is None
         return
     one = lab()
-    read = lambda update: labels.infer(  # noqa: E731
-        rule, one.module, one.variables, update, SHAPE, 1
-    )
+
+    def read(update):
+        return labels.infer(rule, one.module, one.variables, update, SHAPE, 1)
+
     update = plain().update
     found, again = jax.jit(read)(update), jax.jit(read)(update)
     assert found.tolist() == again.tolist() == one.truths.labels[0].tolist()
@@ -411,11 +442,16 @@ def test_closed_forms(name):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_objectives(name):
-    draw = lambda seed: jax.tree.map(  # noqa: E731
-        lambda x: jax.random.normal(jax.random.key(seed), x.shape, x.dtype), plain().update
-    )
+    def draw(seed):
+        return jax.tree.map(
+            lambda x: jax.random.normal(jax.random.key(seed), x.shape, x.dtype), plain().update
+        )
+
     own, sent = draw(1), draw(2)
-    of = lambda a, b: OBJECTIVES[name](compare(a, b))  # noqa: E731
+
+    def of(a, b):
+        return OBJECTIVES[name](compare(a, b))
+
     np.testing.assert_allclose(of(own, own), 0, atol=1e-6)
     assert of(own, sent) > 0
     np.testing.assert_allclose(jax.jit(of)(own, sent), of(own, sent), rtol=1e-5)
@@ -427,7 +463,10 @@ def test_objectives(name):
 def test_pure_functions(table):
     for function in table.values():
         if table is INITS:
-            call = lambda key, function=function: function(key, (2, *SHAPE))  # noqa: E731
+
+            def call(key, function=function):
+                return function(key, (2, *SHAPE))
+
             arguments = (jax.random.key(0),)
         elif table is SIGNS:
             call, arguments = function, (jnp.array([-3.0, 0.0, 0.2]), jnp.float32(0.5))

@@ -52,9 +52,9 @@ def test_equals_plain_autodiff_at_second_order_under_vmap(kernel, strides, paddi
         images = jax.random.normal(keys[1], (3, 2, *size, channels[0]), jnp.float64)
 
         def run(conv):
-            operation = lambda x, w: conv(  # noqa: E731
-                x, w, strides, padding, dimension_numbers=DIMENSIONS
-            )
+            def operation(x, w):
+                return conv(x, w, strides, padding, dimension_numbers=DIMENSIONS)
+
             return jax.jit(lambda x: second_order(operation, x, weights))(images)
 
         for ours, plain in zip(run(conv_general_dilated), run(lax.conv_general_dilated)):
@@ -71,9 +71,11 @@ def test_the_kernel_gradient_of_a_training_batch_is_summed_in_parts(stride, monk
         images = jax.random.normal(keys[1], (6, 32, 32, 2), jnp.float64)
 
         def gradient(conv):
-            loss = lambda w: jnp.sum(jnp.sin(  # noqa: E731
-                conv(images, w, (stride, stride), "SAME", dimension_numbers=DIMENSIONS)
-            ))  # fmt: skip
+            def loss(w):
+                return jnp.sum(
+                    jnp.sin(conv(images, w, (stride, stride), "SAME", dimension_numbers=DIMENSIONS))
+                )
+
             return jax.jit(jax.grad(loss))
 
         ours = gradient(conv_general_dilated)
@@ -87,7 +89,10 @@ def test_a_kernel_of_its_own_per_example_equals_a_loop():
         keys = jax.random.split(jax.random.key(1))
         weights = jax.random.normal(keys[0], (3, 2, 2, 3, 4), jnp.float64)
         images = jax.random.normal(keys[1], (3, 2, 6, 6, 3), jnp.float64)
-        conv = lambda x, w: conv_general_dilated(x, w, (2, 1), "SAME")  # noqa: E731
+
+        def conv(x, w):
+            return conv_general_dilated(x, w, (2, 1), "SAME")
+
         batched = jax.jit(jax.vmap(conv))(images, weights)
         plain = [
             lax.conv_general_dilated(x, w, (2, 1), "SAME", dimension_numbers=DIMENSIONS)
@@ -116,9 +121,10 @@ def test_depthwise_equals_plain_autodiff_at_second_order_under_vmap(
         images = jax.random.normal(keys[1], (3, 2, *size, 4), jnp.float64)
 
         def run(conv):
-            operation = lambda x, w: conv(  # noqa: E731
-                x, w, strides, padding, dimension_numbers=DIMENSIONS, feature_group_count=4
-            )
+            def operation(x, w):
+                return conv(
+                    x, w, strides, padding, dimension_numbers=DIMENSIONS, feature_group_count=4
+                )
 
             def gradient_norm(x, w):
                 gradient = jax.grad(lambda w: jnp.sum(jnp.sin(operation(x, w))))(w)

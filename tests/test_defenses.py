@@ -32,9 +32,9 @@ def added(text, update, key=0):
     return [np.asarray(noisy[name] - update[name]).ravel() for name in update]
 
 
-@pytest.mark.parametrize(("text", "variance", "kurtosis"), [
-    ("noise:0.25", 0.25, 3.0), ("laplace:0.25", 0.25, 6.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "variance", "kurtosis"), [("noise:0.25", 0.25, 3.0), ("laplace:0.25", 0.25, 6.0)]
+)
 def test_noise_has_the_variance_it_states(update, text, variance, kurtosis):
     """120,000 draws: the variance is known to 0.5% (normal) and 1% (Laplace), one sigma."""
     noise = np.concatenate(added(text, update))
@@ -144,11 +144,20 @@ def test_soteria_drops_the_features_that_tell_most(scene):
     dropped = np.flatnonzero((kernel == 0).all(axis=1))
     assert (kernel == 0).sum() == len(dropped) * kernel.shape[1]  # whole features
     assert len(dropped) == round(0.25 * len(kernel))
-    others = [v for name, layer in sent.items() for k, v in layer.items()
-              if (name, k) != (path[0], "kernel")]  # fmt: skip
+    others = [
+        v
+        for name, layer in sent.items()
+        for k, v in layer.items()
+        if (name, k) != (path[0], "kernel")
+    ]
     assert all((np.asarray(v) == 1).all() for v in others)
-    features = lambda x: classifier_input(module, variables, x[None])[0]  # noqa: E731
-    slope = lambda x: jax.jacrev(features)(x).reshape(len(kernel), -1)  # noqa: E731
+
+    def features(x):
+        return classifier_input(module, variables, x[None])[0]
+
+    def slope(x):
+        return jax.jacrev(features)(x).reshape(len(kernel), -1)
+
     score = np.mean(
         [np.abs(features(x)) / np.linalg.norm(slope(x), axis=1) for x in images], axis=0
     )
@@ -204,14 +213,17 @@ def test_the_layer_that_soteria_defends_is_left_out(update):
     assert np.all(weights["bias"])
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("noise", "not of the form noise:VARIANCE"),
-    ("noise:-1", "at least 0"),
-    ("noise:inf", "at least 0"),
-    ("prune:1.5", "at most 1"),
-    ("blur:1", "unknown defense 'blur'; known are none, dpsgd"),
-    ("clip:1,dpsgd:1:1", "put it first"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("noise", "not of the form noise:VARIANCE"),
+        ("noise:-1", "at least 0"),
+        ("noise:inf", "at least 0"),
+        ("prune:1.5", "at most 1"),
+        ("blur:1", "unknown defense 'blur'; known are none, dpsgd"),
+        ("clip:1,dpsgd:1:1", "put it first"),
+    ],
+)
 def test_what_is_no_defense_is_named(text, message):
     with pytest.raises(ValueError, match=message):
         defenses.parse(text)

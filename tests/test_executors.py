@@ -26,11 +26,11 @@ SLURM = {
     'echo "Submitted batch job $!"',
     "srun": 'shift 5; exec "$@"',  # --unbuffered --output FILE --error FILE
     "sacct": 'echo "JobID|State|NodeList"\nfor word in "$@"; do\n'
-    '  [[ $word =~ ^[0-9]+$ ]] || continue\n'
+    "  [[ $word =~ ^[0-9]+$ ]] || continue\n"
     '  state=FAILED; kill -0 "$word" 2> /dev/null && state=RUNNING\n'
     '  echo "$word|$state|here"\ndone',
     "scancel": 'kill "$1"',
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,10 @@ def test_ray_retries_a_killed_cell_to_the_same_rows(local, tmp_path, monkeypatch
 
     def kill():
         """Returns how many blocks of the first cell were done."""
-        blocks = lambda: len(list((folder / "trials").glob("c0000-*.parquet")))  # noqa: E731
+
+        def blocks():
+            return len(list((folder / "trials").glob("c0000-*.parquet")))
+
         while not blocks():
             if over.wait(0.005):
                 return 0
@@ -155,9 +158,12 @@ class Lost:
     def __init__(self, deaths, error=None):
         self.deaths, self.error, self.calls, self.cancelled = deaths, error, [], []
         self.executor = executors.Executor(
-            "lost", self.submit, lambda handle: handle != "never", self.result,
+            "lost",
+            self.submit,
+            lambda handle: handle != "never",
+            self.result,
             self.cancelled.append,
-        )  # fmt: skip
+        )
 
     def submit(self, call):
         self.calls.append(call)

@@ -27,7 +27,10 @@ def loss(params, images, labels):
 @pytest.fixture(scope="module")
 def material():
     random = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(random.normal(size=shape))  # noqa: E731
+
+    def draw(*shape):
+        return jnp.asarray(random.normal(size=shape))
+
     with jax.enable_x64(True):
         params = {"w": draw(16, 8), "b": draw(8), "v": draw(8, 3)}
         return params, draw(4, *SHAPE), jnp.array([0, 2, 1, 2])
@@ -110,17 +113,19 @@ class Problem:
         """Attacks one target."""
         module, variables = self.victim.module, self.victim.variables
         targets = make_targets(
-            module, variables, self.truths, self.normalization, clients, 0.1,
-            order_keys([0]),
-        ).targets  # fmt: skip
+            module, variables, self.truths, self.normalization, clients, 0.1, order_keys([0])
+        ).targets
         settings = {"lr": 0.1, "iterations": iterations, "client_lr": 0.1, **numbers}
         problem = trials.Problem(
             module, self.shape, variables, targets, self.truths, self.normalization
         )
         return trials.run(
-            problem, method, method.numbers(seeds, settings), seed_keys([0], range(seeds)),
+            problem,
+            method,
+            method.numbers(seeds, settings),
+            seed_keys([0], range(seeds)),
             trials.Resources(plan or planner.GroupPlan(1, seeds)),
-        )  # fmt: skip
+        )
 
 
 def test_joint_labels_are_found_beside_the_image(problem):
@@ -153,9 +158,13 @@ def test_group_consistency_draws_the_starts_together(problem):
     spread = {}
     for weight in (1e-6, 1e3):
         result = Problem(problem, images=1).run(
-            ClientSettings(), attack.Method(priors=("prior_group",), sign="none"), seeds=3,
-            plan=planner.GroupPlan(1, 3, 1, whole=True), iterations=40, prior_group=weight,
-        )  # fmt: skip
+            ClientSettings(),
+            attack.Method(priors=("prior_group",), sign="none"),
+            seeds=3,
+            plan=planner.GroupPlan(1, 3, 1, whole=True),
+            iterations=40,
+            prior_group=weight,
+        )
         spread[weight] = np.std(result.pixels, axis=1).mean()
     assert spread[1e3] < 0.3 * spread[1e-6]
 
@@ -174,7 +183,9 @@ def test_the_work_of_local_steps_is_counted_for_each(problem):
         target = Target(update, jnp.zeros((1, count), jnp.int32))
         return problem.problem(targets=target).replace(truths=None)
 
-    count = lambda local: trials.step_flops(of_images(4), attack.Method(local=local))  # noqa: E731
+    def count(local):
+        return trials.step_flops(of_images(4), attack.Method(local=local))
+
     once = trials.step_flops(of_images(2), attack.Method())
     assert count(client.Local(3, 2)) == pytest.approx(6 * once)
     assert count(client.Local(1, 4)) > once

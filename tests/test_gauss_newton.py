@@ -20,8 +20,13 @@ from jaxinv.types import Normalization, Target, Truth
 
 SHAPE = (4, 3, 2)  # of an image
 PIXELS, ENTRIES = 24, 40
-NUMBERS = {"anneal_from": 10.0, "anneal_to": 1e-6, "damping": 0.0, "tolerance": 0.0,
-           "client_lr": 1.0}  # fmt: skip
+NUMBERS = {
+    "anneal_from": 10.0,
+    "anneal_to": 1e-6,
+    "damping": 0.0,
+    "tolerance": 0.0,
+    "client_lr": 1.0,
+}
 
 
 def make_prior(seed=0, shape=SHAPE):
@@ -86,10 +91,11 @@ ATTACK = gn.GaussNewton(defense=("noise",), cg_iterations=200, any_scale=False)
 def run(linear, problem=None, attack=ATTACK, seeds=1, iterations=12, **numbers):
     with jax.enable_x64(True):
         problem = jax.tree.map(
-            lambda x: jnp.asarray(np.asarray(x), None if np.asarray(x).dtype.kind == "i" else
-                                  jnp.float64),
+            lambda x: jnp.asarray(
+                np.asarray(x), None if np.asarray(x).dtype.kind == "i" else jnp.float64
+            ),
             linear.problem() if problem is None else problem,
-        )  # fmt: skip
+        )
         settings = NUMBERS | numbers | {"iterations": iterations, "posterior": 4000}
         keys = seed_keys(range(len(problem.targets.labels)), range(seeds))
         own = jax.tree.map(jnp.asarray, attack.numbers(seeds, settings))
@@ -154,7 +160,10 @@ def test_a_layer_that_is_not_to_be_trusted_is_left_out(linear):
 def test_noise_that_nobody_told_of_is_found():
     """Blind: the variance of what is left stands for the noise, so that it is not fitted."""
     noisy = Linear(200.0, entries=4 * PIXELS)
-    distance = lambda x: np.linalg.norm(np.ravel(x) - noisy.truth)  # noqa: E731
+
+    def distance(x):
+        return np.linalg.norm(np.ravel(x) - noisy.truth)
+
     blind, *_ = run(noisy, attack=ATTACK._replace(defense=()), iterations=40)
     knowing = distance(noisy.posterior()[0])
     fitted = np.linalg.lstsq(noisy.matrix, noisy.update["w"] - noisy.offset, rcond=None)[0]
@@ -174,9 +183,12 @@ def test_targets_in_a_batch_equal_those_alone(linear, solved):
 def test_products_are_those_of_the_jacobian(problem):
     """On LeNetZhu, in the prior's coefficients, in float64."""
     with jax.enable_x64(True):
-        wide = lambda tree: jax.tree.map(  # noqa: E731
-            lambda x: jnp.asarray(x, jnp.float64 if x.dtype.kind == "f" else None), tree
-        )
+
+        def wide(tree):
+            return jax.tree.map(
+                lambda x: jnp.asarray(x, jnp.float64 if x.dtype.kind == "f" else None), tree
+            )
+
         variables, target = wide(problem.victim.variables), wide(problem.targets)
         target = jax.tree.map(lambda x: x[0], target)
         loss = client.loss_fn(problem.victim.module, variables)
@@ -190,13 +202,17 @@ def test_products_are_those_of_the_jacobian(problem):
 
         @jax.jit
         def products():
-            residuals = lambda u: attack.residual_function(own, known)(u)[0]  # noqa: E731
+            def residuals(u):
+                return attack.residual_function(own, known)(u)[0]
+
             linear = gn.linearize(residuals, unknowns)
             direction = gn.random_signs(unknowns)
             pushed = linear.jvp(direction)
-            jacobian = jax.jacrev(lambda u: jnp.concatenate(
-                [x.ravel() for x in jax.tree.leaves(residuals((u, None)))]
-            ))(unknowns[0]).reshape(-1, 192)  # fmt: skip
+            jacobian = jax.jacrev(
+                lambda u: jnp.concatenate(
+                    [x.ravel() for x in jax.tree.leaves(residuals((u, None)))]
+                )
+            )(unknowns[0]).reshape(-1, 192)
             flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(pushed)])
             pulled = linear.vjp(pushed)[0].ravel()
             return jacobian, direction[0].ravel(), flat, pulled

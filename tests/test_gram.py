@@ -68,7 +68,10 @@ def test_equals_the_comparison_of_the_gradients():
 
         def attacked(comparison):
             """Values and image gradients of every objective, of two images at once."""
-            both = lambda x: jnp.stack([f(comparison(x)) for f in OBJECTIVES.values()])  # noqa: E731
+
+            def both(x):
+                return jnp.stack([f(comparison(x)) for f in OBJECTIVES.values()])
+
             return jax.jit(lambda x: (jax.vmap(both)(x), jax.vmap(jax.jacrev(both))(x)))(images[:2])
 
         for own, expected in zip(attacked(ours), attacked(plain)):
@@ -82,5 +85,7 @@ def test_equals_the_comparison_of_the_gradients():
         assert sorted(names) == [f"gram_{x}kernel" for x in ("dense", "strided", "valid")]
 
         # What is not stored: as many weight gradients fewer.
-        count = lambda f: str(jax.make_jaxpr(f)(images[0])).count("trilinear_wgrad")  # noqa: E731
+        def count(f):
+            return str(jax.make_jaxpr(f)(images[0])).count("trilinear_wgrad")
+
         assert count(ours) == count(plain) - 2

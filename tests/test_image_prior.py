@@ -25,9 +25,10 @@ def test_the_transform_is_orthonormal_and_comes_back(kind):
     random = np.random.default_rng(0)
     pixels = random.normal(size=(50, 6, 5, 3))
     prior = (
-        ip.of_covariance(pixels) if kind == "covariance"
+        ip.of_covariance(pixels)
+        if kind == "covariance"
         else ip.of_spectrum(pixels.mean(axis=0), ip.estimate_spectrum(pixels))
-    )  # fmt: skip
+    )
     images = random.normal(size=(2, 6, 5, 3))
     found = np.asarray(ip.coefficients(prior, images))
     np.testing.assert_allclose((found**2).sum(), (images**2).sum(), rtol=1e-5)
@@ -57,16 +58,19 @@ def test_a_covariance_of_few_images_is_still_one():
 
 
 def test_a_spectrum_of_one_over_frequency_is_the_same_at_every_size():
-    law = lambda n: 1 / np.maximum(np.hypot(*np.meshgrid(*[np.arange(n) / n] * 2)), 1 / 32) ** 2  # noqa: E731
+    def law(n):
+        return 1 / np.maximum(np.hypot(*np.meshgrid(*[np.arange(n) / n] * 2)), 1 / 32) ** 2
+
     found = ip.resample_spectrum(law(32)[..., None, None], 48, 64)[..., 0, 0]
     assert found.shape == (48, 64)
-    expected = 1 / np.maximum(
-        np.hypot(np.arange(48)[:, None] / 48, np.arange(64) / 64), 1 / 32
-    ) ** 2  # fmt: skip
+    expected = (
+        1 / np.maximum(np.hypot(np.arange(48)[:, None] / 48, np.arange(64) / 64), 1 / 32) ** 2
+    )
     error = np.abs(np.log(found / expected))
     assert error[6:-2, 8:-2].max() < 0.05
-    np.testing.assert_array_equal(ip.resample_spectrum(law(32)[..., None, None], 32, 32)[..., 0, 0],
-                                  law(32))  # fmt: skip
+    np.testing.assert_array_equal(
+        ip.resample_spectrum(law(32)[..., None, None], 32, 32)[..., 0, 0], law(32)
+    )
 
 
 def test_a_prior_is_made_once_and_a_torn_one_again(cache, monkeypatch):

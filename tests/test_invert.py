@@ -170,9 +170,15 @@ def gray_objective(monkeypatch):
 
     def measure(model, update, variables, labels, **settings):
         found = jaxinv.invert(
-            model, variables, update, image_shape=(8, 8, 2), seeds=1, labels=labels, priors={},
+            model,
+            variables,
+            update,
+            image_shape=(8, 8, 2),
+            seeds=1,
+            labels=labels,
+            priors={},
             **settings,
-        )  # fmt: skip
+        )
         return found.guesses.gray
 
     return measure
@@ -184,7 +190,10 @@ def test_labels_and_losses_are_used_as_they_are_given(theirs, gray_objective):
     smooth = optax.smooth_labels(jax.nn.one_hot(jnp.array([3]), 4), 0.2)
     update = theirs.gradient(gray, smooth)
     assert gray_objective(theirs.model, update, theirs.variables, smooth) < 1e-6
-    mse = lambda outputs, target: jnp.mean(jnp.square(outputs[:, 0] - target))  # noqa: E731
+
+    def mse(outputs, target):
+        return jnp.mean(jnp.square(outputs[:, 0] - target))
+
     target = jnp.array([0.9])
     variables, update = theirs.gradient(gray, target, Net(), mse)
     settings = {"loss": mse, "method": jaxinv.Method(objective="l2")}
@@ -218,11 +227,9 @@ def test_batch_norm_in_training_mode_is_simulated(theirs, gray_objective):
     loss = client.loss_fn(UserNetwork(model), variables, "train")
     update = client.gradient(loss, variables["params"], gray, jnp.array([2]))[0]
     objective = {
-        mode: gray_objective(
-            model, update, variables, None, method=jaxinv.Method(batch_norm=mode)
-        )
+        mode: gray_objective(model, update, variables, None, method=jaxinv.Method(batch_norm=mode))
         for mode in ("train", "eval")
-    }  # fmt: skip
+    }
     assert objective["train"] < 1e-5 < 1e-2 < objective["eval"]
     with pytest.raises(UserError, match="batch_norm=train: the model has no BatchNorm"):
         theirs.invert(method=jaxinv.Method(batch_norm="train"))
@@ -238,9 +245,15 @@ def test_closed_forms_labels_found_beside_and_modules_without_a_hash(theirs):
     assert exact.verdict == "matched"
     method = jaxinv.Method(objective="l2", optimizer="lbfgs", sign="none", schedule="constant")
     joint = jaxinv.invert(
-        model, variables, update, method=method, labels="joint", iterations=40, priors={},
+        model,
+        variables,
+        update,
+        method=method,
+        labels="joint",
+        iterations=40,
+        priors={},
         **settings,
-    )  # fmt: skip
+    )
     assert joint.labels.tolist() == [2]
     with pytest.raises(UserError, match="first layer is dense"):
         theirs.invert(method="analytic")
@@ -252,23 +265,24 @@ def test_functions_stand_in_place_of_names(theirs):
     named = theirs.invert(method=jaxinv.Method(gram="memory"), **settings)
     own = theirs.invert(
         method=jaxinv.Method(
-            objective=lambda between: (
-                1 - between.cross / jnp.sqrt(between.own * between.shared)
-            ),
+            objective=lambda between: 1 - between.cross / jnp.sqrt(between.own * between.shared),
             optimizer=lambda: optax.scale_by_adam(),
             sign=lambda gradient, progress: jnp.sign(gradient),
             schedule=lambda step, iterations: step_decay(step, iterations),
         ),
         priors={lambda view: total_variation(view.images): 1e-3},
         **settings,
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(own.best, named.best, atol=2e-3)
 
 
 def test_a_defense_that_is_known_is_simulated(theirs, gray_objective):
     gray, squash = jnp.full((1, 8, 8, 2), 0.5), lambda u: jax.tree.map(jnp.tanh, u)
     update = squash(jax.tree.map(lambda x: 10 * x, theirs.gradient(gray, jnp.array([2]))))
-    known = lambda u: squash(jax.tree.map(lambda x: 10 * x, u))  # noqa: E731
+
+    def known(u):
+        return squash(jax.tree.map(lambda x: 10 * x, u))
+
     arguments = theirs.model, update, theirs.variables, [2]
     assert gray_objective(*arguments, defense=known) < 1e-6
     assert gray_objective(*arguments) > 1e-3
@@ -361,9 +375,17 @@ def test_a_loss_function_will_do():
     own = client.loss_fn(loss, {})
     update = jax.jit(lambda: client.update(own, params, images, labels, local, 0.1)[0])()
     found = jaxinv.invert(
-        loss, {"params": params}, update, image_shape=(2, 2, 3), labels=labels, seeds=4,
-        iterations=300, client_lr=0.1, priors={}, method=jaxinv.Method(local=local),
-    )  # fmt: skip
+        loss,
+        {"params": params},
+        update,
+        image_shape=(2, 2, 3),
+        labels=labels,
+        seeds=4,
+        iterations=300,
+        client_lr=0.1,
+        priors={},
+        method=jaxinv.Method(local=local),
+    )
     assert np.nanmin(found.objectives) < 1e-3
     np.testing.assert_allclose(found.best, images, atol=0.1)
     with pytest.raises(UserError, match="labels=idlg: cannot be read under a loss of your own"):

@@ -86,11 +86,14 @@ def broken(path, kind, rng):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("pickled", "cannot be read as .npz"), ("floats", "must be uint8"),
-        ("few labels", "one whole number for each image"), ("no labels", "needs the arrays"),
-        ("below 0", "labels must be from 0 to 0"), ("torn", "cannot be read as .npz"),
+        ("pickled", "cannot be read as .npz"),
+        ("floats", "must be uint8"),
+        ("few labels", "one whole number for each image"),
+        ("no labels", "needs the arrays"),
+        ("below 0", "labels must be from 0 to 0"),
+        ("torn", "cannot be read as .npz"),
     ],
-)  # fmt: skip
+)
 def test_arrays_that_are_no_images_are_one_line(tmp_path, rng_numpy, kind, message):
     path = tmp_path / "own.npz"
     broken(path, kind, rng_numpy)

@@ -130,7 +130,7 @@ READ = {
     "trains": (Trains(), ("Dense_0", "kernel")),
     "bridge": (bridge.to_linen(OfNnx), ("dense", "kernel")),
     "nnx": (OfNnx(nnx.Rngs(0)), ("dense", "kernel")),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,10 @@ def prepared(module, image):
 def gradient(network, variables, image):
     """Of one image."""
     loss = client.loss_fn(network, variables)
-    of = lambda params: client.gradient(loss, params, image, jnp.array([TRUE]))[0]  # noqa: E731
+
+    def of(params):
+        return client.gradient(loss, params, image, jnp.array([TRUE]))[0]
+
     return jax.jit(of)(variables["params"])
 
 
@@ -231,7 +234,10 @@ def test_a_network_that_cannot_be_called_is_one_line():
 def test_the_loss_of_a_network_may_be_ones_own(image):
     """Multi-label outputs under a sigmoid."""
     targets = jnp.array([[1.0, 0, 1, 0, 0]])
-    own = lambda logits, labels: optax.sigmoid_binary_cross_entropy(logits, labels).mean()  # noqa: E731
+
+    def own(logits, labels):
+        return optax.sigmoid_binary_cross_entropy(logits, labels).mean()
+
     network, variables, _ = prepared(Dense(), image)
     loss = client.loss_fn(UserNetwork(Dense(), own), variables)
     found, _ = loss(variables["params"], image, targets)
@@ -269,7 +275,9 @@ def test_negative_padding_is_a_crop_as_in_plain_flax(rng_numpy, features):
     settings = (1, 1), ((-1, 1), (2, -2)), None, None, ("NHWC", "HWIO", "NHWC"), groups
 
     def of(convolve):
-        out = lambda x, w: jnp.sum(jnp.sin(convolve(x, w, *settings)))  # noqa: E731
+        def out(x, w):
+            return jnp.sum(jnp.sin(convolve(x, w, *settings)))
+
         return jax.jit(jax.value_and_grad(out, argnums=(0, 1)))(images, kernel)
 
     found, expected = of(conv_general_dilated), of(jax.lax.conv_general_dilated)

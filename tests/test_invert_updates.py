@@ -131,7 +131,10 @@ def test_numbers_of_every_real_type_are_taken_and_their_rounding_is_known(sender
     found = sender.understand(sent)
     assert all(x.dtype == np.float64 for x in jax.tree.leaves(found.gradient))
     error = jax.tree.map(lambda x, y: np.float64(x) - y.astype(np.float64), gradient, sent)
-    norm = lambda tree: sum(np.sum(np.float64(x) ** 2) for x in jax.tree.leaves(tree)) ** 0.5  # noqa: E731
+
+    def norm(tree):
+        return sum(np.sum(np.float64(x) ** 2) for x in jax.tree.leaves(tree)) ** 0.5
+
     assert found.rounding == pytest.approx(norm(error) / norm(gradient), rel=0.5)
 
 
@@ -185,8 +188,10 @@ def write_safetensors(path, arrays):
         size = arrays[name].nbytes
         kind = "BF16" if arrays[name].dtype == jnp.bfloat16 else "F32"
         header[name] = {
-            "dtype": kind, "shape": list(arrays[name].shape), "data_offsets": [at, at + size],
-        }  # fmt: skip
+            "dtype": kind,
+            "shape": list(arrays[name].shape),
+            "data_offsets": [at, at + size],
+        }
         at += size
     text = json.dumps(header).encode()
     body = b"".join(np.ascontiguousarray(arrays[name]).tobytes() for name in sorted(arrays))
@@ -301,11 +306,18 @@ class Bodies(nn.Module):
 def torch_state(rng):
     """Parameters as such a module of PyTorch has them."""
     shapes = {
-        "conv.weight": (4, 3, 3, 3), "conv.bias": (4,), "norm.weight": (4,), "norm.bias": (4,),
-        "norm.running_mean": (4,), "norm.running_var": (4,), "norm.num_batches_tracked": (),
-        "hidden.weight": (6, 64), "hidden.bias": (6,), "out.weight": (CLASSES, 6),
+        "conv.weight": (4, 3, 3, 3),
+        "conv.bias": (4,),
+        "norm.weight": (4,),
+        "norm.bias": (4,),
+        "norm.running_mean": (4,),
+        "norm.running_var": (4,),
+        "norm.num_batches_tracked": (),
+        "hidden.weight": (6, 64),
+        "hidden.bias": (6,),
+        "out.weight": (CLASSES, 6),
         "out.bias": (CLASSES,),
-    }  # fmt: skip
+    }
     return {name: np.abs(rng.normal(size=s)).astype(np.float32) / 3 for name, s in shapes.items()}
 
 
@@ -313,10 +325,16 @@ def torch_outputs(state, images):
     """What PyTorch computes, in its own layouts: [batch, channel, height, width]."""
     x = jnp.moveaxis(images, -1, 1)
     x = jax.lax.conv_general_dilated(
-        x, state["conv.weight"], (1, 1), ((1, 1), (1, 1)),
+        x,
+        state["conv.weight"],
+        (1, 1),
+        ((1, 1), (1, 1)),
         dimension_numbers=("NCHW", "OIHW", "NCHW"),
-    )  # fmt: skip
-    column = lambda name: state[name][:, None, None]  # noqa: E731
+    )
+
+    def column(name):
+        return state[name][:, None, None]
+
     x = x + column("conv.bias") - column("norm.running_mean")
     x = x / np.sqrt(column("norm.running_var") + 1e-5)
     x = nn.relu(x * column("norm.weight") + column("norm.bias"))
@@ -328,7 +346,10 @@ def torch_outputs(state, images):
 def test_pytorchs_parameters_compute_the_same_and_its_gradients_follow(rng_numpy):
     state, module = torch_state(rng_numpy), Bodies()
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, *SHAPE)))
-    outputs = lambda images: torch_outputs(state, images)  # noqa: E731
+
+    def outputs(images):
+        return torch_outputs(state, images)
+
     found = pytorch.convert_state(state, outputs, module, variables, SHAPE)
     shapes = jax.tree.map(jnp.shape, found.variables)
     assert shapes == jax.tree.map(jnp.shape, variables)

@@ -20,10 +20,12 @@ def last_layer(truth, spread=0.0, scale=1.0):
     softmax = np.array(jax.nn.softmax(features @ kernel))
     of_logits = softmax - np.eye(CLASSES)[truth]
     return labels.LastLayer(
-        jnp.asarray(kernel), jnp.zeros(CLASSES), jnp.asarray(scale * of_logits.T @ features),
+        jnp.asarray(kernel),
+        jnp.zeros(CLASSES),
+        jnp.asarray(scale * of_logits.T @ features),
         jnp.asarray(scale * of_logits.sum(axis=0)),
         jnp.asarray(spread * random.normal(size=(20, FEATURES))),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("rule", ["llg", "ilrg", "counts"])

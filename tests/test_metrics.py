@@ -29,11 +29,16 @@ def test_psnr_and_ssim_equal_scikit_image(pair):
     decibels = [peak_signal_noise_ratio(t, n, data_range=1) for n, t in zip(noisy, truth)]
     similarity = [
         structural_similarity(
-            t, n, data_range=1, channel_axis=-1, gaussian_weights=True, sigma=1.5,
+            t,
+            n,
+            data_range=1,
+            channel_axis=-1,
+            gaussian_weights=True,
+            sigma=1.5,
             use_sample_covariance=False,
         )
         for n, t in zip(noisy, truth)
-    ]  # fmt: skip
+    ]
     np.testing.assert_allclose(psnr(noisy, truth), decibels, rtol=1e-5)
     np.testing.assert_allclose(ssim(noisy, truth), similarity, atol=1e-5)
 

@@ -48,7 +48,10 @@ def test_parameter_counts(name, width, published):
 
 def basic_resnet_count(width, blocks):
     """By hand: 9ab per 3x3 from a to b channels, ab per 1x1, 2b per norm, one dense layer."""
-    conv = lambda a, b, kernel: kernel**2 * a * b + 2 * b  # noqa: E731
+
+    def conv(a, b, kernel):
+        return kernel**2 * a * b + 2 * b
+
     total, before = conv(3, width, 3), width
     for features in (width, 2 * width, 4 * width):
         total += conv(before, features, 3) + (2 * blocks - 1) * conv(features, features, 3)
@@ -76,7 +79,10 @@ def test_group_norm_keeps_images_apart_and_batch_norm_in_training_does_not():
     def alone_and_together(norm):
         module = ResNet(classes=3, width=2, blocks=(1, 1), norm=norm)
         variables = module.init(jax.random.key(1), images)
-        apply = lambda x: module.apply(variables, x, train=True, mutable=["batch_stats"])  # noqa: E731
+
+        def apply(x):
+            return module.apply(variables, x, train=True, mutable=["batch_stats"])
+
         return apply(images[:1])[0], apply(images)[0][:1]
 
     np.testing.assert_allclose(*alone_and_together("group"), rtol=1e-4, atol=1e-5)
@@ -110,8 +116,12 @@ def test_group_norm_is_that_of_the_library():
 
     @functools.partial(jax.jit, static_argnums=0)
     def measured(module):
-        loss = lambda p, x: jnp.sin(module.apply(p, x)).sum()  # noqa: E731
-        norm = lambda x: sum(jnp.vdot(g, g) for g in jax.tree.leaves(jax.grad(loss)(params, x)))  # noqa: E731
+        def loss(p, x):
+            return jnp.sin(module.apply(p, x)).sum()
+
+        def norm(x):
+            return sum(jnp.vdot(g, g) for g in jax.tree.leaves(jax.grad(loss)(params, x)))
+
         return module.apply(params, x), jax.grad(loss, argnums=1)(params, x), jax.grad(norm)(x)
 
     for got, expected in zip(measured(ours), measured(theirs)):

@@ -77,24 +77,38 @@ CHANGES = {
 }
 OF_SECOND_ORDER = {"attack": "analytic", "objective": "cosine", "init": "prior"}
 OWN_VALUES = {
-    "bayes": OF_SECOND_ORDER, "smoothed_bayes": OF_SECOND_ORDER, "analytic": {"attack": "spear"},
+    "bayes": OF_SECOND_ORDER,
+    "smoothed_bayes": OF_SECOND_ORDER,
+    "analytic": {"attack": "spear"},
     "spear": {"attack": "analytic"},
-}  # fmt: skip
+}
 # How the work is done, not what: the rows may agree to rounding.
 OF_EXECUTION = {"gram"}
 BASES = {
     "geiping": TINY | {"attack": "geiping", "tv": 0.01, "iterations": 2},
-    "bayes": TINY | {"attack": "bayes", "iterations": 2, "cg_iterations": 3, "posterior": 0,
-                     "anneal_to": 1.0},
-    "smoothed_bayes": TINY | {"attack": "smoothed_bayes", "iterations": 2, "cg_iterations": 3,
-                              "draws": 2},
+    "bayes": TINY
+    | {"attack": "bayes", "iterations": 2, "cg_iterations": 3, "posterior": 0, "anneal_to": 1.0},
+    "smoothed_bayes": TINY
+    | {"attack": "smoothed_bayes", "iterations": 2, "cg_iterations": 3, "draws": 2},
     "analytic": TINY | {"attack": "analytic"},
     "spear": TINY | {"attack": "spear"},
-}  # fmt: skip
+}
 OF_MATCHING = {
-    "tv", "tv_isotropic", "tv_color", "prior_l2", "prior_batch_norm", "prior_group",
-    "prior_features", "prior_epoch_order", "optimizer", "sign", "lr", "schedule", "box", "gram",
-}  # fmt: skip
+    "tv",
+    "tv_isotropic",
+    "tv_color",
+    "prior_l2",
+    "prior_batch_norm",
+    "prior_group",
+    "prior_features",
+    "prior_epoch_order",
+    "optimizer",
+    "sign",
+    "lr",
+    "schedule",
+    "box",
+    "gram",
+}
 # What each family refuses: what it has no use for, and what it is not made for.
 STEPS = {"client_epochs", "client_batch", "client_lr", "shuffled", "assumed_batch", "assumed_lr"}
 ANNEALED = {"anneal_from", "anneal_to", "damping", "tolerance", "posterior"}
@@ -110,9 +124,7 @@ REFUSED = {
     "analytic": OF_MATCHING | SECOND_ORDER | NO_CLOSED_FORM,
     "spear": OF_MATCHING | SECOND_ORDER | NO_CLOSED_FORM,
 }
-MEASURED = (
-    "psnr", "ssim", "mse", "objective", "prior", "label_accuracy", "update_error", "status",
-)  # fmt: skip
+MEASURED = ("psnr", "ssim", "mse", "objective", "prior", "label_accuracy", "update_error", "status")
 
 
 class Normed(nn.Module):
@@ -151,8 +163,13 @@ def small(monkeypatch):
 
 def written(folder, cells, **run):
     """A sweep file of these cells."""
-    spell = lambda value: json.dumps("published" if value is None else value)  # noqa: E731
-    table = lambda values: "".join(f"{k} = {spell(v)}\n" for k, v in values.items())  # noqa: E731
+
+    def spell(value):
+        return json.dumps("published" if value is None else value)
+
+    def table(values):
+        return "".join(f"{k} = {spell(v)}\n" for k, v in values.items())
+
     path = folder / "study.toml"
     path.write_text(f"[run]\n{table(run)}" + "".join(f"[[vary]]\n{table(c)}" for c in cells))
     return path
@@ -181,8 +198,7 @@ SLOW = {"geiping", "bayes", "smoothed_bayes"}
 
 
 @pytest.mark.parametrize(
-    "family",
-    [pytest.param(f, marks=pytest.mark.slow) if f in SLOW else f for f in FAMILIES],
+    "family", [pytest.param(f, marks=pytest.mark.slow) if f in SLOW else f for f in FAMILIES]
 )
 def test_a_setting_changes_the_rows_or_is_refused(family, small, tmp_path):
     run = {"targets": 2, "seeds": 2}
@@ -211,17 +227,22 @@ def test_a_setting_changes_the_rows_or_is_refused(family, small, tmp_path):
         for i, cell in enumerate(there)
     }
     silent = {
-        name for name, (*_, base, changed) in pairs.items()
+        name
+        for name, (*_, base, changed) in pairs.items()
         if agree(measured[base], measured[changed], 1e-5 if name != "precision" else 0)
-    }  # fmt: skip
+    }
     assert silent <= OF_EXECUTION
 
 
 def test_every_part_of_a_plan_is_used(small, tmp_path, monkeypatch):
     asked = {
-        "target_ids": "17", "seeds": "2", "noise_seeds": "2", "memory": "1",
-        "data_dir": str(tmp_path), "out": str(tmp_path / "run"),
-    }  # fmt: skip
+        "target_ids": "17",
+        "seeds": "2",
+        "noise_seeds": "2",
+        "memory": "1",
+        "data_dir": str(tmp_path),
+        "out": str(tmp_path / "run"),
+    }
     assert {*asked, "targets"} == set(schema.Plan.model_fields)  # targets: the runs above
     read, folders = sys.modules["dots"].read, []
 
@@ -232,8 +253,9 @@ def test_every_part_of_a_plan_is_used(small, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["dots"], "read", watched)
     base = ["--model", "mlp", "--width", "8", "--iterations", "1", "--tv", "0.01"]
     base += ["--dataset", "dots", "--defense", "noise:1e-3"]
-    flags = [part for name, value in asked.items()
-             for part in (f"--{name.replace('_', '-')}", value)]  # fmt: skip
+    flags = [
+        part for name, value in asked.items() for part in (f"--{name.replace('_', '-')}", value)
+    ]
     assert sweep.main([*base, *flags]) == 0
     rows = results.read_run(tmp_path / "run").trials
     trials = list(zip(rows["target_id"], rows["noise_seed"], rows["seed"]))
@@ -247,7 +269,8 @@ def agree(one, other, rtol):
     """Whether two cells measured the same."""
     if [x.shape for x in one] != [x.shape for x in other]:
         return False
-    close = lambda a, b: (  # noqa: E731
-        (a == b).all() if a.dtype == object else np.allclose(a, b, rtol=rtol, atol=0)
-    )
+
+    def close(a, b):
+        return (a == b).all() if a.dtype == object else np.allclose(a, b, rtol=rtol, atol=0)
+
     return all(close(a, b) for a, b in zip(one, other))

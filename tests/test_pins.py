@@ -55,14 +55,20 @@ OF_BOTH = {"psnr": 10.28584, "ssim": 0.0377254, "prior": 0.02094596, "baseline_p
 
 def test_streams_have_their_numbers():
     assert {stream.name: int(stream) for stream in rng.Stream} == {
-        "DATA": 0, "NETWORK": 1, "DEFENSE": 2, "ATTACK": 3, "TRAINING": 4,
-    }  # fmt: skip
+        "DATA": 0,
+        "NETWORK": 1,
+        "DEFENSE": 2,
+        "ATTACK": 3,
+        "TRAINING": 4,
+    }
     keys = [jax.random.key_data(rng.stream_key(stream, 5, 17)).tolist() for stream in rng.Stream]
     assert keys == KEYS
 
 
 def test_keys_of_a_trial():
-    of = lambda keys: jax.random.key_data(keys).ravel().tolist()  # noqa: E731
+    def of(keys):
+        return jax.random.key_data(keys).ravel().tolist()
+
     assert of(seed_keys([17], [3])) == START_KEY
     assert of(noise_keys([17], [3])) == NOISE_KEY
     assert of(order_keys([17])) == ORDER_KEY

@@ -22,7 +22,10 @@ def smooth():
     random = np.random.default_rng(0)
     inner, outer = random.normal(size=(OUT, SIZE)) / 3, random.normal(size=(OUT, OUT))
     truth = random.normal(size=SIZE)
-    of = lambda x: outer @ jax.nn.sigmoid(inner @ x)  # noqa: E731
+
+    def of(x):
+        return outer @ jax.nn.sigmoid(inner @ x)
+
     return of, truth
 
 
@@ -32,10 +35,13 @@ def polished(smooth, initial, columns):
         shared = of(jnp.asarray(truth))
         run = jax.jit(
             lambda x: lm.descend(
-                lambda y: of(y) - shared, jnp.linalg.norm(shared), x,
-                jnp.float64(lm.FIRST_DAMPING), columns,
+                lambda y: of(y) - shared,
+                jnp.linalg.norm(shared),
+                x,
+                jnp.float64(lm.FIRST_DAMPING),
+                columns,
             )
-        )  # fmt: skip
+        )
         return jax.tree.map(np.asarray, run(jnp.asarray(initial)))
 
 
@@ -62,8 +68,9 @@ def test_the_preconditioner_is_the_normal_matrix(smooth):
     assert factor.dtype == jnp.float32
     root = np.sqrt(np.diag(normal))
     inverse = factor.T @ factor / np.outer(root, root)
-    np.testing.assert_allclose(inverse @ (normal + lm.SHIFT * np.diag(root**2)), np.eye(SIZE),
-                               atol=2e-3)  # fmt: skip
+    np.testing.assert_allclose(
+        inverse @ (normal + lm.SHIFT * np.diag(root**2)), np.eye(SIZE), atol=2e-3
+    )
 
 
 def double(tree):
@@ -77,7 +84,10 @@ def double(tree):
 def exact(problem):
     """LeNetZhu's first target in float64, polished from an image 20 dB off."""
     with jax.enable_x64(True):
-        first = lambda tree: jax.tree.map(lambda x: x[:1], tree)  # noqa: E731
+
+        def first(tree):
+            return jax.tree.map(lambda x: x[:1], tree)
+
         variables, truths = double(problem.victim.variables), double(first(problem.truths))
         normalization = double(problem.normalization)
         targets = make_targets(problem.victim.module, variables, truths, normalization).targets

@@ -98,10 +98,15 @@ def test_noise_has_the_scale_and_two_thirds_and_three_halves_of_it_are_rejected(
     """20,000 draws: the standard deviation is known to 0.5%."""
     tree = {"a": jnp.zeros((100, 100)), "b": jnp.zeros(10_000)}
     multiplier, clip = 1.1, 0.7
-    draw = lambda scale: np.concatenate([  # noqa: E731
-        np.ravel(leaf)
-        for leaf in add_noise(tree, scale * multiplier * clip, jax.random.key(5)).values()
-    ])  # fmt: skip
+
+    def draw(scale):
+        return np.concatenate(
+            [
+                np.ravel(leaf)
+                for leaf in add_noise(tree, scale * multiplier * clip, jax.random.key(5)).values()
+            ]
+        )
+
     assert noise_is(draw(1.0), multiplier * clip)
     assert not noise_is(draw(2 / 3), multiplier * clip)
     assert not noise_is(draw(3 / 2), multiplier * clip)
@@ -126,9 +131,10 @@ def test_accountants_give_the_published_figures():
 def test_epsilon_of_one_gaussian_is_the_closed_form():
     """delta(eps) = Phi(1/2s - eps s) - e^eps Phi(-1/2s - eps s) (Balle & Wang 2018)."""
     for multiplier in (0.7, 2.0):
-        curve = lambda eps, s=multiplier: (  # noqa: E731
-            special.ndtr(0.5 / s - eps * s) - np.exp(eps) * special.ndtr(-0.5 / s - eps * s)
-        )
+
+        def curve(eps, s=multiplier):
+            return special.ndtr(0.5 / s - eps * s) - np.exp(eps) * special.ndtr(-0.5 / s - eps * s)
+
         exact = optimize.brentq(lambda eps: curve(eps) - 1e-5, 0, 50)
         got = accounting.epsilon(accounting.Mechanism(multiplier), 1e-5)
         assert exact <= got <= 1.002 * exact

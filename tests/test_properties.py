@@ -47,9 +47,13 @@ def test_trials_are_dealt_out_and_gathered_again(plan, targets, seeds):
 
 
 @given(
-    tv=weights, lr=st.floats(1e-6, 1e3), iterations=st.integers(1, 10**6),
-    network_seed=st.integers(0, 2**31), shuffled=st.booleans(), variance=weights,
-)  # fmt: skip
+    tv=weights,
+    lr=st.floats(1e-6, 1e3),
+    iterations=st.integers(1, 10**6),
+    network_seed=st.integers(0, 2**31),
+    shuffled=st.booleans(),
+    variance=weights,
+)
 def test_a_cell_comes_back_from_its_sweep_file(tmp_path_factory, variance, **settings):
     file = tmp_path_factory.getbasetemp() / "cell.toml"
 

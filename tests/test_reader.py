@@ -42,7 +42,10 @@ def test_flags_override_the_file_and_lists_make_axes(tmp_path):
 def test_the_rate_is_that_of_the_optimizer_unless_given(tmp_path):
     file = tmp_path / "own.toml"
     file.write_text("[grid]\nlr = 0.5\n")
-    of = lambda **flags: [cell.lr for cell in study(file, **flags).cells]  # noqa: E731
+
+    def of(**flags):
+        return [cell.lr for cell in study(file, **flags).cells]
+
     assert of() == [0.5]
     assert of(attack="dlg") == [1.0]  # another optimizer's rate is none of L-BFGS's
     assert of(attack="dlg", lr=["0.2"]) == [0.2]
@@ -61,8 +64,11 @@ def test_vary_tables_ask_one_question_each_around_one_cell(tmp_path):
     cells = [(c.model, c.width, c.tv, c.lr) for c in made.cells]
     first = ("convnet", 8, 0.01, 0.1)
     assert cells == [
-        first, ("convnet", 16, 0.01, 0.1), ("convnet", 8, 0.1, 0.1), ("lenet_zhu", None, 0.01, 0.1)
-    ]  # fmt: skip
+        first,
+        ("convnet", 16, 0.01, 0.1),
+        ("convnet", 8, 0.1, 0.1),
+        ("lenet_zhu", None, 0.01, 0.1),
+    ]
     assert made.axes["width"] == [8, 16, None]
     assert made.axes["tv"] == [0.01, 0.1]
     settings = [cell.model_dump() for cell in made.cells]
@@ -82,8 +88,11 @@ def test_shipped_sweeps_are_valid(pytestconfig):
         text = study(file).text
         assert all((text.question, text.cost, text.expectation))
         for preset, tables in tomllib.loads(file.read_text()).get("preset", {}).items():
-            named = [t["victim"] for t in (tables.get("grid", {}), *tables.get("vary", []))
-                     if "victim" in t]  # fmt: skip
+            named = [
+                t["victim"]
+                for t in (tables.get("grid", {}), *tables.get("vary", []))
+                if "victim" in t
+            ]
             victims = [v for names in named for v in ([names] if isinstance(names, str) else names)]
             if all((pytestconfig.rootpath / "checkpoints" / v).exists() for v in victims):
                 reader.load_study(file, {}, preset)  # others are to be trained first
@@ -229,7 +238,9 @@ def parsed(add, *arguments):
 
 
 def test_a_switch_alone_says_true():
-    load = lambda *words: reader.load_training(parsed(flags.add_training, *words))  # noqa: E731
+    def load(*words):
+        return reader.load_training(parsed(flags.add_training, *words))
+
     private = ("--noise-multiplier", "1", "--delta", "1e-5")
     assert not load().dp
     assert load("--dp", *private).dp
@@ -266,8 +277,13 @@ def test_help_shows_choices_and_types():
     parser = flags.FlagParser("command", "")
     flags.add_study(parser)
     text = parser.format_help()
-    for words in ("objective {cosine,l2} ...", "tv FLOAT ...", "seeds INT", "box {true,false} ...",
-                  "labels {known,idlg,llg,ilrg,counts,joint} ..."):  # fmt: skip
+    for words in (
+        "objective {cosine,l2} ...",
+        "tv FLOAT ...",
+        "seeds INT",
+        "box {true,false} ...",
+        "labels {known,idlg,llg,ilrg,counts,joint} ...",
+    ):
         assert f"  --{words}" in text
 
 
@@ -306,7 +322,8 @@ BAD_INPUTS = {
     "profile": (sweep, ["--profile", "/proc/xx", "--dry-run"], "--profile: cannot be made there"),
     "an abbreviation": (sweep, ["--iter", "1"], "unrecognized arguments: --iter"),
     "millions of cells": (
-        sweep, ["--tv", *map(str, range(1, 5001)), "--lr", *map(str, range(1, 5001))],
+        sweep,
+        ["--tv", *map(str, range(1, 5001)), "--lr", *map(str, range(1, 5001))],
         "the study has 25,000,000 cells; 10,000 at most",
     ),
     "endless study": (sweep, ["/dev/zero"], "sweep file /dev/zero cannot be read: more than"),
@@ -318,12 +335,13 @@ BAD_INPUTS = {
     "range twice": (search, ["--space", "tv=0.1:1", "tv=0.2:1"], "'tv' has two ranges; give one"),
     "range beyond": (search, ["--space", "lr=1e30:1e39"], "beyond what float32 holds"),
     "endless archive": (
-        prepare, ["cifar10", "--archive", "/dev/zero", "--data-dir", "x"],
+        prepare,
+        ["cifar10", "--archive", "/dev/zero", "--data-dir", "x"],
         "--archive /dev/zero: is no file",
     ),
     "update with NUL": (invert, ["--update", "a\0b"], r"--update 'a\\x00b': no name"),
     "classes": (invert, ["--update", "u", "--victim", "v", "--classes", "3,x"], "--classes x: "),
-}  # fmt: skip
+}
 BAD_FILES = {
     "nesting": ("grid = " + "[" * 50_000, "nest too deeply"),
     "closed nesting": ("grid = " + "[" * 20_000 + "]" * 20_000, "nest too deeply"),
@@ -332,7 +350,8 @@ BAD_FILES = {
     "20 digits": ("[grid]\nnetwork_seed = 99999999999999999999", "--network-seed 9{20}: "),
     "50 MB": ("#" * 50_000_000, "more than 65,536 characters"),
     "millions of cells": (
-        f"[grid]\ntv = {[*range(5000)]}\nlr = {[*range(1, 5001)]}", "the study has 25,000,000 cells"
+        f"[grid]\ntv = {[*range(5000)]}\nlr = {[*range(1, 5001)]}",
+        "the study has 25,000,000 cells",
     ),
     "true for a number": ("[run]\nseeds = true", "--seeds True: a number is wanted"),
     "true for a weight": ("[grid]\ntv = [true]", "--tv True: a number is wanted"),
@@ -340,7 +359,7 @@ BAD_FILES = {
     "a list in a list": ("[grid]\nattack = [['dlg']]", "--attack .'dlg'.: .* valid string"),
     "targets twice": ("[run]\ntargets = 1\ntarget_ids = [1]", "leave --targets out"),
     "no targets": ("[run]\ntarget_ids = []", r"--target-ids \[\]: .*at least 1"),
-}  # fmt: skip
+}
 
 
 def answer(command, arguments, capsys):

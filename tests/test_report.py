@@ -191,9 +191,19 @@ def test_page_stands_alone_and_says_what_it_must(study):
     assert outside == []
     assert "<script" not in page
     assert page.count("<figure>") == len(FIGURES)
-    for words in ("How much do the seeds of one attack differ?", "python -m jaxinv.sweep --seeds",
-                  "cpu, 2 cores", "jax 0.10.2", "Dimitrov", "1 trial of 45 turned non-finite",
-                  "1 failed", "Wilson", "mean color", "attacker", "oracle"):  # fmt: skip
+    for words in (
+        "How much do the seeds of one attack differ?",
+        "python -m jaxinv.sweep --seeds",
+        "cpu, 2 cores",
+        "jax 0.10.2",
+        "Dimitrov",
+        "1 trial of 45 turned non-finite",
+        "1 failed",
+        "Wilson",
+        "mean color",
+        "attacker",
+        "oracle",
+    ):
         assert words in page, words
     psnr = column(folder, 0, "psnr")
     assert f"<td>{number_text(psnr.mean())} <small>" in page
@@ -213,8 +223,10 @@ def test_variants_build(tmp_path, name, monkeypatch):
     assert ("not finished: 16 of 24" in page) == (name == "unfinished")
     if name == "around":
         assert [cell.label for cell in summarize(read_run(tmp_path), 19.0).cells] == [
-            "tv = 0.01, lr = 0.1", "lr = 0.01", "tv = 0.001"
-        ]  # fmt: skip
+            "tv = 0.01, lr = 0.1",
+            "lr = 0.01",
+            "tv = 0.001",
+        ]
     if name == "images":
         assert "4 of each target" in plots_text(tmp_path)
 
@@ -330,30 +342,49 @@ def test_numbers_for_people():
 
 def trained_with(epsilon, accuracy):
     """What the rows say of a victim; None: without DP-SGD."""
-    return {"victim": f"net-{epsilon}", "victim_accuracy": accuracy, "victim_epsilon": epsilon,
-            "victim_delta": None if epsilon is None else 1e-5}  # fmt: skip
+    return {
+        "victim": f"net-{epsilon}",
+        "victim_accuracy": accuracy,
+        "victim_epsilon": epsilon,
+        "victim_delta": None if epsilon is None else 1e-5,
+    }
 
 
 @pytest.fixture(scope="module")
 def defended(tmp_path_factory):
     """Noise and bits at two strengths, a sign, and two networks of DP-SGD; the first undefended."""
-    chosen = ["none", "noise:0.1", "noise:1", "quantize:8", "quantize:1", "sign", "dpsgd:1:0.5",
-              "dpsgd:1:2"]  # fmt: skip
+    chosen = [
+        "none",
+        "noise:0.1",
+        "noise:1",
+        "quantize:8",
+        "quantize:1",
+        "sign",
+        "dpsgd:1:0.5",
+        "dpsgd:1:2",
+    ]
     facts = {6: trained_with(8.0, 0.5), 7: trained_with(1.0, 0.4)}
     facts |= {cell: trained_with(None, 0.6) for cell in range(6)}
     folder = tmp_path_factory.mktemp("report") / "defended"
     return write_run(
-        folder, axes={"defense": chosen}, targets=4, draws=3, facts=facts,
-        level=[25, 22, 9, 24, 9, 9, 9, 8], seed_std=[0.3] * 8,
-    )  # fmt: skip
+        folder,
+        axes={"defense": chosen},
+        targets=4,
+        draws=3,
+        facts=facts,
+        level=[25, 22, 9, 24, 9, 9, 9, 8],
+        seed_std=[0.3] * 8,
+    )
 
 
 def test_verdicts_name_the_least_strength_that_stops_the_attack(defended):
     study = summarize(read_run(defended), 19.0)
     rows = {row["defense"]: row for row in TABLES["defenses"].rows(study)}
     assert {name: (row["stops"], row["tried"]) for name, row in rows.items()} == {
-        "noise": (True, "0.1 to 1"), "quantize": (True, "8 to 1"), "sign": (True, ""),
-    }  # fmt: skip
+        "noise": (True, "0.1 to 1"),
+        "quantize": (True, "8 to 1"),
+        "sign": (True, ""),
+    }
     assert rows["noise"]["strength"] == 1
     assert rows["quantize"]["strength"] == 1  # fewer bits protect more
     assert rows["noise"]["undefended_psnr"] == pytest.approx(study.cells[0].mean.mean)
@@ -425,7 +456,9 @@ def test_the_page_says_which_labels_were_found(tmp_path):
 
 
 def test_cells_on_other_images_stand_in_a_band_of_their_own():
-    make = lambda ids: SimpleNamespace(image_ids=ids, target_ids=[batch[0] for batch in ids])  # noqa: E731
+    def make(ids):
+        return SimpleNamespace(image_ids=ids, target_ids=[batch[0] for batch in ids])
+
     single, pairs = [[0], [1], [2]], [[0, 1], [2, 3]]
     cells = [make(single), make(pairs), make(single[:2]), make(pairs), make(pairs)]
     first, second = pictures.bands_of(cells, 2)

@@ -77,8 +77,13 @@ def test_every_file_of_sections_is_in_the_list():
 
 
 ALWAYS = {
-    "summary", "psnr_distribution", "psnr_by_step", "reconstructions", "success_rate", "per_target",
-}  # fmt: skip
+    "summary",
+    "psnr_distribution",
+    "psnr_by_step",
+    "reconstructions",
+    "success_rate",
+    "per_target",
+}
 OF_SEEDS = {"pixel_statistics", "best_of_k", "variance_components"}
 
 
@@ -135,9 +140,12 @@ def test_a_metric_is_one_column(studies):
     table = next(s.table for s in SECTIONS if s.name == "summary")
     study = studies["seeds"]
     metric = columns.Column(
-        "worst", lambda cell: cell.psnr.min(), "worst\nseed", columns.decimals("worst"),
+        "worst",
+        lambda cell: cell.psnr.min(),
+        "worst\nseed",
+        columns.decimals("worst"),
         definition=columns.Definition("Worst", "The least of all."),
-    )  # fmt: skip
+    )
     wider = columns.Table(table.items, (*table.columns, metric))
     rows = wider.rows(study)
     assert [row["worst"] for row in rows] == [cell.psnr.min() for cell in study.cells]
@@ -214,13 +222,19 @@ def spoil(folder, what):
     kind, _, how = what.partition(" ")
     if kind == "run.json":
         text = config.read_text()
-        config.write_text({
-            "list": "[1]", "null": "null", "torn": text[: len(text) // 2], "binary": "\0\0",
-            "no_cells": text.replace('"cells"', '"sells"'),
-            "no_seeds": text.replace('"seeds"', '"sees"'),
-            "fewer": re.sub(r'"cells": \[.*?\],\n  "target', '"cells": [],\n  "target', text,
-                            flags=re.S),
-        }[how])  # fmt: skip
+        config.write_text(
+            {
+                "list": "[1]",
+                "null": "null",
+                "torn": text[: len(text) // 2],
+                "binary": "\0\0",
+                "no_cells": text.replace('"cells"', '"sells"'),
+                "no_seeds": text.replace('"seeds"', '"sees"'),
+                "fewer": re.sub(
+                    r'"cells": \[.*?\],\n  "target', '"cells": [],\n  "target', text, flags=re.S
+                ),
+            }[how]
+        )
     elif kind in ("npz", "parquet", "trace"):
         path = {"npz": picture, "parquet": trials}.get(kind)
         path = path or next((folder / "traces").glob("*.parquet"))
@@ -248,8 +262,13 @@ DAMAGES = [
     *(f"run.json {how}" for how in ("list", "null", "torn", "no_cells", "no_seeds", "fewer")),
     *(f"npz {how}" for how in ("gone", "torn", "empty", "pickled", "lacks")),
     *(f"{kind} {how}" for kind in ("parquet", "trace") for how in ("torn", "empty")),
-    "trace gone", "images gone", "extras torn", "report.html folder", "plots file", "tables file",
-]  # fmt: skip
+    "trace gone",
+    "images gone",
+    "extras torn",
+    "report.html folder",
+    "plots file",
+    "tables file",
+]
 
 
 @pytest.mark.parametrize("what", DAMAGES)

@@ -20,10 +20,12 @@ def fake_measure(calls):
         psnr = 20 - np.abs(np.log10(numbers["lr"]) + 1)
         objective = np.where(numbers["lr"] > 0.9, np.nan, distance)  # diverged
         return {
-            "objective": objective.tolist(), "psnr": psnr.tolist(),
-            "ssim": psnr.tolist(), "baseline_psnr": [12.0] * len(psnr),
+            "objective": objective.tolist(),
+            "psnr": psnr.tolist(),
+            "ssim": psnr.tolist(),
+            "baseline_psnr": [12.0] * len(psnr),
             "failed": np.isnan(objective).astype(int).tolist(),
-        }  # fmt: skip
+        }
 
     return measure
 

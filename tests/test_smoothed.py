@@ -108,7 +108,9 @@ def test_the_derivatives_of_a_smoothed_kink_are_those_of_its_formula():
             x / spread
         )
 
-    own = lambda x: kinks.smooth_relu(x, jnp.float32(spread))  # noqa: E731
+    def own(x):
+        return kinks.smooth_relu(x, jnp.float32(spread))
+
     for plain, written in ((formula, own), (jax.grad(formula), jax.grad(own))):
         np.testing.assert_allclose(
             jax.vmap(jax.grad(plain))(x), jax.vmap(jax.grad(written))(x), atol=1e-5
@@ -173,7 +175,10 @@ def test_where_all_kinks_are_open_a_step_is_one_of_gauss_newton():
     moved, losses = jax.jit(lambda s: ATTACK.step(numbers, known, jnp.int32(0), s))(state)
     after, _ = jax.jit(lambda s: ATTACK.step(numbers, known, jnp.int32(99), s))(moved)
     jax.tree.map(np.testing.assert_array_equal, after.candidate, moved.candidate)
-    distance = lambda s: jnp.linalg.norm(s.candidate.images - truth)  # noqa: E731
+
+    def distance(s):
+        return jnp.linalg.norm(s.candidate.images - truth)
+
     assert distance(moved) < 0.5 * distance(state)
     assert losses.objective > 0
     assert (moved.spread <= narrow).all()

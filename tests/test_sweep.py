@@ -50,11 +50,16 @@ SECOND_ORDER = {
     "labels joint": ["--labels", "joint"],
     "noise, adaptive": ["--defense", "noise:1e-2", "--adaptive", "true", "--damping", "0.01"],
     "pruned, adaptive": [
-        "--defense", "prune:0.9", "--adaptive", "true", "--image-prior", "photographs"
+        "--defense",
+        "prune:0.9",
+        "--adaptive",
+        "true",
+        "--image-prior",
+        "photographs",
     ],
     "DP-SGD, adaptive": ["--defense", "dpsgd:1:0.001", "--adaptive", "true"],
     "float64, polished": ["--polish", "1"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SECOND_ORDER)
@@ -157,9 +162,10 @@ def test_draws_of_noise_are_told_apart_from_starts(defended):
     keys = list(zip(rows["cell"], rows["noise_seed"], rows["seed"]))
     two = [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert keys == [
-        *((0, 0, s) for s in (0, 1)), *((c, d, s) for c in (1, 2) for d, s in two),
+        *((0, 0, s) for s in (0, 1)),
+        *((c, d, s) for c in (1, 2) for d, s in two),
         *((3, 0, s) for s in (0, 1)),
-    ]  # fmt: skip
+    ]
     kept, error = rows["update_cosine"], rows["update_error"]
     np.testing.assert_allclose(kept[:2], 1, rtol=1e-6)
     assert (error[:2] == 0).all()

@@ -25,9 +25,9 @@ FLAGS = ["--model", "lenet_zhu", "--dataset", "tiles", "--epochs", "3", "--lr", 
 
 
 def test_schedules_have_their_published_values():
-    rate = lambda name, step, n=1000: float(  # noqa: E731
-        training.Recipe(n, 0.1, name, False, "float32").rate(step)
-    )
+    def rate(name, step, n=1000):
+        return float(training.Recipe(n, 0.1, name, False, "float32").rate(step))
+
     np.testing.assert_allclose(
         [rate("step", s) for s in (0, 374, 375, 625, 875)], [0.1, 0.1, 1e-2, 1e-3, 1e-4], rtol=1e-5
     )
@@ -152,9 +152,10 @@ def test_bfloat16_storage_halves_a_checkpoint_and_gives_back_the_rounded_network
         assert kept.dtype == np.float32
         np.testing.assert_allclose(kept, exact, rtol=2**-8)
     assert small.digest != victim.digest
-    bytes_of = lambda folder: sum(  # noqa: E731
-        f.stat().st_size for f in (folder / "arrays").rglob("*") if f.is_file()
-    )
+
+    def bytes_of(folder):
+        return sum(f.stat().st_size for f in (folder / "arrays").rglob("*") if f.is_file())
+
     assert bytes_of(tmp_path / "small") < 0.7 * bytes_of(whole)
 
 
@@ -221,18 +222,36 @@ def test_private_steps_equal_dp_sgd_written_out():
         momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, g)
         params = jax.tree.map(lambda p, m, g, r=rate: p - r * (0.9 * m + g), params, momentum, g)
     state, sums = training.run_steps(
-        victim.module, recipe, training.start(recipe, victim.variables), data, normalization,
-        order, keys[1], 0, 2,
-    )  # fmt: skip
+        victim.module,
+        recipe,
+        training.start(recipe, victim.variables),
+        data,
+        normalization,
+        order,
+        keys[1],
+        0,
+        2,
+    )
     assert sums.correct <= 8
     for got, expected in zip(*map(jax.tree.leaves, (state.variables["params"], params))):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
 
 
 PRIVATE = [
-    "--model", "lenet_zhu", "--epochs", "2", "--lr", "0.1", "--batch", "64", "--dp",
-    "--noise-multiplier", "1", "--delta", "1e-4",
-]  # fmt: skip
+    "--model",
+    "lenet_zhu",
+    "--epochs",
+    "2",
+    "--lr",
+    "0.1",
+    "--batch",
+    "64",
+    "--dp",
+    "--noise-multiplier",
+    "1",
+    "--delta",
+    "1e-4",
+]
 
 
 def test_a_private_training_says_what_it_cost_and_resumes_to_the_same_digest(tmp_path, monkeypatch):

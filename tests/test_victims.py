@@ -22,10 +22,22 @@ def checkpoint(tmp_path_factory):
         "lenet_zhu", classes=len(tiles.classes), width=None, seed=5, image_shape=(32, 32, 3)
     )
     info = checkpoints.Info(
-        model="lenet_zhu", width=None, dataset="tiles", classes=tiles.classes,
-        image_shape=(32, 32, 3), mean=tiles.mean, std=tiles.std, recipe={"seed": 5}, epochs=0,
-        steps=0, train_accuracy=None, test_accuracy=0.1, seconds=0, hardware="", versions={},
-    )  # fmt: skip
+        model="lenet_zhu",
+        width=None,
+        dataset="tiles",
+        classes=tiles.classes,
+        image_shape=(32, 32, 3),
+        mean=tiles.mean,
+        std=tiles.std,
+        recipe={"seed": 5},
+        epochs=0,
+        steps=0,
+        train_accuracy=None,
+        test_accuracy=0.1,
+        seconds=0,
+        hardware="",
+        versions={},
+    )
     folder = tmp_path_factory.mktemp("checkpoints") / "lenet"
     checkpoints.save(folder, victim.variables, info, [])
     return folder, victim

@@ -9,13 +9,7 @@ Only `engine/trials.py` loops.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxinv.attacks import (
-    analytic,
-    gauss_newton,
-    gradient_matching,
-    smoothed_gauss_newton,
-    spear,
-)
+from jaxinv.attacks import analytic, gauss_newton, gradient_matching, smoothed_gauss_newton, spear
 from jaxinv.attacks.base import Family
 
 # (module, variables, target, images, image_shape, key) -> analytic.Recovered
@@ -30,9 +24,13 @@ class Named(NamedTuple):
 
 
 _EUCLIDEAN = {
-    "objective": "l2", "optimizer": "lbfgs", "sign": "none", "schedule": "constant", "box": False,
+    "objective": "l2",
+    "optimizer": "lbfgs",
+    "sign": "none",
+    "schedule": "constant",
+    "box": False,
     "tv": 0.0,
-}  # fmt: skip
+}
 
 _CLOSED = Family(None, frozenset(), local_steps=False, joint_labels=False)
 
@@ -44,25 +42,42 @@ ATTACKS = {
     # The same with known labels: the baseline of Geiping et al. 2020, Table 1.
     "euclidean": Named(gradient_matching.FAMILY, _EUCLIDEAN),
     # Yin et al. 2021, arXiv 2104.07586.
-    "gradinversion": Named(gradient_matching.FAMILY, {
-        "objective": "l2", "sign": "none", "schedule": "cosine", "tv": 1e-4, "prior_l2": 1e-6,
-        "prior_batch_norm": 0.1, "prior_group": 0.01,
-    }),
+    "gradinversion": Named(
+        gradient_matching.FAMILY,
+        {
+            "objective": "l2",
+            "sign": "none",
+            "schedule": "cosine",
+            "tv": 1e-4,
+            "prior_l2": 1e-6,
+            "prior_batch_norm": 0.1,
+            "prior_group": 0.01,
+        },
+    ),
     # The "modern" settings of breaching (Geiping et al. 2022).
-    "modern": Named(gradient_matching.FAMILY, {
-        "sign": "soft", "schedule": "cosine", "init": "patterned", "tv": 0.0, "tv_color": 0.1,
-        "prior_features": 0.1,
-    }),
+    "modern": Named(
+        gradient_matching.FAMILY,
+        {
+            "sign": "soft",
+            "schedule": "cosine",
+            "init": "patterned",
+            "tv": 0.0,
+            "tv_color": 0.1,
+            "prior_features": 0.1,
+        },
+    ),
     # Annealed Gauss-Newton to the most probable image under a Gaussian image prior.
-    "bayes": Named(gauss_newton.FAMILY, {
-        "objective": "l2", "tv": 0.0, "init": "mean", "iterations": 28, "posterior": 32,
-    }),
+    "bayes": Named(
+        gauss_newton.FAMILY,
+        {"objective": "l2", "tv": 0.0, "init": "mean", "iterations": 28, "posterior": 32},
+    ),
     # Smoothed Gauss-Newton: the same for networks with ReLUs, whose kinks it rounds off.
-    "smoothed_bayes": Named(smoothed_gauss_newton.FAMILY, {
-        "objective": "l2", "tv": 0.0, "init": "mean", "iterations": 24, "cg_iterations": 30,
-    }),
+    "smoothed_bayes": Named(
+        smoothed_gauss_newton.FAMILY,
+        {"objective": "l2", "tv": 0.0, "init": "mean", "iterations": 24, "cg_iterations": 30},
+    ),
     **{name: Named(_CLOSED, {"tv": 0.0}) for name in CLOSED_FORM},
-}  # fmt: skip
+}
 
 
 def unused_settings(attack: str) -> set[str]:

@@ -36,9 +36,13 @@ class Recovered(NamedTuple):
 
 
 def attack(
-    module: nn.Module, variables: PyTree, target: Target, images: int,
-    image_shape: tuple[int, int, int], key: jax.Array,
-) -> Recovered:  # fmt: skip
+    module: nn.Module,
+    variables: PyTree,
+    target: Target,
+    images: int,
+    image_shape: tuple[int, int, int],
+    key: jax.Array,
+) -> Recovered:
     """Reads the images off the update of a network of dense layers.
 
     One image is found in every such network: by the lowest layer with a bias, or without any by its
@@ -156,7 +160,10 @@ def split(
     sizes = jnp.zeros(len(order), columns.dtype).at[group].add(live)
     weight = jnp.zeros_like(sizes).at[group].add(bias_gradient**2)
     _, largest = lax.top_k(sizes + weight / (2 * weight.sum()), images)
-    one = lambda g: dense_input(kernel_gradient, jnp.where(group == g, bias_gradient, 0))  # noqa: E731
+
+    def one(g):
+        return dense_input(kernel_gradient, jnp.where(group == g, bias_gradient, 0))
+
     return jax.vmap(one)(largest), sizes[largest] >= AGREEING
 
 

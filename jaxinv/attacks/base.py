@@ -71,9 +71,13 @@ class Attack(Protocol):
         """Makes its numbers of settings, each one for all seeds or [seed]; with `iterations`."""
 
     def init(
-        self, numbers: Any, key: Array, shape: tuple[int, ...], known: Known,
+        self,
+        numbers: Any,
+        key: Array,
+        shape: tuple[int, ...],
+        known: Known,
         initial: Candidate | None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Makes the first state: from what another attack found, or else drawn from the key."""
 
     def step(

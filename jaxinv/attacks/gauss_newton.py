@@ -114,9 +114,12 @@ class System(NamedTuple):
     def solve(self, right: Unknowns, iterations: Array | int) -> Unknowns:
         """By preconditioned conjugate gradients."""
         return jax.scipy.sparse.linalg.cg(
-            self.product, right, tol=CG_TOLERANCE, maxiter=iterations,
+            self.product,
+            right,
+            tol=CG_TOLERANCE,
+            maxiter=iterations,
             M=lambda r: multiply(self.scale, r),
-        )[0]  # fmt: skip
+        )[0]
 
 
 class GaussNewton(NamedTuple):
@@ -150,9 +153,13 @@ class GaussNewton(NamedTuple):
         return Numbers(**per_seed(settings, names, seeds), iterations=iterations)
 
     def init(
-        self, numbers: Numbers, key: Array, shape: tuple[int, ...], known: Known,
+        self,
+        numbers: Numbers,
+        key: Array,
+        shape: tuple[int, ...],
+        known: Known,
         initial: Candidate | None = None,
-    ) -> State:  # fmt: skip
+    ) -> State:
         """Starts at the prior's mean, or at a draw from the prior."""
         del numbers
         prior = known.image_prior
@@ -195,7 +202,10 @@ class GaussNewton(NamedTuple):
             moved, active = self._step(numbers, known, index, residuals_of, unknowns, state.active)
             active &= state.active
             candidate = to_candidate(known, moved)
-            keep = lambda new, old: jnp.where(state.active, new, old)  # noqa: E731
+
+            def keep(new, old):
+                return jnp.where(state.active, new, old)
+
             return State(jax.tree.map(keep, candidate, state.candidate), active)
 
         # A real branch, also under vmap: all trials are at the same step.
@@ -203,7 +213,10 @@ class GaussNewton(NamedTuple):
 
     def _step(self, numbers, known, index, residuals_of, unknowns, active):
         """Moves to the next solution; says whether anything is left to gain at the last level."""
-        residuals = lambda u: residuals_of(u)[0]  # noqa: E731
+
+        def residuals(u):
+            return residuals_of(u)[0]
+
         system = self.system(numbers, known, residuals, unknowns, self.model_error(numbers, index))
         pull = prior_precisions(known, unknowns)
         fit = system.linear.vjp(multiply(system.weights, system.linear.residuals))
@@ -216,7 +229,9 @@ class GaussNewton(NamedTuple):
             return energy / 2
 
         here = loss(unknowns)
-        there = lambda length: jax.tree.map(lambda u, d: u - length * d, unknowns, descent)  # noqa: E731
+
+        def there(length):
+            return jax.tree.map(lambda u, d: u - length * d, unknowns, descent)
 
         def halve(carry):
             length, halvings, _ = carry
@@ -233,16 +248,23 @@ class GaussNewton(NamedTuple):
         # it falls there always is.
         next_error = self.model_error(numbers, index + 1)
         later = self.precisions(known, system.linear.residuals, next_error)
-        ratio = lambda new, old: jnp.where(old > 0, new / old, 1)  # noqa: E731
+
+        def ratio(new, old):
+            return jnp.where(old > 0, new / old, 1)
+
         ratios = jax.tree.leaves(jax.tree.map(ratio, later, system.weights))
         falls = jnp.stack(ratios).max() > 1 + numbers.tolerance
         gains = better & (here - after > numbers.tolerance * here)
         return moved, falls | gains
 
     def system(
-        self, numbers: Numbers, known: Known, residuals: Callable[[Unknowns], PyTree],
-        unknowns: Unknowns, error: Float[Array, ""],
-    ) -> System:  # fmt: skip
+        self,
+        numbers: Numbers,
+        known: Known,
+        residuals: Callable[[Unknowns], PyTree],
+        unknowns: Unknowns,
+        error: Float[Array, ""],
+    ) -> System:
         """Linearizes the residuals, with the noise of each layer for a model error's variance."""
         linear = linearize(residuals, unknowns)
         weights = self.precisions(known, linear.residuals, error)
@@ -338,16 +360,32 @@ def random_signs(like: PyTree) -> PyTree:
 def make(settings: Any, assumed: Assumed) -> GaussNewton:
     """The attack of a cell's settings."""
     return GaussNewton(
-        settings.objective, settings.init, settings.cg_iterations, settings.batch_norm,
-        assumed.local, assumed.classes, assumed.defense,
-    )  # fmt: skip
+        settings.objective,
+        settings.init,
+        settings.cg_iterations,
+        settings.batch_norm,
+        assumed.local,
+        assumed.classes,
+        assumed.defense,
+    )
 
 
 FAMILY = Family(
     make,
     frozenset(
-        {"init", "iterations", "polish", "adaptive", "image_prior", "cg_iterations", "anneal_from",
-         "anneal_to", "damping", "tolerance", "posterior"}
+        {
+            "init",
+            "iterations",
+            "polish",
+            "adaptive",
+            "image_prior",
+            "cg_iterations",
+            "anneal_from",
+            "anneal_to",
+            "damping",
+            "tolerance",
+            "posterior",
+        }
     ),
     inits=tuple(PRIOR_INITS),
-)  # fmt: skip
+)

@@ -160,9 +160,13 @@ class Method(NamedTuple):
         return Numbers(**rates, weights=weights, iterations=np.int32(settings["iterations"]))
 
     def init(
-        self, numbers: Numbers, key: Array, shape: tuple[int, ...], known: Known,
+        self,
+        numbers: Numbers,
+        key: Array,
+        shape: tuple[int, ...],
+        known: Known,
         initial: Candidate | None = None,
-    ) -> AttackState:  # fmt: skip
+    ) -> AttackState:
         """Draws the random initial image of one trial.
 
         It is not projected: the first projection comes after the first step, as published. In
@@ -204,9 +208,13 @@ class Method(NamedTuple):
         target = known.target
         if self.gram:
             between, statistics = gram.compare_updates(
-                known.loss, known.params, candidate.images, candidate.labels(target.labels),
-                target.update, self.gram,
-            )  # fmt: skip
+                known.loss,
+                known.params,
+                candidate.images,
+                candidate.labels(target.labels),
+                target.update,
+                self.gram,
+            )
             return between, (), statistics
         simulation = Simulation(self.local, self.by_epoch, self.defense)
         update, statistics = simulate_update(simulation, known, numbers.client_lr, candidate)
@@ -243,9 +251,13 @@ class Method(NamedTuple):
         direction = gradient._replace(images=named(SIGNS, self.sign)(gradient.images, progress))
         optimizer = optax.with_extra_args_support(named(OPTIMIZERS, self.optimizer)())
         descent, optimizer_state = optimizer.update(
-            direction, state.optimizer, state.candidate,
-            value=value, grad=gradient, value_fn=lambda candidate: loss(candidate)[0],
-        )  # fmt: skip
+            direction,
+            state.optimizer,
+            state.candidate,
+            value=value,
+            grad=gradient,
+            value_fn=lambda candidate: loss(candidate)[0],
+        )
         rate = numbers.lr * named(SCHEDULES, self.schedule)(index, numbers.iterations)
         candidate = jax.tree.map(lambda x, d: x - rate * d, state.candidate, descent)
         if self.box:
@@ -257,9 +269,13 @@ class Method(NamedTuple):
 
 # The fields of a method that are names, and the tables that have them.
 _NAMES = {
-    "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "sign": SIGNS, "schedule": SCHEDULES,
-    "init_from": INITS, "batch_norm": client.BATCH_NORM,
-}  # fmt: skip
+    "objective": OBJECTIVES,
+    "optimizer": OPTIMIZERS,
+    "sign": SIGNS,
+    "schedule": SCHEDULES,
+    "init_from": INITS,
+    "batch_norm": client.BATCH_NORM,
+}
 
 
 def check(method: Method) -> None:
@@ -310,8 +326,6 @@ def may_drop_gradients(priors: Iterable[str], steps: int, defense: Sequence[str]
 
 FAMILY = Family(
     make,
-    frozenset(
-        {*PRIORS, *STATIC, "lr", "init", "gram", "iterations", "polish", "adaptive"}
-    ),
+    frozenset({*PRIORS, *STATIC, "lr", "init", "gram", "iterations", "polish", "adaptive"}),
     inits=tuple(INITS),
-)  # fmt: skip
+)

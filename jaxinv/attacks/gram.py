@@ -157,7 +157,10 @@ def _evaluate(
     jaxpr = network.jaxpr
     values: dict[Any, Array] = dict(zip(jaxpr.constvars, network.consts))
     values |= dict(zip(jaxpr.invars, arguments))
-    read = lambda v: v.val if isinstance(v, Literal) else values[v]  # noqa: E731
+
+    def read(v):
+        return v.val if isinstance(v, Literal) else values[v]
+
     inputs = {}
     for number, eqn in enumerate(jaxpr.eqns):
         params = eqn.primitive.get_bind_params(eqn.params)

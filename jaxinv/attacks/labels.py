@@ -40,9 +40,14 @@ class LastLayer(NamedTuple):
 
 
 def infer(
-    rule: str, module: Any, variables: PyTree, update: PyTree, image_shape: tuple[int, ...],
-    images: int, steps: int = 1,
-) -> Int[Array, " image"]:  # fmt: skip
+    rule: str,
+    module: Any,
+    variables: PyTree,
+    update: PyTree,
+    image_shape: tuple[int, ...],
+    images: int,
+    steps: int = 1,
+) -> Int[Array, " image"]:
     """Reads the labels off an update, in ascending order, repeats included.
 
     Images of noise go through the network only for rules that look at them, a few at a time.
@@ -230,7 +235,10 @@ def _class_features(layer: LastLayer) -> Float[Array, "class feature"]:
     mean = signed / jnp.maximum(weights.sum(), 1e-12)
     classes = len(layer.bias)
     eye = jnp.eye(classes)
-    logits = lambda features: features @ layer.kernel + layer.bias  # noqa: E731
+
+    def logits(features):
+        return features @ layer.kernel + layer.bias
+
     scatter = SCATTER * layer.dummies @ layer.kernel
 
     def features_of(shares, features):
@@ -303,5 +311,9 @@ def _solve(
 
 # "known": the client's labels come with the update.
 LABELS: dict[str, Callable[[LastLayer, int], Int[Array, " class"]] | None] = {
-    "known": None, "idlg": idlg, "llg": llg, "ilrg": ilrg, "counts": counts,
-}  # fmt: skip
+    "known": None,
+    "idlg": idlg,
+    "llg": llg,
+    "ilrg": ilrg,
+    "counts": counts,
+}

@@ -102,9 +102,13 @@ class LevenbergMarquardt(NamedTuple):
         return Numbers(**rate, iterations=np.int32(settings["iterations"]))
 
     def init(
-        self, numbers: Numbers, key: Array, shape: tuple[int, ...], known: Known,
+        self,
+        numbers: Numbers,
+        key: Array,
+        shape: tuple[int, ...],
+        known: Known,
         initial: Candidate | None,
-    ) -> State:  # fmt: skip
+    ) -> State:
         """Starts where another attack ended; labels found beside the images stand."""
         del numbers, key, shape
         if initial is None:
@@ -142,9 +146,8 @@ class LevenbergMarquardt(NamedTuple):
                 return flat(scale_towards(update(x.reshape(images.shape)), shared)) - flat_shared
 
             x, damping, status = descend(
-                residuals, jnp.linalg.norm(flat_shared), images.ravel(), state.damping,
-                self.columns,
-            )  # fmt: skip
+                residuals, jnp.linalg.norm(flat_shared), images.ravel(), state.damping, self.columns
+            )
             candidate = state.candidate._replace(images=x.reshape(images.shape))
             moved = State(candidate, damping, status)
             return jax.tree.map(lambda a, b: jnp.where(state.status == 0, a, b), moved, state)
@@ -155,9 +158,12 @@ class LevenbergMarquardt(NamedTuple):
 
 
 def descend(
-    residuals: Residuals, shared_norm: Array, x: Float[Array, " pixel"], damping: Array,
+    residuals: Residuals,
+    shared_norm: Array,
+    x: Float[Array, " pixel"],
+    damping: Array,
     columns: int,
-) -> tuple[Float[Array, " pixel"], Array, Int[Array, ""]]:  # fmt: skip
+) -> tuple[Float[Array, " pixel"], Array, Int[Array, ""]]:
     """Takes Newton steps under one preconditioner, as long as they halve the residual.
 
     The damping falls by a hundred with every step that lowers the residual and rises by a hundred
@@ -174,21 +180,33 @@ def descend(
       The end, the damping, and the status, a position in `STATUS`.
     """
     factor, diagonal = preconditioner(residuals, x, columns)
-    precondition = lambda r: r  # noqa: E731
+
+    def precondition(r):
+        return r
+
     if columns:
         root = lax.rsqrt(diagonal)
+
         # The factor is kept in float32, half the memory; its product with its transpose is positive
         # definite whatever is rounded.
-        low = lambda v: (factor @ v.astype(factor.dtype)).astype(x.dtype)  # noqa: E731
-        high = lambda v: (v.astype(factor.dtype) @ factor).astype(x.dtype)  # noqa: E731
-        precondition = lambda r: root * high(low(root * r))  # noqa: E731
+        def low(v):
+            return (factor @ v.astype(factor.dtype)).astype(x.dtype)
+
+        def high(v):
+            return (v.astype(factor.dtype) @ factor).astype(x.dtype)
+
+        def precondition(r):
+            return root * high(low(root * r))
 
     def step(point):
         _, jvp = jax.linearize(residuals, point.x)
         transpose = jax.linear_transpose(jvp, point.x)
         slope = transpose(point.r)[0]
         ridge = point.damping * diagonal
-        product = lambda s: transpose(jvp(s))[0] + ridge * s  # noqa: E731
+
+        def product(s):
+            return transpose(jvp(s))[0] + ridge * s
+
         s, _ = jax.scipy.sparse.linalg.cg(
             product, slope, tol=CG_TOLERANCE, maxiter=CG_ITERATIONS, M=precondition
         )
@@ -197,8 +215,9 @@ def descend(
         ratio = jnp.vdot(r, r) / jnp.vdot(point.r, point.r)
         better = ratio < 1  # not so where it is NaN
         x, r = (jnp.where(better, a, b) for a, b in ((there, point.x), (r, point.r)))
-        damping = jnp.where(better, jnp.maximum(point.damping / 100, LEAST_DAMPING),
-                            point.damping * 100)  # fmt: skip
+        damping = jnp.where(
+            better, jnp.maximum(point.damping / 100, LEAST_DAMPING), point.damping * 100
+        )
         return Point(x, r, damping, point.taken + 1, ~better | (ratio < 0.25))
 
     def more(point):
@@ -245,8 +264,13 @@ def normal_matrix(
     """
     _, linear = jax.linearize(residuals, x)
     transpose = jax.linear_transpose(linear, x)
-    unit = lambda i: jax.nn.one_hot(i, len(x), dtype=x.dtype)  # noqa: E731
-    column = lambda i: transpose(linear(unit(i)))[0]  # noqa: E731
+
+    def unit(i):
+        return jax.nn.one_hot(i, len(x), dtype=x.dtype)
+
+    def column(i):
+        return transpose(linear(unit(i)))[0]
+
     return lax.map(column, jnp.arange(len(x)), batch_size=columns)
 
 

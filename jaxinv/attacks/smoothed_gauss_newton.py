@@ -115,9 +115,13 @@ class SmoothedGaussNewton(NamedTuple):
         return Numbers(**per_seed(settings, names, seeds), iterations=iterations)
 
     def init(
-        self, numbers: Numbers, key: Array, shape: tuple[int, ...], known: Known,
+        self,
+        numbers: Numbers,
+        key: Array,
+        shape: tuple[int, ...],
+        known: Known,
         initial: Candidate | None = None,
-    ) -> State:  # fmt: skip
+    ) -> State:
         """Starts at the prior's mean, or at a draw from the prior, and believes the prior."""
         del numbers
         kind = known.image_prior.mean.dtype
@@ -168,7 +172,10 @@ class SmoothedGaussNewton(NamedTuple):
         of_draws, of_probes = jax.random.split(key)
         offsets = spread * pairs(of_draws, self.draws, z.shape).astype(z.dtype)
         looked_at = recorded(known.loss)
-        look = lambda offset: self.observe(numbers, known, looked_at, z + offset)  # noqa: E731
+
+        def look(offset):
+            return self.observe(numbers, known, looked_at, z + offset)
+
         seen, inputs = lax.map(look, offsets)
         if not inputs:
             raise UserError(
@@ -191,9 +198,10 @@ class SmoothedGaussNewton(NamedTuple):
         # goes the same way, in one loop.
         residual = jax.tree.map(lambda w, r: jnp.sqrt(w) * r, weights, subtract(mean, shared))
         errors = jax.tree.map(
-            lambda r, s: jnp.concatenate([r[None], s]), residual,
+            lambda r, s: jnp.concatenate([r[None], s]),
+            residual,
             signs_like(of_probes, residual, PROBES),
-        )  # fmt: skip
+        )
         slope, *probes = lax.map(pulled_back, errors)
         diagonal = over_neighbors(known.image_prior, jnp.square(jnp.stack(probes)).mean(axis=0))
         solved = solve(product, spread * (slope + z), self.cg_iterations)
@@ -204,7 +212,10 @@ class SmoothedGaussNewton(NamedTuple):
 
         def loss(length):
             there = z - length * descent
-            plain = lambda offset: self.observe(numbers, known, known.loss, there + offset)[0]  # noqa: E731
+
+            def plain(offset):
+                return self.observe(numbers, known, known.loss, there + offset)[0]
+
             found = lax.map(plain, some)
             r = jax.tree.map(lambda x, sent: x.mean(axis=0) - sent, found, shared)
             return dot(r, multiply(weights, r)) + jnp.vdot(there, there)
@@ -361,20 +372,33 @@ def to_images(prior: ImagePrior, z: Whitened) -> Float[Array, "image height widt
 def make(settings: Any, assumed: Assumed) -> SmoothedGaussNewton:
     """The attack of a cell's settings."""
     return SmoothedGaussNewton(
-        settings.objective, settings.init, settings.cg_iterations, settings.draws,
-        settings.batch_norm, assumed.local, assumed.defense,
-    )  # fmt: skip
+        settings.objective,
+        settings.init,
+        settings.cg_iterations,
+        settings.draws,
+        settings.batch_norm,
+        assumed.local,
+        assumed.defense,
+    )
 
 
 FAMILY = Family(
     make,
     frozenset(
-        {"init", "iterations", "polish", "adaptive", "image_prior", "cg_iterations", "draws",
-         "inflation"}
+        {
+            "init",
+            "iterations",
+            "polish",
+            "adaptive",
+            "image_prior",
+            "cg_iterations",
+            "draws",
+            "inflation",
+        }
     ),
     inits=tuple(PRIOR_INITS),
     local_steps=False,
     joint_labels=False,
     each_image=False,
     only_kinked=True,
-)  # fmt: skip
+)

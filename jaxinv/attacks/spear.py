@@ -69,9 +69,14 @@ class _State(NamedTuple):
 
 
 def attack(
-    module: nn.Module, variables: PyTree, target: Target, images: int,
-    image_shape: tuple[int, int, int], key: jax.Array, samples: int = SAMPLES,
-) -> Found:  # fmt: skip
+    module: nn.Module,
+    variables: PyTree,
+    target: Target,
+    images: int,
+    image_shape: tuple[int, int, int],
+    key: jax.Array,
+    samples: int = SAMPLES,
+) -> Found:
     """Recovers a batch from one gradient. In float64: float32 finds most small batches only.
 
     Args:
@@ -124,9 +129,15 @@ def _factor(key: jax.Array, own: PyTree, sent: PyTree, images: int) -> _Layer:
     alive = lengths > _zero(left) * lengths.max()
     rows = jnp.where(alive[:, None], left / lengths[:, None], 0)
     return _Layer(
-        rows, left, right, right @ own["kernel"], own["bias"], left.T @ sent["bias"],
-        jnp.argsort(~alive), alive.sum(),
-    )  # fmt: skip
+        rows,
+        left,
+        right,
+        right @ own["kernel"],
+        own["bias"],
+        left.T @ sent["bias"],
+        jnp.argsort(~alive),
+        alive.sum(),
+    )
 
 
 def _zero(array: Array) -> float:
@@ -197,7 +208,10 @@ def _choose(
         rest = direction - basis.T @ (basis @ direction)
         length = jnp.linalg.norm(rest)
         new = (length > INDEPENDENT) & (count < images)
-        put = lambda rows, row: jnp.where(new, rows.at[count].set(row), rows)  # noqa: E731
+
+        def put(rows, row):
+            return jnp.where(new, rows.at[count].set(row), rows)
+
         return (put(basis, rest / length), put(chosen, direction), count + new), None
 
     none = jnp.zeros((images, images), pool.dtype)

@@ -91,7 +91,10 @@ class Spectrum(NamedTuple):
         def find(state):
             images = state.candidate.images
             update = update_function(self.local, numbers.client_lr, known, state.candidate)
-            residuals = lambda x: flat(update(x.reshape(images.shape)))  # noqa: E731
+
+            def residuals(x):
+                return flat(update(x.reshape(images.shape)))
+
             normal = normal_matrix(residuals, images.ravel(), self.columns)
             values, vectors = jnp.linalg.eigh(normal)
             least = vectors[:, : len(state.directions)].T.reshape(state.directions.shape)
@@ -182,9 +185,10 @@ class Posterior(NamedTuple):
             def one(key):
                 of_update, of_prior = jax.random.split(key)
                 noise = jax.tree.map(
-                    lambda w, e: jnp.sqrt(w) * e, system.weights,
+                    lambda w, e: jnp.sqrt(w) * e,
+                    system.weights,
                     normal_like(of_update, system.linear.residuals),
-                )  # fmt: skip
+                )
                 pull = jax.tree.map(
                     lambda r, n: jnp.sqrt(r) * n, system.ridge, normal_like(of_prior, unknowns)
                 )

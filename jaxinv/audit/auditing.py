@@ -77,11 +77,17 @@ class Audit(NamedTuple):
 
 
 def audit(
-    module: nn.Module, variables: PyTree, normalization: Normalization,
-    images: np.ndarray, image_labels: np.ndarray, others: games.Pool, *,
-    update: PyTree | None = None, setting: Setting = Setting(),  # noqa: B008
+    module: nn.Module,
+    variables: PyTree,
+    normalization: Normalization,
+    images: np.ndarray,
+    image_labels: np.ndarray,
+    others: games.Pool,
+    *,
+    update: PyTree | None = None,
+    setting: Setting = Setting(),  # noqa: B008
     image_prior: ImagePrior | None = None,
-) -> Audit:  # fmt: skip
+) -> Audit:
     """Audits the update of a client's images.
 
     Args:
@@ -104,8 +110,7 @@ def audit(
             f"{2 * count} to choose among, or more"
         )
     pool = games.Pool(
-        np.concatenate([images, others.images]),
-        np.concatenate([image_labels, others.labels]),
+        np.concatenate([images, others.images]), np.concatenate([image_labels, others.labels])
     )
     drawn = games.draw(setting.games, count, len(pool.labels), setting.seed)
     members = np.concatenate([np.arange(count)[None], drawn])  # its own game is the first
@@ -132,9 +137,13 @@ def audit(
     if image_prior is not None and setting.ceiling and setting.local.steps(count) == 1:
         knowledge = targets.defense_knowledge
         ceiling = ceiling_of(
-            module, variables, normalization, truth, image_prior,
+            module,
+            variables,
+            normalization,
+            truth,
+            image_prior,
             jax.tree.map(lambda x: x[0], knowledge.variances) if knowledge else None,
-        )  # fmt: skip
+        )
     if image_prior is not None and setting.reconstruct:
         found = reconstruct(module, variables, normalization, truth, update, image_prior, setting)
     private = dict(chain).get("dpsgd")
@@ -146,12 +155,20 @@ def audit(
             wins = round(outcome.recall.value * outcome.games)
             shown = dp.lower_bound(wins, outcome.games, len(pool.labels), 1e-5)
     return Audit(
-        count, tree_size(network.params), setting,
+        count,
+        tree_size(network.params),
+        setting,
         capacity(module, variables, pool.images.shape[1:]),
-        int(np.isin(played.picks[0], members[0]).sum()), outcome, inspection, ceiling,
-        tuple(found or ()), float(metrics.mean_color(truth, normalization).psnr), bound, shown,
+        int(np.isin(played.picks[0], members[0]).sum()),
+        outcome,
+        inspection,
+        ceiling,
+        tuple(found or ()),
+        float(metrics.mean_color(truth, normalization).psnr),
+        bound,
+        shown,
         np.asarray(truth.images),
-    )  # fmt: skip
+    )
 
 
 def _rules(setting: Setting, images: int) -> games.Rules:
@@ -172,9 +189,13 @@ def _rows_of(network: games.Network, candidates: games.ident.Candidates) -> game
 
 
 def ceiling_of(
-    module: nn.Module, variables: PyTree, normalization: Normalization, truth: Truth,
-    image_prior: ImagePrior, variances: PyTree | None = None,
-) -> ceilings.Ceiling:  # fmt: skip
+    module: nn.Module,
+    variables: PyTree,
+    normalization: Normalization,
+    truth: Truth,
+    image_prior: ImagePrior,
+    variances: PyTree | None = None,
+) -> ceilings.Ceiling:
     """Computes the ceiling of one gradient at the client's images, in float64.
 
     Args:
@@ -206,9 +227,14 @@ def _gradient_of(module: nn.Module) -> Callable[[Array, PyTree, Array], PyTree]:
 
 
 def reconstruct(
-    module: nn.Module, variables: PyTree, normalization: Normalization, truth: Truth,
-    update: PyTree, image_prior: ImagePrior, setting: Setting,
-) -> list[Found]:  # fmt: skip
+    module: nn.Module,
+    variables: PyTree,
+    normalization: Normalization,
+    truth: Truth,
+    update: PyTree,
+    image_prior: ImagePrior,
+    setting: Setting,
+) -> list[Found]:
     """Runs the best short attacks: second order with an image prior, and gradient matching."""
     count, shape = len(truth.labels), truth.images.shape[1:]
     smooth = not has_kinks(module, variables, shape)
@@ -216,23 +242,31 @@ def reconstruct(
     attacks = {
         "annealed Gauss-Newton": (GaussNewton(local=setting.local), known | {"iterations": 28}),
         "smoothed Gauss-Newton": (
-            SmoothedGaussNewton(local=setting.local, cg_iterations=30), known | {"iterations": 24},
+            SmoothedGaussNewton(local=setting.local, cg_iterations=30),
+            known | {"iterations": 24},
         ),
         "gradient matching, cosine + TV": (
-            Method(local=setting.local), {"seeds": 4, "iterations": 500},
+            Method(local=setting.local),
+            {"seeds": 4, "iterations": 500},
         ),
-    }  # fmt: skip
+    }
     del attacks["smoothed Gauss-Newton" if smooth else "annealed Gauss-Newton"]
     found = []
     for name, (method, more) in attacks.items():
         result = invert(
-            module, variables, update, image_shape=shape,
+            module,
+            variables,
+            update,
+            image_shape=shape,
             mean=np.asarray(normalization.mean).tolist(),
             std=np.asarray(normalization.std).tolist(),
-            labels=truth.labels.tolist(), images=count, method=method,
+            labels=truth.labels.tolist(),
+            images=count,
+            method=method,
             client_lr=setting.client_lr if setting.local.steps(count) > 1 else None,
-            defense=setting.defense, **more,
-        )  # fmt: skip
+            defense=setting.defense,
+            **more,
+        )
         if np.isnan(result.objectives).all():
             continue
         pixels = metrics.match(jnp.asarray(result.best), truth.images, normalization.mean)
@@ -344,10 +378,16 @@ class Decision(NamedTuple):
 
 
 def filter(
-    module: nn.Module, variables: PyTree, normalization: Normalization, images: np.ndarray,
-    image_labels: np.ndarray, *, variances: PyTree | None = None,
-    image_prior: ImagePrior | None = None, limits: Limits = Limits(),  # noqa: B008
-) -> Decision:  # fmt: skip
+    module: nn.Module,
+    variables: PyTree,
+    normalization: Normalization,
+    images: np.ndarray,
+    image_labels: np.ndarray,
+    *,
+    variances: PyTree | None = None,
+    image_prior: ImagePrior | None = None,
+    limits: Limits = Limits(),  # noqa: B008
+) -> Decision:
     """Decides for a client, before it sends, in seconds.
 
     Args:

@@ -30,13 +30,49 @@ from jaxinv import client
 from jaxinv.networks.convolution import conv_p
 from jaxinv.types import PyTree, tree_size
 
-_CALLS = {"pjit", "jit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call",
-          "checkpoint", "remat", "remat2"}  # fmt: skip
+_CALLS = {
+    "pjit",
+    "jit",
+    "closed_call",
+    "core_call",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "checkpoint",
+    "remat",
+    "remat2",
+}
 # What leaves its one image-dependent operand to be read off the result.
-_INVERTIBLE = {"add", "sub", "mul", "div", "neg", "logistic", "tanh", "exp", "reshape", "transpose",
-               "squeeze", "expand_dims", "convert_element_type", "copy"}  # fmt: skip
-_KINKS = {"max", "min", "abs", "sign", "clamp", "select_n", "reduce_max", "reduce_min",
-          "reduce_window_max", "select_and_gather_add", "argmax", "floor", "round"}  # fmt: skip
+_INVERTIBLE = {
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "neg",
+    "logistic",
+    "tanh",
+    "exp",
+    "reshape",
+    "transpose",
+    "squeeze",
+    "expand_dims",
+    "convert_element_type",
+    "copy",
+}
+_KINKS = {
+    "max",
+    "min",
+    "abs",
+    "sign",
+    "clamp",
+    "select_n",
+    "reduce_max",
+    "reduce_min",
+    "reduce_window_max",
+    "select_and_gather_add",
+    "argmax",
+    "floor",
+    "round",
+}
 _LAYERS = {conv_p.name, "dot_general", "conv_general_dilated"}
 
 
@@ -75,7 +111,10 @@ class Capacity(NamedTuple):
     @property
     def binding(self) -> Cut:
         """The cut that bounds them."""
-        bound = lambda cut: cut.fixed / max(self.unknowns - cut.per_image, 1e-9)  # noqa: E731
+
+        def bound(cut):
+            return cut.fixed / max(self.unknowns - cut.per_image, 1e-9)
+
         return min((c for c in self.cuts if c.per_image < self.unknowns), key=bound)
 
 
@@ -107,9 +146,8 @@ def of_loss(loss: client.LossFn, params: PyTree, image_shape: tuple[int, int, in
     parameters = tree_size(params)
     cuts[-1] = cuts[-1]._replace(fixed=parameters - small.closing, per_image=0)
     return Capacity(
-        _envelope(cuts), math.prod(image_shape), parameters, not small.reasons,
-        tuple(small.reasons),
-    )  # fmt: skip
+        _envelope(cuts), math.prod(image_shape), parameters, not small.reasons, tuple(small.reasons)
+    )
 
 
 def _envelope(cuts: list[Cut]) -> tuple[Cut, ...]:
@@ -136,8 +174,10 @@ class _Graph:
 
     def __init__(self, loss: client.LossFn, params: PyTree, shape: tuple[int, ...]):
         leaves, structure = jax.tree.flatten(params)
-        names = [jax.tree_util.keystr(path, simple=True, separator="/")
-                 for path, _ in jax.tree_util.tree_leaves_with_path(params)]  # fmt: skip
+        names = [
+            jax.tree_util.keystr(path, simple=True, separator="/")
+            for path, _ in jax.tree_util.tree_leaves_with_path(params)
+        ]
         shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.float32) for x in leaves]
         images = jax.ShapeDtypeStruct(shape, jnp.float32)
         labels = jnp.zeros(shape[0], jnp.int32)
@@ -157,7 +197,10 @@ class _Graph:
         """
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
         values = dict(zip(jaxpr.invars, inputs))
-        read = lambda v: None if isinstance(v, Literal) else values.get(v)  # noqa: E731
+
+        def read(v):
+            return None if isinstance(v, Literal) else values.get(v)
+
         for eqn in jaxpr.eqns:
             operands = [read(v) for v in eqn.invars]
             inner = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
@@ -176,21 +219,27 @@ class _Graph:
             ("parameter", i): frozenset({i}) for i in range(len(names))
         }
         sources: dict[Any, _Source] = {}
-        last_use = {value: n for n, (_, _, operands, _) in enumerate(self.equations)
-                    for value in operands}  # fmt: skip
+        last_use = {
+            value: n for n, (_, _, operands, _) in enumerate(self.equations) for value in operands
+        }
         last_use.update({value: len(self.equations) for value in outputs})
         read_by = []  # parameters that each equation reads and brings to the images
         for _, _, operands, made in self.equations:
             of_images = any(depends.get(v, False) for v in operands)
-            params = frozenset().union(*(reads.get(v, frozenset()) for v in operands
-                                         if not depends.get(v, False)))  # fmt: skip
+            params = frozenset().union(
+                *(reads.get(v, frozenset()) for v in operands if not depends.get(v, False))
+            )
             for value in made:
                 depends[value] = of_images
                 reads[value] = frozenset() if of_images else params
             read_by.append(params if of_images else frozenset())
         times = Counter(i for params in read_by for i in params)
-        layers = Counter(i for params, (kind, *_) in zip(read_by, self.equations)
-                         if kind in _LAYERS for i in params)  # fmt: skip
+        layers = Counter(
+            i
+            for params, (kind, *_) in zip(read_by, self.equations)
+            if kind in _LAYERS
+            for i in params
+        )
         self.names, self.bounds, self.reasons = [], [], []
         self.closing = 0  # numbers of the last layer's gradient that the others give
         before: frozenset[int] = frozenset()

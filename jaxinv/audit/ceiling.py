@@ -76,10 +76,14 @@ def noise_variances(update: PyTree, known: PyTree | None = None) -> PyTree:
 
 
 def ceiling(
-    update_of: UpdateFn, images: Float[Array, "image height width channel"], prior: ImagePrior,
-    variances: PyTree, std: Float[Array, " channel"], context: tuple = (),
+    update_of: UpdateFn,
+    images: Float[Array, "image height width channel"],
+    prior: ImagePrior,
+    variances: PyTree,
+    std: Float[Array, " channel"],
+    context: tuple = (),
     dense: bool | None = None,
-) -> Ceiling:  # fmt: skip
+) -> Ceiling:
     """Computes the ceiling at some images.
 
     In float64, under `runtime.arithmetic("float64")`, wherever the noise is small: between the best
@@ -106,9 +110,12 @@ def ceiling(
     axes = (1, 2, 3)
     whole = jnp.broadcast_to(prior_variance, images.shape)
     return Ceiling(
-        np.asarray(variance.mean(axis=axes)), np.asarray(whole.mean(axis=axes)),
-        np.sqrt(np.maximum(np.asarray(variance), 0)), dense, float(error),
-    )  # fmt: skip
+        np.asarray(variance.mean(axis=axes)),
+        np.asarray(whole.mean(axis=axes)),
+        np.sqrt(np.maximum(np.asarray(variance), 0)),
+        dense,
+        float(error),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -126,7 +133,9 @@ def _dense(update_of, images, prior, precisions, std, context):
     def squares(row):
         return jnp.square(std * synthesize(prior, row.reshape(images.shape)))
 
-    one = lambda total, row: (total + squares(row), None)  # noqa: E731
+    def one(total, row):
+        return (total + squares(row), None)
+
     return lax.scan(one, jnp.zeros_like(images), inverse)[0], 0.0
 
 
@@ -180,14 +189,19 @@ def _prior_variance(prior: ImagePrior, std: Array) -> Float[Array, "height width
     """The variance of each pixel under the prior."""
     size = prior.variances.size
     rows = jnp.diag(jnp.sqrt(prior.variances).ravel()).reshape(size, *prior.variances.shape)
-    one = lambda total, row: (total + jnp.square(std * synthesize(prior, row)), None)  # noqa: E731
+
+    def one(total, row):
+        return (total + jnp.square(std * synthesize(prior, row)), None)
+
     return lax.scan(one, jnp.zeros_like(prior.variances), rows)[0]
 
 
 def quick_bound(
-    update_of: UpdateFn, images: Float[Array, "image height width channel"], prior: ImagePrior,
+    update_of: UpdateFn,
+    images: Float[Array, "image height width channel"],
+    prior: ImagePrior,
     variances: PyTree,
-) -> float:  # fmt: skip
+) -> float:
     """Bounds the mean squared error by traces alone: d / (tr(J^T J / v) + tr S^-1), normalized.
 
     By the means' inequality never above the mean of the posterior's variances; a few products with
@@ -209,9 +223,11 @@ def quick_bound(
 
 
 def influence(
-    update_of: UpdateFn, images: Float[Array, "image height width channel"], delta: PyTree,
+    update_of: UpdateFn,
+    images: Float[Array, "image height width channel"],
+    delta: PyTree,
     damping: float = 1.0,
-) -> Float[Array, "image height width channel"]:  # fmt: skip
+) -> Float[Array, "image height width channel"]:
     """Predicts how far a perturbation of the update moves the reconstruction: I2F.
 
     (J^T J + damping)^-1 J^T delta, normalized images. Its norm over an image is that image's risk:
@@ -221,6 +237,9 @@ def influence(
       NeurIPS 2023, arXiv 2309.13016.
     """
     linear = gn.linearize(lambda x: update_of(x), images)
-    product = lambda d: linear.vjp(linear.jvp(d)) + damping * d  # noqa: E731
+
+    def product(d):
+        return linear.vjp(linear.jvp(d)) + damping * d
+
     right = linear.vjp(delta)
     return jax.scipy.sparse.linalg.cg(product, right, tol=1e-6, maxiter=CG_ITERATIONS)[0]

@@ -59,13 +59,26 @@ def run(asked: schema.Auditing) -> None:
         facts = ImageFacts(name, asked.data_dir, info.image_shape, *spread)
         prior, _ = load_prior(asked.image_prior, facts)
     setting = Setting(
-        asked.defense, client.Local(asked.client_epochs, asked.client_batch), asked.client_lr,
-        asked.method, asked.games, not asked.quick, not asked.quick, asked.seed,
-    )  # fmt: skip
+        asked.defense,
+        client.Local(asked.client_epochs, asked.client_batch),
+        asked.client_lr,
+        asked.method,
+        asked.games,
+        not asked.quick,
+        not asked.quick,
+        asked.seed,
+    )
     found = audit(
-        victim.module, victim.variables, Normalization.of(info.mean, info.std), own.images,
-        own.labels, others, update=update, setting=setting, image_prior=prior,
-    )  # fmt: skip
+        victim.module,
+        victim.variables,
+        Normalization.of(info.mean, info.std),
+        own.images,
+        own.labels,
+        others,
+        update=update,
+        setting=setting,
+        image_prior=prior,
+    )
     words = f"{asked.victim}, {name}/{asked.split} {','.join(map(str, asked.ids))}, {asked.defense}"
     page.write(found, Path(asked.out), words)
     said = verdict(found)

@@ -84,9 +84,10 @@ def expected_success(candidates: int, mu: float) -> float:
 
     E Phi(t + mu)^(N - 1), t standard normal: its score is N(mu, 1) and all others are N(0, 1).
     """
-    density = lambda t: math.exp(  # noqa: E731
-        stats.norm.logpdf(t - mu) + (candidates - 1) * special.log_ndtr(t)
-    )
+
+    def density(t):
+        return math.exp(stats.norm.logpdf(t - mu) + (candidates - 1) * special.log_ndtr(t))
+
     return float(integrate.quad(density, -10, mu + 12, limit=500, points=[mu, mu + 2])[0])
 
 

@@ -108,15 +108,24 @@ def share(
     clients = ClientSettings(local=rules.local, defense=names, known_defense=names)
     keys = noise_keys(range(len(members)), [0] * len(members))
     return make_targets(
-        network.module, network.variables, truths, network.normalization, clients,
-        rules.client_lr, strengths=defenses.strengths(chain), draw_keys=keys,
-    )  # fmt: skip
+        network.module,
+        network.variables,
+        truths,
+        network.normalization,
+        clients,
+        rules.client_lr,
+        strengths=defenses.strengths(chain),
+        draw_keys=keys,
+    )
 
 
 def play(
-    network: Network, pool: Pool, members: Int[np.ndarray, "game image"], rules: Rules,
+    network: Network,
+    pool: Pool,
+    members: Int[np.ndarray, "game image"],
+    rules: Rules,
     rows: Callable[[], ident.Rows] | None = None,
-) -> Played:  # fmt: skip
+) -> Played:
     """Plays games among the candidates of a pool.
 
     Args:
@@ -131,9 +140,13 @@ def play(
 
 
 def answer(
-    network: Network, candidates: ident.Candidates, targets: Target, members: np.ndarray,
-    rules: Rules, rows: Callable[[], ident.Rows] | None = None,
-) -> Played:  # fmt: skip
+    network: Network,
+    candidates: ident.Candidates,
+    targets: Target,
+    members: np.ndarray,
+    rules: Rules,
+    rows: Callable[[], ident.Rows] | None = None,
+) -> Played:
     """The attacker's part of games: the members are noted down, not looked at.
 
     Args:
@@ -162,9 +175,12 @@ def _together(targets, rules: Rules):
 
 
 def simulate(
-    known: ident.Rows, members: Int[np.ndarray, "game image"], method: str, variance: float = 0.0,
+    known: ident.Rows,
+    members: Int[np.ndarray, "game image"],
+    method: str,
+    variance: float = 0.0,
     seed: int = 0,
-) -> Played:  # fmt: skip
+) -> Played:
     """Plays games of one gradient each, whose updates are the means of the candidates' gradients.
 
     The same games as `play` for undefended updates and Gaussian noise, without compiling a client.
@@ -194,10 +210,13 @@ RESCALED = {"clip", "sign"}  # after which the weight of an image is not known
 
 
 def attack(
-    network: Network, candidates: ident.Candidates, updates: PyTree,
-    knowledge: DefenseKnowledge | tuple, rules: Rules,
+    network: Network,
+    candidates: ident.Candidates,
+    updates: PyTree,
+    knowledge: DefenseKnowledge | tuple,
+    rules: Rules,
     rows: Callable[[], ident.Rows] | None = None,
-) -> ident.Ranking:  # fmt: skip
+) -> ident.Ranking:
     """Names the images of updates, knowing what the client does.
 
     Args:
@@ -230,9 +249,16 @@ def attack(
         params = ident.midpoint(params, sent, rules.client_lr, steps)
     known = None if rows is None or steps > 1 or clip is not None else rows()
     products = ident.measure(
-        network.loss, params, candidates, updates, clip=clip, variances=variances,
-        sent_only=bool(names & SPARSE), noisy=variance > 0, known=known,
-    )  # fmt: skip
+        network.loss,
+        params,
+        candidates,
+        updates,
+        clip=clip,
+        variances=variances,
+        sent_only=bool(names & SPARSE),
+        noisy=variance > 0,
+        known=known,
+    )
     return ident.identify(products, rules.images, rules.method, weight, variance)
 
 
@@ -276,7 +302,10 @@ def variants(images: np.ndarray) -> dict[str, np.ndarray]:
     Args:
       images: uint8 [image, height, width, channel].
     """
-    lighter = lambda factor: np.clip(images * np.float32(factor), 0, 255).astype(np.uint8)  # noqa: E731
+
+    def lighter(factor):
+        return np.clip(images * np.float32(factor), 0, 255).astype(np.uint8)
+
     return {
         "flipped": images[:, :, ::-1],
         "one pixel down": _shifted(images, 1, 0),

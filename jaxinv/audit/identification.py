@@ -75,9 +75,8 @@ class Ranking(NamedTuple):
 
 
 def scores(
-    loss: client.LossFn, params: PyTree, candidates: Candidates, updates: PyTree,
-    chunk: int = CHUNK,
-) -> Float[np.ndarray, "update candidate"]:  # fmt: skip
+    loss: client.LossFn, params: PyTree, candidates: Candidates, updates: PyTree, chunk: int = CHUNK
+) -> Float[np.ndarray, "update candidate"]:
     """Computes <g_j, u> for every candidate and update, without any gradient.
 
     It is the derivative of candidate j's loss along u: one forward pass of (value, derivative), in
@@ -97,7 +96,9 @@ def scores(
 @functools.cache
 def _compiled_scores(loss):
     def losses(params, part):
-        one = lambda image, label: loss(params, image[None], label[None])[0]  # noqa: E731
+        def one(image, label):
+            return loss(params, image[None], label[None])[0]
+
         return jax.vmap(one)(*part)
 
     @jax.jit
@@ -109,9 +110,13 @@ def _compiled_scores(loss):
 
 
 def gradients(
-    loss: client.LossFn, params: PyTree, candidates: Candidates, clip: float | None = None,
-    scales: PyTree | None = None, keep: Callable[[np.ndarray], np.ndarray] = lambda rows: rows,
-) -> Float[np.ndarray, "candidate entry"]:  # fmt: skip
+    loss: client.LossFn,
+    params: PyTree,
+    candidates: Candidates,
+    clip: float | None = None,
+    scales: PyTree | None = None,
+    keep: Callable[[np.ndarray], np.ndarray] = lambda rows: rows,
+) -> Float[np.ndarray, "candidate entry"]:
     """Computes the gradient of each candidate alone, a row each.
 
     Args:
@@ -152,7 +157,10 @@ def _chunks(candidates: Candidates, size: int) -> list[Candidates]:
     count = len(candidates.labels)
     size = min(size, count)
     at = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
-    pick = lambda x, i: np.asarray(x)[i]  # noqa: E731
+
+    def pick(x, i):
+        return np.asarray(x)[i]
+
     return [Candidates(pick(candidates.images, i), pick(candidates.labels, i)) for i in at]
 
 
@@ -172,10 +180,18 @@ def sketch(rows: Float[np.ndarray, "row entry"], size: int) -> Float[np.ndarray,
 
 
 def measure(
-    loss: client.LossFn, params: PyTree, candidates: Candidates, updates: PyTree, *,
-    clip: float | None = None, variances: PyTree | None = None, sent_only: bool = False,
-    noisy: bool = False, known: Rows | None = None, stored: float = STORED,
-) -> Products:  # fmt: skip
+    loss: client.LossFn,
+    params: PyTree,
+    candidates: Candidates,
+    updates: PyTree,
+    *,
+    clip: float | None = None,
+    variances: PyTree | None = None,
+    sent_only: bool = False,
+    noisy: bool = False,
+    known: Rows | None = None,
+    stored: float = STORED,
+) -> Products:
     """Computes all inner products of candidates and updates.
 
     Where the candidates' gradients do not fit in `stored` bytes, their products with one another
@@ -328,14 +344,20 @@ def slab(products: Products, images: int, weight: Array | None, variance: Array)
 
 
 METHODS: dict[str, Callable[[Products, int, Array | None, Array], Ranking]] = {
-    "matched": matched, "omp": omp, "ridge": ridge, "slab": slab,
-}  # fmt: skip
+    "matched": matched,
+    "omp": omp,
+    "ridge": ridge,
+    "slab": slab,
+}
 
 
 def identify(
-    products: Products, images: int, method: str = "slab", weight: float | None = None,
+    products: Products,
+    images: int,
+    method: str = "slab",
+    weight: float | None = None,
     variance: float = 0.0,
-) -> Ranking:  # fmt: skip
+) -> Ranking:
     """Ranks the candidates of every update.
 
     Args:

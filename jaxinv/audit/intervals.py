@@ -57,7 +57,10 @@ def mean_share(values: Float[np.ndarray, " trial"], level: float = LEVEL) -> Sha
 
 def _limits(below: int, above: int, trials: int, tail: float) -> tuple[float, float]:
     """The shares under which counts from `below` up, and up to `above`, are as rare as `tail`."""
-    inverse = lambda a, b, p: float(special.betaincinv(a, b, p))  # noqa: E731
+
+    def inverse(a, b, p):
+        return float(special.betaincinv(a, b, p))
+
     low = 0.0 if below == 0 else inverse(below, trials - below + 1, tail)
     high = 1.0 if above == trials else inverse(above + 1, trials - above, 1 - tail)
     return low, high

@@ -71,7 +71,8 @@ def to_json(found: Audit, words: str) -> dict[str, Any]:
             "uniqueness": found.inspection.uniqueness.tolist(),
             "parallel_units": found.inspection.parallel,
         },
-        "ceiling": found.ceiling and {
+        "ceiling": found.ceiling
+        and {
             "psnr": found.ceiling.psnr.tolist(),
             "prior_psnr": found.ceiling.prior_psnr.tolist(),
             "dense": found.ceiling.dense,
@@ -81,7 +82,7 @@ def to_json(found: Audit, words: str) -> dict[str, Any]:
         "mean_color_psnr": found.mean_color_psnr,
         "release_bound": found.release_bound,
         "epsilon_shown": found.epsilon_shown and found.epsilon_shown._asdict(),
-    }  # fmt: skip
+    }
     return _finite(fields)
 
 
@@ -111,35 +112,50 @@ def render(found: Audit, words: str) -> str:
         _sentences("What nobody can", said.nobody or ["Nothing was found that forbids anything."]),
         _sentences("What was not tried", said.not_tried),
         "<h2>Identification</h2>",
-        _table([
-            ["images named, of those in the update", percent(outcome.recall)],
-            ["updates with all images named", percent(outcome.whole)],
-            *([f"members found at {r:.1%} false positives", percent(s)]
-              for r, s in outcome.true_positives.items()),
-            ["a guess", f"{outcome.chance:.2%}"],
-            ["candidates, games", f"{outcome.candidates:,}, {outcome.games}"],
-        ]),
+        _table(
+            [
+                ["images named, of those in the update", percent(outcome.recall)],
+                ["updates with all images named", percent(outcome.whole)],
+                *(
+                    [f"members found at {r:.1%} false positives", percent(s)]
+                    for r, s in outcome.true_positives.items()
+                ),
+                ["a guess", f"{outcome.chance:.2%}"],
+                ["candidates, games", f"{outcome.candidates:,}, {outcome.games}"],
+            ]
+        ),
         "<p><small>Exact 95% intervals over games (Clopper and Pearson; batches: Bentkus).</small>",
         "<h2>Capacity</h2>",
-        _table([
-            ["numbers of the images", f"{found.images * cap.unknowns:,}"],
-            ["determined at the most", f"{cap.determined(found.images):,}"],
-            ["left to a prior", f"{cap.free(found.images):.1%}"],
-            ["images that one gradient can determine", f"{cap.images:,.1f}"],
-            ["binding layer", escape(cap.binding.layer)],
-            ["this is", "an equality, in general" if cap.equality
-             else f"a bound: {escape(', '.join(cap.why))}"],
-        ]),
+        _table(
+            [
+                ["numbers of the images", f"{found.images * cap.unknowns:,}"],
+                ["determined at the most", f"{cap.determined(found.images):,}"],
+                ["left to a prior", f"{cap.free(found.images):.1%}"],
+                ["images that one gradient can determine", f"{cap.images:,.1f}"],
+                ["binding layer", escape(cap.binding.layer)],
+                [
+                    "this is",
+                    "an equality, in general"
+                    if cap.equality
+                    else f"a bound: {escape(', '.join(cap.why))}",
+                ],
+            ]
+        ),
         "<h2>Gradients one by one</h2>",
-        _table([
-            ["largest D-SNR of a layer", f"{_largest(found.inspection.d_snr):.3g}"],
-            ["least and most unique gradient", f"{found.inspection.uniqueness.min():.2f}, "
-             f"{found.inspection.uniqueness.max():.2f}"],
-            ["dense units that measure the same", f"{found.inspection.parallel:.0%}"],
-        ]),
+        _table(
+            [
+                ["largest D-SNR of a layer", f"{_largest(found.inspection.d_snr):.3g}"],
+                [
+                    "least and most unique gradient",
+                    f"{found.inspection.uniqueness.min():.2f}, "
+                    f"{found.inspection.uniqueness.max():.2f}",
+                ],
+                ["dense units that measure the same", f"{found.inspection.parallel:.0%}"],
+            ]
+        ),
         _pictures(found),
         "</html>",
-    ]  # fmt: skip
+    ]
     return "\n".join(parts)
 
 

@@ -121,9 +121,11 @@ class Inspection(NamedTuple):
 
 
 def inspect(
-    loss: client.LossFn, params: PyTree, images: Float[Array, "image height width channel"],
+    loss: client.LossFn,
+    params: PyTree,
+    images: Float[Array, "image height width channel"],
     labels: Int[Array, " image"],
-) -> Inspection:  # fmt: skip
+) -> Inspection:
     """Looks at the gradients of a client's images one by one.
 
     Args:
@@ -139,9 +141,11 @@ def inspect(
     return Inspection(
         {name: d_snr(np.linalg.norm(part, axis=1)) for name, part in zip(names, parts)},
         uniqueness(rows.astype(np.float64) @ rows.T.astype(np.float64)),
-        max((parallel_units(np.asarray(x)) for x in jax.tree.leaves(params) if x.ndim == 2),
-            default=0.0),
-    )  # fmt: skip
+        max(
+            (parallel_units(np.asarray(x)) for x in jax.tree.leaves(params) if x.ndim == 2),
+            default=0.0,
+        ),
+    )
 
 
 def d_snr(norms: Float[np.ndarray, " image"]) -> float:

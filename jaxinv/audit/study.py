@@ -39,15 +39,33 @@ from jaxinv.victim import checkpoints
 from jaxinv.victim.untrained import untrained
 
 VICTIMS = (
-    "lenet_zhu", "lenet_zhu-cifar10", "convnet:16", "convnet-w16-cifar10", "resnet18:16",
-    "resnet18-w16-cifar10", "mobilenetv2:8", "mobilenetv2-w8-cifar10",
-)  # fmt: skip
+    "lenet_zhu",
+    "lenet_zhu-cifar10",
+    "convnet:16",
+    "convnet-w16-cifar10",
+    "resnet18:16",
+    "resnet18-w16-cifar10",
+    "mobilenetv2:8",
+    "mobilenetv2-w8-cifar10",
+)
 BATCHES = (1, 4, 8, 32, 128)
 NOISES = (0.0, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 DEFENSES = (
-    "none", "noise:1e-3", "noise:1e-2", "noise:1e-1", "noise:1", "noise:10", "prune:0.9",
-    "prune:0.99", "quantize:4", "quantize:1", "sign", "clip:1", "dpsgd:1:0.01", "dpsgd:1:0.1",
-)  # fmt: skip
+    "none",
+    "noise:1e-3",
+    "noise:1e-2",
+    "noise:1e-1",
+    "noise:1",
+    "noise:10",
+    "prune:0.9",
+    "prune:0.99",
+    "quantize:4",
+    "quantize:1",
+    "sign",
+    "clip:1",
+    "dpsgd:1:0.01",
+    "dpsgd:1:0.1",
+)
 MULTIPLIERS = (0.3, 0.5, 1.0, 2.0, 4.0)
 DELTA = 1e-5
 Row = dict[str, Any]
@@ -129,10 +147,15 @@ def method_of(asked: Options, defense: str) -> str:
 
 def _outcome(scene: Scene, outcome: games.Outcome, rules: games.Rules, seconds: float) -> Row:
     row: Row = {
-        "victim": scene.name, "images": rules.images, "defense": rules.defense,
-        "method": rules.method, "candidates": outcome.candidates, "games": outcome.games,
-        "chance": outcome.chance, "seconds": seconds,
-    }  # fmt: skip
+        "victim": scene.name,
+        "images": rules.images,
+        "defense": rules.defense,
+        "method": rules.method,
+        "candidates": outcome.candidates,
+        "games": outcome.games,
+        "chance": outcome.chance,
+        "seconds": seconds,
+    }
     shares = {"recall": outcome.recall, "whole": outcome.whole}
     shares |= {f"tpr_at_{rate:g}": share for rate, share in outcome.true_positives.items()}
     for name, share in shares.items():
@@ -159,8 +182,17 @@ def _played(asked: Options, defenses: Sequence[str]) -> list[Row]:
 def identification(asked: Options) -> list[Row]:
     """Recall by network, batch and defense."""
     rows = _played(asked, asked.defenses)
-    columns = ["victim", "defense", "images", "method", "chance", "_recall", "_whole",
-               "_tpr_at_0.01", "_tpr_at_0.001"]  # fmt: skip
+    columns = [
+        "victim",
+        "defense",
+        "images",
+        "method",
+        "chance",
+        "_recall",
+        "_whole",
+        "_tpr_at_0.01",
+        "_tpr_at_0.001",
+    ]
     markdown(rows, columns)
     return rows
 
@@ -223,11 +255,20 @@ def harder(asked: Options) -> list[Row]:
                     wins[kind].append(int(ranking.picks[0, 0]) == 0)
             for kind, won in wins.items():
                 share = games.clopper_pearson(sum(won), len(won))
-                rows.append({
-                    "victim": scene.name, "defense": defense, "among": kind, "candidates": 8,
-                    "games": len(won), "chance": 1 / 8, "top1": share.value,
-                    "top1_low": share.low, "top1_high": share.high, "_top1": percent(share),
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "victim": scene.name,
+                        "defense": defense,
+                        "among": kind,
+                        "candidates": 8,
+                        "games": len(won),
+                        "chance": 1 / 8,
+                        "top1": share.value,
+                        "top1_low": share.low,
+                        "top1_high": share.high,
+                        "_top1": percent(share),
+                    }
+                )
     markdown(rows, ["victim", "defense", "among", "candidates", "chance", "_top1"])
     return rows
 
@@ -247,15 +288,27 @@ def false_alarms(asked: Options) -> list[Row]:
                 outside = half + games.draw(asked.games, images, half, seed=1)
                 shared = games.share(scene.network, scene.pool, outside, rules)
                 empty = games.attack(
-                    scene.network, first.candidates, shared.targets.update,
-                    shared.targets.defense_knowledge, rules, first.known_rows,
-                )  # fmt: skip
+                    scene.network,
+                    first.candidates,
+                    shared.targets.update,
+                    shared.targets.defense_knowledge,
+                    rules,
+                    first.known_rows,
+                )
                 share, _ = games.found_without_alarm(played, np.asarray(empty.scores))
-                rows.append({
-                    "victim": scene.name, "defense": defense, "images": images,
-                    "candidates": half, "games": asked.games, "found": share.value,
-                    "found_low": share.low, "found_high": share.high, "_found": percent(share),
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "victim": scene.name,
+                        "defense": defense,
+                        "images": images,
+                        "candidates": half,
+                        "games": asked.games,
+                        "found": share.value,
+                        "found_low": share.low,
+                        "found_high": share.high,
+                        "_found": percent(share),
+                    }
+                )
     markdown(rows, ["victim", "defense", "images", "candidates", "_found"])
     return rows
 
@@ -281,14 +334,19 @@ def private(asked: Options) -> list[Row]:
                     )
                     wins = int((scores.argmax(axis=1) == targets).sum())
                     found = dp.lower_bound(wins, asked.games, asked.candidates, DELTA)
-                    rows.append({
-                        "victim": scene.name, "multiplier": multiplier, "steps": steps,
-                        "noise": "as stated" if real == 1 else "half of it",
-                        "success": found.success, "expected": dp.expected_success(
-                            asked.candidates, mu),
-                        "shown": found.epsilon, "promised": promised,
-                        "verdict": "caught" if found.epsilon > promised else "consistent",
-                    })  # fmt: skip
+                    rows.append(
+                        {
+                            "victim": scene.name,
+                            "multiplier": multiplier,
+                            "steps": steps,
+                            "noise": "as stated" if real == 1 else "half of it",
+                            "success": found.success,
+                            "expected": dp.expected_success(asked.candidates, mu),
+                            "shown": found.epsilon,
+                            "promised": promised,
+                            "verdict": "caught" if found.epsilon > promised else "consistent",
+                        }
+                    )
     markdown(rows, list(rows[0]))
     return rows
 
@@ -316,32 +374,50 @@ def ceiling(asked: Options) -> list[Row]:
                     (shared.targets.update, shared.targets.defense_knowledge),
                 )
                 bound = ceiling_of(
-                    *scene.network[:3], truth, prior,
-                    knowledge.variances if knowledge else None,
-                )  # fmt: skip
+                    *scene.network[:3], truth, prior, knowledge.variances if knowledge else None
+                )
                 with runtime.arithmetic("float32") as cast:
                     found = invert(
-                        *scene.network[:2], update, image_shape=(32, 32, 3),
-                        labels=truth.labels.tolist(), mean=own.mean, std=own.std, seeds=1,
-                        iterations=28, method=GaussNewton(), image_prior=cast(prior),
-                    )  # fmt: skip
+                        *scene.network[:2],
+                        update,
+                        image_shape=(32, 32, 3),
+                        labels=truth.labels.tolist(),
+                        mean=own.mean,
+                        std=own.std,
+                        seeds=1,
+                        iterations=28,
+                        method=GaussNewton(),
+                        image_prior=cast(prior),
+                    )
                 psnr = float(metrics.psnr(jnp.asarray(found.best), truth.images)[0])
-                rows.append({
-                    "victim": scene.name, "variance": variance, "image": i,
-                    "ceiling": float(bound.psnr[0]), "prior": float(bound.prior_psnr[0]),
-                    "attained": psnr,
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "victim": scene.name,
+                        "variance": variance,
+                        "image": i,
+                        "ceiling": float(bound.psnr[0]),
+                        "prior": float(bound.prior_psnr[0]),
+                        "attained": psnr,
+                    }
+                )
                 print(".", end="", file=sys.stderr, flush=True)
     summary = []
     for key in dict.fromkeys((r["victim"], r["variance"]) for r in rows):
         own = [r for r in rows if (r["victim"], r["variance"]) == key]
         top, got = (np.array([r[n] for r in own]) for n in ("ceiling", "attained"))
         rank = stats.spearmanr(top, got).statistic if len(own) > 2 else np.nan
-        summary.append({
-            "victim": key[0], "variance": key[1], "images": len(own), "ceiling": top.mean(),
-            "attained": got.mean(), "above": f"{(got > top).sum()} of {len(own)}",
-            "most above": (got - top).max(), "Spearman": rank,
-        })  # fmt: skip
+        summary.append(
+            {
+                "victim": key[0],
+                "variance": key[1],
+                "images": len(own),
+                "ceiling": top.mean(),
+                "attained": got.mean(),
+                "above": f"{(got > top).sum()} of {len(own)}",
+                "most above": (got - top).max(),
+                "Spearman": rank,
+            }
+        )
     markdown(summary, list(summary[0]))
     return rows
 
@@ -352,11 +428,16 @@ def capacities(asked: Options) -> list[Row]:
     for name in asked.victims:
         scene = load(name, 1)
         found = capacity(*scene.network[:2], (32, 32, 3))
-        rows.append({
-            "victim": scene.name, "parameters": found.parameters, "images": found.images,
-            "binding": found.binding.layer, "equality": found.equality,
-            **{f"free at {b}": f"{found.free(b):.0%}" for b in asked.batches},
-        })  # fmt: skip
+        rows.append(
+            {
+                "victim": scene.name,
+                "parameters": found.parameters,
+                "images": found.images,
+                "binding": found.binding.layer,
+                "equality": found.equality,
+                **{f"free at {b}": f"{found.free(b):.0%}" for b in asked.batches},
+            }
+        )
     markdown(rows, list(rows[0]))
     return rows
 
@@ -380,23 +461,38 @@ def cost(asked: Options) -> list[Row]:
             start = time.perf_counter()
             result = run(scene.candidates)
             seconds = time.perf_counter() - start
-            rows.append({"victim": scene.name, "candidates": asked.candidates,
-                         "part": part, "seconds": seconds})  # fmt: skip
+            rows.append(
+                {
+                    "victim": scene.name,
+                    "candidates": asked.candidates,
+                    "part": part,
+                    "seconds": seconds,
+                }
+            )
         for method in ident.METHODS:
             ident.identify(result, rules.images, method, 1 / rules.images)
             start = time.perf_counter()
             jax.block_until_ready(ident.identify(result, rules.images, method, 1 / rules.images))
             seconds = time.perf_counter() - start
-            rows.append({"victim": scene.name, "candidates": asked.candidates,
-                         "part": method, "seconds": seconds})  # fmt: skip
+            rows.append(
+                {
+                    "victim": scene.name,
+                    "candidates": asked.candidates,
+                    "part": method,
+                    "seconds": seconds,
+                }
+            )
     markdown(rows, list(rows[0]))
     return rows
 
 
 def figure(asked: Options) -> list[Row]:
     """Leakage by identification, by PSNR and its ceiling, against the noise."""
-    ps.save(draw(read(asked.out / "noise.csv"), read(asked.out / "ceiling.csv")),
-            asked.out / "leakage", ("png",))  # fmt: skip
+    ps.save(
+        draw(read(asked.out / "noise.csv"), read(asked.out / "ceiling.csv")),
+        asked.out / "leakage",
+        ("png",),
+    )
     return []
 
 
@@ -407,17 +503,25 @@ def draw(named: list[Row], bounded: list[Row], width: float = ps.WIDE) -> Figure
     batches = sorted({int(r["images"]) for r in named})
     colors = dict(zip(batches, ps.cell_colors(len(batches))))
     sheet = ps.Sheet(
-        width, "What noise leaves of an update",
+        width,
+        "What noise leaves of an update",
         "Left: images of the update named among 2,000 candidates, 95% intervals. Right: one image, "
-        "PSNR that the second-order attack attains, and the ceiling. "
-        + "; ".join(victims_) + ".",
-        panels=2, columns=2, panel_height=2.4, gap=0.7, above=0.3,
-        keys=[*(ps.Key("line", c, f"{b} images" if b > 1 else "1 image")
-                for b, c in colors.items()),
-              ps.Key("dash", ps.BASELINE, "ceiling; chance")],
-    )  # fmt: skip
+        "PSNR that the second-order attack attains, and the ceiling. " + "; ".join(victims_) + ".",
+        panels=2,
+        columns=2,
+        panel_height=2.4,
+        gap=0.7,
+        above=0.3,
+        keys=[
+            *(ps.Key("line", c, f"{b} images" if b > 1 else "1 image") for b, c in colors.items()),
+            ps.Key("dash", ps.BASELINE, "ceiling; chance"),
+        ],
+    )
     left, right = sheet.axes
-    place = lambda v: np.log10(np.maximum(np.asarray(v, float), 1e-4))  # noqa: E731
+
+    def place(v):
+        return np.log10(np.maximum(np.asarray(v, float), 1e-4))
+
     for b, color in colors.items():
         own = [r for r in named if int(r["images"]) == b and r["victim"] == victims_[0]]
         at = place([0 if r["defense"] == "none" else r["defense"].split(":")[1] for r in own])
@@ -426,14 +530,22 @@ def draw(named: list[Row], bounded: list[Row], width: float = ps.WIDE) -> Figure
         )
         left.fill_between(at, low, high, color=color, alpha=0.18, linewidth=0)
         left.plot(at, value, color=color, linewidth=1.8, marker="o", markersize=3)
-        left.plot(at, [100 * float(r["chance"]) for r in own], color=ps.BASELINE, linewidth=0.8,
-                  linestyle=(0, (4, 2.5)))  # fmt: skip
+        left.plot(
+            at,
+            [100 * float(r["chance"]) for r in own],
+            color=ps.BASELINE,
+            linewidth=0.8,
+            linestyle=(0, (4, 2.5)),
+        )
     own = [r for r in bounded if r["victim"] == victims_[0]]
     variances = sorted({float(r["variance"]) for r in own})
-    for name, color, style in (("attained", colors[batches[0]], "-"),
-                               ("ceiling", ps.BASELINE, (0, (4, 2.5)))):  # fmt: skip
-        means = [np.mean([float(r[name]) for r in own if float(r["variance"]) == v])
-                 for v in variances]  # fmt: skip
+    for name, color, style in (
+        ("attained", colors[batches[0]], "-"),
+        ("ceiling", ps.BASELINE, (0, (4, 2.5))),
+    ):
+        means = [
+            np.mean([float(r[name]) for r in own if float(r["variance"]) == v]) for v in variances
+        ]
         right.plot(place(variances), means, color=color, linestyle=style, linewidth=1.8)
     for ax, title in ((left, "Named (%)"), (right, "PSNR (dB)")):
         ax.set_title(title, weight="bold")
@@ -445,10 +557,17 @@ def draw(named: list[Row], bounded: list[Row], width: float = ps.WIDE) -> Figure
 
 
 PARTS: dict[str, Callable[[Options], list[Row]]] = {
-    "identification": identification, "noise": noise, "methods": methods, "harder": harder,
-    "false-alarms": false_alarms, "privacy": private, "ceiling": ceiling,
-    "capacity": capacities, "cost": cost, "figure": figure,
-}  # fmt: skip
+    "identification": identification,
+    "noise": noise,
+    "methods": methods,
+    "harder": harder,
+    "false-alarms": false_alarms,
+    "privacy": private,
+    "ceiling": ceiling,
+    "capacity": capacities,
+    "cost": cost,
+    "figure": figure,
+}
 
 
 def markdown(rows: list[Row], columns: Sequence[str]) -> None:

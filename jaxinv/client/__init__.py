@@ -47,9 +47,11 @@ class Local(NamedTuple):
 
 
 def apply_fn(
-    module: nn.Module | UserNetwork, variables: PyTree, batch_norm: str = "eval",
+    module: nn.Module | UserNetwork,
+    variables: PyTree,
+    batch_norm: str = "eval",
     observe: bool = False,
-) -> ApplyFn:  # fmt: skip
+) -> ApplyFn:
     """Makes a pure function of a network, on the trilinear convolution.
 
     Running statistics are an input that nothing changes. In evaluation mode they are constants of
@@ -83,9 +85,11 @@ def apply_fn(
         params = whole(variables, params)
         with fast_convolutions():
             logits, moved = module.apply(
-                {**variables, "params": params, "batch_stats": zeros}, images, train=True,
+                {**variables, "params": params, "batch_stats": zeros},
+                images,
+                train=True,
                 mutable=["batch_stats"],
-            )  # fmt: skip
+            )
         return logits, jax.tree.map(lambda x: x / (1 - BATCH_NORM_MOMENTUM), moved)
 
     return evaluating if batch_norm == "eval" else training
@@ -135,8 +139,7 @@ def _merged(constants: PyTree, params: PyTree) -> PyTree:
 
 
 def cross_entropy(
-    logits: Float[Array, "batch class"],
-    labels: Int[Array, " batch"] | Float[Array, "batch class"],
+    logits: Float[Array, "batch class"], labels: Int[Array, " batch"] | Float[Array, "batch class"]
 ) -> Float[Array, ""]:
     """Computes the mean cross-entropy over the images.
 
@@ -148,10 +151,7 @@ def cross_entropy(
 
 
 def gradient(
-    loss: LossFn,
-    params: PyTree,
-    images: Float[Array, "batch height width channel"],
-    labels: Array,
+    loss: LossFn, params: PyTree, images: Float[Array, "batch height width channel"], labels: Array
 ) -> tuple[PyTree, PyTree]:
     """Computes the gradient of a loss with respect to the parameters.
 
@@ -197,7 +197,9 @@ def update(
     count = images.shape[1 if by_epoch else 0]
     if local.steps(count) == 1:
         return gradient(loss, params, *((images[0], labels[0]) if by_epoch else (images, labels)))
-    split = lambda x: x.reshape(-1, local.batch or count, *x.shape[1:])  # noqa: E731
+
+    def split(x):
+        return x.reshape(-1, local.batch or count, *x.shape[1:])
 
     @jax.checkpoint
     def step(total, batch):

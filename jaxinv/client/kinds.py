@@ -50,37 +50,51 @@ class Kind(NamedTuple):
     scale: Callable[[int, float | None], float | None]
 
 
-_minus = lambda left, right: jax.tree.map(np.subtract, left, right)  # noqa: E731
+def _minus(left, right):
+    return jax.tree.map(np.subtract, left, right)
+
 
 KINDS: dict[str, Kind] = {
     "gradient": Kind(
         "the gradient of the mean loss, or of several steps the sum of theirs",
-        lambda sent, old: sent, lambda images, rate: 1.0,
+        lambda sent, old: sent,
+        lambda images, rate: 1.0,
     ),
     "summed-gradient": Kind(
         "the gradient of the loss summed over the images",
-        lambda sent, old: sent, lambda images, rate: float(images),
+        lambda sent, old: sent,
+        lambda images, rate: float(images),
     ),
     "old-minus-new": Kind(
         "parameters before minus after the client's work: its rate times the gradient",
-        lambda sent, old: sent, lambda images, rate: rate,
+        lambda sent, old: sent,
+        lambda images, rate: rate,
     ),
     "new-minus-old": Kind(
         "parameters after minus before the client's work",
-        lambda sent, old: jax.tree.map(np.negative, sent), lambda images, rate: rate,
+        lambda sent, old: jax.tree.map(np.negative, sent),
+        lambda images, rate: rate,
     ),
     "weights": Kind(
         "the parameters after the client's work",
-        lambda sent, old: _minus(old, sent), lambda images, rate: rate,
+        lambda sent, old: _minus(old, sent),
+        lambda images, rate: rate,
     ),
-}  # fmt: skip
+}
 
 
 def understand(
-    sent: PyTree, old: PyTree, kind: str = AUTO, *, images: int = 1, steps: int = 1,
-    rate: float | None = None, classifier: Classifier | None = None, params: PyTree = None,
+    sent: PyTree,
+    old: PyTree,
+    kind: str = AUTO,
+    *,
+    images: int = 1,
+    steps: int = 1,
+    rate: float | None = None,
+    classifier: Classifier | None = None,
+    params: PyTree = None,
     name: str = "update",
-) -> Received:  # fmt: skip
+) -> Received:
     """Checks what a client sent, and makes a gradient of it.
 
     Args:
@@ -237,9 +251,11 @@ def _last_layer(classifier, gradient, params) -> _LastLayer | None:
         return None
     try:
         parts = (
-            classifier.matrix(params), classifier.vector(params),
-            classifier.matrix(gradient), classifier.vector(gradient),
-        )  # fmt: skip
+            classifier.matrix(params),
+            classifier.vector(params),
+            classifier.matrix(gradient),
+            classifier.vector(gradient),
+        )
     except (KeyError, ValueError):  # some layers were not sent
         return None
     arrays = (np.asarray(x, np.float64) for x in parts)

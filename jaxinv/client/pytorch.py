@@ -73,9 +73,12 @@ def from_torch(
 
 
 def convert_state(
-    state: Mapping[str, np.ndarray], outputs: Callable[[np.ndarray], np.ndarray], network: Any,
-    variables: PyTree, image_shape: tuple[int, int, int],
-) -> Converted:  # fmt: skip
+    state: Mapping[str, np.ndarray],
+    outputs: Callable[[np.ndarray], np.ndarray],
+    network: Any,
+    variables: PyTree,
+    image_shape: tuple[int, int, int],
+) -> Converted:
     """`from_torch` of a state dict, and the outputs for images [image, height, width, channel]."""
     uses = parameters_in_order(network, variables, image_shape)
     shapes = {name: x.shape for name, x in state.items()}

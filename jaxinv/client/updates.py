@@ -17,7 +17,7 @@ import re
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +33,16 @@ ROOM = 2**20  # bytes that a file may hold beside the parameters
 MOST_HEADER = 10**8  # bytes of the header of a safetensors file: the format's own limit
 # Of safetensors, https://github.com/huggingface/safetensors; the rest are no parameters.
 _TYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16,
-    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8,
-}  # fmt: skip
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+}
 
 
 class Entry(NamedTuple):
@@ -88,7 +95,10 @@ def save(path: str | Path, update: PyTree) -> None:
 def names_of(tree: PyTree) -> dict[str, np.ndarray]:
     """The arrays of a tree by their path, `Conv_0/kernel`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")  # noqa: E731
+
+    def name(path):
+        return jax.tree_util.keystr(path, simple=True, separator="/")
+
     return {name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
@@ -260,5 +270,8 @@ def _orbax(path: Path) -> dict[str, Entry]:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     path = path / "arrays" if (path / "arrays").is_dir() else path
     arrays = names_of(v1.load(path.absolute()))
-    as_entry: Any = lambda x: Entry(x.shape, x.dtype, lambda: x)  # noqa: E731
+
+    def as_entry(x):
+        return Entry(x.shape, x.dtype, lambda: x)
+
     return {key: as_entry(x) for key, x in arrays.items()}

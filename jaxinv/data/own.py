@@ -40,9 +40,14 @@ def read(name: str, split: str, ids: Ids, data_dir: str | None) -> Dataset:
     axes = (0, 1, 2)
     std = np.maximum(pixels.std(axis=axes), 1 / 255)  # of a set of one color
     return Dataset(
-        name, images, labels[chosen].astype(np.int32), chosen, source.classes,
-        tuple(pixels.mean(axis=axes).tolist()), tuple(std.tolist()),
-    )  # fmt: skip
+        name,
+        images,
+        labels[chosen].astype(np.int32),
+        chosen,
+        source.classes,
+        tuple(pixels.mean(axis=axes).tolist()),
+        tuple(std.tolist()),
+    )
 
 
 def _stride(source, split: str) -> int:

@@ -97,9 +97,12 @@ def is_random(chain: Chain) -> bool:
 
 
 def defend(
-    chain: tuple[str | Defense, ...], update: PyTree, strengths: tuple, key: Array,
+    chain: tuple[str | Defense, ...],
+    update: PyTree,
+    strengths: tuple,
+    key: Array,
     scene: ClientContext | None,
-) -> PyTree:  # fmt: skip
+) -> PyTree:
     """Applies a chain to an update.
 
     Args:

@@ -29,9 +29,12 @@ def _dp_sgd(update, strengths, key, scene):
 
 
 def clipped_mean(
-    loss: client.LossFn, params: PyTree, images: Float[Array, "batch height width channel"],
-    labels: Array, strengths: tuple,
-) -> PyTree:  # fmt: skip
+    loss: client.LossFn,
+    params: PyTree,
+    images: Float[Array, "batch height width channel"],
+    labels: Array,
+    strengths: tuple,
+) -> PyTree:
     """Computes the mean of the images' gradients, each clipped to the first strength, a norm."""
 
     def gradient(example):
@@ -51,6 +54,9 @@ CLIP = Defense(
     _clip, (("norm", 1e-30, ANY),), lambda update, own, shared: _clip(update, own, None, None)
 )
 DP_SGD = Defense(
-    _dp_sgd, (("clipping norm", 1e-30, ANY), ("noise multiplier", 0, ANY)),
-    variance=_dp_sgd_variance, of_each_image=clipped_mean, random=True,
-)  # fmt: skip
+    _dp_sgd,
+    (("clipping norm", 1e-30, ANY), ("noise multiplier", 0, ANY)),
+    variance=_dp_sgd_variance,
+    of_each_image=clipped_mean,
+    random=True,
+)

@@ -19,7 +19,9 @@ def _noise(draw: Callable | None = None) -> Defense:
         del scene
         return add_noise(update, jnp.sqrt(strengths[0]), key, draw)
 
-    variance = lambda shared, strengths, facts: alike(shared, strengths[0])  # noqa: E731
+    def variance(shared, strengths, facts):
+        return alike(shared, strengths[0])
+
     return Defense(apply, (("variance", 0, ANY),), variance=variance, random=True)
 
 

@@ -30,7 +30,10 @@ def _soteria(update, strengths, key, scene):
 
     def of_image(image):
         values, pull = jax.vjp(features, image)
-        unit = lambda i: jax.nn.one_hot(i, values.size, dtype=values.dtype)  # noqa: E731
+
+        def unit(i):
+            return jax.nn.one_hot(i, values.size, dtype=values.dtype)
+
         slope = lax.map(lambda i: jnp.linalg.norm(pull(unit(i))[0]), jnp.arange(values.size))
         return jnp.abs(values) / jnp.maximum(slope, 1e-12)
 

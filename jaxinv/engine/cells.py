@@ -108,9 +108,16 @@ class Loader:
         images, labels, ids = self._targets(cell, dataset)
         prior, source = self._prior(cell, dataset) if cell.has_image_prior() else (None, None)
         return CellInputs(
-            victim, Normalization.of(dataset.mean, dataset.std), len(dataset.classes),
-            images, labels, ids, np.zeros(len(ids), int), prior, source,
-        )  # fmt: skip
+            victim,
+            Normalization.of(dataset.mean, dataset.std),
+            len(dataset.classes),
+            images,
+            labels,
+            ids,
+            np.zeros(len(ids), int),
+            prior,
+            source,
+        )
 
     def _prior(self, cell: schema.Cell, dataset: data.Dataset) -> tuple[ImagePrior, Source]:
         """What the attacker of a cell believes of images."""
@@ -124,9 +131,8 @@ class Loader:
         """The images, labels and ids of a cell's targets, [target, image, ...]."""
         if self._plan.target_ids is None:
             chosen = data.group(
-                dataset.labels, self._plan.targets, cell.images, len(dataset.classes),
-                cell.grouping,
-            )  # fmt: skip
+                dataset.labels, self._plan.targets, cell.images, len(dataset.classes), cell.grouping
+            )
         elif cell.grouping == "stored":
             chosen = np.arange(len(dataset.ids)).reshape(-1, cell.images)
         else:
@@ -137,9 +143,12 @@ class Loader:
         """The network of a cell: a checkpoint's, or freshly initialized."""
         if cell.victim is None:
             return self._untrained(
-                cell.model, classes=len(dataset.classes), width=cell.width,
-                seed=cell.network_seed, image_shape=dataset.images.shape[1:],
-            )  # fmt: skip
+                cell.model,
+                classes=len(dataset.classes),
+                width=cell.width,
+                seed=cell.network_seed,
+                image_shape=dataset.images.shape[1:],
+            )
         trained, victim = self._trained(cell.victim)
         checkpoints.check_fits(trained, dataset)
         return victim
@@ -162,10 +171,14 @@ def _load_victim(name: str) -> tuple[checkpoints.TrainedVictim, Victim]:
 
 
 def attack_cell(
-    cell: schema.Cell, material: CellInputs, keys: jax.Array, numbers: Mapping[str, Any],
-    memory: float | None, progress: Callable[[int, float], None] = lambda steps, psnr: None,
+    cell: schema.Cell,
+    material: CellInputs,
+    keys: jax.Array,
+    numbers: Mapping[str, Any],
+    memory: float | None,
+    progress: Callable[[int, float], None] = lambda steps, psnr: None,
     announce: Callable[[str], None] = lambda plan: None,
-) -> CellResult:  # fmt: skip
+) -> CellResult:
     """Lets clients share their updates and attacks each from many seeds, as a cell says.
 
     Args:
@@ -188,9 +201,11 @@ def attack_cell(
             )
         attack = attack_of(cell, material)
         plan = planner.first_plan(
-            problem.variables["params"], *keys.shape, problem.targets.labels.shape[1],
+            problem.variables["params"],
+            *keys.shape,
+            problem.targets.labels.shape[1],
             bool(needing("seeds", attack.priors)),
-        )  # fmt: skip
+        )
         limit = planner.memory_limit(memory)
         resources = trials.Resources(plan, limit, progress, announce)
         own = cast(attack.numbers(keys.shape[1], numbers))
@@ -199,17 +214,20 @@ def attack_cell(
         extras = None
         if cell.posterior:
             found = around_best(
-                result, problem, Posterior(attack), {**numbers, "posterior": cell.posterior}, keys,
-                limit, cast,
-            )  # fmt: skip
+                result,
+                problem,
+                Posterior(attack),
+                {**numbers, "posterior": cell.posterior},
+                keys,
+                limit,
+                cast,
+            )
             extras = found and in_pixels(found, problem.normalization)
     if cell.polish:
         with runtime.arithmetic("float64") as cast:
             problem = problem_of(material, shared.targets, cast)
             few = max(0, WITH_SPECTRUM - material.position)
-            result, extras = polish(
-                cell, result, problem, attack, numbers, keys, limit, cast, few
-            )  # fmt: skip
+            result, extras = polish(cell, result, problem, attack, numbers, keys, limit, cast, few)
     return CellResult(result, *measured, shared, extras)
 
 
@@ -218,19 +236,31 @@ def share(
 ) -> SharedUpdates:
     """Lets the clients of a cell share their updates."""
     clients = ClientSettings(
-        cell.labels, cell.batch_norm, cell.local(), cell.shuffled, cell.attacker().images,
-        cell.attacker().local, observe=cell.batch_norm == "eval" and cell.prior_batch_norm > 0,
-        defense=defenses.names(cell.chain()), known_defense=cell.attacker().defense,
+        cell.labels,
+        cell.batch_norm,
+        cell.local(),
+        cell.shuffled,
+        cell.attacker().images,
+        cell.attacker().local,
+        observe=cell.batch_norm == "eval" and cell.prior_batch_norm > 0,
+        defense=defenses.names(cell.chain()),
+        known_defense=cell.attacker().defense,
         classifier=classifier_of(cell, material),
-    )  # fmt: skip
+    )
     truths, normalization, variables = cast(
         (material.truths(), material.normalization, material.victim.variables)
     )
     return make_targets(
-        material.victim.module, variables, truths, normalization, clients, cell.client_lr,
-        order_keys(material.ids[:, 0]), defenses.strengths(cell.chain()),
+        material.victim.module,
+        variables,
+        truths,
+        normalization,
+        clients,
+        cell.client_lr,
+        order_keys(material.ids[:, 0]),
+        defenses.strengths(cell.chain()),
         noise_keys(material.ids[:, 0], material.draws),
-    )  # fmt: skip
+    )
 
 
 def problem_of(
@@ -239,17 +269,31 @@ def problem_of(
     """What the trials of a cell share, in one precision."""
     victim = material.victim
     return trials.Problem(
-        victim.module, material.images.shape[2:],
-        *cast((victim.variables, targets, material.truths(), material.normalization,
-               material.image_prior)),
-    )  # fmt: skip
+        victim.module,
+        material.images.shape[2:],
+        *cast(
+            (
+                victim.variables,
+                targets,
+                material.truths(),
+                material.normalization,
+                material.image_prior,
+            )
+        ),
+    )
 
 
 def polish(
-    cell: schema.Cell, result: trials.Result, problem: trials.Problem, attack: FamilyAttack,
-    numbers: Mapping[str, Any], keys: jax.Array, limit: float, cast: Callable[[PyTree], PyTree],
+    cell: schema.Cell,
+    result: trials.Result,
+    problem: trials.Problem,
+    attack: FamilyAttack,
+    numbers: Mapping[str, Any],
+    keys: jax.Array,
+    limit: float,
+    cast: Callable[[PyTree], PyTree],
     few: int,
-) -> tuple[trials.Result, dict[str, np.ndarray] | None]:  # fmt: skip
+) -> tuple[trials.Result, dict[str, np.ndarray] | None]:
     """Takes what an attack found towards the exact images; labels found beside them stand.
 
     Returns:
@@ -284,29 +328,45 @@ def _one_hot_logits(result, cell):
 
 
 def around_best(
-    result: trials.Result, problem: trials.Problem, attack: Attack, numbers: Mapping[str, Any],
-    keys: jax.Array, limit: float, cast: Callable[[PyTree], PyTree], few: int | None = None,
-) -> dict[str, np.ndarray] | None:  # fmt: skip
+    result: trials.Result,
+    problem: trials.Problem,
+    attack: Attack,
+    numbers: Mapping[str, Any],
+    keys: jax.Array,
+    limit: float,
+    cast: Callable[[PyTree], PyTree],
+    few: int | None = None,
+) -> dict[str, np.ndarray] | None:
     """Finds what the update leaves open at the end of each target's best seed.
 
     Returns:
       Arrays [target, ...] of the first `few` targets; nothing where one trial does not fit the
       memory.
     """
-    first = lambda tree: jax.tree.map(lambda x: x[:few], tree)  # noqa: E731
+
+    def first(tree):
+        return jax.tree.map(lambda x: x[:few], tree)
+
     problem = problem.replace(targets=first(problem.targets), truths=first(problem.truths))
     objective = np.where(result.finite, np.asarray(result.objective), np.inf)[:few]
     best = objective.argmin(axis=1)
     rows = np.arange(len(best))
-    pick = lambda x: np.asarray(x)[rows, best][:, None]  # noqa: E731
+
+    def pick(x):
+        return np.asarray(x)[rows, best][:, None]
+
     initial = jax.tree.map(pick, result.candidates)
     own = {k: np.mean(v) if np.ndim(v) else v for k, v in numbers.items()}
     plan = planner.GroupPlan(1, 1, jax.local_device_count())
     try:
         found = trials.run(
-            problem, attack, cast(attack.numbers(1, own)), keys[rows, best][:, None],
-            trials.Resources(plan, limit), initial,
-        )  # fmt: skip
+            problem,
+            attack,
+            cast(attack.numbers(1, own)),
+            keys[rows, best][:, None],
+            trials.Resources(plan, limit),
+            initial,
+        )
     except UserError:
         return None
     return {name: x[:, 0] for name, x in found.outcome.items()}
@@ -330,10 +390,14 @@ def shapes_of(material: CellInputs, attack: FamilyAttack, images: int) -> trials
     sent = {"batch_stats": victim.variables["batch_stats"]} if observed else ()
     target = Target(victim.variables["params"], jnp.zeros(images, jnp.int32), sent)
     problem = trials.Problem(
-        victim.module, material.images.shape[2:], victim.variables,
-        jax.tree.map(lambda x: x[None], target), None, material.normalization,
+        victim.module,
+        material.images.shape[2:],
+        victim.variables,
+        jax.tree.map(lambda x: x[None], target),
+        None,
+        material.normalization,
         material.image_prior,
-    )  # fmt: skip
+    )
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.result_type(x)), problem)
 
 
@@ -352,7 +416,10 @@ def _per_target(
 ) -> tuple[metrics.Scores, jax.Array]:
     """The mean-color baseline of each target, and the label accuracy of each [target, seed]."""
     truths, normalization = problem.truths, problem.normalization
-    accuracy = lambda t, found: metrics.label_accuracy(t, found, classes)  # noqa: E731
+
+    def accuracy(t, found):
+        return metrics.label_accuracy(t, found, classes)
+
     of_target = jax.vmap(jax.vmap(accuracy, in_axes=(None, 0)))
     return (
         jax.vmap(lambda truth: metrics.mean_color(truth, normalization))(truths),

@@ -33,9 +33,18 @@ def recover(problem: Problem, closed_form: Callable, objective: str, keys: jax.A
     trace = Trace(np.zeros(1, int), psnr[None], np.asarray(distance)[None], None)
     status = np.where(np.asarray(exact), "exact", "mixture")
     return Result(
-        np.asarray(pixels), labels, scores, distance, jnp.zeros_like(distance), finite, status,
-        Candidate(images, None), trace, GroupPlan(1, 1), 0,
-    )  # fmt: skip
+        np.asarray(pixels),
+        labels,
+        scores,
+        distance,
+        jnp.zeros_like(distance),
+        finite,
+        status,
+        Candidate(images, None),
+        trace,
+        GroupPlan(1, 1),
+        0,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -95,9 +95,11 @@ def make_grid(plan: GroupPlan, targets: int, seeds: int) -> Grid:
     target = (group // columns)[:, None] * plan.targets_at_once + np.arange(plan.targets_at_once)
     seed = (group % columns)[:, None] * plan.seeds_at_once + np.arange(plan.seeds_at_once)
     return Grid(
-        np.minimum(target, targets - 1), np.minimum(seed, seeds - 1),
-        (rows, columns), (targets, seeds),
-    )  # fmt: skip
+        np.minimum(target, targets - 1),
+        np.minimum(seed, seeds - 1),
+        (rows, columns),
+        (targets, seeds),
+    )
 
 
 def memory_limit(gib: float | None) -> float:
@@ -118,9 +120,11 @@ def program_bytes(program: jax.stages.Compiled) -> int:
     if sizes is None:  # a backend need not say
         return 0
     return (
-        sizes.argument_size_in_bytes + sizes.output_size_in_bytes
-        + sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
-    )  # fmt: skip
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        + sizes.temp_size_in_bytes
+        - sizes.alias_size_in_bytes
+    )
 
 
 def smaller(plan: GroupPlan, needed: float, limit: float) -> GroupPlan:

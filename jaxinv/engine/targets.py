@@ -68,9 +68,16 @@ def make_targets(
         draw_keys = noise_keys(range(count), [0] * count)
     strengths = jax.tree.map(lambda x: jnp.asarray(x, truths.images.dtype), strengths)
     return _make_targets(
-        module, clients, variables, truths, normalization, jnp.float32(client_lr), strengths,
-        order_keys, draw_keys,
-    )  # fmt: skip
+        module,
+        clients,
+        variables,
+        truths,
+        normalization,
+        jnp.float32(client_lr),
+        strengths,
+        order_keys,
+        draw_keys,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -108,9 +115,14 @@ def _make_targets(
         if clients.labels in ("known", "joint"):
             return SharedUpdates(Target(update, truth.labels, sent, knowledge), kept, error)
         found = labels.infer(
-            clients.labels, module, variables, update, truth.images.shape[1:], count,
+            clients.labels,
+            module,
+            variables,
+            update,
+            truth.images.shape[1:],
+            count,
             clients.assumed.steps(count),
-        )  # fmt: skip
+        )
         return SharedUpdates(Target(update, found, sent, knowledge), kept, error)
 
     return lax.map(one, (truths, order_keys, draw_keys))
@@ -118,7 +130,9 @@ def _make_targets(
 
 @jax.jit
 def _seed_keys(target_ids, seeds):
-    one = lambda target, seed: rng.stream_key(rng.Stream.ATTACK, seed, target)  # noqa: E731
+    def one(target, seed):
+        return rng.stream_key(rng.Stream.ATTACK, seed, target)
+
     return jax.vmap(lambda t: jax.vmap(lambda s: one(t, s))(seeds))(target_ids)
 
 
@@ -129,11 +143,17 @@ def seed_keys(target_ids: Sequence[int], seeds: Sequence[int]) -> jax.Array:
 
 def noise_keys(target_ids: Sequence[int], draws: Sequence[int]) -> jax.Array:
     """Derives the defense's draw for each target from its id and its noise seed: keys [target]."""
-    one = lambda target, draw: rng.stream_key(rng.Stream.DEFENSE, draw, target)  # noqa: E731
+
+    def one(target, draw):
+        return rng.stream_key(rng.Stream.DEFENSE, draw, target)
+
     return jax.vmap(one)(*(jnp.asarray(x, jnp.uint32) for x in (target_ids, draws)))
 
 
 def order_keys(target_ids: Sequence[int]) -> jax.Array:
     """Derives the order in which each target's client takes its images: keys [target]."""
-    one = lambda target: rng.stream_key(rng.Stream.DATA, 0, target)  # noqa: E731
+
+    def one(target):
+        return rng.stream_key(rng.Stream.DATA, 0, target)
+
     return jax.vmap(one)(jnp.asarray(target_ids, jnp.uint32))

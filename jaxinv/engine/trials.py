@@ -79,9 +79,13 @@ class Resources(NamedTuple):
 
 
 def run(
-    problem: Problem, attack: Attack, numbers: Any, keys: jax.Array, resources: Resources,
+    problem: Problem,
+    attack: Attack,
+    numbers: Any,
+    keys: jax.Array,
+    resources: Resources,
     initial: Candidate | None = None,
-) -> Result:  # fmt: skip
+) -> Result:
     """Attacks every target from every seed and measures every trial.
 
     Groups of trials that do not fit the memory are halved: before the start by the program's own
@@ -149,18 +153,33 @@ def run(
 
 
 def collect(
-    problem: Problem, attack: Attack, candidates: Candidate, outcome: dict[str, np.ndarray],
-    trace: Trace, plan: planner.GroupPlan, needed: int,
-) -> Result:  # fmt: skip
+    problem: Problem,
+    attack: Attack,
+    candidates: Candidate,
+    outcome: dict[str, np.ndarray],
+    trace: Trace,
+    plan: planner.GroupPlan,
+    needed: int,
+) -> Result:
     """Matches, scores and checks the end of all trials."""
     pixels, found, scores, finite = finish(attack, problem, candidates)
     objective, prior = trace.objective[-1], trace.prior[-1]
     finite = np.asarray(finite) & np.isfinite(objective)
     status = outcome.pop("status", np.full(objective.shape, "ok"))
     return Result(
-        np.asarray(pixels), found, scores, objective, prior, finite, status, candidates, trace,
-        plan, needed, outcome,
-    )  # fmt: skip
+        np.asarray(pixels),
+        found,
+        scores,
+        objective,
+        prior,
+        finite,
+        status,
+        candidates,
+        trace,
+        plan,
+        needed,
+        outcome,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -171,7 +190,10 @@ def init_states(attack, problem, numbers, group_seeds, keys, initial):
 
     def of_group(seeds, keys, initial):
         own = _of_seeds(numbers, seeds)
-        one = lambda own, key, initial: attack.init(own, key, shape, known, initial)  # noqa: E731
+
+        def one(own, key, initial):
+            return attack.init(own, key, shape, known, initial)
+
         return jax.vmap(jax.vmap(one), in_axes=(None, 0, 0))(own, keys, initial)
 
     return jax.vmap(of_group)(group_seeds, keys, initial)
@@ -185,9 +207,18 @@ def _of_seeds(numbers, seeds):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(10,))
 def run_chunk(
-    attack, points, devices, problem, numbers, every, start, count, group_targets, group_seeds,
+    attack,
+    points,
+    devices,
+    problem,
+    numbers,
+    every,
+    start,
+    count,
+    group_targets,
+    group_seeds,
     states,
-):  # fmt: skip
+):
     """`count` times: measure, then take `every` steps. States are [group, target, seed, ...].
 
     Returns the states and (psnr, objective, prior), each [group, target, seed, point] with room for
@@ -206,9 +237,12 @@ def run_chunk(
 
         def trial(target, truth, own, state):
             known = Known(
-                simulate(problem.module, problem.variables, attack), problem.variables["params"],
-                target, problem.normalization, problem.image_prior,
-            )  # fmt: skip
+                simulate(problem.module, problem.variables, attack),
+                problem.variables["params"],
+                target,
+                problem.normalization,
+                problem.image_prior,
+            )
             own = own._replace(iterations=iterations)
 
             def point(number, carry):
@@ -242,9 +276,12 @@ def run_chunk(
     # Each device loops over its own groups and talks to no other. Without vma tracking, a gradient
     # with respect to the replicated parameters stays this device's own (no implicit psum).
     on_devices = jax.shard_map(
-        of_device, mesh=_mesh(devices), in_specs=(*[SHARED] * 5, DEALT), out_specs=DEALT,
+        of_device,
+        mesh=_mesh(devices),
+        in_specs=(*[SHARED] * 5, DEALT),
+        out_specs=DEALT,
         check_vma=False,
-    )  # fmt: skip
+    )
     return on_devices(problem, numbers, every, start, count, (group_targets, group_seeds, states))
 
 
@@ -306,13 +343,26 @@ def step_flops(problem: Problem, attack: FamilyAttack) -> float:
     numbers = attack.numbers(1, collections.defaultdict(lambda: 1.0, iterations=1))
     key = jax.random.key(0)[None, None]
     states = jax.eval_shape(
-        functools.partial(init_states, attack), problem, numbers, np.zeros((1, 1), int),
-        jax.eval_shape(lambda: key[None]), None,
-    )  # fmt: skip
+        functools.partial(init_states, attack),
+        problem,
+        numbers,
+        np.zeros((1, 1), int),
+        jax.eval_shape(lambda: key[None]),
+        None,
+    )
     lowered = run_chunk.lower(
-        attack, 1, 1, problem, numbers, jnp.int32(1), jnp.int32(0), jnp.int32(1),
-        np.zeros((1, 1), int), np.zeros((1, 1), int), states,
-    )  # fmt: skip
+        attack,
+        1,
+        1,
+        problem,
+        numbers,
+        jnp.int32(1),
+        jnp.int32(0),
+        jnp.int32(1),
+        np.zeros((1, 1), int),
+        np.zeros((1, 1), int),
+        states,
+    )
     # Of a program for a GPU only the compiled one can be analyzed; a backend need not say.
     analysis = lowered.cost_analysis() or lowered.compile().cost_analysis() or {"flops": math.nan}
     return float(analysis["flops"]) * attack.products

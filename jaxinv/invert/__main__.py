@@ -54,11 +54,10 @@ def run(asked: schema.Inverting, cell: schema.Cell) -> None:
     victim = checkpoints.load_victim(cell.victim)
     info = victim.info
     update = updates.load(
-        asked.update, victim.variables["params"],
-        functools.partial(
-            parameters_in_order, victim.module, victim.variables, info.image_shape
-        ),
-    )  # fmt: skip
+        asked.update,
+        victim.variables["params"],
+        functools.partial(parameters_in_order, victim.module, victim.variables, info.image_shape),
+    )
     runtime.use_compilation_cache()
     runtime.use_all_cores()
     runtime.check_precision(cell.precision)
@@ -76,23 +75,39 @@ def run(asked: schema.Inverting, cell: schema.Cell) -> None:
     with runtime.progress_bar(console) as bar:
         task = bar.add_task(f"{asked.seeds} seeds", total=cell.iterations)
         found = invert(
-            victim.module, victim.variables, update,
-            image_shape=info.image_shape, mean=info.mean, std=info.std,
-            labels=cell.labels if asked.classes is None else asked.classes, images=cell.images,
-            update_kind=asked.update_kind, client_lr=asked.client_lr, defense=cell.defense,
-            seeds=asked.seeds, iterations=cell.iterations, lr=cell.lr, priors=priors,
-            method=method, image_prior=prior,
+            victim.module,
+            victim.variables,
+            update,
+            image_shape=info.image_shape,
+            mean=info.mean,
+            std=info.std,
+            labels=cell.labels if asked.classes is None else asked.classes,
+            images=cell.images,
+            update_kind=asked.update_kind,
+            client_lr=asked.client_lr,
+            defense=cell.defense,
+            seeds=asked.seeds,
+            iterations=cell.iterations,
+            lr=cell.lr,
+            priors=priors,
+            method=method,
+            image_prior=prior,
             annealing={name: getattr(cell, name) for name in ANNEALING},
-            precision=cell.precision, memory=asked.memory,
+            precision=cell.precision,
+            memory=asked.memory,
             progress=lambda steps, psnr: bar.update(task, completed=steps),
-        )  # fmt: skip
+        )
     if np.isnan(found.objectives).all():
         raise UserError("--lr: no seed stayed finite; lower it, or keep --box true")
     order = np.argsort(found.objectives)  # NaN comes last
     names = [info.classes[label] for label in found.labels]
-    arrays = {"reconstructions": found.reconstructions, "objectives": found.objectives,
-              "labels": found.labels, "guesses": np.array(found.guesses),
-              "verdict": np.array(found.verdict)}  # fmt: skip
+    arrays = {
+        "reconstructions": found.reconstructions,
+        "objectives": found.objectives,
+        "labels": found.labels,
+        "guesses": np.array(found.guesses),
+        "verdict": np.array(found.verdict),
+    }
     try:
         files.write_file(folder / "reconstructions.npz", lambda f: np.savez_compressed(f, **arrays))
         style.save(draw(found, order[:SHOWN]), folder / "reconstructions", ("png",))

@@ -198,19 +198,33 @@ def invert_all(
         raise UserError("method: a closed form is of one gradient of all layers")
     shared = [
         kinds.understand(
-            update, own["params"], update_kind, images=images, steps=steps, rate=client_lr,
-            classifier=None if chain else classifier, params=variables["params"],
+            update,
+            own["params"],
+            update_kind,
+            images=images,
+            steps=steps,
+            rate=client_lr,
+            classifier=None if chain else classifier,
+            params=variables["params"],
             name="update" if len(sent) == 1 else f"update {number}",
         )
         for number, update in enumerate(sent)
-    ]  # fmt: skip
+    ]
     any_scale = second_order or chain
     _check_scale("method.objective=l2", any_scale or method.objective != "l2", shared)
     if given is None:
         method, given = _read_labels(
-            labels, network, variables, [one.gradient for one in shared], image_shape, images,
-            steps, classes, method, shared,
-        )  # fmt: skip
+            labels,
+            network,
+            variables,
+            [one.gradient for one in shared],
+            image_shape,
+            images,
+            steps,
+            classes,
+            method,
+            shared,
+        )
     if not second_order and closed_form is None:
         method = _with_priors(method, priors, network, variables, image_shape, steps, chain)
     if chain:
@@ -219,14 +233,20 @@ def invert_all(
     rate = RATES.get(method.optimizer, 0.1) if lr is None and not second_order else lr
     settings = {"lr": rate, "iterations": iterations, "client_lr": client_lr or 1.0}
     with runtime.arithmetic(precision) as cast:
-        of_channels = lambda x: np.broadcast_to(np.asarray(x, np.float64), image_shape[-1:])  # noqa: E731
+
+        def of_channels(x):
+            return np.broadcast_to(np.asarray(x, np.float64), image_shape[-1:])
+
         normalization = Normalization(of_channels(mean), of_channels(std))
         update = jax.tree.map(lambda *x: np.stack(x), *(one.gradient for one in shared))
         target = cast(Target(update, given, _statistics(priors, variables, len(sent))))
         if chain:
             facts = PublicFacts(_path(chain, network, variables, image_shape), images)
             numbers_of = cast(jax.tree.map(np.float64, strengths))
-            tell = lambda one: defenses.adapt(chain, numbers_of, one, facts)  # noqa: E731
+
+            def tell(one):
+                return defenses.adapt(chain, numbers_of, one, facts)
+
             target = target._replace(defense_knowledge=jax.vmap(tell)(target.update))
         problem = trials.Problem(
             network, image_shape, *cast((own,)), target, None, *cast((normalization, image_prior))
@@ -346,7 +366,10 @@ def _attacked(variables: PyTree, sent: Sequence[PyTree]) -> PyTree:
     if len(names[0]) == len(updates.names_of(variables["params"])):
         return variables
     keep = set(names[0])
-    split = lambda sent: _only(variables["params"], lambda name: (name in keep) == sent)  # noqa: E731
+
+    def split(sent):
+        return _only(variables["params"], lambda name: (name in keep) == sent)
+
     return {**variables, "params": split(True), "constants": split(False)}
 
 
@@ -416,7 +439,10 @@ def _read_labels(
             rule, network, variables, update, image_shape, images, steps
         )
     )
-    single = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)  # noqa: E731
+
+    def single(tree):
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
     return method, np.stack([np.asarray(read(variables, single(g))) for g in gradients])
 
 
@@ -432,9 +458,14 @@ def _check_scale(setting: str, holds: bool, shared: Sequence[kinds.Received]) ->
 
 
 def _with_priors(
-    method: Method, priors: Mapping, network: Any, variables: PyTree, image_shape: tuple[int, ...],
-    steps: int, chain: tuple,
-) -> Method:  # fmt: skip
+    method: Method,
+    priors: Mapping,
+    network: Any,
+    variables: PyTree,
+    image_shape: tuple[int, ...],
+    steps: int,
+    chain: tuple,
+) -> Method:
     """The method with its priors, and what follows from them for the program."""
     classifier = ()
     if "prior_features" in priors:
@@ -470,7 +501,10 @@ def _statistics(priors: Mapping, variables: PyTree, count: int) -> PyTree:
     """The running statistics, for the prior that compares with them, [update, ...]."""
     if "prior_batch_norm" not in priors:
         return ()
-    spread = lambda x: np.broadcast_to(x, (count, *np.shape(x)))  # noqa: E731
+
+    def spread(x):
+        return np.broadcast_to(x, (count, *np.shape(x)))
+
     return {"batch_stats": jax.tree.map(spread, variables["batch_stats"])}
 
 
@@ -478,7 +512,10 @@ def _photographs(
     shape: tuple[int, int, int], mean: float | Sequence[float], std: float | Sequence[float]
 ) -> ImagePrior:
     """What photographs look like to a network with this normalization."""
-    spread = lambda x: tuple(np.broadcast_to(np.asarray(x, float), shape[-1:]).tolist())  # noqa: E731
+
+    def spread(x):
+        return tuple(np.broadcast_to(np.asarray(x, float), shape[-1:]).tolist())
+
     facts = ImageFacts("photographs", None, tuple(shape), spread(mean), spread(std))
     return load_prior("photographs", facts)[0]
 

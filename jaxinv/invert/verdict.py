@@ -49,9 +49,12 @@ SENTENCES = {
 
 
 def guesses(
-    problem: trials.Problem, attack: Any, settings: Mapping[str, Any], labels: np.ndarray,
+    problem: trials.Problem,
+    attack: Any,
+    settings: Mapping[str, Any],
+    labels: np.ndarray,
     rounding: float,
-) -> list[Guesses]:  # fmt: skip
+) -> list[Guesses]:
     """Measures the guesses for each target.
 
     Args:

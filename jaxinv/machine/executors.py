@@ -57,9 +57,11 @@ def start(kind: str, function: str, resources: Mapping[str, Any], folder: Path) 
 
 
 def run(
-    executor: Executor, calls: Sequence[tuple], watch: Callable[[], None],
+    executor: Executor,
+    calls: Sequence[tuple],
+    watch: Callable[[], None],
     report: Callable[[str], None],
-) -> list:  # fmt: skip
+) -> list:
     """Makes every call, each where there is room for it, and waits for all.
 
     Args:

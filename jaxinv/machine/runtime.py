@@ -55,7 +55,10 @@ def arithmetic(precision: str) -> Generator[Callable[[PyTree], PyTree]]:
 
     def cast(tree: PyTree) -> PyTree:
         kind = jnp.float64 if double else jnp.float32
-        one = lambda x: jnp.asarray(x, kind if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)  # noqa: E731
+
+        def one(x):
+            return jnp.asarray(x, kind if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
+
         return jax.tree.map(one, tree)
 
     # A CPU's float32 is float32.
@@ -87,8 +90,12 @@ def hardware() -> str:
 def progress_bar(console: Console) -> Progress:
     """A bar over all steps, with the time left and what its task says; nothing in a log file."""
     return Progress(
-        BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(),
-        TextColumn("{task.description}"), console=console,
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=console,
         # Each drawing takes time from the work, even where it is thrown away.
-        refresh_per_second=2, disable=not console.is_terminal,
-    )  # fmt: skip
+        refresh_per_second=2,
+        disable=not console.is_terminal,
+    )

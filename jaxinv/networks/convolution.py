@@ -109,9 +109,8 @@ def _conv_shared(images, kernels, geometry):
     copies = positions >= features and geometry.kernel != (1, 1)
     if copies or min(*geometry.padding[0], *geometry.padding[1]) < 0:
         return lax.conv_general_dilated(
-            images[0], kernels[0], geometry.strides, geometry.padding,
-            dimension_numbers=_DIMENSIONS,
-        )[None]  # fmt: skip
+            images[0], kernels[0], geometry.strides, geometry.padding, dimension_numbers=_DIMENSIONS
+        )[None]
     product = patches(images, geometry)[0] @ kernels.reshape(-1, features)
     return product.reshape(1, images.shape[1], *geometry.output, features)
 
@@ -127,17 +126,19 @@ def _dgrad(deltas, kernels, geometry):
             reverse = Geometry(geometry.output, geometry.kernel, (1, 1), geometry.reverse_padding)
             return _conv_shared(deltas, flipped, reverse)
         return lax.conv_general_dilated(
-            deltas[0], flipped[0], (1, 1), geometry.reverse_padding,
-            lhs_dilation=geometry.strides, dimension_numbers=_DIMENSIONS,
-        )[None]  # fmt: skip
+            deltas[0],
+            flipped[0],
+            (1, 1),
+            geometry.reverse_padding,
+            lhs_dilation=geometry.strides,
+            dimension_numbers=_DIMENSIONS,
+        )[None]
     if geometry.splits:
         rows = jnp.einsum("gto,gko->gtk", _column_taps(deltas, geometry), _paired(kernels))
         shape = (geometry.output[0], geometry.image[1], geometry.kernel[0], kernels.shape[3])
         return _overlap_add(rows.reshape(groups, batch, *shape), geometry, spatial=0)
     columns = jnp.einsum(
-        "gto,gko->gtk",
-        deltas.reshape(groups, -1, features),
-        kernels.reshape(groups, -1, features),
+        "gto,gko->gtk", deltas.reshape(groups, -1, features), kernels.reshape(groups, -1, features)
     ).reshape(groups, batch, *geometry.output, *kernels.shape[1:4])
     rows = lax.optimization_barrier(_overlap_add(columns, geometry, spatial=0))
     return _overlap_add(rows, geometry, spatial=1)
@@ -360,9 +361,16 @@ mlir.register_lowering(
 
 
 def conv_general_dilated(
-    lhs, rhs, window_strides, padding, lhs_dilation=None, rhs_dilation=None,
-    dimension_numbers=None, feature_group_count=1, precision=None,
-):  # fmt: skip
+    lhs,
+    rhs,
+    window_strides,
+    padding,
+    lhs_dilation=None,
+    rhs_dilation=None,
+    dimension_numbers=None,
+    feature_group_count=1,
+    precision=None,
+):
     """`lax.conv_general_dilated` on the trilinear primitives, as `flax.linen.Conv` calls it.
 
     Depthwise convolutions are shifted multiply-adds. What neither covers (dilation, other feature
@@ -372,9 +380,16 @@ def conv_general_dilated(
     depthwise = feature_group_count == lhs.shape[-1] == rhs.shape[-1]
     if rhs.ndim != 4 or not plain or not (feature_group_count == 1 or depthwise):
         return lax.conv_general_dilated(
-            lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation,
-            dimension_numbers, feature_group_count, precision=precision,
-        )  # fmt: skip
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            lhs_dilation,
+            rhs_dilation,
+            dimension_numbers,
+            feature_group_count,
+            precision=precision,
+        )
     image, kernel = lhs.shape[1:3], rhs.shape[:2]
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(image, kernel, window_strides, padding)

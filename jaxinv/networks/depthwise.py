@@ -38,9 +38,11 @@ def depthwise_conv(
     for i in range(taps_h):
         for j in range(taps_w):
             shifted = lax.slice(
-                images, (0, i, j, 0), (batch, i + last_h + 1, j + last_w + 1, channels),
+                images,
+                (0, i, j, 0),
+                (batch, i + last_h + 1, j + last_w + 1, channels),
                 (1, *strides, 1),
-            )  # fmt: skip
+            )
             # Repeating the tap for every row makes its gradient a sum over each row and then one
             # over the rows: on a CPU 7 times faster than XLA's sum over everything at once, which
             # the barrier keeps it from going back to.

@@ -25,9 +25,16 @@ FEATURES_AT_ONCE = 8  # images that go through the network together
 _CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint"}
 # Those that give a value another shape or type.
 _SAME = {
-    "reshape", "squeeze", "broadcast_in_dim", "expand_dims", "convert_element_type", "copy",
-    "copy_p", "optimization_barrier", "reduce_precision",
-}  # fmt: skip
+    "reshape",
+    "squeeze",
+    "broadcast_in_dim",
+    "expand_dims",
+    "convert_element_type",
+    "copy",
+    "copy_p",
+    "optimization_barrier",
+    "reduce_precision",
+}
 
 
 class Classifier(NamedTuple):
@@ -162,7 +169,10 @@ def _inline(closed: ClosedJaxpr, arguments) -> list:
     """Evaluates a jaxpr, and the jaxprs that it calls as if their equations were its own."""
     jaxpr = closed.jaxpr
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *arguments)))
-    read = lambda v: v.val if isinstance(v, Literal) else values[v]  # noqa: E731
+
+    def read(v):
+        return v.val if isinstance(v, Literal) else values[v]
+
     for eqn in jaxpr.eqns:
         operands = [read(v) for v in eqn.invars]
         inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
@@ -177,9 +187,11 @@ def _inline(closed: ClosedJaxpr, arguments) -> list:
 
 
 def classifier_features(
-    network: Any, variables: PyTree, images: Float[Array, "batch height width channel"],
+    network: Any,
+    variables: PyTree,
+    images: Float[Array, "batch height width channel"],
     classifier: Classifier,
-) -> Float[Array, "batch feature"]:  # fmt: skip
+) -> Float[Array, "batch feature"]:
     """Computes what goes into the layer that makes the logits, a few images at a time.
 
     The logits are linear in its kernel: the derivative of the first with respect to its weights.

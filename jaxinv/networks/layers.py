@@ -36,9 +36,12 @@ def conv(x: Float[Array, "batch height width channel"], features: int, kernel: i
     init = uniform(1 / math.sqrt(kernel * kernel * x.shape[-1]))
     pad = (kernel - 1) // 2
     return nn.Conv(
-        features, (kernel, kernel), padding=((pad, pad), (pad, pad)),
-        kernel_init=init, bias_init=init,
-    )(x)  # fmt: skip
+        features,
+        (kernel, kernel),
+        padding=((pad, pad), (pad, pad)),
+        kernel_init=init,
+        bias_init=init,
+    )(x)
 
 
 def conv_kaiming(
@@ -54,9 +57,14 @@ def conv_kaiming(
     """
     pad = (kernel - 1) // 2
     return nn.Conv(
-        features, (kernel, kernel), strides=stride, padding=((pad, pad), (pad, pad)),
-        feature_group_count=groups, use_bias=False, kernel_init=kaiming_normal_fan_out,
-    )(x)  # fmt: skip
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=((pad, pad), (pad, pad)),
+        feature_group_count=groups,
+        use_bias=False,
+        kernel_init=kaiming_normal_fan_out,
+    )(x)
 
 
 class GroupNorm(nn.Module):

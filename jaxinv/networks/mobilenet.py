@@ -9,9 +9,14 @@ from jaxinv.networks.layers import conv_kaiming, normalize
 # Of the inverted residuals: expansion, channels at multiplier 1, repetitions, stride of the first.
 # For images of 32x32, the stem and the second group keep the size (both halve it for ImageNet).
 STAGES = (
-    (1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2),
-    (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
-)  # fmt: skip
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 HEAD = 1280  # channels of the last convolution; smaller multipliers leave it as it is
 
 

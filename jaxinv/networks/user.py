@@ -22,9 +22,12 @@ from jaxinv.types import PyTree
 
 # Arguments by which a call is told of training, and what they are then. Not so in evaluation.
 MODES = {
-    "train": True, "training": True, "is_training": True, "deterministic": False,
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
     "use_running_average": False,
-}  # fmt: skip
+}
 
 
 class UserNetwork:
@@ -69,9 +72,12 @@ class UserNetwork:
         return {"params": nnx.to_pure_dict(self._params)}
 
     def apply(
-        self, variables: PyTree, images: Float[Array, "batch height width channel"],
-        train: bool = False, mutable: Any = False,
-    ) -> Any:  # fmt: skip
+        self,
+        variables: PyTree,
+        images: Float[Array, "batch height width channel"],
+        train: bool = False,
+        mutable: Any = False,
+    ) -> Any:
         """Calls the network, without its dropout: which units it drops is the client's own draw.
 
         Args:

@@ -88,8 +88,11 @@ def calibrate(
     multiplier = calibrate_dp_mechanism(
         lambda: _accountant(accountant),
         lambda multiplier: _event(Mechanism(multiplier, rate, steps)),
-        target_epsilon, delta, ExplicitBracketInterval(LEAST_NOISE, MOST_NOISE), tol=1e-5,
-    )  # fmt: skip
+        target_epsilon,
+        delta,
+        ExplicitBracketInterval(LEAST_NOISE, MOST_NOISE),
+        tol=1e-5,
+    )
     return float(f"{multiplier * 1.00005:.5g}")  # rounded up: epsilon stays below the target
 
 
@@ -112,7 +115,10 @@ def reconstruction_bound(spent: Mechanism, prior: float) -> float:
         mean = math.sqrt(spent.steps) / spent.multiplier
         return float(special.ndtr(special.ndtri(prior) + mean))
     loss = _accountant("pld").compose(_event(spent))
-    curve = lambda eps: math.exp(min(eps, 700)) * prior + loss.get_delta(eps)  # noqa: E731
+
+    def curve(eps):
+        return math.exp(min(eps, 700)) * prior + loss.get_delta(eps)
+
     found = optimize.minimize_scalar(curve, bounds=(0, -math.log(prior)), method="bounded")
     return float(min(1.0, found.fun, curve(0.0)))
 

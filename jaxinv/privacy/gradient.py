@@ -48,8 +48,11 @@ def clipped_sum(
     def one(example, present):
         found, measured = gradient(example)
         factor = clip_factor(found, clip)
+
         # `where`, for a masked example may hold anything.
-        keep = lambda x: jnp.where(present, x, 0)  # noqa: E731
+        def keep(x):
+            return jnp.where(present, x, 0)
+
         return jax.tree.map(lambda g: keep(g * factor), found), jax.tree.map(keep, measured)
 
     def some(arguments):
@@ -57,13 +60,19 @@ def clipped_sum(
 
     if microbatch is None or microbatch == len(present):
         return some((examples, present))
-    split = lambda x: x.reshape(-1, microbatch, *x.shape[1:])  # noqa: E731
+
+    def split(x):
+        return x.reshape(-1, microbatch, *x.shape[1:])
+
     parts = jax.tree.map(split, (examples, present))
     zero = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype),
         jax.eval_shape(some, jax.tree.map(lambda x: x[0], parts)),
     )
-    add = lambda total, part: (jax.tree.map(jnp.add, total, some(part)), None)  # noqa: E731
+
+    def add(total, part):
+        return (jax.tree.map(jnp.add, total, some(part)), None)
+
     return lax.scan(add, zero, parts)[0]
 
 

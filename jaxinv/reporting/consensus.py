@@ -82,7 +82,10 @@ def curves(targets: Iterable[Sequence[Trials]], level: float = st.LEVEL) -> Cons
     # [target, draw, mean, k]
     with np.errstate(invalid="ignore"):
         best, whole = np.moveaxis(table.mean(axis=1), 1, 0)
-    interval = lambda values: st.BestOfK(values, *st.target_interval(values, level))  # noqa: E731
+
+    def interval(values):
+        return st.BestOfK(values, *st.target_interval(values, level))
+
     return Consensus(interval(best), interval(whole), table[:, 0, 0, -1])
 
 

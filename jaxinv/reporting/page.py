@@ -106,14 +106,18 @@ def render(
     sections = list(sections)
     config = study.run.config
     asked = config.get("study") or {}
-    return _environment().get_template("page.html").render(
-        title=str(config.get("name", study.run.folder.name)),
-        question=asked.get("question") or "What does the attack recover?",
-        findings=findings(study),
-        parts=[_part(study, s, tables.get(s.name), pictures.get(s.name)) for s in sections],
-        definitions=_definitions(study, sections),
-        run=_run_entries(study, asked),
-    )  # fmt: skip
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=str(config.get("name", study.run.folder.name)),
+            question=asked.get("question") or "What does the attack recover?",
+            findings=findings(study),
+            parts=[_part(study, s, tables.get(s.name), pictures.get(s.name)) for s in sections],
+            definitions=_definitions(study, sections),
+            run=_run_entries(study, asked),
+        )
+    )
 
 
 def _environment() -> jinja2.Environment:

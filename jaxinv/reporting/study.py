@@ -210,7 +210,10 @@ class StudySummary:
     def pairs(self) -> list[Pair]:
         """Every later cell against the first, where both have the same targets and seeds."""
         first, *others = self.cells
-        same = lambda c: (c.target_ids, c.seeds) == (first.target_ids, first.seeds)  # noqa: E731
+
+        def same(c):
+            return (c.target_ids, c.seeds) == (first.target_ids, first.seeds)
+
         return [
             Pair(cell, first, st.paired_difference(cell.psnr, first.psnr))
             for cell in others

@@ -66,17 +66,25 @@ def label(block: Block, study: schema.Study) -> str:
 
 
 def run_block(
-    study: schema.Study, block: Block, material: CellInputs, progress: Callable[[int, float], None],
+    study: schema.Study,
+    block: Block,
+    material: CellInputs,
+    progress: Callable[[int, float], None],
     announce: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     """Attacks a block's targets from every seed and commits its rows."""
     cell = block.cell
     material = material.of_targets(block.positions, draws_of(cell, study.plan))
     ids, seeds = material.ids, range(study.plan.seeds)
     attacked = attack_cell(
-        cell, material, seed_keys(ids[:, 0], seeds),
-        cell.numbers(), study.plan.memory, progress, announce,
-    )  # fmt: skip
+        cell,
+        material,
+        seed_keys(ids[:, 0], seeds),
+        cell.numbers(),
+        study.plan.memory,
+        progress,
+        announce,
+    )
     result = attacked.result
     quantized = np.round(np.nan_to_num(result.pixels) * 255).astype(np.uint8)
     results.write_block(

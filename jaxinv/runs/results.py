@@ -75,9 +75,10 @@ COLUMNS = {"objective": "objective_type"}  # settings whose name a measured valu
 def _column(name: str, annotation: Any) -> tuple[str, pa.DataType]:
     """The column of a setting; null where it has no value."""
     numbers = {
-        bool: pa.bool_(), int: pa.int64() if name.endswith("seed") else pa.int32(),
+        bool: pa.bool_(),
+        int: pa.int64() if name.endswith("seed") else pa.int32(),
         float: pa.float64(),
-    }  # fmt: skip
+    }
     return COLUMNS.get(name, name), numbers.get(kind_of(annotation), pa.string())
 
 

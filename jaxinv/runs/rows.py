@@ -13,14 +13,21 @@ PLAN = ("targets_at_once", "seeds_at_once", "devices")  # what of a plan the row
 
 
 def trial_rows(
-    cell: schema.Cell, number: int, material: CellInputs, attacked: CellResult, ids: np.ndarray,
+    cell: schema.Cell,
+    number: int,
+    material: CellInputs,
+    attacked: CellResult,
+    ids: np.ndarray,
     seeds: Sequence[int],
-) -> dict[str, Sequence | np.ndarray]:  # fmt: skip
+) -> dict[str, Sequence | np.ndarray]:
     """Lays the results of cell `number` out as columns, one row per target and seed."""
     result, baseline, accuracy, shared, _ = attacked
     victim, shape = material.victim, result.objective.shape
     rows = shape[0] * shape[1]
-    spread = lambda per_target: np.repeat(np.asarray(per_target), shape[1])  # noqa: E731
+
+    def spread(per_target):
+        return np.repeat(np.asarray(per_target), shape[1])
+
     failed = ~result.finite
     measured = result.scores._asdict() | {"objective": result.objective, "prior": result.prior}
     of_images = measured.pop("psnr_images")
@@ -32,31 +39,35 @@ def trial_rows(
     asked = cell.model_dump()
     settings = {results.COLUMNS.get(name, name): [value] * rows for name, value in asked.items()}
     plan = {name: getattr(result.plan, name) for name in PLAN}
-    return settings | measured | {
-        "schema_version": [results.SCHEMA_VERSION] * rows,
-        "cell": [number] * rows,
-        "target_id": spread(ids[:, 0]),
-        "image_ids": [list(map(int, batch)) for batch in ids for _ in seeds],
-        "noise_seed": spread(material.draws),
-        "seed": list(seeds) * shape[0],
-        "status": np.where(failed, "nonfinite", result.status).ravel(),
-        "psnr_images": of_images.reshape(rows, -1).tolist(),
-        "label_accuracy": np.asarray(accuracy, np.float64).ravel(),
-        **{
-            f"baseline_{name}": spread(getattr(baseline, name)).astype(np.float64)
-            for name in results.SCORES
-        },
-        "update_cosine": spread(shared.cosine).astype(np.float64),
-        "update_error": spread(shared.error).astype(np.float64),
-        "victim_digest": [victim.digest] * rows,
-        "victim_accuracy": [victim.accuracy] * rows,
-        "victim_epsilon": [victim.epsilon] * rows,
-        "victim_delta": [victim.delta] * rows,
-        "prior_source": [material.prior_source and material.prior_source.name] * rows,
-        "prior_images": [material.prior_source and material.prior_source.images] * rows,
-        **{name: [value] * rows for name, value in plan.items()},
-        "program_bytes": [result.bytes] * rows,
-    }  # fmt: skip
+    return (
+        settings
+        | measured
+        | {
+            "schema_version": [results.SCHEMA_VERSION] * rows,
+            "cell": [number] * rows,
+            "target_id": spread(ids[:, 0]),
+            "image_ids": [list(map(int, batch)) for batch in ids for _ in seeds],
+            "noise_seed": spread(material.draws),
+            "seed": list(seeds) * shape[0],
+            "status": np.where(failed, "nonfinite", result.status).ravel(),
+            "psnr_images": of_images.reshape(rows, -1).tolist(),
+            "label_accuracy": np.asarray(accuracy, np.float64).ravel(),
+            **{
+                f"baseline_{name}": spread(getattr(baseline, name)).astype(np.float64)
+                for name in results.SCORES
+            },
+            "update_cosine": spread(shared.cosine).astype(np.float64),
+            "update_error": spread(shared.error).astype(np.float64),
+            "victim_digest": [victim.digest] * rows,
+            "victim_accuracy": [victim.accuracy] * rows,
+            "victim_epsilon": [victim.epsilon] * rows,
+            "victim_delta": [victim.delta] * rows,
+            "prior_source": [material.prior_source and material.prior_source.name] * rows,
+            "prior_images": [material.prior_source and material.prior_source.images] * rows,
+            **{name: [value] * rows for name, value in plan.items()},
+            "program_bytes": [result.bytes] * rows,
+        }
+    )
 
 
 def trace_rows(
@@ -66,7 +77,10 @@ def trace_rows(
     trace = result.trace
     points, targets, _ = trace.psnr.shape
     rows = trace.psnr.size
-    flat = lambda x: np.moveaxis(x, 0, -1).ravel().astype(np.float32)  # noqa: E731
+
+    def flat(x):
+        return np.moveaxis(x, 0, -1).ravel().astype(np.float32)
+
     return {
         "schema_version": np.full(rows, results.SCHEMA_VERSION, np.int32),
         "cell": np.full(rows, number, np.int32),

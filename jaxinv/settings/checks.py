@@ -135,8 +135,13 @@ def _family(cell: Cell) -> Iterator[str]:
 
 
 CELL_CHECKS: tuple[Callable[[Cell], Iterator[str]], ...] = (
-    _client, _attackers_view, _priors, _defense, _attack, _family,
-)  # fmt: skip
+    _client,
+    _attackers_view,
+    _priors,
+    _defense,
+    _attack,
+    _family,
+)
 
 
 def check_used(grids: Sequence[Mapping[str, Any]], cells: Sequence[Sequence[Cell]]) -> None:

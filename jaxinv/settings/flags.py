@@ -28,15 +28,38 @@ from jaxinv.settings.schema import (
 
 # Headings of `--help`, in order.
 _GROUPS = (
-    "update", "search", "data", "network", "client", "defense", "attack", "priors",
-    "second-order attack", "training", "privacy", "machines", "output",
-)  # fmt: skip
+    "update",
+    "search",
+    "data",
+    "network",
+    "client",
+    "defense",
+    "attack",
+    "priors",
+    "second-order attack",
+    "training",
+    "privacy",
+    "machines",
+    "output",
+)
 # What of a cell does not concern an update that is there already.
 _NOT_INVERTED = {
-    "dataset", "model", "width", "network_seed", "grouping", "shuffled", "client_lr",
-    "assumed_images", "assumed_batch", "assumed_lr", "adaptive", "polish", "posterior",
-    "prior_epoch_order", "gram",
-}  # fmt: skip
+    "dataset",
+    "model",
+    "width",
+    "network_seed",
+    "grouping",
+    "shuffled",
+    "client_lr",
+    "assumed_images",
+    "assumed_batch",
+    "assumed_lr",
+    "adaptive",
+    "polish",
+    "posterior",
+    "prior_epoch_order",
+    "gram",
+}
 _SEVERAL = {"space", "resources", "stop_at"}  # several values make a list, not an axis
 
 
@@ -65,10 +88,16 @@ class _OneEllipsis(argparse.HelpFormatter):
 
     def add_usage(self, usage, actions, groups, prefix=None):
         positional = [action for action in actions if not action.option_strings]
-        super().add_usage(f"{self._prog} [FLAG VALUE ...]" + "".join(
-            f" [{action.metavar}]" if action.nargs == "?" else f" {action.metavar}"
-            for action in positional
-        ), actions, groups, prefix)  # fmt: skip
+        super().add_usage(
+            f"{self._prog} [FLAG VALUE ...]"
+            + "".join(
+                f" [{action.metavar}]" if action.nargs == "?" else f" {action.metavar}"
+                for action in positional
+            ),
+            actions,
+            groups,
+            prefix,
+        )
 
 
 class _Renamed(argparse.Action):

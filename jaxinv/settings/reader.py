@@ -18,13 +18,7 @@ from pydantic import BaseModel, ValidationError
 from jaxinv import defenses, files
 from jaxinv.attacks import ATTACKS, unused_settings
 from jaxinv.errors import UserError
-from jaxinv.settings.checks import (
-    check_cell,
-    check_plan,
-    check_search,
-    check_training,
-    check_used,
-)
+from jaxinv.settings.checks import check_cell, check_plan, check_search, check_training, check_used
 from jaxinv.settings.flags import flag
 from jaxinv.settings.schema import (
     OF_VICTIM,

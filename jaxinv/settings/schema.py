@@ -93,9 +93,13 @@ def _of(*tables: Iterable[str]) -> AfterValidator:
 
 
 def _flag(
-    group: str, default: Any, text: str, metavar: str | None = None, traced: bool = False,
+    group: str,
+    default: Any,
+    text: str,
+    metavar: str | None = None,
+    traced: bool = False,
     **limits: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """A field that is a flag.
 
     Args:
@@ -232,42 +236,61 @@ class Cell(_Strict):
     """One setting of everything. Each field is a flag, a key of a sweep file, a possible axis."""
 
     dataset: str = _flag(
-        "data", "tiles", "Images to attack: 'tiles', a tensorflow-datasets name, or the path of "
-        "a folder of pictures by class or of an .npz.", "NAME|PATH",
-    )  # fmt: skip
+        "data",
+        "tiles",
+        "Images to attack: 'tiles', a tensorflow-datasets name, or the path of "
+        "a folder of pictures by class or of an .npz.",
+        "NAME|PATH",
+    )
     images: int = _flag("data", 1, "Images behind each shared update.", ge=1, le=MOST_COUNT)
     grouping: Annotated[str, _of(GROUPINGS)] = _flag(
-        "data", "stored", "How images are grouped into targets: in stored order, with different "
+        "data",
+        "stored",
+        "How images are grouped into targets: in stored order, with different "
         "labels, or all with the same label.",
-    )  # fmt: skip
+    )
 
     model: Annotated[str, _of(networks.NETWORKS)] = _flag(
         "network", "lenet_zhu", "Network to attack."
     )
     width: Annotated[int | None, BeforeValidator(_published)] = _flag(
-        "network", None, "Channels (or units) of its first layer, or 'published', as in its paper.",
-        "INT|published", ge=1, le=MOST_WIDTH,
-    )  # fmt: skip
+        "network",
+        None,
+        "Channels (or units) of its first layer, or 'published', as in its paper.",
+        "INT|published",
+        ge=1,
+        le=MOST_WIDTH,
+    )
     network_seed: int = _flag(
         "network", 0, "Seed of the untrained network's parameters.", ge=0, le=MOST_SEED
     )
     victim: FilePath | None = _flag(
-        "network", None, "Attack this trained network instead: the name or folder of a checkpoint.",
+        "network",
+        None,
+        "Attack this trained network instead: the name or folder of a checkpoint.",
         "NAME|DIR",
-    )  # fmt: skip
+    )
 
     batch_norm: Annotated[str, _of(BATCH_NORM)] = _flag(
-        "client", "eval", "Statistics of the client's BatchNorm layers: running ones (eval), the "
+        "client",
+        "eval",
+        "Statistics of the client's BatchNorm layers: running ones (eval), the "
         "batch's own kept private (train), or the batch's own sent along (train-shared).",
-    )  # fmt: skip
+    )
     client_epochs: int = _flag(
-        "client", 1, "Passes of the client over its images before it shares its update (FedAvg).",
-        ge=1, le=10**6,
-    )  # fmt: skip
+        "client",
+        1,
+        "Passes of the client over its images before it shares its update (FedAvg).",
+        ge=1,
+        le=10**6,
+    )
     client_batch: int | None = _flag(
-        "client", None, "Images in each of the client's mini-batches (default: all of them).", ge=1,
+        "client",
+        None,
+        "Images in each of the client's mini-batches (default: all of them).",
+        ge=1,
         le=MOST_COUNT,
-    )  # fmt: skip
+    )
     client_lr: float = _flag(
         "client",
         1e-4,
@@ -276,39 +299,56 @@ class Cell(_Strict):
         traced=True,
     )
     shuffled: bool = _flag(
-        "client", False, "Whether the client shuffles its images before each epoch, in an order "
+        "client",
+        False,
+        "Whether the client shuffles its images before each epoch, in an order "
         "that the attacker does not know.",
-    )  # fmt: skip
+    )
 
     defense: Annotated[str, AfterValidator(_chain)] = _flag(
-        "defense", "none", "What the client does to its update, a chain such as clip:1,noise:1e-4 "
+        "defense",
+        "none",
+        "What the client does to its update, a chain such as clip:1,noise:1e-4 "
         f"of {', '.join(defenses.DEFENSES)}; or 'victim', the DP-SGD that the victim was trained "
-        "with.", "CHAIN",
-    )  # fmt: skip
+        "with.",
+        "CHAIN",
+    )
     adaptive: bool = _flag(
         "defense", False, "Whether the attacker knows the defense and adapts to it."
     )
 
     attack: Annotated[str, _of(ATTACKS)] = _flag(
-        "attack", "geiping", "Named attack: a preset for the settings below. Any of them can be "
-        "overridden.",
-    )  # fmt: skip
+        "attack",
+        "geiping",
+        "Named attack: a preset for the settings below. Any of them can be overridden.",
+    )
     labels: Annotated[str, _of(LABELS, ("joint",))] = _flag(
-        "attack", "known", "How the attacker gets the labels: it knows them, reads them off the "
+        "attack",
+        "known",
+        "How the attacker gets the labels: it knows them, reads them off the "
         "update by a rule, or optimizes them with the images (joint).",
-    )  # fmt: skip
+    )
     assumed_images: int | None = _flag(
-        "attack", None, "Number of images the attacker believes the update was computed on "
-        "(default: the true number).", ge=1, le=MOST_COUNT,
-    )  # fmt: skip
+        "attack",
+        None,
+        "Number of images the attacker believes the update was computed on "
+        "(default: the true number).",
+        ge=1,
+        le=MOST_COUNT,
+    )
     assumed_batch: int | None = _flag(
-        "attack", None, "Mini-batch size the attacker believes the client used (default: the true "
-        "size).", ge=1, le=MOST_COUNT,
-    )  # fmt: skip
+        "attack",
+        None,
+        "Mini-batch size the attacker believes the client used (default: the true size).",
+        ge=1,
+        le=MOST_COUNT,
+    )
     assumed_lr: float | None = _flag(
-        "attack", None, "Learning rate the attacker believes the client used (default: the true "
-        "rate).", gt=0,
-    )  # fmt: skip
+        "attack",
+        None,
+        "Learning rate the attacker believes the client used (default: the true rate).",
+        gt=0,
+    )
     objective: Annotated[str, _of(OBJECTIVES)] = _flag(
         "attack", "cosine", "Distance between the candidate's update and the shared one."
     )
@@ -316,29 +356,41 @@ class Cell(_Strict):
         "attack", "adam", "Optimizer that moves the images."
     )
     sign: Annotated[str, _of(SIGNS)] = _flag(
-        "attack", "hard", "Whether the optimizer sees the gradient's sign, a soft sign, or the "
+        "attack",
+        "hard",
+        "Whether the optimizer sees the gradient's sign, a soft sign, or the "
         "gradient itself (none).",
-    )  # fmt: skip
+    )
     lr: float = _flag(
-        "attack", lambda settings: RATES[settings["optimizer"]], "Learning rate of the attack "
-        f"(default: {', '.join(f'{rate:g} for {name}' for name, rate in RATES.items())}).", gt=0,
+        "attack",
+        lambda settings: RATES[settings["optimizer"]],
+        "Learning rate of the attack "
+        f"(default: {', '.join(f'{rate:g} for {name}' for name, rate in RATES.items())}).",
+        gt=0,
         traced=True,
-    )  # fmt: skip
+    )
     schedule: Annotated[str, _of(SCHEDULES)] = _flag("attack", "step", "Learning-rate schedule.")
     init: Annotated[str, _of(INITS, PRIOR_INITS)] = _flag(
-        "attack", "normal", "Distribution of the initial image. For the second-order attacks: mean "
+        "attack",
+        "normal",
+        "Distribution of the initial image. For the second-order attacks: mean "
         "of the image prior, or a draw from it (prior).",
-    )  # fmt: skip
+    )
     box: bool = _flag("attack", True, "Whether pixels are clipped to [0, 1] after each step.")
     iterations: int = _flag("attack", 500, "Steps of the attack.", ge=1, le=MOST_COUNT)
     polish: int = _flag(
-        "attack", 0, "Steps of Levenberg-Marquardt in float64 that follow the attack.", ge=0,
+        "attack",
+        0,
+        "Steps of Levenberg-Marquardt in float64 that follow the attack.",
+        ge=0,
         le=MOST_COUNT,
-    )  # fmt: skip
+    )
     gram: Annotated[str, _of(GRAM)] = _flag(
-        "attack", "auto", "Compare updates without storing weight gradients: where it saves memory "
+        "attack",
+        "auto",
+        "Compare updates without storing weight gradients: where it saves memory "
         "(accelerators) or arithmetic (CPUs), wherever it saves memory (on), or never (off).",
-    )  # fmt: skip
+    )
     precision: Annotated[str, _of(runtime.PRECISIONS)] = _flag(
         "attack", "float32", "Floating-point precision of the attack; tensorfloat32 is for GPUs."
     )
@@ -346,37 +398,44 @@ class Cell(_Strict):
     tv: float = _weight(0.01, "Weight of the total variation.")
     tv_isotropic: float = _weight(0.0, "Weight of the isotropic total variation.")
     tv_color: float = _weight(
-        0.0, "Weight of the isotropic total variation over the channels and their pairwise "
-        "differences.",
-    )  # fmt: skip
+        0.0,
+        "Weight of the isotropic total variation over the channels and their pairwise differences.",
+    )
     prior_l2: float = _weight(0.0, "Weight of the mean square of the normalized pixels.")
     prior_batch_norm: float = _weight(
-        0.0, "Weight of the distance to the BatchNorm statistics that the client shares, or to the "
+        0.0,
+        "Weight of the distance to the BatchNorm statistics that the client shares, or to the "
         "running ones (--batch-norm eval).",
-    )  # fmt: skip
+    )
     prior_group: float = _weight(
-        0.0, "Weight of the distance to the mean image over the target's seeds, which then depend "
+        0.0,
+        "Weight of the distance to the mean image over the target's seeds, which then depend "
         "on one another.",
-    )  # fmt: skip
+    )
     prior_features: float = _weight(
-        0.0, "Weight of the distance to the input of the last dense layer, read off the shared "
-        "update.",
-    )  # fmt: skip
+        0.0,
+        "Weight of the distance to the input of the last dense layer, read off the shared update.",
+    )
     prior_epoch_order: float = _weight(
-        0.0, "Weight of the penalty that makes the images reconstructed for each local epoch "
+        0.0,
+        "Weight of the penalty that makes the images reconstructed for each local epoch "
         "agree, whatever their order. Needs --client-epochs 2 or more and --shuffled true.",
-    )  # fmt: skip
+    )
 
     image_prior: Annotated[str, _of(IMAGE_PRIORS)] = _flag(
-        "second-order attack", "spectrum", "What the attacker knows of images: mean and power "
+        "second-order attack",
+        "spectrum",
+        "What the attacker knows of images: mean and power "
         "spectrum, or full covariance, of the training split, or the spectrum of shipped "
         "photographs.",
-    )  # fmt: skip
+    )
     anneal_from: float = _flag(
-        "second-order attack", 100.0, "Variance of the model's error at the first step, relative "
-        "to each layer's mean square.", gt=0,
+        "second-order attack",
+        100.0,
+        "Variance of the model's error at the first step, relative to each layer's mean square.",
+        gt=0,
         traced=True,
-    )  # fmt: skip
+    )
     anneal_to: float = _flag(
         "second-order attack",
         1e-6,
@@ -385,32 +444,49 @@ class Cell(_Strict):
         traced=True,
     )
     cg_iterations: int = _flag(
-        "second-order attack", 80, "Conjugate-gradient iterations of each step.", ge=1,
+        "second-order attack",
+        80,
+        "Conjugate-gradient iterations of each step.",
+        ge=1,
         le=MOST_COUNT,
-    )  # fmt: skip
+    )
     damping: float = _flag(
-        "second-order attack", 0.0, "Damping of each step of bayes, relative to the mean diagonal "
-        "of its system.", ge=0,
+        "second-order attack",
+        0.0,
+        "Damping of each step of bayes, relative to the mean diagonal of its system.",
+        ge=0,
         traced=True,
-    )  # fmt: skip
+    )
     tolerance: float = _flag(
-        "second-order attack", 1e-3, "Relative gain of a step below which bayes stops, once it has "
-        "reached the noise.", ge=0,
+        "second-order attack",
+        1e-3,
+        "Relative gain of a step below which bayes stops, once it has reached the noise.",
+        ge=0,
         traced=True,
-    )  # fmt: skip
+    )
     posterior: int = _flag(
-        "second-order attack", 0, "Posterior draws that give each pixel of the best image of bayes "
-        "a standard deviation; 0 for none.", ge=0, le=10**6,
-    )  # fmt: skip
+        "second-order attack",
+        0,
+        "Posterior draws that give each pixel of the best image of bayes "
+        "a standard deviation; 0 for none.",
+        ge=0,
+        le=10**6,
+    )
     draws: int = _flag(
-        "second-order attack", 16, "Images that each step of smoothed_bayes draws from what it "
-        "believes; an even number.", ge=2, le=10**6, multiple_of=2,
-    )  # fmt: skip
+        "second-order attack",
+        16,
+        "Images that each step of smoothed_bayes draws from what it believes; an even number.",
+        ge=2,
+        le=10**6,
+        multiple_of=2,
+    )
     inflation: float = _flag(
-        "second-order attack", 50.0, "Number of entries of the update whose errors smoothed_bayes "
-        "counts as one.", gt=0,
+        "second-order attack",
+        50.0,
+        "Number of entries of the update whose errors smoothed_bayes counts as one.",
+        gt=0,
         traced=True,
-    )  # fmt: skip
+    )
 
     def local(self) -> Local:
         """What the client does."""
@@ -483,14 +559,20 @@ class Plan(_Strict):
     target_ids: Annotated[
         tuple[Annotated[int, Field(ge=0, le=MOST_COUNT)], ...] | None, BeforeValidator(_split)
     ] = _flag(
-        "data", None, "Attack these images instead, by their place in the test split: 3,5,8.",
-        "ID,ID,...", min_length=1,
-    )  # fmt: skip
+        "data",
+        None,
+        "Attack these images instead, by their place in the test split: 3,5,8.",
+        "ID,ID,...",
+        min_length=1,
+    )
     data_dir: FilePath | None = _DATA_DIR
     noise_seeds: int = _flag(
-        "defense", 1, "Draws of a random defense per target, each attacked from every seed.", ge=1,
+        "defense",
+        1,
+        "Draws of a random defense per target, each attacked from every seed.",
+        ge=1,
         le=10**6,
-    )  # fmt: skip
+    )
     seeds: int = _flag(
         "attack", 32, "Random initial images from which each target is attacked.", ge=1, le=10**6
     )
@@ -539,18 +621,24 @@ class Training(_Strict):
     """What `jaxinv.train` is asked for. Each field is a flag."""
 
     dataset: str = _flag(
-        "data", "tiles", "Images to train on: 'tiles', a tensorflow-datasets name, or the path of "
-        "a folder of pictures by class or of an .npz.", "NAME|PATH",
-    )  # fmt: skip
+        "data",
+        "tiles",
+        "Images to train on: 'tiles', a tensorflow-datasets name, or the path of "
+        "a folder of pictures by class or of an .npz.",
+        "NAME|PATH",
+    )
     augment: bool = _flag("data", True, "Whether images are randomly cropped and flipped.")
     data_dir: FilePath | None = _DATA_DIR
     model: Annotated[str, _of(networks.NETWORKS)] = _flag(
         "network", "lenet_zhu", "Network to train."
     )
     width: int | None = _flag(
-        "network", None, "Channels (or units) of its first layer (default: that of its paper).",
-        ge=1, le=MOST_WIDTH,
-    )  # fmt: skip
+        "network",
+        None,
+        "Channels (or units) of its first layer (default: that of its paper).",
+        ge=1,
+        le=MOST_WIDTH,
+    )
     epochs: int = _flag("training", 120, "Passes over the training split.", ge=1, le=10**6)
     lr: float = _flag("training", 0.1, "Highest learning rate.", gt=0)
     schedule: Annotated[str, _of(TRAINING_SCHEDULES)] = _flag(
@@ -563,40 +651,55 @@ class Training(_Strict):
         "training", "float32", "Floating-point precision; bfloat16 is for accelerators."
     )
     seed: int = _flag(
-        "training", 0, "Seed of the initial parameters, the order of the images and the "
-        "augmentation.", ge=0, le=MOST_SEED,
-    )  # fmt: skip
+        "training",
+        0,
+        "Seed of the initial parameters, the order of the images and the augmentation.",
+        ge=0,
+        le=MOST_SEED,
+    )
     dp: bool = _flag("privacy", False, "Whether to train with DP-SGD.")
     noise_multiplier: float | None = _flag(
         "privacy", None, "Standard deviation of the noise of DP-SGD, in units of --clip.", ge=0
     )
     target_epsilon: float | None = _flag(
-        "privacy", None, "Choose the least noise that keeps epsilon below this, in place of "
-        "--noise-multiplier.", gt=0,
-    )  # fmt: skip
+        "privacy",
+        None,
+        "Choose the least noise that keeps epsilon below this, in place of --noise-multiplier.",
+        gt=0,
+    )
     clip: float = _flag("privacy", 1.0, "Largest L2 norm of each example's gradient.", gt=0)
     delta: float | None = _flag(
-        "privacy", None, "Target delta; epsilon is reported at this delta (required with --dp).",
-        gt=0, lt=1,
-    )  # fmt: skip
+        "privacy",
+        None,
+        "Target delta; epsilon is reported at this delta (required with --dp).",
+        gt=0,
+        lt=1,
+    )
     accountant: Annotated[str, _of(ACCOUNTANTS)] = _flag(
         "privacy", "pld", "How --target-epsilon is accounted for: pld (tight) or rdp."
     )
     microbatch: int | None = _flag(
-        "privacy", None, "Examples whose gradients are in memory at once (default: 8 on a CPU, "
-        "else 128).", ge=1, le=MOST_COUNT,
-    )  # fmt: skip
+        "privacy",
+        None,
+        "Examples whose gradients are in memory at once (default: 8 on a CPU, else 128).",
+        ge=1,
+        le=MOST_COUNT,
+    )
     stop_at: tuple[Annotated[Stop, BeforeValidator(_stop)], ...] = _flag(
-        "output", (), "Keep a checkpoint at each of these too: epoch:2 step:500 accuracy:0.5.",
+        "output",
+        (),
+        "Keep a checkpoint at each of these too: epoch:2 step:500 accuracy:0.5.",
         "WHEN",
-    )  # fmt: skip
+    )
     storage: Annotated[str, _of(PRECISIONS)] = _flag(
         "output", "float32", "Precision of the checkpoint's variables: bfloat16 halves its size."
     )
     out: FilePath | None = _flag(
-        "output", None, "Name in checkpoints/, or a path (default: MODEL-wWIDTH-DATASET).",
+        "output",
+        None,
+        "Name in checkpoints/, or a path (default: MODEL-wWIDTH-DATASET).",
         "NAME|DIR",
-    )  # fmt: skip
+    )
 
 
 def _ranges(texts: Any) -> Any:
@@ -626,14 +729,21 @@ class Search(_Strict):
     """What `jaxinv.search` is asked for beside one cell and a plan. Each field is a flag."""
 
     space: Annotated[dict[str, tuple[float, float]], BeforeValidator(_ranges)] = _flag(
-        "search", ("tv=1e-5:1e-1",), "Ranges to search, evenly in the logarithm, such as "
-        "tv=1e-5:1e-1 lr=0.01:1.", "NAME=LOW:HIGH", min_length=1, validate_default=True,
-    )  # fmt: skip
+        "search",
+        ("tv=1e-5:1e-1",),
+        "Ranges to search, evenly in the logarithm, such as tv=1e-5:1e-1 lr=0.01:1.",
+        "NAME=LOW:HIGH",
+        min_length=1,
+        validate_default=True,
+    )
     candidates: int = _flag("search", 64, "Settings tried on the first rung.", ge=1, le=2**16)
     rungs: int = _flag(
-        "search", 3, "Rounds, each with a quarter of the candidates and four times the steps.",
-        ge=1, le=10,
-    )  # fmt: skip
+        "search",
+        3,
+        "Rounds, each with a quarter of the candidates and four times the steps.",
+        ge=1,
+        le=10,
+    )
     criterion: Literal["objective", "psnr"] = _flag(
         "search", "objective", "What chooses the best: the attack's own objective, or PSNR."
     )
@@ -659,13 +769,17 @@ class Workers(_Strict):
     """Where the cells of a sweep are computed. Each field is a flag."""
 
     executor: Annotated[str, _of(("local",), EXECUTORS)] = _flag(
-        "machines", "local", "Where cells run: one after another on this machine (local), or in "
+        "machines",
+        "local",
+        "Where cells run: one after another on this machine (local), or in "
         "parallel on a Ray or Slurm cluster.",
-    )  # fmt: skip
+    )
     resources: Annotated[dict[str, int | float | str], BeforeValidator(_amounts)] = _flag(
-        "machines", {}, "What each cell needs there, such as num_gpus=1 (ray) or gpus_per_node=1 "
-        "(slurm).", "NAME=AMOUNT",
-    )  # fmt: skip
+        "machines",
+        {},
+        "What each cell needs there, such as num_gpus=1 (ray) or gpus_per_node=1 (slurm).",
+        "NAME=AMOUNT",
+    )
 
 
 class Text(_Strict):
@@ -724,9 +838,11 @@ class Inverting(_Strict):
     """What `jaxinv.invert` is asked for beside the settings of one cell. Each field is a flag."""
 
     update: FilePath = _flag(
-        "update", ..., "The shared update: an .npz or .safetensors file, or a folder of Orbax "
-        "(docs/updates.md).", "FILE|DIR",
-    )  # fmt: skip
+        "update",
+        ...,
+        "The shared update: an .npz or .safetensors file, or a folder of Orbax (docs/updates.md).",
+        "FILE|DIR",
+    )
     update_kind: Annotated[str, _of((AUTO, *KINDS))] = _flag(
         "update", AUTO, "What was sent; auto tells from the numbers what can be told."
     )
@@ -736,9 +852,12 @@ class Inverting(_Strict):
     classes: Annotated[
         tuple[Annotated[int, Field(ge=0, le=MOST_COUNT)], ...] | None, BeforeValidator(_split)
     ] = _flag(
-        "update", None, "Classes of the images, where they are known, such as 3,5.",
-        "CLASS,CLASS,...", min_length=1,
-    )  # fmt: skip
+        "update",
+        None,
+        "Classes of the images, where they are known, such as 3,5.",
+        "CLASS,CLASS,...",
+        min_length=1,
+    )
     data_dir: FilePath | None = _DATA_DIR
     seeds: int = _flag("attack", 32, "Random initial images.", ge=1, le=10**6)
     memory: float | None = _MEMORY
@@ -757,22 +876,30 @@ class Auditing(_Strict):
     ids: Annotated[
         tuple[Annotated[int, Field(ge=0, le=MOST_COUNT)], ...], BeforeValidator(_split)
     ] = _flag(
-        "data", ..., "The client's images, by their position in the data set, such as 17,23.",
-        "ID,ID,...", min_length=1,
-    )  # fmt: skip
+        "data",
+        ...,
+        "The client's images, by their position in the data set, such as 17,23.",
+        "ID,ID,...",
+        min_length=1,
+    )
     update: FilePath | None = _flag(
-        "update", None, "What the client sends: an .npz or .safetensors file, or a folder of Orbax "
-        "(default: it is computed).", "FILE|DIR",
-    )  # fmt: skip
+        "update",
+        None,
+        "What the client sends: an .npz or .safetensors file, or a folder of Orbax "
+        "(default: it is computed).",
+        "FILE|DIR",
+    )
     dataset: str | None = _flag(
         "data", None, "Data set of the images (default: that of the victim).", "NAME"
     )
     split: str = _flag("data", "test", "Split of the data set.", "NAME")
     data_dir: FilePath | None = _DATA_DIR
     defense: Annotated[str, AfterValidator(_chain)] = _flag(
-        "defense", defenses.NONE, "What the client does to its update, known to the attacker, such "
-        "as noise:1e-2.", "NAME:STRENGTH,...",
-    )  # fmt: skip
+        "defense",
+        defenses.NONE,
+        "What the client does to its update, known to the attacker, such as noise:1e-2.",
+        "NAME:STRENGTH,...",
+    )
     client_epochs: int = _flag(
         "client", 1, "Passes of the client over its images.", ge=1, le=MOST_COUNT
     )

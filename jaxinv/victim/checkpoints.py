@@ -93,9 +93,12 @@ class TrainedVictim(NamedTuple):
         """What an attack wants to know of it."""
         privacy = self.info.privacy
         return Victim(
-            self.module, self.variables, self.digest, self.info.test_accuracy,
+            self.module,
+            self.variables,
+            self.digest,
+            self.info.test_accuracy,
             *((None, None) if privacy is None else (privacy.epsilon_pld, privacy.delta)),
-        )  # fmt: skip
+        )
 
 
 def save(folder: Path, variables: PyTree, info: Info, log: Sequence[Mapping[str, Any]]) -> None:
@@ -180,9 +183,12 @@ def find(path_or_name: str | Path) -> Path:
 
 
 def write(
-    folder: Path, tree: PyTree, fields: Mapping[str, Any], log: Sequence[Mapping[str, Any]],
+    folder: Path,
+    tree: PyTree,
+    fields: Mapping[str, Any],
+    log: Sequence[Mapping[str, Any]],
     storage: str | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Writes a tree of arrays, its digest, `fields` and the log as a folder, whole or not at all.
 
     Args:

@@ -204,13 +204,18 @@ def _private_gradient(module, recipe, state, images, labels, present, key):
 def _loss(module, recipe, params, variables, images, labels):
     """The mean cross-entropy, with the logits and the new running statistics."""
     precision = PRECISIONS[recipe.precision]
-    cast = lambda x: x.astype(precision)  # noqa: E731
+
+    def cast(x):
+        return x.astype(precision)
+
     # XLA:CPU keeps its fast convolutions inside a loop only in the form the primitives write.
     with fast_convolutions():
         logits, changed = module.apply(
-            {**variables, "params": jax.tree.map(cast, params)}, cast(images), train=True,
+            {**variables, "params": jax.tree.map(cast, params)},
+            cast(images),
+            train=True,
             mutable=["batch_stats"],
-        )  # fmt: skip
+        )
     logits = logits.astype(jnp.float32)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     return loss, (logits, changed)
@@ -224,7 +229,10 @@ def augment(
     shape = images.shape[1:]
     corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * PAD + 1)
     padded = jnp.pad(images, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0)))
-    crop = lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), shape)  # noqa: E731
+
+    def crop(image, corner):
+        return jax.lax.dynamic_slice(image, (*corner, 0), shape)
+
     images = jax.vmap(crop)(padded, corners)
     mirrored = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
     return jnp.where(mirrored, images[:, :, ::-1], images)

@@ -124,7 +124,9 @@ def _chosen(row: Row) -> Shown:
 
 
 def _columns() -> tuple[Column, ...]:
-    cell = lambda item: item.cell  # noqa: E731
+    def cell(item):
+        return item.cell
+
     number, _ = name_columns("", cell)
     return (
         number,

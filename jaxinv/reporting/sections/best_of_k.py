@@ -153,7 +153,9 @@ def _columns() -> tuple[Column, ...]:
     def interval(of):
         return lambda item: Interval(*(float(curve[item[1] - 1]) for curve in of(item[0])[1:]))
 
-    cell = lambda item: item[0]  # noqa: E731
+    def cell(item):
+        return item[0]
+
     choices = (
         with_interval(f"{name}_psnr", interval(of), ends=name) for name, of in makers.items()
     )

@@ -102,7 +102,9 @@ def cosine_column(cell) -> Column:
 
 
 def _columns() -> tuple[Column, ...]:
-    cell = lambda verdict: verdict.cell  # noqa: E731
+    def cell(verdict):
+        return verdict.cell
+
     return (
         Column("defense", lambda v: v.curve.title, "defense", _defense),
         Column("setting", lambda v: v.curve.label),

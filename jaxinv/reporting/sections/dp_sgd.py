@@ -180,9 +180,14 @@ def _bound(row: Row) -> Shown:
 
 
 def _columns() -> tuple[Column, ...]:
-    cell = lambda private: private.cell  # noqa: E731
+    def cell(private):
+        return private.cell
+
     number, label = name_columns("", cell)
-    number_or_nan = lambda value: math.nan if value is None else value  # noqa: E731
+
+    def number_or_nan(value):
+        return math.nan if value is None else value
+
     return (
         number,
         Column("victim", lambda p: p.cell.facts["victim"], "network"),
@@ -199,10 +204,7 @@ def _columns() -> tuple[Column, ...]:
         Column("delta", lambda p: p.cell.facts["victim_delta"], "delta", setting("delta")),
         Column("test_accuracy", lambda p: p.accuracy, "test\naccuracy", percent("test_accuracy")),
         *with_interval(
-            "psnr_mean",
-            lambda p: Interval(*p.cell.mean[:3]),
-            "PSNR in dB\n[95%]",
-            ends="psnr",
+            "psnr_mean", lambda p: Interval(*p.cell.mean[:3]), "PSNR in dB\n[95%]", ends="psnr"
         ),
         baseline_column(cell),
         Column(

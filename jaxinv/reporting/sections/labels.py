@@ -57,11 +57,7 @@ SECTION = Section(
             Column("images", lambda cell: cell.asked["images"], "images"),
             *size_columns(),
             *with_interval(
-                "accuracy",
-                lambda cell: cell.labels_right,
-                "right\n[95%]",
-                shares=True,
-                digits=1,
+                "accuracy", lambda cell: cell.labels_right, "right\n[95%]", shares=True, digits=1
             ),
             Column(
                 "all_right",

@@ -45,14 +45,15 @@ def paired_differences(study: StudySummary, width: float = ps.WIDE) -> Figure:
 
 
 def _columns() -> tuple[Column, ...]:
-    cell = lambda pair: pair.cell  # noqa: E731
+    def cell(pair):
+        return pair.cell
+
     return (
         *name_columns("difference of PSNR in dB", cell),
         Column("reference_cell", lambda pair: pair.reference.number),
         Column("reference", lambda pair: pair.reference.label, "against"),
         *size_columns(
-            cell,
-            failed=lambda pair: int(pair.cell.failed.sum() + pair.reference.failed.sum()),
+            cell, failed=lambda pair: int(pair.cell.failed.sum() + pair.reference.failed.sum())
         ),
         *with_interval(
             "psnr_difference",

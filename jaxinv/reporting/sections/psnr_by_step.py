@@ -60,9 +60,7 @@ def psnr_by_step(study: StudySummary, width: float = ps.WIDE) -> Figure:
     return sheet.figure
 
 
-def _bands(
-    curves: Float[np.ndarray, "seed step"],
-) -> Float[np.ndarray, "quantile step"]:
+def _bands(curves: Float[np.ndarray, "seed step"]) -> Float[np.ndarray, "quantile step"]:
     """Edges of the 95% and the 50% band and the median; NaN where they rest on failed or exact."""
     quantiles = (0.025, 0.975, 0.25, 0.75, 0.5)
     return finite(np.stack([ranked_quantile(curves.T, q) for q in quantiles]))

@@ -136,9 +136,5 @@ def _caption(study: StudySummary) -> str:
 
 
 SECTION = Section(
-    name="psnr_distribution",
-    title="Every seed",
-    draw=psnr_distribution,
-    alt=_alt,
-    caption=_caption,
+    name="psnr_distribution", title="Every seed", draw=psnr_distribution, alt=_alt, caption=_caption
 )

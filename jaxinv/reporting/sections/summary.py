@@ -55,8 +55,13 @@ def metric_column(name: str, head: str, digits: int, definition: Definition) -> 
 
 def best_columns(value) -> tuple[Column, ...]:
     """Makes the columns of what is made of all seeds; `value` gives a choice's PSNR in dB."""
-    several = lambda study: study.has_choice  # noqa: E731
-    beyond_pick = lambda study: averages(study.cells)  # noqa: E731
+
+    def several(study):
+        return study.has_choice
+
+    def beyond_pick(study):
+        return averages(study.cells)
+
     attacker, oracle, quarter, everything = (
         (f"psnr_{name}", lambda item, name=name: value(item, name))
         for name in ("attacker_best", "oracle_best", "consensus_quarter", "consensus_all")
