@@ -76,7 +76,7 @@ def run(study: schema.SearchStudy, command: str) -> None:
     Raises:
       UserError: data or shapes do not fit, or the folder holds another search.
     """
-    console, search, folder = Console(), study.search, study.folder
+    console, search, folder = Console(markup=False), study.search, study.folder
     runtime.use_compilation_cache()
     runtime.use_all_cores()
     runtime.check_precision(study.cell.precision)
@@ -180,7 +180,7 @@ def measure(
 def _read(path: Path, asked: dict[str, Any]) -> dict[str, list[float]] | None:
     """Reads a rung that is done; None where there is none."""
     try:
-        there = json.loads(path.read_text())
+        there = files.read_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

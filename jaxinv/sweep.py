@@ -87,7 +87,7 @@ def run_study(
       UserError: data, shapes or the run folder do not fit, and nothing was written then; or the
         workers do not live.
     """
-    console = Console()
+    console = Console(markup=False)
     if workers.executor != "local":
         jax.config.update("jax_platforms", "cpu")  # this machine's accelerators are the workers'
     runtime.use_compilation_cache()
@@ -186,7 +186,7 @@ def run_cell(study: schema.Study, index: int) -> str:
     material = Loader(study.plan)(study.cells[index])
     own = plan_blocks(study, {index: material})
     waiting = [block for block in own if not results.is_done(study.folder, block.name)]
-    with runtime.progress_bar(Console()) as bar:
+    with runtime.progress_bar(Console(markup=False)) as bar:
         task = bar.add_task("", total=sum(work_of(block, study) for block in waiting))
         run_here(study, waiting, {index: material}, bar, task)
     return runtime.hardware()
@@ -252,7 +252,7 @@ def print_plan(
     console: Console, study: schema.Study, materials: Sequence[CellInputs], blocks: Sequence[Block]
 ) -> None:
     """Prints the cells and an estimate of the work, for --dry-run."""
-    console.print(f"[bold]{study.name}[/bold]: {study.text.question}")
+    console.print(f"{study.name}: {study.text.question}")
     if study.text.cost:
         console.print(f"cost: {study.text.cost}")
     table = Table("cell", "settings", "trials", "steps", "GFLOP per step", "PFLOP")

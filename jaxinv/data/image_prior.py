@@ -244,6 +244,6 @@ def load_prior(name: str, facts: ImageFacts) -> tuple[ImagePrior, Source]:
     prior, source = IMAGE_PRIORS[name](facts)
     arrays = {k: v for k, v in prior._asdict().items() if v is not None}
     arrays |= {"source": source.name, "images": source.images}
-    with contextlib.suppress(OSError):  # a cache that cannot be written is made anew next time
+    with contextlib.suppress(UserError):  # a cache that cannot be written is made anew next time
         write_file(path, lambda file: np.savez(file, **arrays))
     return prior, source

@@ -93,7 +93,7 @@ def progress_bar(console: Console) -> Progress:
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeRemainingColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         console=console,
         # Each drawing takes time from the work, even where it is thrown away.
         refresh_per_second=2,

@@ -21,6 +21,7 @@ from jaxinv.errors import UserError
 from jaxinv.settings.checks import check_cell, check_plan, check_search, check_training, check_used
 from jaxinv.settings.flags import flag
 from jaxinv.settings.schema import (
+    MOST_SEED,
     OF_VICTIM,
     RENAMED,
     VICTIMS_OWN,
@@ -331,8 +332,8 @@ def _with_victim(cell: Cell) -> Cell:
         return cell
     info = checkpoints.read_info(checkpoints.find(cell.victim))
     seed = info.recipe.get("seed")
-    if not isinstance(seed, int):
-        raise UserError(f"--victim {cell.victim}: info.json: recipe.seed: no whole number")
+    if type(seed) is not int or not 0 <= seed <= MOST_SEED:  # true is an int to Python
+        raise UserError(f"--victim {cell.victim}: info.json: recipe.seed: no seed of a network")
     known = {"model": info.model, "width": info.width, "network_seed": seed}
     if own:
         known["defense"] = defenses.NONE
