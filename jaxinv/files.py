@@ -77,10 +77,10 @@ def locked(folder: Path) -> Generator[None]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "a")
+        lock = os.open(folder / LOCK, os.O_CREAT | os.O_WRONLY)
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from None
-    with lock as file:
+    with open(lock, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

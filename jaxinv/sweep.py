@@ -107,16 +107,22 @@ def run_study(
         executor = executors.start(
             workers.executor, "jaxinv.sweep:run_cell", workers.resources, study.folder
         )
+    is_new = not study.folder.exists()
     open_run(study, materials[0], command)
     if len(waiting) < len(blocks):
         console.print(f"{study.folder}: {len(blocks) - len(waiting)} of {len(blocks)} blocks done")
     total, left = (sum(work_of(block, study) for block in some) for some in (blocks, waiting))
-    with files.locked(study.folder), runtime.progress_bar(console) as bar:
-        task = bar.add_task("", total=total, completed=total - left)
-        if executor is None:
-            run_here(study, waiting, materials, bar, task)
-        else:
-            run_elsewhere(study, waiting, executor, bar, task)
+    try:
+        with files.locked(study.folder), runtime.progress_bar(console) as bar:
+            task = bar.add_task("", total=total, completed=total - left)
+            if executor is None:
+                run_here(study, waiting, materials, bar, task)
+            else:
+                run_elsewhere(study, waiting, executor, bar, task)
+    except UserError:
+        if is_new:
+            results.discard(study.folder)
+        raise
     report.build(study.folder, console=console)
 
 

@@ -20,6 +20,7 @@ from jaxinv.attacks.uncertainty import Posterior, Spectrum
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, Source, load_prior
 from jaxinv.engine import planner, trials
 from jaxinv.engine.closed_form import recover
+from jaxinv.engine.snapshots import Snapshots
 from jaxinv.engine.targets import (
     ClientSettings,
     SharedUpdates,
@@ -178,6 +179,7 @@ def attack_cell(
     memory: float | None,
     progress: Callable[[int, float], None] = lambda steps, psnr: None,
     announce: Callable[[str], None] = lambda plan: None,
+    snapshots: Snapshots | None = None,
 ) -> CellResult:
     """Lets clients share their updates and attacks each from many seeds, as a cell says.
 
@@ -187,7 +189,7 @@ def attack_cell(
       keys: [target, seed].
       numbers: each one for all seeds, or [seed].
       memory: GiB to take; None takes nearly all there is.
-      progress, announce: see `trials.Resources`.
+      progress, announce, snapshots: see `trials.Resources`.
     """
     with runtime.arithmetic(cell.precision) as cast:
         # Polishing needs a float64 target, so the client's update is computed in float64 too.
@@ -207,9 +209,12 @@ def attack_cell(
             bool(needing("seeds", attack.priors)),
         )
         limit = planner.memory_limit(memory)
-        resources = trials.Resources(plan, limit, progress, announce)
+        resources = trials.Resources(plan, limit, progress, announce, snapshots)
         own = cast(attack.numbers(keys.shape[1], numbers))
         result = trials.run(problem, attack, own, keys, resources)
+        # What follows on an attack is one trial at once, and moves no bar.
+        plan = planner.GroupPlan(1, 1, jax.local_device_count())
+        silent = trials.Resources(plan, limit, snapshots=snapshots)
         measured = _per_target(problem, result.labels, material.classes)
         extras = None
         if cell.posterior:
@@ -219,7 +224,7 @@ def attack_cell(
                 Posterior(attack),
                 {**numbers, "posterior": cell.posterior},
                 keys,
-                limit,
+                silent,
                 cast,
             )
             extras = found and in_pixels(found, problem.normalization)
@@ -227,7 +232,7 @@ def attack_cell(
         with runtime.arithmetic("float64") as cast:
             problem = problem_of(material, shared.targets, cast)
             few = max(0, WITH_SPECTRUM - material.position)
-            result, extras = polish(cell, result, problem, attack, numbers, keys, limit, cast, few)
+            result, extras = polish(cell, result, problem, attack, numbers, keys, silent, cast, few)
     return CellResult(result, *measured, shared, extras)
 
 
@@ -290,7 +295,7 @@ def polish(
     attack: FamilyAttack,
     numbers: Mapping[str, Any],
     keys: jax.Array,
-    limit: float,
+    resources: trials.Resources,
     cast: Callable[[PyTree], PyTree],
     few: int,
 ) -> tuple[trials.Result, dict[str, np.ndarray] | None]:
@@ -302,11 +307,8 @@ def polish(
     """
     finishing = LevenbergMarquardt(cell.objective, cell.batch_norm, attack.local)
     own = finishing.numbers(keys.shape[1], {**numbers, "iterations": cell.polish})
-    plan = planner.GroupPlan(1, 1, jax.local_device_count())
     initial = Candidate(result.candidates.images, _one_hot_logits(result, cell))
-    polished = trials.run(
-        problem, finishing, cast(own), keys, trials.Resources(plan, limit), initial
-    )
+    polished = trials.run(problem, finishing, cast(own), keys, resources, initial)
     before, after = result.trace, polished.trace
     steps = np.append(before.step, before.step[-1] + after.step[1:])
     columns = (
@@ -316,7 +318,7 @@ def polish(
     if not few:
         return polished, None
     spectrum = Spectrum(cell.batch_norm, attack.local)
-    return polished, around_best(polished, problem, spectrum, numbers, keys, limit, cast, few)
+    return polished, around_best(polished, problem, spectrum, numbers, keys, resources, cast, few)
 
 
 def _one_hot_logits(result, cell):
@@ -333,7 +335,7 @@ def around_best(
     attack: Attack,
     numbers: Mapping[str, Any],
     keys: jax.Array,
-    limit: float,
+    resources: trials.Resources,
     cast: Callable[[PyTree], PyTree],
     few: int | None = None,
 ) -> dict[str, np.ndarray] | None:
@@ -357,14 +359,13 @@ def around_best(
 
     initial = jax.tree.map(pick, result.candidates)
     own = {k: np.mean(v) if np.ndim(v) else v for k, v in numbers.items()}
-    plan = planner.GroupPlan(1, 1, jax.local_device_count())
     try:
         found = trials.run(
             problem,
             attack,
             cast(attack.numbers(1, own)),
             keys[rows, best][:, None],
-            trials.Resources(plan, limit),
+            resources,
             initial,
         )
     except UserError:

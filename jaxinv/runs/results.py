@@ -5,6 +5,7 @@
       trials/BLOCK.parquet   one row per trial; written last: its presence commits the block
       traces/BLOCK.parquet   PSNR and objective by step
       images/BLOCK.npz       reconstructions and truths, uint8
+      snapshots/             of blocks in work, see `engine/snapshots.py`
       extras/BLOCK.npz       of each target's best seed: singular values and least determined
                              directions after a polish; image and standard deviation of bayes
 
@@ -13,6 +14,7 @@ Every file is written under a temporary name, flushed to disk and renamed.
 """
 
 import json
+import shutil
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -23,11 +25,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from jaxinv.errors import UserError
-from jaxinv.files import read_json, write_file
+from jaxinv.files import LOCK, read_json, write_file
 from jaxinv.metrics import Scores
 from jaxinv.settings.schema import Cell, Text, kind_of
 
@@ -285,8 +286,8 @@ def read_run(folder: Path) -> Run:
             )
     if lacking := set(config["seeds"]) - set(trials["seed"].tolist()):
         raise UserError(
-            f"{folder}/run.json: knows seed {min(lacking)}, which trials/ lacks; the two are not of "
-            "one run"
+            f"{folder}/run.json: knows seed {min(lacking)}, which trials/ lacks; the two are not "
+            "of one run"
         )
     traces = _read_columns([folder / "traces" / f"{b}.parquet" for b in blocks], TRACES)
     return Run(folder, config, trials, traces)
@@ -321,6 +322,12 @@ def read_config(folder: Path) -> dict[str, Any] | None:
             "another --out"
         ) from None
     return config
+
+
+def discard(folder: Path) -> None:
+    """Removes the folder of a run that came to nothing: settings, and no results."""
+    if {path.name for path in folder.iterdir()} <= {"run.json", LOCK}:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
