@@ -5,13 +5,19 @@ import csv
 import io
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxinv.errors import UserError
 
 LOCK = ".lock"  # in a folder where a process works
+MOST_RATIO = 100  # of an archive's content to its bytes, ...
+MOST_UNPACKED = 2**28  # ... where it is more than this: others are made to fill the memory
 
 
 def shipped(folder: str) -> Path:
@@ -90,6 +96,24 @@ def locked(folder: Path) -> Generator[None]:
         except OSError:
             pass
         yield
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of an .npz.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is damaged, holds pickles, or would be a hundred times as large in memory.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > max(MOST_UNPACKED, MOST_RATIO * path.stat().st_size):
+            raise ValueError(f"would take {size / 2**30:.3g} GiB, which is far more than it is")
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error) or type(error).__name__) from None
 
 
 def csv_bytes(rows: Sequence[Mapping[str, Any]], digits: int | None = None) -> bytes:

@@ -11,8 +11,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,11 +83,11 @@ def read(path: Path, like: PyTree, announce: Callable[[str], None]) -> PyTree | 
     """
     expected, structure = jax.tree.flatten(like)
     try:
-        with np.load(path) as arrays:
-            found = [arrays[f"{i:04d}"] for i in range(len(expected))]
+        arrays = files.read_npz(path)
+        found = [arrays[f"{i:04d}"] for i in range(len(expected))]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (OSError, ValueError, KeyError):
         announce(f"{path} cannot be read; what it kept is computed again")
         return None
     return jax.tree.unflatten(structure, map(_as, found, expected))

@@ -15,8 +15,6 @@ Every file is written under a temporary name, flushed to disk and renamed.
 
 import json
 import shutil
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from jaxinv.errors import UserError
-from jaxinv.files import LOCK, read_json, write_file
+from jaxinv.files import LOCK, read_json, read_npz, write_file
 from jaxinv.metrics import Scores
 from jaxinv.settings.schema import Cell, Text, kind_of
 
@@ -216,11 +214,10 @@ def _read_arrays(folder: Path, kind: str, cell: int) -> dict[str, np.ndarray]:
     try:
         for path in sorted((folder / kind).glob(f"c{cell:04d}-*.npz")):
             if is_done(folder, path.stem):
-                with np.load(path) as arrays:
-                    blocks.append(dict(arrays))
+                blocks.append(read_npz(path))
         names = blocks[0] if blocks else ()
         return {name: np.concatenate([block[name] for block in blocks]) for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); delete trials/{path.stem}.parquet and run the "
             "sweep's command again"
