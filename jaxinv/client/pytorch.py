@@ -155,9 +155,10 @@ def match(
 ) -> dict[str, Place]:
     """Finds a place for every array of a state dict, or of gradients by its names.
 
-    Layers are taken in their order there. Each goes to the layer of the network that is called right
-    after the one before, where that has such a kernel and bias and is not taken: a BatchNorm stays
-    with its convolution, whichever branch of a block is written first. Else to the first one that has.
+    Layers are taken in their order there. Each goes to the layer of the network that is called
+    right after the one before, where that has such a kernel and bias and is not taken: a BatchNorm
+    stays with its convolution, whichever branch of a block is written first. Else to the first one
+    that has such.
 
     Args:
       shapes: by PyTorch's names.
@@ -239,8 +240,9 @@ def without_statistics(entries: Sequence[Any]) -> list[Any]:
 def usual_order(shapes: Mapping[str, Sequence[int]]) -> list[str]:
     """Sorts a state dict's names as modules are usually written down, where their order is lost.
 
-    By the numbers in the names, `body.2` before `body.10`, names without a number last; of one number
-    a layer before a block of layers, a kernel before a norm: conv1, bn1, conv2, bn2, shortcut.
+    By the numbers in the names, `body.2` before `body.10`, names without a number last; of one
+    number a layer before a block of layers, a kernel before a norm: conv1, bn1, conv2, bn2,
+    shortcut.
     """
     kernels = {name.rpartition(".")[0] for name, shape in shapes.items() if len(shape) > 1}
 
