@@ -148,7 +148,9 @@ def polished(
     cast: Callable,
 ) -> list[Point]:
     """Polishes what an attack of one seed found: a point behind each step."""
-    attack = LevenbergMarquardt(cell.objective, cell.batch_norm, cell.local())
+    attack = LevenbergMarquardt(
+        objective=cell.objective, batch_norm=cell.batch_norm, local=cell.local()
+    )
     problem = cells.problem_of(material, shared.targets, cast)
     made = Assembled(
         attack,

@@ -15,7 +15,7 @@ from jaxinv.client import updates
 from jaxinv.data.image_prior import ImageFacts, load_prior
 from jaxinv.errors import UserError, run_command
 from jaxinv.machine import runtime
-from jaxinv.settings import flags, reader, schema
+from jaxinv.settings import flags, reader, requests
 from jaxinv.types import Normalization
 from jaxinv.victim import checkpoints
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(command)
 
 
-def run(asked: schema.Auditing) -> None:
+def run(asked: requests.Auditing) -> None:
     """Audits and writes the page.
 
     Raises:
@@ -91,7 +91,7 @@ def run(asked: schema.Auditing) -> None:
     console.print(f"page: {Path(asked.out) / 'audit.html'}")
 
 
-def others_of(name: str, asked: schema.Auditing) -> Pool:
+def others_of(name: str, asked: requests.Auditing) -> Pool:
     """The candidates beside the client's own: the first others of the split.
 
     Raises:

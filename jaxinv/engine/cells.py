@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxinv import data, defenses, metrics, networks
 from jaxinv.attacks import CLOSED_FORM
-from jaxinv.attacks.base import Attack, Candidate, FamilyAttack
+from jaxinv.attacks.base import Attack, Candidate
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
 from jaxinv.attacks.priors import needing
 from jaxinv.attacks.uncertainty import Posterior, Spectrum
@@ -216,7 +216,7 @@ def attack_cell(
             found = around_best(
                 result,
                 problem,
-                Posterior(attack),
+                Posterior(batch_norm=attack.batch_norm, attack=attack),
                 {**numbers, "posterior": cell.posterior},
                 keys,
                 limit,
@@ -287,7 +287,7 @@ def polish(
     cell: schema.Cell,
     result: trials.Result,
     problem: trials.Problem,
-    attack: FamilyAttack,
+    attack: Attack,
     numbers: Mapping[str, Any],
     keys: jax.Array,
     limit: float,
@@ -300,7 +300,9 @@ def polish(
       The result, its trace the attack's with the polish's behind it; and the spectra of the first
       `few` targets.
     """
-    finishing = LevenbergMarquardt(cell.objective, cell.batch_norm, attack.local)
+    finishing = LevenbergMarquardt(
+        objective=cell.objective, batch_norm=cell.batch_norm, local=attack.local
+    )
     own = finishing.numbers(keys.shape[1], {**numbers, "iterations": cell.polish})
     plan = planner.GroupPlan(1, 1, jax.local_device_count())
     initial = Candidate(result.candidates.images, _one_hot_logits(result, cell))
@@ -315,7 +317,7 @@ def polish(
     polished = polished._replace(trace=trials.Trace(steps, *columns), labels=result.labels)
     if not few:
         return polished, None
-    spectrum = Spectrum(cell.batch_norm, attack.local)
+    spectrum = Spectrum(batch_norm=cell.batch_norm, local=attack.local)
     return polished, around_best(polished, problem, spectrum, numbers, keys, limit, cast, few)
 
 
@@ -378,12 +380,12 @@ def in_pixels(found: dict[str, np.ndarray], normalization: Normalization) -> dic
     return {"best": found["images"] * std + mean, "std": found["std"] * std}
 
 
-def attack_of(cell: schema.Cell, material: CellInputs) -> FamilyAttack:
+def attack_of(cell: schema.Cell, material: CellInputs) -> Attack:
     """The iterative attack of a cell, for a network and its data."""
     return cell.make_attack(material.classes, classifier_of(cell, material))
 
 
-def shapes_of(material: CellInputs, attack: FamilyAttack, images: int) -> trials.Problem:
+def shapes_of(material: CellInputs, attack: Attack, images: int) -> trials.Problem:
     """One target of so many images, without numbers: what a step's work is counted on."""
     victim = material.victim
     observed = needing("statistics", attack.priors)

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinv import client, metrics
-from jaxinv.attacks.base import Attack, Candidate, FamilyAttack, Known, Losses
+from jaxinv.attacks.base import Attack, Candidate, Known, Losses
 from jaxinv.attacks.priors import SEEDS, needing
 from jaxinv.data.image_prior import ImagePrior
 from jaxinv.engine import planner
@@ -318,7 +318,7 @@ def finish(attack, problem, candidates):
     return lax.map(of_target, (problem.truths, problem.targets.labels, candidates))
 
 
-def step_flops(problem: Problem, attack: FamilyAttack) -> float:
+def step_flops(problem: Problem, attack: Attack) -> float:
     """Counts the floating-point operations of one step of one trial, by XLA's own analysis.
 
     Without those of a defense that the attacker simulates, and of what is computed twice to save
@@ -329,14 +329,14 @@ def step_flops(problem: Problem, attack: FamilyAttack) -> float:
       problem: of one target, whose arrays may be shapes.
       attack: of which a step is counted.
     """
-    attack = attack._replace(defense=())
+    attack = attack.replace(defense=())
     batch = problem.targets.labels.shape[1]
     steps = attack.local.steps(batch)
     if steps > 1:
-        once = attack._replace(local=client.Local())
+        once = attack.replace(local=client.Local())
         if of_epochs := needing("epochs", once.priors):
             rest = tuple(name for name in once.priors if name not in of_epochs)
-            once = once._replace(priors=rest, by_epoch=False)
+            once = once.replace(priors=rest, by_epoch=False)
         labels = jax.ShapeDtypeStruct((1, attack.local.batch or batch), jnp.int32)
         targets = problem.targets._replace(labels=labels)
         return steps * step_flops(problem.replace(targets=targets), once)

@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 from jaxinv.errors import UserError
 from jaxinv.files import write_file
 from jaxinv.metrics import Scores
-from jaxinv.settings.schema import Cell, kind_of
+from jaxinv.settings.fields import kind_of
+from jaxinv.settings.schema import Cell
 
 SCHEMA_VERSION = 7
 

@@ -19,22 +19,18 @@ from jaxinv import defenses, files
 from jaxinv.attacks import ATTACKS, unused_settings
 from jaxinv.errors import UserError
 from jaxinv.settings.checks import check_cell, check_plan, check_search, check_training, check_used
+from jaxinv.settings.fields import VICTIMS_OWN
 from jaxinv.settings.flags import flag
+from jaxinv.settings.requests import Auditing, Inverting, Search, SearchStudy, Training
 from jaxinv.settings.schema import (
     OF_VICTIM,
     RENAMED,
-    VICTIMS_OWN,
-    Auditing,
     Cell,
-    Inverting,
     Plan,
-    Search,
-    SearchStudy,
     Study,
     SweepFile,
     Tables,
     Text,
-    Training,
     Workers,
 )
 from jaxinv.victim import checkpoints
