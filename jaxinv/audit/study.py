@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -34,7 +35,7 @@ from jaxinv.errors import run_command
 from jaxinv.invert import invert
 from jaxinv.machine import runtime
 from jaxinv.reporting.figures import style as ps
-from jaxinv.types import Normalization, Truth, tree_size
+from jaxinv.types import Normalization, Truth
 from jaxinv.victim import checkpoints
 from jaxinv.victim.untrained import untrained
 
@@ -105,7 +106,7 @@ class Scene:
     @property
     def stored(self) -> bool:
         """Whether the candidates' gradients are kept."""
-        size = len(self.pool.labels) * tree_size(self.network.params) * 4
+        size = len(self.pool.labels) * optax.tree.size(self.network.params) * 4
         return size <= ident.STORED
 
     @property
