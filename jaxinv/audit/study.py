@@ -505,18 +505,25 @@ def draw(named: list[Row], bounded: list[Row], width: float = ps.WIDE) -> Figure
     colors = dict(zip(batches, ps.cell_colors(len(batches))))
     sheet = ps.Sheet(
         width,
-        "What noise leaves of an update",
-        "Left: images of the update named among 2,000 candidates, 95% intervals. Right: one image, "
-        "PSNR that the second-order attack attains, and the ceiling. " + "; ".join(victims_) + ".",
+        ps.Heading(
+            "What noise leaves of an update",
+            "Left: images of the update named among 2,000 candidates, 95% intervals. "
+            "Right: one image, "
+            "PSNR that the second-order attack attains, and the ceiling. "
+            + "; ".join(victims_)
+            + ".",
+            keys=[
+                *(
+                    ps.Key("line", c, f"{b} images" if b > 1 else "1 image")
+                    for b, c in colors.items()
+                ),
+                ps.Key("dash", ps.BASELINE, "ceiling; chance"),
+            ],
+        ),
         panels=2,
         columns=2,
         panel_height=2.4,
-        gap=0.7,
-        above=0.3,
-        keys=[
-            *(ps.Key("line", c, f"{b} images" if b > 1 else "1 image") for b, c in colors.items()),
-            ps.Key("dash", ps.BASELINE, "ceiling; chance"),
-        ],
+        margins=ps.Margins(gap=0.7, above=0.3),
     )
     left, right = sheet.axes
 
