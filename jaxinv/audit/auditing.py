@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float
 
 from jaxinv import client, defenses, metrics
@@ -29,7 +30,7 @@ from jaxinv.invert import invert
 from jaxinv.machine import runtime
 from jaxinv.networks import kinks
 from jaxinv.privacy import accounting
-from jaxinv.types import Normalization, PyTree, Truth, tree_size
+from jaxinv.types import Normalization, PyTree, Truth
 
 
 class Setting(NamedTuple):
@@ -122,7 +123,7 @@ def audit(
         targets = targets._replace(update=sent)
     update = jax.tree.map(lambda x: x[0], targets.update)
     candidates = network.normalize(pool)
-    stored = len(pool.labels) * tree_size(network.params) * 4 <= games.ident.STORED
+    stored = len(pool.labels) * optax.tree.size(network.params) * 4 <= games.ident.STORED
     rows = None
     if stored:
         rows = functools.cache(lambda: _rows_of(network, candidates))
@@ -156,7 +157,7 @@ def audit(
             shown = dp.lower_bound(wins, outcome.games, len(pool.labels), 1e-5)
     return Audit(
         count,
-        tree_size(network.params),
+        optax.tree.size(network.params),
         setting,
         capacity(module, variables, pool.images.shape[1:]),
         int(np.isin(played.picks[0], members[0]).sum()),

@@ -24,11 +24,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jax.extend.core import Literal
 
 from jaxinv import client
 from jaxinv.networks.convolution import conv_p
-from jaxinv.types import PyTree, tree_size
+from jaxinv.types import PyTree
 
 _CALLS = {
     "pjit",
@@ -143,7 +144,7 @@ def of_loss(loss: client.LossFn, params: PyTree, image_shape: tuple[int, int, in
         cuts.append(Cut(name, per_image, two[0] - 2 * per_image + two[1]))
     # Behind the loss nothing is left to cross. The derivatives of an image's logits sum to zero,
     # and with them those of the last layer's weights and bias.
-    parameters = tree_size(params)
+    parameters = optax.tree.size(params)
     cuts[-1] = cuts[-1]._replace(fixed=parameters - small.closing, per_image=0)
     return Capacity(
         _envelope(cuts), math.prod(image_shape), parameters, not small.reasons, tuple(small.reasons)

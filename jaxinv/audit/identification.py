@@ -27,13 +27,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxinv import client
 from jaxinv.attacks.levenberg_marquardt import flat
 from jaxinv.privacy.gradient import clip_factor
-from jaxinv.types import PyTree, tree_size
+from jaxinv.types import PyTree
 
 CHUNK = 256  # candidates between two returns to the host
 AT_ONCE = 16  # candidates whose gradients are computed together
@@ -213,7 +214,7 @@ def measure(
     Returns:
       The products, in units of the noise's standard deviation where `variances` are given.
     """
-    entries = tree_size(params)
+    entries = optax.tree.size(params)
     scales = None
     if variances is not None:
         scales = jax.tree.map(lambda v: jnp.where(jnp.isinf(v), 0, v**-0.5), variances)

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -34,7 +35,7 @@ from jaxinv.errors import run_command
 from jaxinv.invert import invert
 from jaxinv.machine import runtime
 from jaxinv.reporting.figures import style as ps
-from jaxinv.types import Normalization, Truth, tree_size
+from jaxinv.types import Normalization, Truth
 from jaxinv.victim import checkpoints
 from jaxinv.victim.untrained import untrained
 
@@ -105,7 +106,7 @@ class Scene:
     @property
     def stored(self) -> bool:
         """Whether the candidates' gradients are kept."""
-        size = len(self.pool.labels) * tree_size(self.network.params) * 4
+        size = len(self.pool.labels) * optax.tree.size(self.network.params) * 4
         return size <= ident.STORED
 
     @property
@@ -504,18 +505,25 @@ def draw(named: list[Row], bounded: list[Row], width: float = ps.WIDE) -> Figure
     colors = dict(zip(batches, ps.cell_colors(len(batches))))
     sheet = ps.Sheet(
         width,
-        "What noise leaves of an update",
-        "Left: images of the update named among 2,000 candidates, 95% intervals. Right: one image, "
-        "PSNR that the second-order attack attains, and the ceiling. " + "; ".join(victims_) + ".",
+        ps.Heading(
+            "What noise leaves of an update",
+            "Left: images of the update named among 2,000 candidates, 95% intervals. "
+            "Right: one image, "
+            "PSNR that the second-order attack attains, and the ceiling. "
+            + "; ".join(victims_)
+            + ".",
+            keys=[
+                *(
+                    ps.Key("line", c, f"{b} images" if b > 1 else "1 image")
+                    for b, c in colors.items()
+                ),
+                ps.Key("dash", ps.BASELINE, "ceiling; chance"),
+            ],
+        ),
         panels=2,
         columns=2,
         panel_height=2.4,
-        gap=0.7,
-        above=0.3,
-        keys=[
-            *(ps.Key("line", c, f"{b} images" if b > 1 else "1 image") for b, c in colors.items()),
-            ps.Key("dash", ps.BASELINE, "ceiling; chance"),
-        ],
+        margins=ps.Margins(gap=0.7, above=0.3),
     )
     left, right = sheet.axes
 
