@@ -186,6 +186,15 @@ def _given(flags: Mapping[str, Any], model: type[BaseModel]) -> Settings:
     return {name: flags[name] for name in model.model_fields if flags.get(name) is not None}
 
 
+def presets_of(path: Path) -> tuple[str, ...]:
+    """Names of a sweep file's presets.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    return tuple(_read_file(_find(path)).preset)
+
+
 def _find(path: Path) -> Path:
     """The sweep file at a path, else the shipped one of that name."""
     shipped = SWEEPS / path.name
