@@ -154,6 +154,13 @@ def load_auditing(flags: Mapping[str, Any]) -> Auditing:
     asked = _validate(Auditing, given)
     if len(asked.ids) % (asked.client_batch or 1):
         raise UserError(f"--client-batch {asked.client_batch}: does not divide the images of --ids")
+    if "bins" in given and asked.server == "honest":
+        raise UserError("--bins: of an imprint; ask for --server malicious")
+    chain = {name for name, _ in defenses.parse(asked.defense)}
+    if asked.server == "malicious" and chain & {"dpsgd", "soteria"}:
+        raise UserError(
+            f"--server malicious: its imprint is not made for --defense {asked.defense}"
+        )
     return asked
 
 
