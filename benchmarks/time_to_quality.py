@@ -148,7 +148,9 @@ def polished(
     cast: Callable,
 ) -> list[Point]:
     """Polishes what an attack of one seed found: a point behind each step."""
-    attack = LevenbergMarquardt(cell.objective, cell.batch_norm, cell.local())
+    attack = LevenbergMarquardt(
+        objective=cell.objective, batch_norm=cell.batch_norm, local=cell.local()
+    )
     problem = cells.problem_of(material, shared.targets, cast)
     made = Assembled(
         attack,
@@ -306,11 +308,9 @@ def draw(found: dict[str, list[Point]], baseline: float, words: str) -> Figure:
     """Draws mean PSNR against seconds per target, each line named at the right."""
     sheet = ps.Sheet(
         ps.WIDE,
-        "What an attack makes of its time",
-        words,
+        ps.Heading("What an attack makes of its time", words),
         panel_height=HEIGHT,
-        right=2.45,
-        above=0.2,
+        margins=ps.Margins(right=2.45, above=0.2),
     )
     ax = sheet.axes[0]
     means = [point.psnr.mean() for line in found.values() for point in line]

@@ -46,7 +46,7 @@ class FlaxModel(nn.Module):
         return nn.Dense(self.classes)(x.reshape(len(x), -1))
 
 
-def main(seeds: int = 8, iterations: int = 1000) -> jaxinv.Inversion:
+def main(seeds: int = 2, iterations: int = 28) -> jaxinv.Inversion:
     """The client's gradient in PyTorch; the attack in JAX."""
     tiles = data.load("tiles", split="test", ids=[EXAMPLE])
     image = tiles.images.astype(np.float32) / 255
@@ -63,6 +63,7 @@ def main(seeds: int = 8, iterations: int = 1000) -> jaxinv.Inversion:
         converted.variables,
         converted.update(gradient),
         image_shape=image.shape[1:],
+        method=jaxinv.GaussNewton(),  # of a network with sigmoids; of one with ReLUs leave it out
         seeds=seeds,
         iterations=iterations,
     )

@@ -7,15 +7,11 @@ ids, order, version), and the stock `tfds.builder("cifar10")` reads them.
 """
 
 import contextlib
-import hashlib
-import http.client
 import io
 import os
-import shutil
 import sys
 import tarfile
 import tempfile
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +21,6 @@ import numpy as np
 from jaxinv.errors import OneLineParser, UserError, run_command
 
 TIMEOUT = 20  # seconds without a byte from the server
-CHUNK = 1 << 20
 SHAPE = (3, 32, 32)  # of an image in the archive: channel, height, width
 
 
@@ -37,7 +32,6 @@ class Archive:
       name: the set's name in TFDS.
       url: where it comes from.
       sha256: of the whole archive, in hex.
-      size: bytes.
       folder: folder of all files inside the archive.
       splits: files of each split, in original order.
       labels: the label bytes before each image, in order: feature name, and the file that lists
@@ -48,7 +42,6 @@ class Archive:
     name: str
     url: str
     sha256: str
-    size: int
     folder: str
     splits: dict[str, tuple[str, ...]]
     labels: dict[str, str]
@@ -62,7 +55,6 @@ ARCHIVES = {
             name="cifar10",
             url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
             sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-            size=170_052_171,
             folder="cifar-10-batches-bin",
             splits={
                 "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
@@ -74,7 +66,6 @@ ARCHIVES = {
             name="cifar100",
             url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
             sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-            size=168_513_733,
             folder="cifar-100-binary",
             splits={"train": ("train.bin",), "test": ("test.bin",)},
             labels={"coarse_label": "coarse_label_names.txt", "label": "fine_label_names.txt"},
@@ -108,12 +99,7 @@ def prepare(archive: Archive, data_dir: str | None = None, path: str | None = No
     if target.exists():
         raise UserError(f"{target} is in the way: it holds no complete {archive.name}; remove it")
     with tempfile.TemporaryDirectory() as scratch:
-        if path is None:
-            file = Path(scratch) / "archive.tar.gz"
-            _download(archive, file)
-        else:
-            file = Path(path)
-        _check_sha256(archive, file)
+        file = _download(archive, Path(scratch)) if path is None else _checked(archive, Path(path))
         try:
             _write_records(archive, file, root)
         except OSError as error:
@@ -121,31 +107,30 @@ def prepare(archive: Archive, data_dir: str | None = None, path: str | None = No
     return True
 
 
-def _download(archive: Archive, path: Path) -> None:
-    """Writes the archive to `path`, with a progress bar."""
-    from rich.progress import wrap_file
+def _download(archive: Archive, folder: Path) -> Path:
+    """Downloads the archive into a folder, with a progress bar, and checks it."""
+    import pooch
 
+    pooch.get_logger().setLevel("WARNING")
+    fetch = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT)
+    known = f"sha256:{archive.sha256}"
     try:
-        with (
-            urllib.request.urlopen(archive.url, timeout=TIMEOUT) as response,
-            wrap_file(response, archive.size, description=f"download {archive.name}") as source,
-            path.open("wb") as file,
-        ):
-            shutil.copyfileobj(source, file, CHUNK)
-    except (OSError, http.client.HTTPException) as error:
+        return Path(pooch.retrieve(archive.url, known, "archive.tar.gz", folder, downloader=fetch))
+    except (OSError, ValueError) as error:  # of the network, of the folder; of the digest
         raise UserError(
-            f"cannot download {archive.url} ({getattr(error, 'reason', error)}); "
+            f"cannot download {archive.url} ({' '.join(str(error).split())}); "
             "get the file by other means and pass it with --archive PATH"
         ) from error
 
 
-def _check_sha256(archive: Archive, path: Path) -> None:
-    """Raises a UserError unless the file is the expected archive."""
+def _checked(archive: Archive, path: Path) -> Path:
+    """Returns the path of an archive; raises a UserError unless it is the expected one."""
+    import pooch
+
     if path.exists() and not path.is_file():  # a device may have no end
         raise UserError(f"--archive {path}: is no file")
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = pooch.file_hash(path)
     except OSError as error:
         raise UserError(f"--archive: cannot read {path} ({error.strerror})") from error
     if digest != archive.sha256:
@@ -153,6 +138,7 @@ def _check_sha256(archive: Archive, path: Path) -> None:
             f"{path.name} is not the {archive.name} archive or is damaged: "
             f"sha256 is {digest}, expected {archive.sha256} ({archive.url})"
         )
+    return path
 
 
 def _examples(archive: Archive, content: bytes) -> Iterator[tuple[list[int], np.ndarray]]:

@@ -33,7 +33,7 @@ from jaxinv.engine.snapshots import Snapshots
 from jaxinv.engine.targets import seed_keys
 from jaxinv.errors import UserError, run_command
 from jaxinv.machine import runtime
-from jaxinv.settings import flags, reader, schema
+from jaxinv.settings import flags, reader, requests, schema
 
 ETA = 4  # candidates fall, and iterations rise, by this factor from rung to rung
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(command)
 
 
-def draw(search: schema.Search) -> dict[str, np.ndarray]:
+def draw(search: requests.Search) -> dict[str, np.ndarray]:
     """Draws the candidates, evenly in the logarithm: name of a setting -> its values."""
     dimensions = len(search.space)
     if search.draw == "sobol":
@@ -71,7 +71,7 @@ def rungs(candidates: int, rungs: int, iterations: int) -> list[tuple[int, int]]
     ]
 
 
-def run(study: schema.SearchStudy, command: str) -> None:
+def run(study: requests.SearchStudy, command: str) -> None:
     """Runs the rungs that are not done, then writes the table and the sweep file of the winner.
 
     Raises:
@@ -129,7 +129,7 @@ def run(study: schema.SearchStudy, command: str) -> None:
 
 
 def measure(
-    study: schema.SearchStudy,
+    study: requests.SearchStudy,
     material: cells.CellInputs,
     numbers: dict[str, np.ndarray],
     iterations: int,
@@ -198,7 +198,7 @@ def _read(path: Path, asked: dict[str, Any]) -> dict[str, list[float]] | None:
     return there["measured"]
 
 
-def _write(study: schema.SearchStudy, rows: list[dict[str, Any]], command: str) -> None:
+def _write(study: requests.SearchStudy, rows: list[dict[str, Any]], command: str) -> None:
     """Writes all candidates, and the winner as a sweep file."""
     files.write_file(study.folder / "candidates.csv", lambda f: f.write(files.csv_bytes(rows)))
     last = max(row["rung"] for row in rows)

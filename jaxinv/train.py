@@ -25,7 +25,7 @@ from jaxinv import data, files, networks, rng
 from jaxinv.errors import UserError, run_command
 from jaxinv.machine import runtime
 from jaxinv.privacy import accounting
-from jaxinv.settings import checks, flags, reader, schema
+from jaxinv.settings import checks, flags, reader, requests
 from jaxinv.types import Normalization, PyTree
 from jaxinv.victim import checkpoints, training
 from jaxinv.victim.untrained import untrained
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 class Trainer:
     """One training: what is fixed for all of it, and the state that moves."""
 
-    def __init__(self, settings: schema.Training):
+    def __init__(self, settings: requests.Training):
         """Loads the data and builds the network.
 
         Raises:
@@ -283,9 +283,9 @@ class Trainer:
         step = int(self.state.step)
         kept = "nothing was kept yet"
         if self._resume():
-            good = schema.Stop("epoch", self.epoch)
+            good = requests.Stop("epoch", self.epoch)
             if self._steps_within():
-                good = schema.Stop("step", int(self.state.step))
+                good = requests.Stop("step", int(self.state.step))
             self._keep([good])
             kept = f"{good.kind} {good.value} is kept as {self.folder}-{good.name}"
         raise UserError(
@@ -298,7 +298,7 @@ class Trainer:
         """Steps taken of the epoch that is not finished."""
         return int(self.state.step) - self.epoch * self.steps_per_epoch
 
-    def _stops(self, kind: str) -> list[schema.Stop]:
+    def _stops(self, kind: str) -> list[requests.Stop]:
         """The checkpoints asked for on the way, of one kind."""
         return [stop for stop in self.settings.stop_at if stop.kind == kind]
 
@@ -310,7 +310,7 @@ class Trainer:
             self.module, self.state.variables, self.test_data, self.normalization
         )
 
-    def _keep(self, stops: Sequence[schema.Stop]) -> None:
+    def _keep(self, stops: Sequence[requests.Stop]) -> None:
         """Saves a checkpoint for each of these stops."""
         for stop in stops:
             self._save(self.folder.with_name(f"{self.folder.name}-{stop.name}"))
@@ -428,7 +428,7 @@ def _as_tree(state: training.TrainingState) -> PyTree:
     return {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
 
 
-def checkpoint_folder(settings: schema.Training) -> Path:
+def checkpoint_folder(settings: requests.Training) -> Path:
     """Where the trained network goes: a name means a folder in `checkpoints/`."""
     if settings.out is None:
         width = settings.width or networks.NETWORKS[settings.model].width

@@ -1,10 +1,8 @@
 """The vocabulary every room shares: who knows what, and in which units."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -14,11 +12,6 @@ PyTree = Any
 def named(table: Mapping[str, Any], entry: Any) -> Any:
     """An entry of a table by its name; what is no name is itself such an entry."""
     return table[entry] if isinstance(entry, str) else entry
-
-
-def tree_size(tree: PyTree) -> int:
-    """The number of entries of all leaves together."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 class Truth(NamedTuple):

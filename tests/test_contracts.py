@@ -221,7 +221,7 @@ PARTS = {
     "optimizer": [name for name in OPTIMIZERS if name != "lbfgs"],  # which a named attack has
 }
 MIXED = [
-    PLAIN._replace(**{part: names[i % len(names)] for part, names in PARTS.items()})
+    PLAIN.replace(**{part: names[i % len(names)] for part, names in PARTS.items()})
     for i in range(max(map(len, PARTS.values())))
 ]
 
@@ -234,14 +234,14 @@ def test_parts_of_gradient_matching(method):
 def test_priors_of_one_gradient():
     """All that an attacker of one gradient can have, together."""
     names = tuple(name for name in PRIORS if name not in needing("epochs"))
-    method = PLAIN._replace(priors=names)
+    method = PLAIN.replace(priors=names)
     seen = keeps_promises(lab(), plain(), method, **dict.fromkeys(names, 0.01))
     assert (seen[0, 1] > 0).all()
 
 
 def test_priors_of_epochs():
     local = client.Local(2)
-    method = PLAIN._replace(priors=needing("epochs"), by_epoch=True, local=local)
+    method = PLAIN.replace(priors=needing("epochs"), by_epoch=True, local=local)
     target = lab().shared(local=local, assumed=local)
     truth = Candidate(jnp.stack([lab().truth] * 2), None)
     keeps_promises(lab(), target, method, truth=truth, **dict.fromkeys(method.priors, 0.01))
@@ -308,8 +308,9 @@ def test_batch_norm_protocols(batch_norm):
     target = two.shared(batch_norm=batch_norm)
     assert bool(jax.tree.leaves(target.statistics)) == (batch_norm == "train-shared")
     priors = needing("statistics") if batch_norm == "train-shared" else ()
-    method = PLAIN._replace(batch_norm=batch_norm, priors=priors, optimizer="sgd", sign="none")
-    keeps_promises(two, target, method, statistics=0.01)
+    method = PLAIN.replace(batch_norm=batch_norm, priors=priors, optimizer="sgd", sign="none")
+    # The statistics of two images leave the objective nearly flat: a longer step, to see it fall.
+    keeps_promises(two, target, method, statistics=0.01, lr=1.0)
 
 
 @pytest.mark.parametrize("name", defenses.DEFENSES)
@@ -363,7 +364,7 @@ def test_every_defense_has_its_adaptive_attacker():
 @pytest.mark.parametrize("chain", ADAPTIVE, ids="-".join)
 def test_adaptive_attackers(chain):
     target = lab().shared(",".join(STRENGTHS[name] for name in chain), known=chain)
-    method = PLAIN._replace(defense=chain)
+    method = PLAIN.replace(defense=chain)
     keeps_promises(lab(), target, method, at_truth=1e-5 if chain == OF_ONE_UPDATE else None)
 
 

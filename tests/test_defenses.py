@@ -9,7 +9,6 @@ from jaxinv import client, defenses
 from jaxinv.attacks.objectives import compare, cosine
 from jaxinv.defenses.base import ClientContext, PublicFacts
 from jaxinv.networks.inspect import classifier_input, classifier_path
-from jaxinv.types import tree_size
 
 SIZE = 60_000  # entries, of each of two leaves
 
@@ -235,4 +234,3 @@ def test_spelling_is_one():
     assert defenses.spell(defenses.parse("none")) == "none"
     assert defenses.is_random(defenses.parse(text))
     assert not defenses.is_random(defenses.parse("prune:0.5,sign"))
-    assert tree_size({"a": jnp.zeros((2, 3)), "b": jnp.zeros(4)}) == 10

@@ -121,7 +121,7 @@ def test_a_linear_problem_gives_the_posterior_mean(linear, solved):
 def test_draws_have_the_posterior_covariance(linear, solved):
     result, problem, settings, keys = solved
     with jax.enable_x64(True):
-        attack = Posterior(ATTACK)
+        attack = Posterior(attack=ATTACK)
         numbers = jax.tree.map(jnp.asarray, attack.numbers(1, settings))
         found = trials.run(
             problem, attack, numbers, keys, trials.Resources(GroupPlan(1, 1)), result.candidates
@@ -164,7 +164,7 @@ def test_noise_that_nobody_told_of_is_found():
     def distance(x):
         return np.linalg.norm(np.ravel(x) - noisy.truth)
 
-    blind, *_ = run(noisy, attack=ATTACK._replace(defense=()), iterations=40)
+    blind, *_ = run(noisy, attack=ATTACK.replace(defense=()), iterations=40)
     knowing = distance(noisy.posterior()[0])
     fitted = np.linalg.lstsq(noisy.matrix, noisy.update["w"] - noisy.offset, rcond=None)[0]
     assert distance(blind.candidates.images) < 1.2 * knowing

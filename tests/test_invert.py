@@ -465,14 +465,6 @@ def test_the_example_of_flower_runs_from_the_servers_file(tmp_path, monkeypatch,
     assert "0.1 times the mean gradient" in shown
 
 
-def test_the_example_of_pytorch_runs(tmp_path, monkeypatch):
-    pytest.importorskip("torch")
-    monkeypatch.chdir(tmp_path)
-    example = runpy.run_path(str(EXAMPLES / "from_pytorch.py"))
-    found = example["main"](seeds=1, iterations=2)
-    assert found.sent.factor == pytest.approx(1, abs=0.01)
-
-
 @pytest.mark.parametrize("page", ["updates", "your_own_defense"])
 def test_the_code_of_the_pages_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

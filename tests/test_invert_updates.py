@@ -347,15 +347,14 @@ def test_pytorchs_parameters_compute_the_same_and_its_gradients_follow(rng_numpy
     state, module = torch_state(rng_numpy), Bodies()
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, *SHAPE)))
 
-    def outputs(images):
-        return torch_outputs(state, images)
-
-    found = pytorch.convert_state(state, outputs, module, variables, SHAPE)
+    found = pytorch.convert_state(state, torch_outputs, module, variables, SHAPE)
     shapes = jax.tree.map(jnp.shape, found.variables)
     assert shapes == jax.tree.map(jnp.shape, variables)
     close(found.update(state), found.variables["params"])
     with pytest.raises(UserError, match="the two networks differ"):
-        pytorch.convert_state(state, lambda x: 1.1 * outputs(x), module, variables, SHAPE)
+        pytorch.convert_state(
+            state, lambda s, x: 1.1 * torch_outputs(s, x), module, variables, SHAPE
+        )
     state.pop("out.bias")
     with pytest.raises(UserError, match="no layer left for out"):
-        pytorch.convert_state(state, outputs, module, variables, SHAPE)
+        pytorch.convert_state(state, torch_outputs, module, variables, SHAPE)

@@ -1,10 +1,13 @@
 """A tiny archive of CIFAR's layout, prepared and read back through the stock builder."""
 
 import dataclasses
+import functools
 import hashlib
+import http.server
 import io
 import sys
 import tarfile
+import threading
 
 import numpy as np
 import pytest
@@ -44,7 +47,7 @@ def synthetic_archive(name, path, rng):
     digest = hashlib.sha256(data).hexdigest()
     # Nothing is downloaded in tests: this port answers nobody.
     url = "http://127.0.0.1:9/archive.tar.gz"
-    return dataclasses.replace(real, sha256=digest, size=len(data), url=url), contents
+    return dataclasses.replace(real, sha256=digest, url=url), contents
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -120,8 +123,22 @@ def test_an_interrupted_preparation_is_not_taken_as_prepared(tiny, monkeypatch, 
     assert "prepared already" in capsys.readouterr().out
 
 
-def test_a_download_is_checked_and_prepared(tiny, monkeypatch):
-    url = (tiny / "a.tar.gz").as_uri()
-    archive = dataclasses.replace(prepare.ARCHIVES["cifar10"], url=url)
+@pytest.fixture
+def server(tiny):
+    """The address of a server of the folder with the tiny archive."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tiny))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_download_is_checked_and_prepared(tiny, server):
+    archive = dataclasses.replace(prepare.ARCHIVES["cifar10"], url=f"{server}/a.tar.gz")
+    (tiny / "other.tar.gz").write_bytes(b"no archive")
+    other = dataclasses.replace(archive, url=f"{server}/other.tar.gz")
+    with pytest.raises(UserError, match="hash"):
+        prepare.prepare(other, str(tiny / "sets"))
+    assert not (tiny / "sets").exists()
     assert prepare.prepare(archive, str(tiny / "sets"))
     assert len(load("cifar10", data_dir=str(tiny / "sets")).images) == 12

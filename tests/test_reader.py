@@ -7,7 +7,7 @@ import pytest
 
 from jaxinv.client import Local
 from jaxinv.errors import UserError
-from jaxinv.settings import flags, reader, schema
+from jaxinv.settings import flags, reader, requests, schema
 from jaxinv.settings.naming import naming_settings
 from jaxinv.settings.schema import RENAMED
 
@@ -160,10 +160,10 @@ def test_a_switch_alone_says_true():
     ("add", "models"),
     [
         (flags.add_study, (schema.Cell, schema.Plan)),
-        (flags.add_search, (schema.Cell, schema.Plan, schema.Search)),
-        (flags.add_training, (schema.Training,)),
+        (flags.add_search, (schema.Cell, schema.Plan, requests.Search)),
+        (flags.add_training, (requests.Training,)),
         (flags.add_workers, (schema.Workers,)),
-        (flags.add_inverting, (schema.Inverting,)),
+        (flags.add_inverting, (requests.Inverting,)),
     ],
 )
 def test_help_says_of_every_flag_what_it_takes(add, models):

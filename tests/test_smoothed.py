@@ -211,7 +211,7 @@ def test_noise_bounds_the_weights(scene):
         """All of them, where the draws' updates are all alike, and off the shared one."""
         mean = jax.tree.map(lambda x: x + off, (target.update, ()))
         seen = jax.tree.map(lambda x: jnp.broadcast_to(x, (8, *x.shape)), mean)
-        attack, none = ATTACK._replace(defense=defense), jax.tree.map(jnp.zeros_like, seen)
+        attack, none = ATTACK.replace(defense=defense), jax.tree.map(jnp.zeros_like, seen)
         found = attack.weights(numbers, known, seen, mean, none)
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found)])
 

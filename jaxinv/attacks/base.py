@@ -1,12 +1,14 @@
-"""What an iterative attack is to the loop: `init`, `step` and `reconstruct` of one trial.
+"""What an iterative attack is to the loop: `init` and `step` of one trial, and a few defaults.
 
 An attack is a static object, hashable: it shapes the compiled program. What may differ from seed to
 seed are its *numbers*, a NamedTuple of arrays that the attack itself makes of the settings. All
 that it may look at is `Known`; the truth is not in it.
 """
 
+import abc
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -48,28 +50,40 @@ class Losses(NamedTuple):
     prior: Float[Array, ""]  # all priors, each times its weight
 
 
-class Attack(Protocol):
-    """One trial of an iterative attack. Its state has the current `candidate` as a field."""
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """One trial of an iterative attack: what every one of them answers to the loop.
+
+    A subclass is a frozen dataclass of static settings, which shape the compiled program. It has
+    `init`, `step` and `Numbers`; its state has the current `candidate` as a field. Everything else
+    has a default here.
+    """
+
+    objective: str | Callable = "l2"  # that is reported, and chooses among seeds
+    batch_norm: str = "eval"  # what the client does, and the attacker simulates: client.BATCH_NORM
+    local: client.Local = client.Local()  # the client's local steps, as the attacker simulates them
+    defense: tuple[str, ...] = ()  # the client's, as far as the attacker knows it
+
+    Numbers: ClassVar[Any]  # what is traced: a NamedTuple, `iterations` among its fields
+    steps_per_call: ClassVar[int] = 1  # steps between two looks of the progress bar
 
     @property
-    def batch_norm(self) -> str:
-        """What the client does, and the attacker simulates: `client.BATCH_NORM`."""
-
-    @property
-    def priors(self) -> tuple[str, ...]:
-        """Names of `PRIORS`."""
-
-    @property
-    def steps_per_call(self) -> int:
-        """Steps between two looks of the progress bar."""
+    def priors(self) -> tuple[str | Callable, ...]:
+        """Those of `priors.PRIORS` that have a weight."""
+        return ()
 
     @property
     def products(self) -> int:
         """Passes through the network in one step, beside what is done once."""
+        return 1
 
     def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Any:
-        """Makes its numbers of settings, each one for all seeds or [seed]; with `iterations`."""
+        """Makes its numbers of settings, each one for all seeds or one for each, as [seed]."""
+        names = [name for name in self.Numbers._fields if name != "iterations"]
+        iterations = np.int32(settings["iterations"])
+        return self.Numbers(**per_seed(settings, names, seeds), iterations=iterations)
 
+    @abc.abstractmethod
     def init(
         self,
         numbers: Any,
@@ -80,39 +94,38 @@ class Attack(Protocol):
     ) -> Any:
         """Makes the first state: from what another attack found, or else drawn from the key."""
 
+    @abc.abstractmethod
     def step(
         self, numbers: Any, known: Known, index: Int[Array, ""], state: Any
     ) -> tuple[Any, Losses]:
-        """Takes a step, and says what the losses were at the candidate it started from.
+        """Takes one step of one trial.
 
-        From index `numbers.iterations` on the state is returned as it came: the last call only
-        evaluates.
+        Args:
+          numbers: of this seed.
+          known: all that the attacker has.
+          index: steps taken so far. From `numbers.iterations` on the state is returned as it came,
+            so that the last call only evaluates.
+          state: of this trial.
+
+        Returns:
+          The next state, and the losses at the candidate the step started from.
         """
 
     def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
-        """The attacker's normalized images."""
+        """The attacker's normalized images; of several epochs, their mean."""
+        return average_epochs(candidate)
 
     def outcome(self, state: Any) -> dict[str, Array]:
         """What of the last state is kept beside the candidate."""
+        del state
+        return {}
 
     def smaller(self) -> "Attack | None":
-        """The same attack in less memory, for a trial that does not fit alone."""
+        """The same attack in less memory, where one trial does not fit alone; or None."""
 
-
-class FamilyAttack(Attack, Protocol):
-    """What a family makes: a NamedTuple that also says what the client does beside its gradient."""
-
-    @property
-    def local(self) -> client.Local:
-        """The client's steps."""
-
-    @property
-    def defense(self) -> tuple[str, ...]:
-        """The client's, as far as the attacker knows it."""
-
-    @property
-    def _replace(self) -> Callable[..., Any]:
-        """Gives the same attack other fields, as every NamedTuple has it."""
+    def replace(self, **changes: Any) -> Self:
+        """The same attack with other fields."""
+        return dataclasses.replace(self, **changes)
 
 
 class Assumed(NamedTuple):
@@ -128,7 +141,7 @@ class Assumed(NamedTuple):
 class Family(NamedTuple):
     """A kind of attack: how it is made of settings, which of them it reads, what it is for."""
 
-    make: Callable[[Any, Assumed], FamilyAttack] | None  # of a cell's settings; None: no iterations
+    make: Callable[[Any, Assumed], Attack] | None  # of a cell's settings; None: no iterations
     reads: frozenset[str]  # settings beyond those of client and network, the labels, the objective
     inits: tuple[str, ...] = ()  # what `init` may be
     local_steps: bool = True  # whether an update of several steps can be attacked

@@ -28,25 +28,24 @@ References: Nocedal & Wright 2006, chapters 7 and 10; Blake & Zisserman 1987 (gr
   optimization); Balunović et al. 2022, arXiv 2111.04706 (the Bayes attacker).
 """
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxinv import client
 from jaxinv.attacks.base import (
     Assumed,
+    Attack,
     Candidate,
     Family,
     Known,
     Losses,
     Simulation,
-    per_seed,
     scale_towards,
     simulate_update,
 )
@@ -122,35 +121,22 @@ class System(NamedTuple):
         )[0]
 
 
-class GaussNewton(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class GaussNewton(Attack):
     """What shapes the compiled program: a change recompiles."""
 
-    objective: str = "l2"  # that is reported, and chooses among seeds
     init_from: str = "mean"  # a name of `PRIOR_INITS`
     cg_iterations: int = 80
-    batch_norm: str = "eval"
-    local: client.Local = client.Local()
     classes: int = 0  # where the labels are optimized beside the images, else 0
-    defense: tuple[str, ...] = ()  # the client's, as far as the attacker knows it
     any_scale: bool = True  # whether the update may be a multiple of what it is taken for
 
-    priors: tuple[str, ...] = ()  # none of `priors.PRIORS`
-
-    @property
-    def steps_per_call(self) -> int:
-        """Between two looks of the progress bar."""
-        return 4
+    Numbers = Numbers
+    steps_per_call = 4
 
     @property
     def products(self) -> int:
-        """Passes through the network in one step, beside what is done once."""
+        """Those of conjugate gradients."""
         return self.cg_iterations
-
-    def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Numbers:
-        """Makes the traced part of settings, each one number for all seeds or one for each."""
-        names = [name for name in Numbers._fields if name != "iterations"]
-        iterations = np.int32(settings["iterations"])
-        return Numbers(**per_seed(settings, names, seeds), iterations=iterations)
 
     def init(
         self,
@@ -171,18 +157,6 @@ class GaussNewton(NamedTuple):
             logits = jnp.zeros((shape[0], self.classes), kind) if self.classes else None
             initial = Candidate(images, logits)
         return State(initial, jnp.bool_(True))
-
-    def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
-        """The attacker's normalized images."""
-        return candidate.images
-
-    def outcome(self, state: State) -> dict[str, Array]:
-        """Nothing but the candidate."""
-        del state
-        return {}
-
-    def smaller(self) -> None:
-        """There is none: one trial needs what it needs."""
 
     def model_error(self, numbers: Numbers, index: Int[Array, ""]) -> Float[Array, ""]:
         """The model error's variance at a step: geometric, from the first number to the last."""
@@ -360,13 +334,13 @@ def random_signs(like: PyTree) -> PyTree:
 def make(settings: Any, assumed: Assumed) -> GaussNewton:
     """The attack of a cell's settings."""
     return GaussNewton(
-        settings.objective,
-        settings.init,
-        settings.cg_iterations,
-        settings.batch_norm,
-        assumed.local,
-        assumed.classes,
-        assumed.defense,
+        objective=settings.objective,
+        batch_norm=settings.batch_norm,
+        local=assumed.local,
+        defense=assumed.defense,
+        init_from=settings.init,
+        cg_iterations=settings.cg_iterations,
+        classes=assumed.classes,
     )
 
 

@@ -7,6 +7,7 @@ of the gradient, a step schedule, and after every step a projection onto the ima
 in [0, 1].
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,12 +21,12 @@ from jaxinv import client
 from jaxinv.attacks import gram
 from jaxinv.attacks.base import (
     Assumed,
+    Attack,
     Candidate,
     Family,
     Known,
     Losses,
     Simulation,
-    average_epochs,
     per_seed,
     simulate_update,
 )
@@ -119,7 +120,8 @@ class AttackState(NamedTuple):
     optimizer: Any
 
 
-class Method(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Method(Attack):
     """What shapes the compiled program: a change recompiles.
 
     Where a name of a table is wanted, a function like those in it does as well.
@@ -132,25 +134,13 @@ class Method(NamedTuple):
     schedule: str | Callable = "step"
     init_from: str | Callable = "normal"  # of `INITS`
     box: bool = True
-    batch_norm: str = "eval"  # what the client does, and the attacker simulates: client.BATCH_NORM
-    local: client.Local = client.Local()  # the client's local steps, as the attacker simulates them
     by_epoch: bool = False  # images of their own for each epoch, whose order is not known
     classes: int = 0  # where the labels are optimized beside the images, else 0
     classifier: tuple[str, ...] = ()  # path of the last dense layer, for the priors that ask for it
-    defense: tuple[str, ...] = ()  # the client's, as far as the attacker knows it
-    gram: str | None = (
-        None  # the rule (`jaxinv.attacks.gram`) by which layers keep no weight gradient
-    )
+    gram: str | None = None  # the rule (`attacks.gram`) by which layers keep no weight gradient
 
-    @property
-    def steps_per_call(self) -> int:
-        """Between two looks of the progress bar."""
-        return 50
-
-    @property
-    def products(self) -> int:
-        """Passes through the network in one step, beside what is done once."""
-        return 1
+    Numbers = Numbers
+    steps_per_call = 50
 
     def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Numbers:
         """Makes the traced part of settings, each one number for all seeds or one for each."""
@@ -184,18 +174,6 @@ class Method(NamedTuple):
             initial = Candidate(images, logits)
         return AttackState(initial, named(OPTIMIZERS, self.optimizer)().init(initial))
 
-    def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
-        """The attacker's images; of several epochs, their mean."""
-        return average_epochs(candidate)
-
-    def outcome(self, state: AttackState) -> dict[str, Array]:
-        """Nothing but the candidate."""
-        del state
-        return {}
-
-    def smaller(self) -> None:
-        """There is none: one trial needs what it needs."""
-
     def compare(
         self, numbers: Numbers, known: Known, candidate: Candidate
     ) -> tuple[Comparison, PyTree, PyTree]:
@@ -224,18 +202,7 @@ class Method(NamedTuple):
     def step(
         self, numbers: Numbers, known: Known, index: Int[Array, ""], state: AttackState
     ) -> tuple[AttackState, Losses]:
-        """Takes one step of one trial.
-
-        Args:
-          numbers: of this seed.
-          known: all that the attacker has.
-          index: steps taken so far. From `numbers.iterations` on the state is returned as it came,
-            so that the last call only evaluates.
-          state: of this trial.
-
-        Returns:
-          The next state, and the losses at the candidate the step started from.
-        """
+        """Takes one step of one trial; see `base.Attack`."""
 
         def loss(candidate):
             between, update, statistics = self.compare(numbers, known, candidate)

@@ -17,8 +17,9 @@ References: Levenberg 1944; Marquardt 1963; Nocedal & Wright 2006, section 10.3;
   2018 (factorizations in a lower precision as preconditioners).
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +29,11 @@ from jaxtyping import Array, Float, Int
 
 from jaxinv import client
 from jaxinv.attacks.base import (
+    Attack,
     Candidate,
     Known,
     Losses,
     Simulation,
-    per_seed,
     scale_towards,
     simulate_update,
 )
@@ -76,30 +77,18 @@ class Point(NamedTuple):
     halved: Array  # whether the residual fell by half
 
 
-class LevenbergMarquardt(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class LevenbergMarquardt(Attack):
     """What shapes the compiled program."""
 
-    objective: str = "l2"
-    batch_norm: str = "eval"
-    local: client.Local = client.Local()
     columns: int = COLUMNS  # of J^T J that are computed at once; 0: no preconditioner
 
-    priors: tuple[str, ...] = ()
-
-    @property
-    def steps_per_call(self) -> int:
-        """Between two looks of the progress bar."""
-        return 1
+    Numbers = Numbers
 
     @property
     def products(self) -> int:
-        """Passes through the network in one step; a system of some thousand unknowns."""
+        """A system of some thousand unknowns."""
         return 3000
-
-    def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Numbers:
-        """Makes the traced part of settings."""
-        rate = per_seed(settings, ("client_lr",), seeds)
-        return Numbers(**rate, iterations=np.int32(settings["iterations"]))
 
     def init(
         self,
@@ -117,17 +106,13 @@ class LevenbergMarquardt(NamedTuple):
         initial = jax.tree.map(lambda x: x.astype(kind), initial)
         return State(initial, jnp.asarray(FIRST_DAMPING, kind), jnp.int32(0))
 
-    def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
-        """The attacker's normalized images."""
-        return candidate.images
-
     def outcome(self, state: State) -> dict[str, Array]:
         """How each trial ended."""
         return {"status": np.array(STATUS)[np.asarray(state.status)]}
 
     def smaller(self) -> "LevenbergMarquardt | None":
         """Fewer columns at once, at last none."""
-        return self._replace(columns=self.columns // 4) if self.columns else None
+        return self.replace(columns=self.columns // 4) if self.columns else None
 
     def step(
         self, numbers: Numbers, known: Known, index: Int[Array, ""], state: State

@@ -27,12 +27,12 @@ References: García-Fernández, Svensson, Morelande, Särkkä 2015 (posterior li
   the inflation and the slow narrowing are this package's own.
 """
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -40,12 +40,12 @@ from jaxtyping import Array, Float, Int
 from jaxinv import client
 from jaxinv.attacks.base import (
     Assumed,
+    Attack,
     Candidate,
     Family,
     Known,
     Losses,
     Simulation,
-    per_seed,
     simulate_update,
 )
 from jaxinv.attacks.gauss_newton import LEAST_POWER, PRIOR_INITS, linearize, observed
@@ -85,34 +85,20 @@ class State(NamedTuple):
     key: Array  # of the draws
 
 
-class SmoothedGaussNewton(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class SmoothedGaussNewton(Attack):
     """What shapes the compiled program: a change recompiles."""
 
-    objective: str = "l2"  # that is reported, and chooses among seeds
     init_from: str = "mean"  # a name of `gauss_newton.PRIOR_INITS`
     cg_iterations: int = 30
     draws: int = 16  # of the belief at each step, an even number
-    batch_norm: str = "eval"
-    local: client.Local = client.Local()
-    defense: tuple[str, ...] = ()  # the client's, as far as the attacker knows it
 
-    priors: tuple[str, ...] = ()  # none of `priors.PRIORS`
-
-    @property
-    def steps_per_call(self) -> int:
-        """Between two looks of the progress bar."""
-        return 1
+    Numbers = Numbers
 
     @property
     def products(self) -> int:
-        """Passes through the network in one step, beside what is done once."""
+        """Those of conjugate gradients."""
         return self.cg_iterations
-
-    def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Numbers:
-        """Makes the traced part of settings, each one number for all seeds or one for each."""
-        names = [name for name in Numbers._fields if name != "iterations"]
-        iterations = np.int32(settings["iterations"])
-        return Numbers(**per_seed(settings, names, seeds), iterations=iterations)
 
     def init(
         self,
@@ -131,18 +117,6 @@ class SmoothedGaussNewton(NamedTuple):
             images = to_images(known.image_prior, PRIOR_INITS[self.init_from] * draw)
             initial = Candidate(images, None)
         return State(initial, jnp.ones(shape, kind), of_draws)
-
-    def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
-        """The attacker's normalized images."""
-        return candidate.images
-
-    def outcome(self, state: State) -> dict[str, Array]:
-        """Nothing but the candidate."""
-        del state
-        return {}
-
-    def smaller(self) -> None:
-        """There is none: fewer draws are another attack."""
 
     def step(
         self, numbers: Numbers, known: Known, index: Int[Array, ""], state: State
@@ -372,13 +346,13 @@ def to_images(prior: ImagePrior, z: Whitened) -> Float[Array, "image height widt
 def make(settings: Any, assumed: Assumed) -> SmoothedGaussNewton:
     """The attack of a cell's settings."""
     return SmoothedGaussNewton(
-        settings.objective,
-        settings.init,
-        settings.cg_iterations,
-        settings.draws,
-        settings.batch_norm,
-        assumed.local,
-        assumed.defense,
+        objective=settings.objective,
+        batch_norm=settings.batch_norm,
+        local=assumed.local,
+        defense=assumed.defense,
+        init_from=settings.init,
+        cg_iterations=settings.cg_iterations,
+        draws=settings.draws,
     )
 
 

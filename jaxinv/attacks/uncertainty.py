@@ -5,6 +5,7 @@ move: the spectrum of J, which says how well each direction is determined, and d
 posterior of `gauss_newton`, which say how far each pixel may be off.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,9 +15,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxinv import client
 from jaxinv.attacks import gauss_newton as gn
-from jaxinv.attacks.base import Candidate, Known, Losses, per_seed
+from jaxinv.attacks.base import Attack, Candidate, Known, Losses
 from jaxinv.attacks.levenberg_marquardt import COLUMNS, flat, normal_matrix, update_function
 
 LEAST_DETERMINED = 6  # directions of a spectrum that are kept
@@ -39,31 +39,25 @@ class SpectrumNumbers(NamedTuple):
     iterations: Int[Array, ""]
 
 
-class Spectrum(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Spectrum(Attack):
     """The singular values of J in one step, by the eigenvalues of J^T J.
 
     Values below about 1e-8 of the largest are rounding, in float64.
     """
 
-    batch_norm: str = "eval"
-    local: client.Local = client.Local()
     columns: int = COLUMNS  # of J^T J that are computed at once
 
-    priors: tuple[str, ...] = ()
-
-    @property
-    def steps_per_call(self) -> int:
-        """Between two looks of the progress bar."""
-        return 1
+    Numbers = SpectrumNumbers
 
     @property
     def products(self) -> int:
-        """Passes through the network; a system of some thousand unknowns."""
+        """A system of some thousand unknowns."""
         return 3000
 
     def numbers(self, seeds: int, settings: Mapping[str, Any]) -> SpectrumNumbers:
-        """Makes the traced part of settings."""
-        return SpectrumNumbers(**per_seed(settings, ("client_lr",), seeds), iterations=np.int32(1))
+        """Makes the traced part of settings: one step."""
+        return super().numbers(seeds, {**settings, "iterations": 1})
 
     def init(self, numbers, key, shape, known, initial) -> SpectrumState:
         """Room for what will be found, at the image another attack has found."""
@@ -74,16 +68,9 @@ class Spectrum(NamedTuple):
         least = min(LEAST_DETERMINED, pixels)
         return SpectrumState(initial, jnp.zeros(pixels, kind), jnp.zeros((least, *shape), kind))
 
-    def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
-        """The images as they came."""
-        return candidate.images
-
     def outcome(self, state: SpectrumState) -> dict[str, Array]:
         """The singular values and the least determined directions."""
         return {"values": state.values, "directions": state.directions}
-
-    def smaller(self) -> None:
-        """There is none: the matrix is what does not fit."""
 
     def step(self, numbers, known: Known, index, state):
         """Finds the spectrum; see `base.Attack`."""
@@ -114,7 +101,8 @@ class PosteriorState(NamedTuple):
     draws: Int[Array, ""]
 
 
-class Posterior(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Posterior(Attack):
     """The standard deviation of each pixel in the Gaussian approximation of the posterior.
 
     Of draws d that solve the system of a Gauss-Newton step for noise in place of the gradient,
@@ -126,23 +114,11 @@ class Posterior(NamedTuple):
     the residual that was left.
     """
 
-    attack: gn.GaussNewton
-
-    priors: tuple[str, ...] = ()
-
-    @property
-    def batch_norm(self) -> str:
-        """What the client does."""
-        return self.attack.batch_norm
-
-    @property
-    def steps_per_call(self) -> int:
-        """Between two looks of the progress bar."""
-        return 1
+    attack: gn.GaussNewton = dataclasses.field(default_factory=gn.GaussNewton)
 
     @property
     def products(self) -> int:
-        """Passes through the network in one step."""
+        """Those of conjugate gradients, for all draws of a step."""
         return CG_FACTOR * self.attack.cg_iterations * DRAWS_AT_ONCE
 
     def numbers(self, seeds: int, settings: Mapping[str, Any]) -> gn.Numbers:
@@ -158,19 +134,12 @@ class Posterior(NamedTuple):
         initial = jax.tree.map(lambda x: x.astype(kind), initial)
         return PosteriorState(initial, key, jnp.zeros_like(initial.images), jnp.int32(0))
 
-    def reconstruct(self, candidate: Candidate) -> Float[Array, "image height width channel"]:
-        """The images as they came."""
-        return candidate.images
-
     def outcome(self, state: PosteriorState) -> dict[str, Array]:
         """The image, and the standard deviation of each pixel; normalized."""
         count = np.maximum(np.asarray(state.draws), 1)
         squares = np.asarray(state.squares)
         std = np.sqrt(squares / count.reshape(*count.shape, *[1] * 4))
         return {"images": state.candidate.images, "std": std}
-
-    def smaller(self) -> None:
-        """There is none: fewer draws at once are no smaller program than one step's."""
 
     def step(self, numbers, known: Known, index, state):
         """Takes some draws; see `base.Attack`."""

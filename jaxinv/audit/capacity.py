@@ -24,11 +24,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jax.extend.core import Literal
 
 from jaxinv import client
 from jaxinv.networks.convolution import conv_p
-from jaxinv.types import PyTree, tree_size
+from jaxinv.types import PyTree
 
 _CALLS = {
     "pjit",
@@ -73,6 +74,8 @@ _KINKS = {
     "floor",
     "round",
 }
+# How GroupNorm, LayerNorm and BatchNorm in training divide by a spread of the images themselves.
+_STATISTICS = {"rsqrt", "sqrt"}
 _LAYERS = {conv_p.name, "dot_general", "conv_general_dilated"}
 
 
@@ -143,7 +146,7 @@ def of_loss(loss: client.LossFn, params: PyTree, image_shape: tuple[int, int, in
         cuts.append(Cut(name, per_image, two[0] - 2 * per_image + two[1]))
     # Behind the loss nothing is left to cross. The derivatives of an image's logits sum to zero,
     # and with them those of the last layer's weights and bias.
-    parameters = tree_size(params)
+    parameters = optax.tree.size(params)
     cuts[-1] = cuts[-1]._replace(fixed=parameters - small.closing, per_image=0)
     return Capacity(
         _envelope(cuts), math.prod(image_shape), parameters, not small.reasons, tuple(small.reasons)
@@ -263,6 +266,8 @@ class _Graph:
                     sources[made[0]] = own._replace(behind=own.behind | read_by[number])
             if of_images and kind in _KINKS:
                 kinks_since.add(f"kinks ({kind})")
+            if of_images and kind in _STATISTICS:
+                kinks_since.add(f"normalization by the images' own statistics ({kind})")
             for value in made:
                 if depends[value] and last_use.get(value, -1) > number:
                     live[value] = math.prod(value[2])

@@ -11,11 +11,12 @@ from jaxinv import client, data
 from jaxinv.audit import page
 from jaxinv.audit.auditing import Setting, audit, verdict
 from jaxinv.audit.games import Pool
+from jaxinv.audit.likeness import Judge
 from jaxinv.client import updates
 from jaxinv.data.image_prior import ImageFacts, load_prior
 from jaxinv.errors import UserError, run_command
 from jaxinv.machine import runtime
-from jaxinv.settings import flags, reader, schema
+from jaxinv.settings import flags, reader, requests
 from jaxinv.types import Normalization
 from jaxinv.victim import checkpoints
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(command)
 
 
-def run(asked: schema.Auditing) -> None:
+def run(asked: requests.Auditing) -> None:
     """Audits and writes the page.
 
     Raises:
@@ -67,6 +68,7 @@ def run(asked: schema.Auditing) -> None:
         not asked.quick,
         not asked.quick,
         asked.seed,
+        asked.bins if asked.server == "malicious" else None,
     )
     found = audit(
         victim.module,
@@ -78,6 +80,7 @@ def run(asked: schema.Auditing) -> None:
         update=update,
         setting=setting,
         image_prior=prior,
+        judge=None if asked.judge is None else judge_of(asked.judge, victim),
     )
     words = f"{asked.victim}, {name}/{asked.split} {','.join(map(str, asked.ids))}, {asked.defense}"
     page.write(found, Path(asked.out), words)
@@ -91,7 +94,23 @@ def run(asked: schema.Auditing) -> None:
     console.print(f"page: {Path(asked.out) / 'audit.html'}")
 
 
-def others_of(name: str, asked: schema.Auditing) -> Pool:
+def judge_of(name: Path, victim: checkpoints.TrainedVictim) -> Judge:
+    """Loads a judge of reconstructions.
+
+    Raises:
+      UserError: it is not there, is the victim itself, or sees other images or classes.
+    """
+    found = checkpoints.load_victim(name)
+    info = found.info
+    if found.digest == victim.digest:
+        raise UserError(f"--judge {name}: is the victim; name a network without a part in this")
+    if (info.image_shape, info.classes) != (victim.info.image_shape, victim.info.classes):
+        raise UserError(f"--judge {name}: was trained on other images or classes")
+    normalization = Normalization.of(info.mean, info.std)
+    return Judge(str(name), found.module, found.variables, normalization)
+
+
+def others_of(name: str, asked: requests.Auditing) -> Pool:
     """The candidates beside the client's own: the first others of the split.
 
     Raises:

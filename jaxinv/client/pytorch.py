@@ -42,8 +42,9 @@ def from_torch(
 ) -> Converted:
     """Takes a PyTorch module's parameters over into a Flax network of the same layers.
 
-    Both are then called on the same random images, in evaluation mode: what comes back computes the
-    same function.
+    Both are then called on the same random images, in evaluation mode, with every parameter moved a
+    little at random: what comes back computes the same function, and not by layers that happen to
+    hold the same numbers, as those of a new BatchNorm do.
 
     Args:
       torch_module: `torch.nn.Module`, of images [batch, channel, height, width].
@@ -61,12 +62,15 @@ def from_torch(
         variables = jax.jit(network.init)(jax.random.key(0), image)
     state = {name: _numpy(x) for name, x in torch_module.state_dict().items()}
 
-    def outputs(images):
-        was_training = torch_module.training
+    def outputs(state, images):
+        tensors = {name: torch.from_numpy(x) for name, x in state.items()}
+        images = torch.from_numpy(np.moveaxis(images, -1, 1).copy())
+        modes = {module: module.training for module in torch_module.modules()}
         torch_module.eval()
         with torch.no_grad():
-            found = torch_module(torch.from_numpy(np.moveaxis(images, -1, 1).copy()))
-        torch_module.train(was_training)
+            found = torch.func.functional_call(torch_module, tensors, images)
+        for module, mode in modes.items():
+            module.training = mode
         return found.numpy()
 
     return convert_state(state, outputs, network, variables, image_shape)
@@ -74,12 +78,21 @@ def from_torch(
 
 def convert_state(
     state: Mapping[str, np.ndarray],
-    outputs: Callable[[np.ndarray], np.ndarray],
+    outputs: Callable[[Mapping[str, np.ndarray], np.ndarray], np.ndarray],
     network: Any,
     variables: PyTree,
     image_shape: tuple[int, int, int],
 ) -> Converted:
-    """`from_torch` of a state dict, and the outputs for images [image, height, width, channel]."""
+    """`from_torch` of a state dict, and the outputs that it has for images.
+
+    Args:
+      state: arrays by PyTorch's names.
+      outputs: (state dict, images [image, height, width, channel]) -> outputs.
+      network, variables, image_shape: as in `from_torch`.
+
+    Raises:
+      UserError: layers or outputs differ.
+    """
     uses = parameters_in_order(network, variables, image_shape)
     shapes = {name: x.shape for name, x in state.items()}
     places = match(shapes, uses, "state dict")
@@ -95,24 +108,41 @@ def convert_state(
                 _put(tree, place.path, place.convert(_numpy(arrays[name])))
         return tree
 
-    converted = {**variables, "params": update(state)}
-    if "batch_stats" in variables:
-        stats: dict = {}
-        for name, place in places.items():
-            prefix = name.rpartition(".")[0]
-            if f"{prefix}.running_mean" in state and name.endswith("weight"):
-                for theirs, ours in (("running_mean", "mean"), ("running_var", "var")):
-                    _put(stats, (*place.path[:-1], ours), state[f"{prefix}.{theirs}"])
-        converted["batch_stats"] = stats
-    images = np.random.default_rng(0).normal(size=(2, *image_shape)).astype(np.float32)
-    there, here = outputs(images), np.asarray(network.apply(converted, images))
+    def converted(state):
+        found = {**variables, "params": update(state)}
+        if "batch_stats" in variables:
+            found["batch_stats"] = _statistics(state, places)
+        return found
+
+    random = np.random.default_rng(0)
+    images = random.normal(size=(2, *image_shape)).astype(np.float32)
+    moved = {name: _moved(x, random) for name, x in state.items()}
+    there, here = outputs(moved, images), np.asarray(network.apply(converted(moved), images))
     apart = np.abs(there - here).max() / np.abs(there).max() if there.shape == here.shape else 1.0
     if not apart < TOLERANCE:
         raise UserError(
             f"state dict: the two networks differ, by {apart:.2g} of the largest output; have both "
             "the same layers in the same order, activations, strides and paddings?"
         )
-    return Converted(converted, update)
+    return Converted(converted(state), update)
+
+
+def _statistics(state: Mapping[str, np.ndarray], places: Mapping[str, Place]) -> PyTree:
+    """The running statistics of a state dict, as Flax has them."""
+    found: dict = {}
+    for name, place in places.items():
+        prefix = name.rpartition(".")[0]
+        if f"{prefix}.running_mean" in state and name.endswith("weight"):
+            for theirs, ours in (("running_mean", "mean"), ("running_var", "var")):
+                _put(found, (*place.path[:-1], ours), state[f"{prefix}.{theirs}"])
+    return found
+
+
+def _moved(array: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Other parameters of the same kind: variances stay positive, counts what they are."""
+    if not np.issubdtype(array.dtype, np.floating):
+        return array
+    return array * np.exp(0.2 * random.normal(size=array.shape)).astype(array.dtype)
 
 
 def named_like_it(names: Mapping[str, Any]) -> bool:
@@ -125,8 +155,10 @@ def match(
 ) -> dict[str, Place]:
     """Finds a place for every array of a state dict, or of gradients by its names.
 
-    Layers are taken in their order there, and each to the first layer of the network, in the order
-    of its calls, that has such a kernel and bias and is not taken.
+    Layers are taken in their order there. Each goes to the layer of the network that is called
+    right after the one before, where that has such a kernel and bias and is not taken: a BatchNorm
+    stays with its convolution, whichever branch of a block is written first. Else to the first one
+    that has such.
 
     Args:
       shapes: by PyTorch's names.
@@ -145,19 +177,23 @@ def match(
     for use in uses:
         kind = "bias" if use.path[-1] == "bias" else "weight"
         ours.setdefault(use.path[:-1], {})[kind] = use
-    places, free = {}, list(ours.values())
+    places, layers = {}, list(ours.values())
+    free, before = list(range(len(layers))), -1
     for prefix, arrays in theirs.items():
-        for layer in free:
-            if layer.keys() == arrays.keys() and all(
-                shape_of(layer[kind]) == shapes[key] for kind, key in arrays.items()
-            ):
-                break
-        else:
+        fitting = [
+            number
+            for number in free
+            if layers[number].keys() == arrays.keys()
+            and all(shape_of(layers[number][kind]) == shapes[key] for kind, key in arrays.items())
+        ]
+        if not fitting:
             sizes = ", ".join(f"{kind} {shapes[key]}" for kind, key in arrays.items())
             raise UserError(
                 f"{name}: the network has no layer left for {prefix} ({sizes} in PyTorch's layout)"
             )
-        free.remove(layer)
+        before = before + 1 if before + 1 in fitting else fitting[0]
+        free.remove(before)
+        layer = layers[before]
         for kind, key in arrays.items():
             places[key] = Place(layer[kind].path, converter(layer[kind]))
     return places
@@ -201,11 +237,26 @@ def without_statistics(entries: Sequence[Any]) -> list[Any]:
     return kept
 
 
-def natural_order(name: str) -> list:
-    """A key that sorts `body.10` behind `body.2`, and weights before biases."""
-    prefix, _, kind = name.rpartition(".")
-    parts = re.split(r"(\d+)", prefix)
-    return [[(int(p), "") if p.isdigit() else (-1, p) for p in parts], kind == "bias", kind]
+def usual_order(shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """Sorts a state dict's names as modules are usually written down, where their order is lost.
+
+    By the numbers in the names, `body.2` before `body.10`, names without a number last; of one
+    number a layer before a block of layers, a kernel before a norm: conv1, bn1, conv2, bn2,
+    shortcut.
+    """
+    kernels = {name.rpartition(".")[0] for name, shape in shapes.items() if len(shape) > 1}
+
+    def place(name):
+        *parents, kind = name.split(".")
+        parts: list[Any] = []
+        for depth, part in enumerate(parents, 1):
+            number = re.search(r"\d+$", part)
+            own = ".".join(parents[:depth])
+            block, norm = depth < len(parents), own not in kernels
+            parts.append((float(number[0]) if number else np.inf, block, norm, part))
+        return parts, kind == "bias", kind
+
+    return sorted(shapes, key=place)
 
 
 def _numpy(tensor: Any) -> np.ndarray:

@@ -244,8 +244,8 @@ def _safetensors(path: Path) -> dict[str, Entry]:
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     entries = {}
-    # The format does not keep an order: by the numbers in the names, weights before biases.
-    for key in sorted(header, key=pytorch.natural_order):
+    # The format does not keep an order.
+    for key in pytorch.usual_order({key: fields["shape"] for key, fields in header.items()}):
         fields = header[key]
         if fields["dtype"] not in _TYPES:
             raise UserError(f"{key} holds {fields['dtype']}; an update is of real numbers")

@@ -4,10 +4,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from jaxinv.defenses.base import Defense
-from jaxinv.types import tree_size
 
 
 def _sign(update, strengths, key, scene):
@@ -15,7 +15,7 @@ def _sign(update, strengths, key, scene):
 
     References: Bernstein et al. 2018 (signSGD); the scale: Karimireddy et al. 2019, 1901.09847.
     """
-    size = sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(update)) / tree_size(update)
+    size = optax.tree.norm(update, ord=1) / optax.tree.size(update)
     return jax.tree.map(lambda x: size * jnp.sign(x), update)
 
 

@@ -5,11 +5,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import optax
 
 from jaxinv.defenses.base import ANY, Defense, alike
 from jaxinv.privacy.gradient import add_noise
-from jaxinv.types import PyTree, tree_size
 
 
 def _noise(draw: Callable | None = None) -> Defense:
@@ -28,19 +27,16 @@ def _noise(draw: Callable | None = None) -> Defense:
 def _relative_noise(update, strengths, key, scene):
     """Gaussian noise whose expected norm is the strength times the update's."""
     del scene
-    return add_noise(update, strengths[0] * _norm(update) / math.sqrt(tree_size(update)), key)
+    return add_noise(
+        update, strengths[0] * optax.tree.norm(update) / math.sqrt(optax.tree.size(update)), key
+    )
 
 
 def _relative_variance(shared, strengths, facts):
     """The noise has the share s^2 / (1 + s^2) of the power that was shared."""
     del facts
     share = jnp.square(strengths[0]) / (1 + jnp.square(strengths[0]))
-    return alike(shared, share * jnp.square(_norm(shared)) / tree_size(shared))
-
-
-def _norm(tree: PyTree) -> Float[Array, ""]:
-    """The L2 norm over all leaves."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
+    return alike(shared, share * jnp.square(optax.tree.norm(shared)) / optax.tree.size(shared))
 
 
 GAUSSIAN = _noise()

@@ -3,10 +3,11 @@
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from jaxinv.defenses.base import ANY, Defense
-from jaxinv.types import PyTree, tree_size
+from jaxinv.types import PyTree
 
 
 def rank(values: Float[Array, " entry"]) -> Array:
@@ -33,7 +34,7 @@ def _globally(update: PyTree, dropped: Array) -> PyTree:
 
 def _prune(update, strengths, key, scene):
     """Magnitude pruning over all parameters."""
-    return _globally(update, count(strengths[0], tree_size(update)))
+    return _globally(update, count(strengths[0], optax.tree.size(update)))
 
 
 def _prune_layer(update, strengths, key, scene):
@@ -44,7 +45,7 @@ def _prune_layer(update, strengths, key, scene):
 def _top_k(update, strengths, key, scene):
     """Keeps the k entries of largest magnitude."""
     kept = jnp.round(strengths[0]).astype(jnp.int32)
-    return _globally(update, tree_size(update) - kept)
+    return _globally(update, optax.tree.size(update) - kept)
 
 
 def _only_sent(update, strengths, shared):

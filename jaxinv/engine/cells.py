@@ -13,13 +13,11 @@ import numpy as np
 
 from jaxinv import data, defenses, metrics, networks
 from jaxinv.attacks import CLOSED_FORM
-from jaxinv.attacks.base import Attack, Candidate, FamilyAttack
-from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
+from jaxinv.attacks.base import Attack
 from jaxinv.attacks.priors import needing
-from jaxinv.attacks.uncertainty import Posterior, Spectrum
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, Source, load_prior
 from jaxinv.engine import planner, trials
-from jaxinv.engine.closed_form import recover
+from jaxinv.engine.assembly import ClosedForm, Work, attack_targets
 from jaxinv.engine.snapshots import Snapshots
 from jaxinv.engine.targets import (
     ClientSettings,
@@ -191,48 +189,26 @@ def attack_cell(
       memory: GiB to take; None takes nearly all there is.
       progress, announce, snapshots: see `trials.Resources`.
     """
-    with runtime.arithmetic(cell.precision) as cast:
-        # Polishing needs a float64 target, so the client's update is computed in float64 too.
-        with runtime.arithmetic("float64" if cell.polish else cell.precision) as exact:
-            shared = share(cell, material, exact)
-        problem = problem_of(material, shared.targets, cast)
-        if cell.attack in CLOSED_FORM:
-            result = recover(problem, CLOSED_FORM[cell.attack], cell.objective, keys)
-            return CellResult(
-                result, *_per_target(problem, result.labels, material.classes), shared
-            )
+    # Polishing needs a float64 target, so the client's update is computed in float64 too.
+    with runtime.arithmetic("float64" if cell.polish else cell.precision) as cast:
+        shared = share(cell, material, cast)
+    if cell.attack in CLOSED_FORM:
+        attack = ClosedForm(CLOSED_FORM[cell.attack], cell.objective)
+    else:
         attack = attack_of(cell, material)
-        plan = planner.first_plan(
-            problem.variables["params"],
-            *keys.shape,
-            problem.targets.labels.shape[1],
-            bool(needing("seeds", attack.priors)),
-        )
+    spectra = max(0, WITH_SPECTRUM - material.position)
+    work = Work(attack, numbers, cell.precision, cell.polish, cell.posterior, spectra)
+
+    def make_problem(cast):
+        return problem_of(material, shared.targets, cast)
+
+    def resources(plan):
         limit = planner.memory_limit(memory)
-        resources = trials.Resources(plan, limit, progress, announce, snapshots)
-        own = cast(attack.numbers(keys.shape[1], numbers))
-        result = trials.run(problem, attack, own, keys, resources)
-        # What follows on an attack is one trial at once, and moves no bar.
-        plan = planner.GroupPlan(1, 1, jax.local_device_count())
-        silent = trials.Resources(plan, limit, snapshots=snapshots)
-        measured = _per_target(problem, result.labels, material.classes)
-        extras = None
-        if cell.posterior:
-            found = around_best(
-                result,
-                problem,
-                Posterior(attack),
-                {**numbers, "posterior": cell.posterior},
-                keys,
-                silent,
-                cast,
-            )
-            extras = found and in_pixels(found, problem.normalization)
-    if cell.polish:
-        with runtime.arithmetic("float64") as cast:
-            problem = problem_of(material, shared.targets, cast)
-            few = max(0, WITH_SPECTRUM - material.position)
-            result, extras = polish(cell, result, problem, attack, numbers, keys, silent, cast, few)
+        return trials.Resources(plan, limit, progress, announce, snapshots)
+
+    result, extras = attack_targets(make_problem, work, keys, resources)
+    with runtime.arithmetic(cell.precision) as cast:
+        measured = _per_target(make_problem(cast), result.labels, material.classes)
     return CellResult(result, *measured, shared, extras)
 
 
@@ -288,103 +264,12 @@ def problem_of(
     )
 
 
-def polish(
-    cell: schema.Cell,
-    result: trials.Result,
-    problem: trials.Problem,
-    attack: FamilyAttack,
-    numbers: Mapping[str, Any],
-    keys: jax.Array,
-    resources: trials.Resources,
-    cast: Callable[[PyTree], PyTree],
-    few: int,
-) -> tuple[trials.Result, dict[str, np.ndarray] | None]:
-    """Takes what an attack found towards the exact images; labels found beside them stand.
-
-    Returns:
-      The result, its trace the attack's with the polish's behind it; and the spectra of the first
-      `few` targets.
-    """
-    finishing = LevenbergMarquardt(cell.objective, cell.batch_norm, attack.local)
-    own = finishing.numbers(keys.shape[1], {**numbers, "iterations": cell.polish})
-    initial = Candidate(result.candidates.images, _one_hot_logits(result, cell))
-    polished = trials.run(problem, finishing, cast(own), keys, resources, initial)
-    before, after = result.trace, polished.trace
-    steps = np.append(before.step, before.step[-1] + after.step[1:])
-    columns = (
-        np.concatenate([old, np.asarray(new)[1:]]) for old, new in zip(before[1:], after[1:])
-    )
-    polished = polished._replace(trace=trials.Trace(steps, *columns), labels=result.labels)
-    if not few:
-        return polished, None
-    spectrum = Spectrum(cell.batch_norm, attack.local)
-    return polished, around_best(polished, problem, spectrum, numbers, keys, resources, cast, few)
-
-
-def _one_hot_logits(result, cell):
-    """Labels that were found beside the images, as logits so sure that they stand."""
-    if cell.labels != "joint":
-        return None
-    classes = result.candidates.logits.shape[-1]
-    return np.asarray(100.0 * jax.nn.one_hot(result.labels, classes))
-
-
-def around_best(
-    result: trials.Result,
-    problem: trials.Problem,
-    attack: Attack,
-    numbers: Mapping[str, Any],
-    keys: jax.Array,
-    resources: trials.Resources,
-    cast: Callable[[PyTree], PyTree],
-    few: int | None = None,
-) -> dict[str, np.ndarray] | None:
-    """Finds what the update leaves open at the end of each target's best seed.
-
-    Returns:
-      Arrays [target, ...] of the first `few` targets; nothing where one trial does not fit the
-      memory.
-    """
-
-    def first(tree):
-        return jax.tree.map(lambda x: x[:few], tree)
-
-    problem = problem.replace(targets=first(problem.targets), truths=first(problem.truths))
-    objective = np.where(result.finite, np.asarray(result.objective), np.inf)[:few]
-    best = objective.argmin(axis=1)
-    rows = np.arange(len(best))
-
-    def pick(x):
-        return np.asarray(x)[rows, best][:, None]
-
-    initial = jax.tree.map(pick, result.candidates)
-    own = {k: np.mean(v) if np.ndim(v) else v for k, v in numbers.items()}
-    try:
-        found = trials.run(
-            problem,
-            attack,
-            cast(attack.numbers(1, own)),
-            keys[rows, best][:, None],
-            resources,
-            initial,
-        )
-    except UserError:
-        return None
-    return {name: x[:, 0] for name, x in found.outcome.items()}
-
-
-def in_pixels(found: dict[str, np.ndarray], normalization: Normalization) -> dict[str, np.ndarray]:
-    """The image around which a posterior was found and its standard deviation, not clipped."""
-    mean, std = np.asarray(normalization.mean), np.asarray(normalization.std)
-    return {"best": found["images"] * std + mean, "std": found["std"] * std}
-
-
-def attack_of(cell: schema.Cell, material: CellInputs) -> FamilyAttack:
+def attack_of(cell: schema.Cell, material: CellInputs) -> Attack:
     """The iterative attack of a cell, for a network and its data."""
     return cell.make_attack(material.classes, classifier_of(cell, material))
 
 
-def shapes_of(material: CellInputs, attack: FamilyAttack, images: int) -> trials.Problem:
+def shapes_of(material: CellInputs, attack: Attack, images: int) -> trials.Problem:
     """One target of so many images, without numbers: what a step's work is counted on."""
     victim = material.victim
     observed = needing("statistics", attack.priors)

@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinv import client, metrics
-from jaxinv.attacks.base import Attack, Candidate, FamilyAttack, Known, Losses
+from jaxinv.attacks.base import Attack, Candidate, Known, Losses
 from jaxinv.attacks.priors import SEEDS, needing
 from jaxinv.data.image_prior import ImagePrior
 from jaxinv.engine import planner, snapshots
@@ -135,7 +135,7 @@ def run(
             continue
         resources.announce(planner.describe(plan, needed))
         try:
-            work = Work(np.int64(0), _no_trace(keys.shape), states)
+            work = Unfinished(np.int64(0), _no_trace(keys.shape), states)
             work = _finished(chunk, grid, work, resources)
             break
         except jax.errors.JaxRuntimeError as error:
@@ -157,7 +157,7 @@ class Chunk(NamedTuple):
     numbers: Any
 
 
-class Work(NamedTuple):
+class Unfinished(NamedTuple):
     """How far a run has come."""
 
     step: np.int64  # steps taken; one more than there are when the end is measured too
@@ -170,7 +170,9 @@ def _no_trace(trials: tuple[int, int]) -> Trace:
     return Trace(np.zeros(0, np.int64), *[np.zeros((0, *trials), np.float32)] * 3)
 
 
-def _finished(chunk: Chunk, grid: planner.Grid, work: Work, resources: Resources) -> Work:
+def _finished(
+    chunk: Chunk, grid: planner.Grid, work: Unfinished, resources: Resources
+) -> Unfinished:
     """Calls the program until the end is measured, and keeps the work meanwhile.
 
     A call of many large trials could take hours. So the first one takes a step, and the others as
@@ -205,7 +207,7 @@ def _finished(chunk: Chunk, grid: planner.Grid, work: Work, resources: Resources
     return work
 
 
-def _resumed(path: Path, work: Work, resources: Resources) -> Work:
+def _resumed(path: Path, work: Unfinished, resources: Resources) -> Unfinished:
     """The work as it was kept, or as it is where nothing was."""
     found = snapshots.read(path, work, resources.announce)
     if found is None:
@@ -238,11 +240,11 @@ def _next_call(step: int, every: int, total: int, points: int, most: int) -> tup
 def _called(
     chunk: Chunk,
     grid: planner.Grid,
-    work: Work,
+    work: Unfinished,
     stride: int,
     count: int,
     progress: Callable[[int, float], None],
-) -> Work:
+) -> Unfinished:
     """Calls the program once."""
     total, step = int(chunk.numbers.iterations), int(work.step)
     numbers = map(jnp.int32, (stride, step, count))
@@ -254,7 +256,9 @@ def _called(
     trace = jax.tree.map(lambda old, new: np.concatenate([old, new]), work.trace, new)
     progress(min(step + stride * count, total), float(np.mean(seen[0][-1])))
     is_end = taken[-1] == total
-    return Work(np.int64(total + 1 if is_end else min(step + stride * count, total)), trace, states)
+    return Unfinished(
+        np.int64(total + 1 if is_end else min(step + stride * count, total)), trace, states
+    )
 
 
 def collect(
@@ -423,7 +427,7 @@ def finish(attack, problem, candidates):
     return lax.map(of_target, (problem.truths, problem.targets.labels, candidates))
 
 
-def step_flops(problem: Problem, attack: FamilyAttack) -> float:
+def step_flops(problem: Problem, attack: Attack) -> float:
     """Counts the floating-point operations of one step of one trial, by XLA's own analysis.
 
     Without those of a defense that the attacker simulates, and of what is computed twice to save
@@ -434,14 +438,14 @@ def step_flops(problem: Problem, attack: FamilyAttack) -> float:
       problem: of one target, whose arrays may be shapes.
       attack: of which a step is counted.
     """
-    attack = attack._replace(defense=())
+    attack = attack.replace(defense=())
     batch = problem.targets.labels.shape[1]
     steps = attack.local.steps(batch)
     if steps > 1:
-        once = attack._replace(local=client.Local())
+        once = attack.replace(local=client.Local())
         if of_epochs := needing("epochs", once.priors):
             rest = tuple(name for name in once.priors if name not in of_epochs)
-            once = once._replace(priors=rest, by_epoch=False)
+            once = once.replace(priors=rest, by_epoch=False)
         labels = jax.ShapeDtypeStruct((1, attack.local.batch or batch), jnp.int32)
         targets = problem.targets._replace(labels=labels)
         return steps * step_flops(problem.replace(targets=targets), once)

@@ -27,7 +27,7 @@ from jaxinv.machine import runtime
 from jaxinv.networks.inspect import parameters_in_order
 from jaxinv.reporting.figures import style
 from jaxinv.reporting.figures.pictures import tile
-from jaxinv.settings import flags, reader, schema
+from jaxinv.settings import flags, reader, requests, schema
 from jaxinv.victim import checkpoints
 
 SHOWN = 8  # seeds in the picture
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(command)
 
 
-def run(asked: schema.Inverting, cell: schema.Cell) -> None:
+def run(asked: requests.Inverting, cell: schema.Cell) -> None:
     """Attacks and writes the results.
 
     Raises:
@@ -70,7 +70,7 @@ def run(asked: schema.Inverting, cell: schema.Cell) -> None:
     if cell.attack in CLOSED_FORM:
         method, priors = cell.attack, {}
     else:
-        method = cell.make_attack(len(info.classes), ())._replace(defense=())
+        method = cell.make_attack(len(info.classes), ()).replace(defense=())
         priors = {name: getattr(cell, name) for name in method.priors}
     with runtime.progress_bar(console) as bar:
         task = bar.add_task(f"{asked.seeds} seeds", total=cell.iterations)

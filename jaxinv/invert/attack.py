@@ -228,7 +228,7 @@ def invert_all(
     if not second_order and closed_form is None:
         method = _with_priors(method, priors, network, variables, image_shape, steps, chain)
     if chain:
-        method = method._replace(defense=chain)
+        method = method.replace(defense=chain)
 
     rate = RATES.get(method.optimizer, 0.1) if lr is None and not second_order else lr
     settings = {"lr": rate, "iterations": iterations, "client_lr": client_lr or 1.0}
@@ -428,7 +428,7 @@ def _read_labels(
     if rule == "joint":
         if not hasattr(method, "classes"):
             raise UserError("labels=joint: not with this method; give them, or a rule")
-        return method._replace(classes=classes), np.zeros((len(gradients), images), np.int32)
+        return method.replace(classes=classes), np.zeros((len(gradients), images), np.int32)
     if rule not in rules:
         raise UserError(f"labels={rule}: give them, joint, or one of {', '.join(rules)}")
     if rule == "idlg" and images > 1:
@@ -470,10 +470,10 @@ def _with_priors(
     classifier = ()
     if "prior_features" in priors:
         classifier = classifier_path(network, variables, jnp.zeros((1, *image_shape)))
-    method = method._replace(priors=tuple(priors), classifier=classifier)
+    method = method.replace(priors=tuple(priors), classifier=classifier)
     if not may_drop_gradients(priors, steps, chain):
-        return method._replace(gram=None)
-    return method if method.gram else method._replace(gram=choose_rule("auto", method.objective))
+        return method.replace(gram=None)
+    return method if method.gram else method.replace(gram=choose_rule("auto", method.objective))
 
 
 def _defense(defense: Any) -> tuple[tuple, tuple]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
@@ -20,7 +21,7 @@ from jaxinv.types import PyTree
 
 def clip_factor(tree: PyTree, norm: Array | float) -> Float[Array, ""]:
     """Computes min(1, norm / |tree|), the norm over all leaves together."""
-    square = sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))
+    square = optax.tree.norm(tree, squared=True)
     # Of a zero gradient the factor is 1, and its derivative is not NaN.
     return jnp.minimum(1.0, norm * lax.rsqrt(jnp.maximum(square, 1e-20)))
 

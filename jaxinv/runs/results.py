@@ -28,7 +28,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from jaxinv.errors import UserError
 from jaxinv.files import LOCK, read_json, read_npz, write_file
 from jaxinv.metrics import Scores
-from jaxinv.settings.schema import Cell, Text, kind_of
+from jaxinv.settings.fields import kind_of
+from jaxinv.settings.schema import Cell, Text
 
 SCHEMA_VERSION = 7
 

@@ -12,7 +12,8 @@ from jaxinv.attacks.gradient_matching import may_drop_gradients
 from jaxinv.attacks.priors import needing
 from jaxinv.errors import UserError
 from jaxinv.settings.flags import flag
-from jaxinv.settings.schema import Cell, Plan, Training
+from jaxinv.settings.requests import Training
+from jaxinv.settings.schema import Cell, Plan
 
 # The settings of a training that mean nothing without --dp.
 OF_PRIVACY = ("noise_multiplier", "target_epsilon", "clip", "delta", "accountant", "microbatch")

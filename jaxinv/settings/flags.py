@@ -13,18 +13,9 @@ from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
 from jaxinv.errors import OneLineParser, UserError
-from jaxinv.settings.schema import (
-    RENAMED,
-    Auditing,
-    Cell,
-    Inverting,
-    OneOf,
-    Plan,
-    Search,
-    Training,
-    Workers,
-    kind_of,
-)
+from jaxinv.settings.fields import OneOf, kind_of
+from jaxinv.settings.requests import Auditing, Inverting, Search, Training
+from jaxinv.settings.schema import RENAMED, Cell, Plan, Workers
 
 # Headings of `--help`, in order.
 _GROUPS = (

@@ -59,13 +59,9 @@ def interval_rows(
     label_width = max(ps.text_width(line, 8.8) for name in names for line in name.split("\n"))
     sheet = ps.Sheet(
         width,
-        title,
-        subtitle,
+        ps.Heading(title, subtitle, keys=keys),
         panel_height=pitch * (len(rows) + 0.2),
-        left=0.3 + label_width,
-        right=right,
-        above=0.27,
-        keys=keys,
+        margins=ps.Margins(left=0.3 + label_width, right=right, above=0.27),
     )
     ax = sheet.axes[0]
     sheet.text(width - right + 0.14, sheet.head + 0.18, words_name, size=8.2, color=ps.MUTED)

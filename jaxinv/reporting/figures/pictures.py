@@ -169,11 +169,9 @@ class Grid:
         # for each would cost most of the drawing time.
         self.sheet = ps.Sheet(
             width,
-            title,
-            subtitle + _images_note(study) + _left_out(study, bands),
+            ps.Heading(title, subtitle + _images_note(study) + _left_out(study, bands)),
             panel_height=sum(heights) + BAND_GAP * (len(bands) - 1) + foot,
-            bottom=0.02,
-            above=0.02,
+            margins=ps.Margins(bottom=0.02, above=0.02),
         )
         self.sheet.axes[0].remove()
         self.canvas = self.sheet.panel(0, 0, self.sheet.width, self.sheet.height)

@@ -135,35 +135,47 @@ class Key(NamedTuple):
     text: str
 
 
+class Heading(NamedTuple):
+    """What stands over the panels, wrapped to the figure's width."""
+
+    title: str
+    subtitle: str
+    keys: Sequence[Key] = ()  # the legend
+
+
+class Margins(NamedTuple):
+    """Inches around the panels."""
+
+    left: float = 0.62
+    right: float = 0.16
+    bottom: float = 0.48  # below each row, for its axis labels
+    gap: float = 0.16  # between panels beside each other
+    above: float = 0.27  # over each panel, for its title
+
+
 class Sheet:
     """A figure with its heading, legend and a grid of panels.
 
     Args:
       width: inches.
-      title, subtitle: heading, wrapped to the width.
+      heading: title, subtitle, legend.
       panels: number of panels. columns: at most so many beside each other.
       panel_height: inches of the axes box.
-      left, right: inches beside the grid. bottom: inches below a panel row, for its axis labels.
-      gap: inches between panels beside each other. above: inches over a panel for its title.
-      keys: legend entries.
+      margins: around the panels.
     """
 
     def __init__(
         self,
         width: float,
-        title: str,
-        subtitle: str,
+        heading: Heading,
         *,
         panels: int = 1,
         columns: int = 1,
         panel_height: float = 1.6,
-        left: float = 0.62,
-        right: float = 0.16,
-        bottom: float = 0.48,
-        gap: float = 0.16,
-        above: float = 0.27,
-        keys: Sequence[Key] = (),
+        margins: Margins = Margins(),
     ):
+        title, subtitle, keys = heading
+        left, right, bottom, gap, above = margins
         columns = max(1, min(columns, panels))
         rows = -(-panels // columns)
         title_lines = wrap(title, width - 0.32, _TITLE, "bold")

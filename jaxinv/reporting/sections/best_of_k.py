@@ -44,22 +44,24 @@ def best_of_k(study: StudySummary, width: float = ps.WIDE) -> Figure:
     several = any(len(cell.target_ids) > 1 for cell in cells)
     sheet = ps.Sheet(
         width,
-        "What more seeds buy",
-        "Expected PSNR of the best of k seeds, mean over targets. The attacker chooses by lowest "
-        "objective, the oracle by the truth."
-        + (" Consensus: the mean image of the quarter with the lowest." if averaged else "")
-        + (" Shaded: 95% t interval over targets." if several else " One target: no interval.")
-        + left_out(study, cells),
+        ps.Heading(
+            "What more seeds buy",
+            "Expected PSNR of the best of k seeds, mean over targets. The attacker chooses by "
+            "lowest objective, the oracle by the truth."
+            + (" Consensus: the mean image of the quarter with the lowest." if averaged else "")
+            + (" Shaded: 95% t interval over targets." if several else " One target: no interval.")
+            + left_out(study, cells),
+            keys=[
+                ps.Key("line", colors[0], "attacker"),
+                *([ps.Key("marked", colors[0], "consensus")] if averaged else []),
+                ps.Key("thin", ps.INK, "oracle"),
+                ps.Key("dash", ps.BASELINE, "mean color"),
+            ],
+        ),
         panels=len(cells),
         columns=columns_in(width, len(cells), wide=3),
         panel_height=1.9,
-        above=0.44,
-        keys=[
-            ps.Key("line", colors[0], "attacker"),
-            *([ps.Key("marked", colors[0], "consensus")] if averaged else []),
-            ps.Key("thin", ps.INK, "oracle"),
-            ps.Key("dash", ps.BASELINE, "mean color"),
-        ],
+        margins=ps.Margins(above=0.44),
     )
     for index, (ax, cell, color) in enumerate(zip(sheet.axes, cells, colors)):
         _draw_choice(ax, cell.oracle, ps.INK, thin=True)

@@ -57,19 +57,20 @@ def defense_curves(study: StudySummary, width: float = ps.WIDE) -> Figure:
     marked = any(c.names[-1] in STUDIED for c in found)
     sheet = ps.Sheet(
         width,
-        "What the defense leaves to the attack",
-        "Means over targets, seeds and draws of noise; shaded: 95% intervals over targets. At 0 "
-        f"or “off”, no defense.{more}",
+        ps.Heading(
+            "What the defense leaves to the attack",
+            "Means over targets, seeds and draws of noise; shaded: 95% intervals over targets. "
+            f"At 0 or “off”, no defense.{more}",
+            keys=[
+                *(ps.Key("line", colors[label], _words(label)) for label in labels),
+                *([ps.Key("ring", ps.INK, "strengths of the original study")] if marked else []),
+                ps.Key("dash", ps.BASELINE, "mean color"),
+            ],
+        ),
         panels=len(shown) * len(measures),
         columns=columns,
         panel_height=1.55,
-        gap=0.64,
-        above=0.3,
-        keys=[
-            *(ps.Key("line", colors[label], _words(label)) for label in labels),
-            *([ps.Key("ring", ps.INK, "strengths of the original study")] if marked else []),
-            ps.Key("dash", ps.BASELINE, "mean color"),
-        ],
+        margins=ps.Margins(gap=0.64, above=0.3),
     )
     for index, ax in enumerate(sheet.axes):
         row, column = divmod(index, len(measures))

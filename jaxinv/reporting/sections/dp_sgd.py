@@ -106,21 +106,23 @@ def dp_sgd(study: StudySummary, width: float = ps.WIDE) -> Figure:
     colors = dict(zip(groups, ps.cell_colors(len(groups))))
     sheet = ps.Sheet(
         width,
-        "Utility, leakage and privacy of DP-SGD",
-        f"One point per trained network, at its training's epsilon (delta {delta:g}); ∞: without "
-        f"DP-SGD or without noise. Success: a PSNR above {facts(study)['threshold']} dB. The bound "
-        "holds for any attack on the one update whose best guess without it is right once in "
-        f"{1 / PRIOR:,.0f}.",
+        ps.Heading(
+            "Utility, leakage and privacy of DP-SGD",
+            f"One point per trained network, at its training's epsilon (delta {delta:g}); ∞: "
+            f"without DP-SGD or without noise. Success: a PSNR above {facts(study)['threshold']} "
+            "dB. The bound holds for any attack on the one update whose best guess without it is "
+            f"right once in {1 / PRIOR:,.0f}.",
+            keys=[
+                *(ps.Key("dot", colors[g], g) for g in groups),
+                ps.Key("dot", ps.INK, "without DP-SGD"),
+                ps.Key("dash", ps.BASELINE, "mean color"),
+                ps.Key("bar", ps.INK, "bound on any attack"),
+            ],
+        ),
         panels=len(PANELS),
         columns=3 if width > 6 else 1,
         panel_height=1.9,
-        gap=0.62,
-        keys=[
-            *(ps.Key("dot", colors[g], g) for g in groups),
-            ps.Key("dot", ps.INK, "without DP-SGD"),
-            ps.Key("dash", ps.BASELINE, "mean color"),
-            ps.Key("bar", ps.INK, "bound on any attack"),
-        ],
+        margins=ps.Margins(gap=0.62),
     )
     for panel, ax in zip(PANELS, sheet.axes):
         place = _epsilon_axis(ax, rows)

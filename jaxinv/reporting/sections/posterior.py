@@ -81,15 +81,19 @@ def draw_posteriors(posteriors: Sequence[tuple[CellSummary, Posterior]], width: 
     height = max(rows * pitch + 0.2, 2.6) if wide else 2.2
     sheet = ps.Sheet(
         width,
-        "How sure the attack is, and whether it is right",
-        "The attack's own standard deviation of each pixel (root mean square over colors) beside "
-        f"what it is off by, one scale a row, at {cell.label}. The curves: how many pixels lie "
-        "within the interval that should hold so many; below the diagonal the attack is too sure.",
+        ps.Heading(
+            "How sure the attack is, and whether it is right",
+            "The attack's own standard deviation of each pixel (root mean square over colors) "
+            f"beside what it is off by, one scale a row, at {cell.label}. The curves: how many "
+            "pixels lie within the interval that should hold so many; below the diagonal the "
+            "attack is too sure.",
+            keys=[ps.Key("line", color, cell.label) for color, (cell, _) in zip(colors, shown)]
+            + [ps.Key("dash", ps.BASELINE, "calibrated")],
+        ),
         panel_height=height,
-        bottom=0.48 if wide else 0.98 + rows * pitch,
-        right=width - 0.62 - beside,
-        keys=[ps.Key("line", color, cell.label) for color, (cell, _) in zip(colors, shown)]
-        + [ps.Key("dash", ps.BASELINE, "calibrated")],
+        margins=ps.Margins(
+            right=width - 0.62 - beside, bottom=0.48 if wide else 0.98 + rows * pitch
+        ),
     )
     _draw_coverage(sheet.axes[0], colors, [each for _, each in shown])
     left = 0.62 + beside + 0.24 if wide else 0.3

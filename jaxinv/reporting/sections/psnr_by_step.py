@@ -34,18 +34,20 @@ def psnr_by_step(study: StudySummary, width: float = ps.WIDE) -> Figure:
     seeds = max(len(cell.seeds) for cell in cells)
     sheet = ps.Sheet(
         width,
-        "PSNR as the attack runs",
-        (
-            f"Median of {seeds} seeds with the bands that hold 50% and 95% of them."
-            if seeds > 1
-            else "One seed."
-        )
-        + left_out(study, cells, targets),
+        ps.Heading(
+            "PSNR as the attack runs",
+            (
+                f"Median of {seeds} seeds with the bands that hold 50% and 95% of them."
+                if seeds > 1
+                else "One seed."
+            )
+            + left_out(study, cells, targets),
+            keys=[ps.Key("line", c, cell.label) for c, cell in zip(colors, cells)]
+            + [ps.Key("dash", ps.BASELINE, "mean color")],
+        ),
         panels=len(targets),
         columns=columns_in(width, len(targets)),
         panel_height=1.75,
-        keys=[ps.Key("line", c, cell.label) for c, cell in zip(colors, cells)]
-        + [ps.Key("dash", ps.BASELINE, "mean color")],
     )
     for index, (ax, target) in enumerate(zip(sheet.axes, targets)):
         for color, (steps, _), by_target in zip(colors, data, bands):

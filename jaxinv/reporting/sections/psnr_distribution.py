@@ -49,18 +49,20 @@ def psnr_distribution(study: StudySummary, width: float = ps.WIDE) -> Figure:
     upright = rotated < slot * 0.85
     sheet = ps.Sheet(
         width,
-        "Final PSNR of every seed",
-        (
-            "Where the diamond sits below the ring, the objective did not find the best seed."
-            if max(len(cell.seeds) for cell in cells) > 1
-            else "One seed: nothing to choose from."
-        )
-        + left_out(study, cells, targets),
+        ps.Heading(
+            "Final PSNR of every seed",
+            (
+                "Where the diamond sits below the ring, the objective did not find the best seed."
+                if max(len(cell.seeds) for cell in cells) > 1
+                else "One seed: nothing to choose from."
+            )
+            + left_out(study, cells, targets),
+            keys=keys,
+        ),
         panels=len(targets),
         columns=columns,
         panel_height=2.1,
-        bottom=0.48 if upright else 0.36 + rotated,
-        keys=keys,
+        margins=ps.Margins(bottom=0.48 if upright else 0.36 + rotated),
     )
     for index, (ax, target) in enumerate(zip(sheet.axes, targets)):
         psnr_panel(sheet, index, ax, limits, study.baseline_of(target))

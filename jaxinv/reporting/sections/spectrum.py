@@ -31,15 +31,16 @@ def spectrum(study: StudySummary, width: float = ps.WIDE) -> Figure:
     pitch = size + 0.06
     sheet = ps.Sheet(
         width,
-        "What the update pins down",
-        "Singular values of the update's derivative with respect to the image at the end of the "
-        "polish, relative to the largest, a line per target. At the right the directions of the "
-        f"{columns} smallest, a row per target of the first setting: what could be added to the "
-        "image with the least change of the update.",
+        ps.Heading(
+            "What the update pins down",
+            "Singular values of the update's derivative with respect to the image at the end of "
+            "the polish, relative to the largest, a line per target. At the right the directions "
+            f"of the {columns} smallest, a row per target of the first setting: what could be "
+            "added to the image with the least change of the update.",
+            keys=[ps.Key("line", color, cell.label) for color, (cell, _) in zip(colors, cells)],
+        ),
         panel_height=max(2.2, rows * pitch),
-        left=0.72,
-        right=0.3 + columns * pitch,
-        keys=[ps.Key("line", color, cell.label) for color, (cell, _) in zip(colors, cells)],
+        margins=ps.Margins(left=0.72, right=0.3 + columns * pitch),
     )
     ax = sheet.axes[0]
     for color, (_, spectra) in zip(colors, cells):
