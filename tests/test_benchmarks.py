@@ -13,6 +13,7 @@ from benchmarks import (
     assembly,
     attack,
     attacks,
+    kills,
     memory,
     precision,
     scaling,
@@ -93,6 +94,12 @@ def test_time_to_quality(capsys, monkeypatch, tmp_path):
         rows = [(row["attack"], row["steps"]) for row in csv.DictReader(file)]
     # The polish goes on behind the attack's last step.
     assert rows == [("geiping", "3"), ("bayes-polish", "2"), ("bayes-polish", "3")]
+
+
+@pytest.mark.slow
+def test_kills(capsys):
+    assert kills.main(["--kills", "2"]) == 0
+    assert "all the same" in capsys.readouterr().out
 
 
 def test_runs_stop_where_the_next_would_take_too_long():
