@@ -247,6 +247,20 @@ def test_a_large_study_says_what_its_figures_leave_out(tmp_path):
     assert study.target_ids == read_run(tmp_path).config["target_ids"]
 
 
+def test_figures_of_a_row_per_cell_say_how_many_they_show(tmp_path):
+    axes = {"tv": np.geomspace(1e-6, 1, 60).tolist()}
+    write_run(tmp_path, axes=axes, seeds=2, targets=1, seed_std=[0.3] * 60)
+    study = summarize(read_run(tmp_path), 19.0)
+    figure = success_rate(study)
+    assert "Shown: 48 of 60 cells" in " ".join(text.get_text() for text in figure.texts)
+    assert "Shown" not in " ".join(text.get_text() for text in success_rate_of(study, 40).texts)
+
+
+def success_rate_of(study, cells):
+    """The figure of a study's first cells."""
+    return success_rate(type(study)(study.run, study.cells[:cells]))
+
+
 def test_rows_in_any_order_give_the_same_study(tmp_path):
     run = read_run(write_run(tmp_path, axes=TV, targets=3, seeds=4))
     order = np.random.default_rng(0).permutation(len(run.trials["cell"]))

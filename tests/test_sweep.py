@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -137,6 +138,30 @@ def test_float64_goes_from_the_same_start_with_more_digits(finished, tmp_path, m
     assert double.traces["psnr"][0] == pytest.approx(single.traces["psnr"][0], rel=1e-5)
     assert double.trials["objective"][0] != single.trials["objective"][0]
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_cells_that_differ_in_numbers_share_every_program(tmp_path, monkeypatch):
+    compiled, after_blocks, run_block = [], [], sweep.run_block
+
+    def heard(event, seconds, **_):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    def counted(*arguments):
+        run_block(*arguments)
+        after_blocks.append(len(compiled))
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    monkeypatch.setattr(sweep, "run_block", counted)
+    monkeypatch.setattr(sweep.report, "build", lambda folder, console: None)
+    weights = [f"{10.0**-i:g}" for i in range(1, 16)]
+    few = ["--targets", "1", "--seeds", "1", "--iterations", "2", "3"]
+    try:
+        assert sweep.main([*few, "--tv", *weights, "--out", str(tmp_path / "run")]) == 0
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+    assert len(after_blocks) == 30
+    assert len(set(after_blocks)) == 1
 
 
 def test_other_settings_are_refused_and_change_nothing(finished, capsys):

@@ -11,6 +11,8 @@ from jaxinv.reporting.study import StudySummary
 from jaxinv.reporting.wording import count_text
 from jaxinv.settings.naming import setting_text
 
+MOST_ROWS = 48  # of a figure that has a row per cell; the table has all
+
 Words = str | Callable[[StudySummary], str]
 
 

@@ -14,24 +14,26 @@ from jaxinv.reporting.columns import (
 )
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.interval_rows import BLUE, IntervalRow, interval_rows
-from jaxinv.reporting.section import Section
+from jaxinv.reporting.section import MOST_ROWS, Section
 from jaxinv.reporting.statistics import Interval
-from jaxinv.reporting.study import StudySummary
+from jaxinv.reporting.study import StudySummary, choose_evenly
 from jaxinv.reporting.wording import percent_text
 
 
 @ps.styled
 def labels(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws the share of labels that an attacker who does not know them has right."""
-    rows = []
-    for cell in study.without_labels:
+    rows, cells = [], choose_evenly(study.without_labels, MOST_ROWS)
+    all_of_them = len(study.without_labels)
+    for cell in cells:
         share = Interval(*(100 * end for end in cell.labels_right))
         words = percent_text(cell.labels_right.value)
         rows.append(IntervalRow(cell.label, [(share, "o", BLUE)], words))
     return interval_rows(
         width,
         "Which labels does the update give away?",
-        "Share of labels found, repeats counted, with t intervals over targets.",
+        "Share of labels found, repeats counted, with t intervals over targets."
+        + (f" Shown: {len(cells)} of {all_of_them} cells." if len(cells) < all_of_them else ""),
         rows,
         xlabel="labels that are right (%)",
         unknown="not determined: a trial failed",

@@ -13,15 +13,16 @@ from jaxinv.reporting.columns import (
 )
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.interval_rows import BLUE, IntervalRow, interval_rows
-from jaxinv.reporting.section import Section
-from jaxinv.reporting.study import StudySummary
+from jaxinv.reporting.figures.panels import left_out
+from jaxinv.reporting.section import MOST_ROWS, Section
+from jaxinv.reporting.study import StudySummary, choose_evenly
 from jaxinv.reporting.wording import number_text
 
 
 @ps.styled
 def paired_differences(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws each cell's PSNR minus the first cell's, with t intervals over targets."""
-    pairs = study.pairs
+    pairs = choose_evenly(study.pairs, MOST_ROWS)
     rows = [
         IntervalRow(p.cell.label, [(p.difference, "o", BLUE)], number_text(p.difference.value))
         for p in pairs
@@ -33,7 +34,8 @@ def paired_differences(study: StudySummary, width: float = ps.WIDE) -> Figure:
         width,
         f"Against {pairs[0].reference.label}",
         "Difference of PSNR on the same targets from the same seeds, 95% t intervals over targets. "
-        "An interval that excludes 0 tells the two settings apart.",
+        "An interval that excludes 0 tells the two settings apart."
+        + left_out(study, [pairs[0].reference, *(pair.cell for pair in pairs)]),
         rows,
         xlabel="difference of PSNR (dB)",
         unknown="not determined: needs 2 targets, no failed or exact trial",

@@ -4,7 +4,8 @@ from matplotlib.figure import Figure
 
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.interval_rows import BLUE, IntervalRow, interval_rows
-from jaxinv.reporting.section import Section, facts
+from jaxinv.reporting.figures.panels import left_out, shown_cells
+from jaxinv.reporting.section import MOST_ROWS, Section, facts
 from jaxinv.reporting.statistics import Interval
 from jaxinv.reporting.study import StudySummary
 
@@ -13,8 +14,8 @@ from jaxinv.reporting.study import StudySummary
 def success_rate(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws the share of trials above the threshold, with Wilson intervals."""
     threshold = facts(study)["threshold"]
-    rows = []
-    for cell in study.cells:
+    rows, cells = [], shown_cells(study, MOST_ROWS)
+    for cell in cells:
         s = cell.success
         share = Interval(100 * s.rate, 100 * s.low, 100 * s.high)
         words = f"{s.successes} of {s.trials}"
@@ -23,7 +24,7 @@ def success_rate(study: StudySummary, width: float = ps.WIDE) -> Figure:
         width,
         f"How many trials exceed {threshold} dB?",
         "Failed trials count as misses. 95% Wilson intervals at the effective number of trials: "
-        "seeds of one target are not independent.",
+        "seeds of one target are not independent." + left_out(study, cells),
         rows,
         xlabel=f"trials with PSNR above {threshold} dB (%)",
         words_name="trials",

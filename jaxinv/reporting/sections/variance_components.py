@@ -13,7 +13,8 @@ from jaxinv.reporting.columns import (
 )
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.interval_rows import IntervalRow, interval_rows
-from jaxinv.reporting.section import Section
+from jaxinv.reporting.figures.panels import left_out, shown_cells
+from jaxinv.reporting.section import MOST_ROWS, Section
 from jaxinv.reporting.statistics import Interval
 from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import percent_text
@@ -29,19 +30,21 @@ def variance_components(study: StudySummary, width: float = ps.WIDE) -> Figure:
     ]
     if not study.has_draws:
         del parts[1]
+    cells = shown_cells(study, MOST_ROWS)
     rows = [
         IntervalRow(
             cell.label,
             [(getattr(cell.components, part), mark, color) for part, _, mark, color in parts],
             percent_text(cell.components.icc.value, 0),
         )
-        for cell in study.cells
+        for cell in cells
     ]
     return interval_rows(
         width,
         "Do images or seeds decide the result?",
         "Standard deviation of PSNR with bootstrap 95% intervals, which are too short "
-        "with few targets. At the right: the targets' share of the variance (ICC).",
+        "with few targets. At the right: the targets' share of the variance (ICC)."
+        + left_out(study, cells),
         rows,
         keys=[ps.Key("dot", color, name) for _, name, _, color in parts],
         xlabel="standard deviation of PSNR (dB)",
