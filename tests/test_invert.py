@@ -127,7 +127,7 @@ def test_a_wrong_label_does_not_look_like_a_result(theirs):
     [(0.0, "matched"), (0.029, "matched"), (0.1, "partly"), (0.3, "not"), (np.nan, "not")],
 )
 def test_the_verdict_compares_with_the_better_guess(objective, word):
-    assert verdict(objective, Guesses(gray=2.0, mean=1.0, truth=1e-7)) == word
+    assert verdict(objective, Guesses(gray=2.0, mean=1.0, zero=3.0, truth=1e-7)) == word
 
 
 def test_several_updates_are_attacked_at_once(theirs):

@@ -126,8 +126,12 @@ def run(asked: requests.Inverting, cell: schema.Cell) -> None:
 
 def beside(found: Inversion) -> str:
     """The objectives that the best seed's is to be compared with."""
-    gray, mean, truth = found.guesses
-    return f"beside it: a gray image {gray:.3g}, the mean image {mean:.3g}, the truth {truth:.1g}"
+    gray, mean, zero, truth = found.guesses
+    nothing = f", an update of zeros {zero:.3g}" if np.isfinite(zero) else ""
+    return (
+        f"beside it: a gray image {gray:.3g}, the mean image {mean:.3g}{nothing}, "
+        f"the truth {truth:.1g}"
+    )
 
 
 @style.styled
