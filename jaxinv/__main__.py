@@ -6,6 +6,7 @@ import sys
 
 COMMANDS = {
     "sweep": "run a study and report it",
+    "study": "run or resume many sweeps, and show them on one page",
     "train": "train a network to attack, and keep its checkpoints",
     "search": "try hundreds of settings of one attack at once",
     "invert": "attack one update of a trained network, from a file",

@@ -28,11 +28,12 @@ def run_command(command: Callable[[], None]) -> int:
     """Runs a command's body and turns its two expected endings into exit codes.
 
     Returns:
-      0 after success, 2 after a `UserError` (its one line on stderr), 130 after Ctrl-C.
+      0 after success, 2 after a `UserError` (its one line on stderr) and where the machine fails
+      (a disk, a right, a folder that is gone), 130 after Ctrl-C.
     """
     try:
         command()
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

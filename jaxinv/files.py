@@ -3,14 +3,21 @@
 import contextlib
 import csv
 import io
+import json
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxinv.errors import UserError
 
 LOCK = ".lock"  # in a folder where a process works
+MOST_RATIO = 100  # of an archive's content to its bytes, ...
+MOST_UNPACKED = 2**28  # ... where it is more than this: others are made to fill the memory
 
 
 def shipped(folder: str) -> Path:
@@ -20,17 +27,44 @@ def shipped(folder: str) -> Path:
 
 
 def write_file(path: Path, write: Callable) -> None:
-    """Writes through a temporary name, `write(file)`: a kill leaves the old file or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes through a temporary name, `write(file)`: a kill leaves the old file or the new.
+
+    Raises:
+      UserError: the disk is full, the folder cannot be written or something is in its way; what was
+        there before still is.
+    """
+    content = io.BytesIO()  # all of it first: writers of formats do not stop well halfway
+    write(content)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # left over where it could not take the path's place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:  # left over where it could not take the path's place
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); make room there, or choose another "
+            "folder; the same command goes on from what is finished"
+        ) from None
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is no JSON, or nests too deeply.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("its values nest too deeply") from None
 
 
 @contextlib.contextmanager
@@ -40,15 +74,19 @@ def locked(folder: Path) -> Generator[None]:
     Where the file system knows no locks, nobody is kept out.
 
     Raises:
-      UserError: another process is at work there.
+      UserError: another process is at work there, or it cannot be written.
     """
     try:
         import fcntl
     except ImportError:  # not on Windows
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / LOCK, os.O_CREAT | os.O_WRONLY)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from None
+    with open(lock, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -58,6 +96,24 @@ def locked(folder: Path) -> Generator[None]:
         except OSError:
             pass
         yield
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of an .npz.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is damaged, holds pickles, or would be a hundred times as large in memory.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > max(MOST_UNPACKED, MOST_RATIO * path.stat().st_size):
+            raise ValueError(f"would take {size / 2**30:.3g} GiB, which is far more than it is")
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error) or type(error).__name__) from None
 
 
 def csv_bytes(rows: Sequence[Mapping[str, Any]], digits: int | None = None) -> bytes:

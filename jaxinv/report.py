@@ -75,14 +75,10 @@ def _write(contents: dict[Path, bytes], outdated: Iterable[Path]) -> None:
             raise UserError(f"{path} is a folder; move it away, the report is to be a file there")
         if path.parent.exists() and not path.parent.is_dir():
             raise UserError(f"{path.parent} is a file; move it away, the report needs a folder")
-    path = None
-    try:
-        for path, content in contents.items():
-            files.write_file(path, lambda file, content=content: file.write(content))
-        for path in outdated:
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    for path, content in contents.items():
+        files.write_file(path, lambda file, content=content: file.write(content))
+    for path in outdated:
+        path.unlink(missing_ok=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

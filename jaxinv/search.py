@@ -29,6 +29,7 @@ from scipy.stats import qmc
 from jaxinv import files
 from jaxinv.attacks import unused_settings
 from jaxinv.engine import cells
+from jaxinv.engine.snapshots import Snapshots
 from jaxinv.engine.targets import seed_keys
 from jaxinv.errors import UserError, run_command
 from jaxinv.machine import runtime
@@ -76,7 +77,7 @@ def run(study: requests.SearchStudy, command: str) -> None:
     Raises:
       UserError: data or shapes do not fit, or the folder holds another search.
     """
-    console, search, folder = Console(), study.search, study.folder
+    console, search, folder = Console(markup=False), study.search, study.folder
     runtime.use_compilation_cache()
     runtime.use_all_cores()
     runtime.check_precision(study.cell.precision)
@@ -98,10 +99,12 @@ def run(study: requests.SearchStudy, command: str) -> None:
         if measured is None:
             console.print(f"rung {rung}: {count} candidates, {iterations} iterations")
             numbers = {name: values[name][alive] for name in values}
+            snapshots = Snapshots(folder, path.stem, json.dumps(asked))
             with files.locked(folder):
-                measured = measure(study, material, numbers, iterations, console)
+                measured = measure(study, material, numbers, iterations, console, snapshots)
             text = json.dumps({"asked": asked, "measured": measured})
             files.write_file(path, lambda f, text=text: f.write(text.encode()))
+            snapshots.clear()
         score = np.asarray(measured[search.criterion], np.float64)
         score = np.where(np.isnan(score), np.inf, -score if search.criterion == "psnr" else score)
         order = np.argsort(score, kind="stable")
@@ -131,6 +134,7 @@ def measure(
     numbers: dict[str, np.ndarray],
     iterations: int,
     console: Console,
+    snapshots: Snapshots | None = None,
 ) -> dict[str, list[float]]:
     """Attacks every target with every candidate from every seed, all in one batch.
 
@@ -140,6 +144,7 @@ def measure(
       numbers: of the candidates, [candidate] each.
       iterations: of this rung.
       console: for the plan.
+      snapshots: of the rung, while it lasts.
 
     Returns:
       Columns by candidate: means of objective, PSNR and SSIM over targets and seeds, NaN where a
@@ -158,6 +163,7 @@ def measure(
         each,
         study.plan.memory,
         announce=lambda plan: console.print(f"plan: {plan}", soft_wrap=True),
+        snapshots=snapshots,
     )
 
     def by_candidate(x):
@@ -180,7 +186,7 @@ def measure(
 def _read(path: Path, asked: dict[str, Any]) -> dict[str, list[float]] | None:
     """Reads a rung that is done; None where there is none."""
     try:
-        there = json.loads(path.read_text())
+        there = files.read_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

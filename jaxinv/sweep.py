@@ -87,7 +87,7 @@ def run_study(
       UserError: data, shapes or the run folder do not fit, and nothing was written then; or the
         workers do not live.
     """
-    console = Console()
+    console = Console(markup=False)
     if workers.executor != "local":
         jax.config.update("jax_platforms", "cpu")  # this machine's accelerators are the workers'
     runtime.use_compilation_cache()
@@ -107,16 +107,22 @@ def run_study(
         executor = executors.start(
             workers.executor, "jaxinv.sweep:run_cell", workers.resources, study.folder
         )
+    is_new = not study.folder.exists()
     open_run(study, materials[0], command)
     if len(waiting) < len(blocks):
         console.print(f"{study.folder}: {len(blocks) - len(waiting)} of {len(blocks)} blocks done")
     total, left = (sum(work_of(block, study) for block in some) for some in (blocks, waiting))
-    with files.locked(study.folder), runtime.progress_bar(console) as bar:
-        task = bar.add_task("", total=total, completed=total - left)
-        if executor is None:
-            run_here(study, waiting, materials, bar, task)
-        else:
-            run_elsewhere(study, waiting, executor, bar, task)
+    try:
+        with files.locked(study.folder), runtime.progress_bar(console) as bar:
+            task = bar.add_task("", total=total, completed=total - left)
+            if executor is None:
+                run_here(study, waiting, materials, bar, task)
+            else:
+                run_elsewhere(study, waiting, executor, bar, task)
+    except UserError:
+        if is_new:
+            results.discard(study.folder)
+        raise
     report.build(study.folder, console=console)
 
 
@@ -186,7 +192,7 @@ def run_cell(study: schema.Study, index: int) -> str:
     material = Loader(study.plan)(study.cells[index])
     own = plan_blocks(study, {index: material})
     waiting = [block for block in own if not results.is_done(study.folder, block.name)]
-    with runtime.progress_bar(Console()) as bar:
+    with runtime.progress_bar(Console(markup=False)) as bar:
         task = bar.add_task("", total=sum(work_of(block, study) for block in waiting))
         run_here(study, waiting, {index: material}, bar, task)
     return runtime.hardware()
@@ -252,7 +258,7 @@ def print_plan(
     console: Console, study: schema.Study, materials: Sequence[CellInputs], blocks: Sequence[Block]
 ) -> None:
     """Prints the cells and an estimate of the work, for --dry-run."""
-    console.print(f"[bold]{study.name}[/bold]: {study.text.question}")
+    console.print(f"{study.name}: {study.text.question}")
     if study.text.cost:
         console.print(f"cost: {study.text.cost}")
     table = Table("cell", "settings", "trials", "steps", "GFLOP per step", "PFLOP")

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import BaseModel, ValidationError, field_validator
 from rich.console import Console
 from rich.progress import Progress
 
@@ -38,6 +39,23 @@ class EpochSums(NamedTuple):
 
     loss: float = 0.0
     correct: float = 0.0
+
+
+class WrittenState(BaseModel):
+    """What a state on disk says beside its arrays."""
+
+    log: list[dict[str, int | float]]
+    within: EpochSums
+    seconds: float
+    digest: str
+
+    @field_validator("log")
+    @classmethod
+    def _has_columns(cls, log: list) -> list:
+        columns = {"step", "train_accuracy", "test_accuracy"}
+        if any(not columns <= row.keys() for row in log):
+            raise ValueError("a row lacks a column")
+        return log
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -171,7 +189,7 @@ class Trainer:
           UserError: the state on disk is damaged or of another training, or the loss is not finite
             any more.
         """
-        console = Console()
+        console = Console(markup=False)
         if self.trained:
             console.print(f"{self.folder}: trained already")
             return
@@ -342,7 +360,7 @@ class Trainer:
             raise UserError(
                 f"--out {self.folder}: is there and is no checkpoint; choose another --out"
             )
-        self._check_same(checkpoints.read_fields(self.folder)["recipe"])
+        self._check_same(checkpoints.read_fields(self.folder).get("recipe"))
         return True
 
     def _check_same(self, recipe: Any) -> None:
@@ -383,18 +401,25 @@ class Trainer:
         fields = checkpoints.read_fields(kept[-1])
         self._check_same(fields.get("recipe"))
         try:
-            expected = fields["digest"]
-            self.log, self.seconds = list(fields["log"]), float(fields["seconds"])
-            self.epoch, self.within = len(self.log), EpochSums(*fields["within"])
-        except (KeyError, TypeError, ValueError) as error:
+            told = WrittenState.model_validate(fields)
+        except ValidationError as error:
+            first = error.errors()[0]
             raise UserError(
-                f"{kept[-1]}/info.json: is not what a training writes ({error}); delete that folder"
+                f"{kept[-1]}/info.json: is not what a training writes "
+                f"({'.'.join(map(str, first['loc']))}: {first['msg']}); delete that folder"
             ) from None
         template = _as_tree(self.state)
-        tree = checkpoints.read(kept[-1], template, expected, "this training's state")
+        tree = checkpoints.read(kept[-1], template, told.digest, "this training's state")
         structure = jax.tree.structure(self.state)
         leaves = [tree[name] for name in sorted(tree)]
         self.state = jax.tree.unflatten(structure, map(jnp.asarray, leaves))
+        self.log, self.seconds, self.within = told.log, told.seconds, told.within
+        self.epoch = len(self.log)
+        if not 0 <= self._steps_within() <= self.steps_per_epoch:
+            raise UserError(
+                f"{kept[-1]}/info.json: logs {self.epoch} epochs, its state has taken "
+                f"{int(self.state.step)} steps; delete that folder"
+            )
         return True
 
 

@@ -131,12 +131,16 @@ def test_bounds_the_numerical_rank_of_all_others(kind):
 def test_group_norm_is_bounded():
     rank, found = numerical_rank(Normed("group"), 2, 6)
     assert rank <= found.determined(2)
+    assert not found.equality
+    assert any("statistics" in why for why in found.why)
 
 
 def test_batch_statistics_are_bounded():
     """Images see one another: what crosses grows no slower, and what all share crosses once."""
     rank, found = numerical_rank(Normed("batch"), 3, 6, "train")
     assert rank <= found.determined(3)
+    assert not found.equality
+    assert any("statistics" in why for why in found.why)
 
 
 def network(name, width=None):

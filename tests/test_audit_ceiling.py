@@ -112,6 +112,20 @@ def test_probes_agree_with_the_matrix(linear):
     assert 0 < probed.probe_error < 0.3
 
 
+def test_a_curve_is_the_ceiling_at_every_variance(linear):
+    prior, images, *_ = linear
+
+    def update_of(x):
+        return linear_update(x)[0]
+
+    curve = ceil.curve(update_of, images, prior, STD)
+    for variance in (1e-3, 0.05, 20.0):
+        same = {"a": jnp.float64(variance), "b": jnp.float64(variance)}
+        found = ceil.ceiling(update_of, images, prior, same, STD)
+        assert curve.psnr(variance) == pytest.approx(found.psnr[0], abs=1e-6)
+    assert curve.psnr(np.inf) == pytest.approx(found.prior_psnr[0], abs=1e-6)
+
+
 def test_quick_bound_is_never_above_the_trace(linear):
     prior, images, variances, *_ = linear
 

@@ -65,6 +65,10 @@ def test_command_writes_page_and_numbers(tmp_path, capsys):
             "--quick",
             "--defense",
             "noise:1e-4",
+            "--server",
+            "malicious",
+            "--bins",
+            "64",
             "--out",
             str(tmp_path),
         ]
@@ -79,6 +83,8 @@ def test_command_writes_page_and_numbers(tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert numbers["verdict"]["anyone"][0] in said
     assert numbers["ceiling"] is None
+    assert numbers["malicious_server"]["expected"] == pytest.approx(63 / 64)
+    assert "imprint of 64 bins" in said
 
 
 def test_command_audits_an_update_from_a_file(tmp_path, scene):
@@ -122,6 +128,21 @@ def test_command_audits_an_update_from_a_file(tmp_path, scene):
             ["--victim", "lenet_zhu-tiles", "--ids", "3,4", "--candidates", "3"],
             "--candidates 3: an update of 2",
         ),
+        (["--victim", "lenet_zhu-tiles", "--ids", "3", "--bins", "9"], "--bins: of an imprint"),
+        (
+            [
+                *("--victim", "lenet_zhu-tiles", "--ids", "3", "--server", "malicious"),
+                *("--defense", "dpsgd:1:1"),
+            ],
+            "--server malicious: its imprint is not made for --defense dpsgd",
+        ),
+        (
+            [
+                *("--victim", "lenet_zhu-tiles", "--ids", "3", "--candidates", "9"),
+                *("--judge", "lenet_zhu-tiles", "--quick"),
+            ],
+            "--judge lenet_zhu-tiles: is the victim",
+        ),
         (["--victim", "nobody", "--ids", "3"], "--victim nobody: no such checkpoint"),
         (["--victim", "lenet_zhu-tiles", "--ids", "3", "--defense", "wall"], "unknown defense"),
     ],
@@ -150,6 +171,16 @@ def test_private_update_has_a_bound_and_epsilon(scene):
     assert found.release_bound == pytest.approx(0.4466, abs=2e-3)
     assert found.epsilon_shown.games == 12
     assert "DP-SGD" in " ".join(audit.verdict(found).nobody)
+
+
+def test_method_by_what_is_known():
+    """Least squares where it is exact: no defense, one gradient, fewer candidates than numbers."""
+    assert audit.choose_method("none", 100, 101) == "ridge"
+    assert audit.choose_method("none", 101, 101) == "slab"
+    assert audit.choose_method("noise:1", 100, 101) == "slab"
+    assert audit.choose_method("none", 100, 101, steps=2) == "slab"
+    # Beyond the shortlist what it leaves out is noise to the rest.
+    assert audit.choose_method("none", 10_000, 10**6) == "slab"
 
 
 # --- The filter -----------------------------------------------------------------------------------

@@ -118,15 +118,86 @@ def test_ridge_is_the_best_linear_estimate():
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
+def success_of_simulation(gram, images, variance, games_, method="matched"):
+    members = games.draw(games_, images, len(gram))
+    played = games.simulate(np.float32(gram), 500, members, method, variance)
+    return games.count(played).recall
+
+
+def test_simulated_noise_is_that_of_the_gradients():
+    """Orthonormal gradients: theory. Two at a distance d: told apart with Phi(d / 2 sigma)."""
+    grid = np.linspace(-8, 12, 4001)
+    expected = np.trapezoid(stats.norm.pdf(grid - 2) * special.ndtr(grid) ** 49, grid)
+    found = success_of_simulation(np.eye(50), 1, 0.25, 4000)
+    assert abs(found.value - expected) < 4 * (expected * (1 - expected) / 4000) ** 0.5
+    near = np.array([[1.0, 0.9], [0.9, 1.0]])
+    expected = special.ndtr(0.2**0.5 / 2 / 0.3)
+    found = success_of_simulation(near, 1, 0.09, 4000)
+    assert abs(found.value - expected) < 4 * (expected * (1 - expected) / 4000) ** 0.5
+
+
 def test_simulated_games_are_those_of_clients(scene):
+    """Under hardly any noise the scores are those of the update without."""
     network, pool = scene
     rows = ident.gradients(network.loss, network.params, network.normalize(pool))
     members = games.draw(3, 5, N)
-    quick = games.simulate(ident.Rows(rows, rows @ rows.T), members, "matched")
+    quick = games.simulate(rows @ rows.T, rows.shape[1], members, "matched", 1e-12)
     slow = play(scene, members, images=5, method="matched")
-    np.testing.assert_allclose(quick.scores, slow.scores, atol=1e-5)
-    noisy = games.simulate(ident.Rows(rows, rows @ rows.T), members, "slab", variance=1e4)
+    np.testing.assert_allclose(quick.scores, slow.scores, atol=1e-4)
+    noisy = games.simulate(rows @ rows.T, rows.shape[1], members, "slab", variance=1e4)
     assert games.count(noisy).recall.value < 1
+
+
+def test_products_a_slice_at_a_time_are_exact(scene):
+    network, pool = scene
+    of = network.loss, network.params, network.normalize(pool)
+    rows = ident.gradients(*of)
+    found = ident.gram(*of, stored=rows.nbytes / 3.5)
+    np.testing.assert_allclose(found, rows @ rows.T, rtol=1e-4, atol=1e-6)
+
+
+# --- More candidates than a method sees -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("defense", ["none", "prune:0.5", "quantize:8", "clip:0.01"])
+def test_a_shortlist_holds_the_images(scene, defense):
+    members = games.draw(3, 3, N)
+    played = play(scene, members, images=3, defense=defense, shortlist=24)
+    assert games.count(played).recall.value == 1
+    # All others stand behind the shortlist, in the order of the first step.
+    order = np.sort(played.scores, axis=1)
+    assert (order[:, :-24] <= order[:, -24:-23]).all()
+    assert np.isfinite(played.scores).all()
+
+
+def test_known_gradients_give_the_same_shortlist(scene):
+    """Of gradients that were kept and of one pass over the candidates, with a defense's scales."""
+    network, pool = scene
+    candidates = network.normalize(pool)
+    members = games.draw(2, 3, N)
+    for defense in ("none", "prune:0.5", "quantize:8"):
+        rules = games.Rules(3, "slab", defense, shortlist=16)
+        kept = games.play(*scene, members, rules, games.known_rows(network, candidates))
+        passed = games.play(*scene, members, rules)
+        np.testing.assert_array_equal(np.sort(kept.picks), np.sort(passed.picks))
+        scale = np.abs(passed.scores).max()
+        np.testing.assert_allclose(kept.scores / scale, passed.scores / scale, atol=2e-3)
+
+
+def test_a_shortlist_of_all_is_no_shortlist(scene):
+    members = games.draw(2, 3, N)
+    whole, short = (play(scene, members, images=3, shortlist=n) for n in (N, N - 1))
+    np.testing.assert_array_equal(np.sort(whole.picks), np.sort(short.picks))
+
+
+def test_too_many_candidates_are_not_kept(scene, monkeypatch):
+    network, pool = scene
+    candidates = network.normalize(pool)
+    assert games.known_rows(network, candidates) is not None
+    monkeypatch.setattr(ident, "STORED", 1000)
+    assert games.known_rows(network, candidates) is None
+    outcome = games.count(play(scene, games.draw(3, 3, N), images=3, shortlist=16))
+    assert outcome.recall.value == 1
 
 
 def test_swaps_repair_a_greedy_choice():
@@ -208,8 +279,8 @@ def test_unknown_labels_are_tried_all(scene):
     members = games.draw(4, 1, N)
     shared = games.share(*scene, members, games.Rules())
     every = ident.all_labels(network.normalize(pool), 10)
-    products = ident.measure(network.loss, network.params, every, shared.targets.update)
-    ranking = ident.best_of_labels(ident.identify(products, 1, "matched"), 10)
+    measured = ident.measure(network.loss, network.params, every, shared.targets.update)
+    ranking = ident.best_of_labels(ident.identify_among(measured, 1, "matched"), 10)
     assert ranking.scores.shape == (4, N)
     assert (np.asarray(ranking.picks)[:, 0] == members[:, 0]).all()
 
@@ -232,10 +303,11 @@ def test_sketched_candidates_are_named_all_the_same(scene, monkeypatch):
     network, pool = scene
     members = games.draw(4, 3, N)
     shared = games.share(*scene, members, games.Rules(images=3))
-    products = ident.measure(
+    measured = ident.measure(
         network.loss, network.params, network.normalize(pool), shared.targets.update, stored=0
     )
-    picks = np.asarray(ident.identify(products, 3, "omp", 1 / 3).picks)
+    assert measured.rows.shape == (N, 256)
+    picks = np.asarray(ident.identify_among(measured, 3, "omp", 1 / 3).picks)
     assert (np.sort(picks) == np.sort(members)).all()
 
 

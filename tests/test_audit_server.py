@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from jaxinv import client
-from jaxinv.audit import server
+from jaxinv.audit import games, server
+from jaxinv.audit import identification as ident
+from jaxinv.types import Normalization
 from jaxinv.victim.untrained import untrained
 
 SHAPE = (8, 8, 3)
@@ -39,6 +41,27 @@ def test_an_imprint_gives_every_image_alone_in_its_bin(scene):
     for i in shared:
         assert np.abs(found.images[bins[i]] - flat[i]).max() > 0.05
     assert (found.weights != 0).sum() == len(set(bins))
+
+
+@pytest.mark.parametrize(("defense", "read_back"), [("none", True), ("noise:1", False)])
+def test_a_malicious_server_reads_as_many_as_expected(defense, read_back):
+    """Brightness normal over images, as the bins assume: B (1 - 1/k)^(B - 1) of them, or none."""
+    victim = untrained("lenet_zhu", classes=10, width=None, seed=0, image_shape=SHAPE)
+    random = np.random.default_rng(2)
+    images = random.normal(size=(400, *SHAPE)) + random.normal(size=(400, 1, 1, 1))
+    labels = (np.arange(400) % 10).astype(np.int32)
+    network = games.network(
+        victim.module, victim.variables, Normalization.of((0.5,) * 3, (0.25,) * 3)
+    )
+    candidates = ident.Candidates(np.float32(images), labels)
+    found = server.play(network, candidates, games.draw(41, 8, 400), defense, 16)
+    assert found.expected == pytest.approx((15 / 16) ** 7)
+    assert found.exact.trials == 40
+    if read_back:
+        assert found.exact.low < found.expected < found.exact.high
+        assert abs(found.exact.value - found.expected) < 0.12
+    else:
+        assert found.exact.value == found.own == 0
 
 
 @pytest.mark.parametrize(("images", "bins"), [(64, 128), (8, 8)])

@@ -118,6 +118,7 @@ def test_a_killed_run_resumes_to_the_same_rows(finished, tmp_path, monkeypatch):
         whole.images(1).reconstructions, resumed.images(1).reconstructions
     )
     assert len(resumed.config["sessions"]) == 2
+    assert not (tmp_path / "run" / "snapshots").exists()
 
 
 def test_float64_goes_from_the_same_start_with_more_digits(finished, tmp_path, monkeypatch):

@@ -317,55 +317,6 @@ def test_divergence_names_step_loss_and_rate_and_keeps_the_last_state(
     assert not (tmp_path / "bad").exists()
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--stop-at", "epoch:9"], "--stop-at epoch:9: there are 3 --epochs"),
-        (["--stop-at", "step:99999"], "--stop-at step:99999: there are"),
-        (
-            ["--stop-at", "loss:1"],
-            "--stop-at loss:1: give such as epoch:2, step:500 or accuracy:0.5",
-        ),
-        (["--batch", "100000"], "--batch 100000: tiles has"),
-        (["--schedule", "warm"], "known are step, cosine, one-cycle"),
-        (["--model", "mobilenetv2", "--width", "9"], "widths that 8 divides"),
-        (["--clip", "1"], "--clip: a setting of DP-SGD; add --dp"),
-        (["--dp", "--delta", "1e-5"], "one of --noise-multiplier and --target-epsilon"),
-        (["--dp", "--target-epsilon", "3"], "means nothing without its delta; give --delta"),
-        (
-            ["--dp", "--noise-multiplier", "1", "--delta", "1e-5", "--model", "convnet"],
-            "under BatchNorm; use --model convnet_gn",
-        ),
-        (["--dp", "--noise-multiplier", "1", "--delta", "0.1"], "--delta 0.1: lets one of"),
-        (["--dp", "--noise-multiplier", "-1", "--delta", "1e-5"], "--noise-multiplier -1: input"),
-    ],
-)
-def test_bad_settings_are_one_line(flags, message, tmp_path, capsys):
-    assert train.main([*FLAGS, *flags, "--out", str(tmp_path / "x")]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda f: f | {"recipe": None}, "its recipe is damaged"),
-        (lambda f: {k: v for k, v in f.items() if k != "within"}, "not what a training writes"),
-        (lambda f: f | {"log": 3}, "not what a training writes"),
-    ],
-)
-def test_a_torn_state_is_one_line(whole, change, message):
-    folder = whole.with_name("torn")
-    settings = {"epochs": "3", "lr": "0.02", "out": str(folder)}
-    trainer = train.Trainer(train.reader.load_training(settings))
-    fields = {"recipe": trainer._recipe(), "log": [], "within": [0, 0], "seconds": 0.0}
-    state = whole.with_name(".torn.training") / "step00000005"
-    checkpoints.write(state, {"x": np.zeros(2)}, change(fields), [])
-    with pytest.raises(UserError, match=message):
-        trainer.run()
-
-
 def test_a_state_of_another_training_is_not_resumed(whole):
     folder = whole.with_name("other")
     state = whole.with_name(".other.training") / "step00000005"

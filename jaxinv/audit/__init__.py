@@ -1,7 +1,29 @@
 """How much an update gives away: at least (attacks), at most (bounds), with what confidence."""
 
-from jaxinv.audit.auditing import Audit, Decision, Limits, Setting, audit, filter, verdict
+from jaxinv.audit.auditing import (
+    Audit,
+    Decision,
+    Limits,
+    Setting,
+    audit,
+    choose_method,
+    filter,
+    verdict,
+)
 from jaxinv.audit.command import main
 from jaxinv.audit.games import Pool
+from jaxinv.audit.likeness import Judge
 
-__all__ = ["Audit", "Decision", "Limits", "Pool", "Setting", "audit", "filter", "main", "verdict"]
+__all__ = [
+    "Audit",
+    "Decision",
+    "Judge",
+    "Limits",
+    "Pool",
+    "Setting",
+    "audit",
+    "choose_method",
+    "filter",
+    "main",
+    "verdict",
+]

@@ -4,6 +4,7 @@ The client's view: it knows its images and what it did to its update, and asks w
 receives the update, knows the network and knows the defense could learn.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -22,8 +23,10 @@ from jaxinv.attacks.gradient_matching import Method
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.audit import ceiling as ceilings
 from jaxinv.audit import dp, games, server
+from jaxinv.audit import identification as ident
 from jaxinv.audit.capacity import Capacity, capacity
 from jaxinv.audit.intervals import Share
+from jaxinv.audit.likeness import Judge, Likeness, likeness
 from jaxinv.data.image_prior import ImagePrior
 from jaxinv.errors import UserError
 from jaxinv.invert import invert
@@ -44,13 +47,14 @@ class Setting(NamedTuple):
     ceiling: bool = True
     reconstruct: bool = True
     seed: int = 0  # of the games
+    imprint_bins: int | None = None  # of a malicious server's; None: the server is honest
 
 
 class Found(NamedTuple):
     """A reconstruction, measured."""
 
     attack: str
-    psnr: float  # mean over the images, dB
+    likeness: Likeness
     images: Float[np.ndarray, "image height width channel"]  # pixels
 
 
@@ -64,6 +68,7 @@ class Audit(NamedTuple):
     named: int  # of this update's own images, among the candidates
     identification: games.Outcome  # over games with batches like this one
     inspection: server.Inspection
+    imprinted: server.Imprinted | None  # what a malicious server reads
     ceiling: ceilings.Ceiling | None
     found: tuple[Found, ...]
     mean_color_psnr: float
@@ -74,7 +79,7 @@ class Audit(NamedTuple):
     @property
     def best(self) -> Found | None:
         """The reconstruction of highest PSNR."""
-        return max(self.found, key=lambda f: f.psnr, default=None)
+        return max(self.found, key=lambda f: f.likeness.psnr, default=None)
 
 
 def audit(
@@ -88,6 +93,7 @@ def audit(
     update: PyTree | None = None,
     setting: Setting = Setting(),  # noqa: B008
     image_prior: ImagePrior | None = None,
+    judge: Judge | None = None,
 ) -> Audit:
     """Audits the update of a client's images.
 
@@ -99,6 +105,8 @@ def audit(
       update: what the client sends; None: it is computed, as `setting` says.
       setting: what the client did, and how much is tried.
       image_prior: what an attacker knows of images; None leaves ceiling and reconstruction out.
+      judge: a trained network that had no part in the update, by whose features and classes
+        reconstructions are measured beside pixels.
 
     Raises:
       UserError: the images do not fit the network, or there are too few candidates.
@@ -115,27 +123,31 @@ def audit(
     )
     drawn = games.draw(setting.games, count, len(pool.labels), setting.seed)
     members = np.concatenate([np.arange(count)[None], drawn])  # its own game is the first
-    rules = _rules(setting, count)
     network = games.network(module, variables, normalization)
+    steps, parameters = setting.local.steps(count), optax.tree.size(network.params)
+    method = setting.method
+    if method == "auto":
+        method = choose_method(setting.defense, len(pool.labels), parameters, steps)
+    rules = games.Rules(count, method, setting.defense, setting.local, setting.client_lr)
     targets = games.share(network, pool, members, rules).targets
     if update is not None:
         sent = jax.tree.map(lambda x, own: x.at[0].set(own), targets.update, update)
         targets = targets._replace(update=sent)
     update = jax.tree.map(lambda x: x[0], targets.update)
     candidates = network.normalize(pool)
-    stored = len(pool.labels) * optax.tree.size(network.params) * 4 <= games.ident.STORED
-    rows = None
-    if stored:
-        rows = functools.cache(lambda: _rows_of(network, candidates))
+    rows = games.known_rows(network, candidates)
     played = games.answer(network, candidates, targets, members, rules, rows)
     outcome = games.count(games.Played(*(x[1:] for x in played)))
     chain = defenses.parse(setting.defense)
     inspection = server.inspect(
         network.loss, network.params, candidates.images[:count], image_labels
     )
+    imprinted = None
+    if setting.imprint_bins is not None:
+        imprinted = server.play(network, candidates, members, setting.defense, setting.imprint_bins)
     truth = Truth(jnp.asarray(images / np.float32(255)), jnp.asarray(image_labels))
     ceiling = found = None
-    if image_prior is not None and setting.ceiling and setting.local.steps(count) == 1:
+    if image_prior is not None and setting.ceiling and steps == 1:
         knowledge = targets.defense_knowledge
         ceiling = ceiling_of(
             module,
@@ -146,7 +158,10 @@ def audit(
             jax.tree.map(lambda x: x[0], knowledge.variances) if knowledge else None,
         )
     if image_prior is not None and setting.reconstruct:
-        found = reconstruct(module, variables, normalization, truth, update, image_prior, setting)
+        aside = others.images / np.float32(255), judge
+        found = reconstruct(
+            module, variables, normalization, truth, update, image_prior, setting, *aside
+        )
     private = dict(chain).get("dpsgd")
     bound = shown = None
     if private is not None:
@@ -157,12 +172,13 @@ def audit(
             shown = dp.lower_bound(wins, outcome.games, len(pool.labels), 1e-5)
     return Audit(
         count,
-        optax.tree.size(network.params),
+        parameters,
         setting,
         capacity(module, variables, pool.images.shape[1:]),
         int(np.isin(played.picks[0], members[0]).sum()),
         outcome,
         inspection,
+        imprinted,
         ceiling,
         tuple(found or ()),
         float(metrics.mean_color(truth, normalization).psnr),
@@ -172,21 +188,13 @@ def audit(
     )
 
 
-def _rules(setting: Setting, images: int) -> games.Rules:
-    method = setting.method
-    if method == "auto":
-        method = choose_method(setting.defense, setting.local.steps(images))
-    return games.Rules(images, method, setting.defense, setting.local, setting.client_lr)
+def choose_method(defense: str, candidates: int, parameters: int, steps: int = 1) -> str:
+    """The method that names most: least squares where it is exact, else slab.
 
-
-def choose_method(defense: str, steps: int = 1) -> str:
-    """The method that names most: least squares of an update as it was computed, else slab."""
-    return "ridge" if defense == defenses.NONE and steps == 1 else "slab"
-
-
-def _rows_of(network: games.Network, candidates: games.ident.Candidates) -> games.ident.Rows:
-    rows = games.ident.gradients(network.loss, network.params, candidates)
-    return games.ident.Rows(rows, rows @ rows.T)
+    It is exact of an update as it was computed, among all candidates, fewer than parameters.
+    """
+    exact = defense == defenses.NONE and steps == 1
+    return "ridge" if exact and candidates < min(parameters, ident.MOST) else "slab"
 
 
 def ceiling_of(
@@ -215,6 +223,17 @@ def ceiling_of(
         return ceilings.ceiling(update_of, images, image_prior, noise, normalization.std, context)
 
 
+def ceiling_curve(network: games.Network, truth: Truth, image_prior: ImagePrior) -> ceilings.Curve:
+    """The same of one image without a defense, against the variance of noise to come."""
+    with runtime.arithmetic("float64") as cast:
+        module, variables, normalization, _ = network
+        variables, normalization, image_prior, truth = cast(
+            (variables, normalization, image_prior, truth)
+        )
+        images, context = normalization.normalize(truth.images), (variables, truth.labels)
+        return ceilings.curve(_gradient_of(module), images, image_prior, normalization.std, context)
+
+
 @functools.lru_cache(maxsize=16)
 def _gradient_of(module: nn.Module) -> Callable[[Array, PyTree, Array], PyTree]:
     """The gradient of a client as a function of its normalized images, variables and labels."""
@@ -235,23 +254,25 @@ def reconstruct(
     update: PyTree,
     image_prior: ImagePrior,
     setting: Setting,
+    others: Float[np.ndarray, "candidate height width channel"],
+    judge: Judge | None = None,
 ) -> list[Found]:
-    """Runs the best short attacks: second order with an image prior, and gradient matching."""
+    """Runs the best short attacks: second order with an image prior, and gradient matching.
+
+    Args:
+      module, variables, normalization: the network.
+      truth: the client's images, for the measures alone.
+      update: that it sends.
+      image_prior: of the second-order attack.
+      setting: what the client did.
+      others: candidates beside the images, in pixels, and judge: as in `likeness`.
+    """
     count, shape = len(truth.labels), truth.images.shape[1:]
-    smooth = not has_kinks(module, variables, shape)
-    known = {"seeds": 1, "image_prior": image_prior}
+    name, method, iterations = second_order(module, variables, shape)
     attacks = {
-        "annealed Gauss-Newton": (GaussNewton(local=setting.local), known | {"iterations": 28}),
-        "smoothed Gauss-Newton": (
-            SmoothedGaussNewton(local=setting.local, cg_iterations=30),
-            known | {"iterations": 24},
-        ),
-        "gradient matching, cosine + TV": (
-            Method(local=setting.local),
-            {"seeds": 4, "iterations": 500},
-        ),
+        name: (method, {"seeds": 1, "image_prior": image_prior, "iterations": iterations}),
+        "gradient matching, cosine + TV": (Method(), {"seeds": 4, "iterations": 500}),
     }
-    del attacks["smoothed Gauss-Newton" if smooth else "annealed Gauss-Newton"]
     found = []
     for name, (method, more) in attacks.items():
         result = invert(
@@ -263,7 +284,7 @@ def reconstruct(
             std=np.asarray(normalization.std).tolist(),
             labels=truth.labels.tolist(),
             images=count,
-            method=method,
+            method=dataclasses.replace(method, local=setting.local),
             client_lr=setting.client_lr if setting.local.steps(count) > 1 else None,
             defense=setting.defense,
             **more,
@@ -271,9 +292,19 @@ def reconstruct(
         if np.isnan(result.objectives).all():
             continue
         pixels = metrics.match(jnp.asarray(result.best), truth.images, normalization.mean)
-        psnr = float(metrics.psnr(pixels, truth.images).mean())
-        found.append(Found(name, psnr, np.asarray(pixels)))
+        pixels, own = np.asarray(pixels), np.asarray(truth.images)
+        measured = likeness(pixels, own, others, normalization.mean, judge)
+        found.append(Found(name, measured, pixels))
     return found
+
+
+def second_order(
+    module: nn.Module, variables: PyTree, image_shape: Sequence[int]
+) -> tuple[str, GaussNewton | SmoothedGaussNewton, int]:
+    """The second-order attack that suits a network: its name, the method, its steps."""
+    if has_kinks(module, variables, image_shape):
+        return "smoothed Gauss-Newton", SmoothedGaussNewton(cg_iterations=30), 24
+    return "annealed Gauss-Newton", GaussNewton(), 28
 
 
 def has_kinks(module: nn.Module, variables: PyTree, image_shape: Sequence[int]) -> bool:
@@ -316,9 +347,19 @@ def verdict(found: Audit) -> Verdict:
             f"(binding: {cap.binding.layer}). The rest must come from knowledge of images."
         )
     if found.best is not None:
+        best = found.best.likeness
         anyone.append(
             f"The best of {len(found.found)} short attacks ({found.best.attack}) recovers "
-            f"{images} at {found.best.psnr:.1f} dB; the mean color has {found.mean_color_psnr:.1f}."
+            f"{images} at {best.psnr:.1f} dB; the mean color has {found.mean_color_psnr:.1f}. Of "
+            f"what it recovers {best.by_pixels:.0%} is nearest to its own image among the "
+            f"{outcome.candidates:,} candidates."
+        )
+    if found.imprinted is not None:
+        read = found.imprinted
+        anyone.append(
+            f"A server that puts an imprint of {read.bins:,} bins in front of the network reads "
+            f"{percent(read.exact)} of the images off such an update exactly (expected without a "
+            f"defense: {read.expected:.1%}). Of this one: {read.own} of {b}."
         )
     if found.ceiling is not None:
         top = ", ".join(f"{p:.1f}" for p in found.ceiling.psnr[:8])

@@ -74,6 +74,8 @@ _KINKS = {
     "floor",
     "round",
 }
+# How GroupNorm, LayerNorm and BatchNorm in training divide by a spread of the images themselves.
+_STATISTICS = {"rsqrt", "sqrt"}
 _LAYERS = {conv_p.name, "dot_general", "conv_general_dilated"}
 
 
@@ -264,6 +266,8 @@ class _Graph:
                     sources[made[0]] = own._replace(behind=own.behind | read_by[number])
             if of_images and kind in _KINKS:
                 kinks_since.add(f"kinks ({kind})")
+            if of_images and kind in _STATISTICS:
+                kinks_since.add(f"normalization by the images' own statistics ({kind})")
             for value in made:
                 if depends[value] and last_use.get(value, -1) > number:
                     live[value] = math.prod(value[2])

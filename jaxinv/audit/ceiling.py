@@ -16,6 +16,7 @@ References: Guo et al. 2022, "Bounding training data reconstruction in private (
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -116,6 +117,51 @@ def ceiling(
         dense,
         float(error),
     )
+
+
+class Curve(NamedTuple):
+    """The ceiling of one image against the variance of the noise, the same on all entries."""
+
+    seen: Float[np.ndarray, " direction"]  # eigenvalues of S^1/2 J^T J S^1/2
+    power: Float[np.ndarray, " direction"]  # of the prior in each direction, of the mean pixel
+
+    def psnr(self, variance: float) -> float:
+        """The ceiling in dB; of infinite variance the prior's mean."""
+        return -10 * math.log10((self.power / (np.maximum(self.seen, 0) / variance + 1)).sum())
+
+
+def curve(
+    update_of: UpdateFn,
+    images: Float[Array, "1 height width channel"],
+    prior: ImagePrior,
+    std: Float[Array, " channel"],
+    context: tuple = (),
+) -> Curve:
+    """Computes `ceiling` of one image for every variance at once, for one matrix of eigenvectors.
+
+    Args:
+      update_of, images, prior, std, context: as in `ceiling`.
+    """
+    return Curve(*map(np.asarray, _curve(update_of, images, prior, std, context)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _curve(update_of, images, prior, std, context):
+    spread = jnp.broadcast_to(jnp.sqrt(prior.variances), images.shape).ravel()
+    start = coefficients(prior, images - prior.mean).ravel()
+
+    def residuals(row):
+        own = prior.mean + synthesize(prior, row.reshape(images.shape))
+        return flat(update_of(own, *context))
+
+    normal = spread[:, None] * normal_matrix(residuals, start, COLUMNS) * spread
+    seen, vectors = jnp.linalg.eigh((normal + normal.T) / 2)
+
+    def power(direction):
+        pixels = std * synthesize(prior, (spread * direction).reshape(images.shape))
+        return jnp.square(pixels).mean()
+
+    return seen, lax.map(power, vectors.T)
 
 
 @functools.partial(jax.jit, static_argnums=0)

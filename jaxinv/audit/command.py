@@ -11,6 +11,7 @@ from jaxinv import client, data
 from jaxinv.audit import page
 from jaxinv.audit.auditing import Setting, audit, verdict
 from jaxinv.audit.games import Pool
+from jaxinv.audit.likeness import Judge
 from jaxinv.client import updates
 from jaxinv.data.image_prior import ImageFacts, load_prior
 from jaxinv.errors import UserError, run_command
@@ -67,6 +68,7 @@ def run(asked: requests.Auditing) -> None:
         not asked.quick,
         not asked.quick,
         asked.seed,
+        asked.bins if asked.server == "malicious" else None,
     )
     found = audit(
         victim.module,
@@ -78,6 +80,7 @@ def run(asked: requests.Auditing) -> None:
         update=update,
         setting=setting,
         image_prior=prior,
+        judge=None if asked.judge is None else judge_of(asked.judge, victim),
     )
     words = f"{asked.victim}, {name}/{asked.split} {','.join(map(str, asked.ids))}, {asked.defense}"
     page.write(found, Path(asked.out), words)
@@ -89,6 +92,22 @@ def run(asked: requests.Auditing) -> None:
         for sentence in sentences:
             console.print(f"  * {sentence}", highlight=False)
     console.print(f"page: {Path(asked.out) / 'audit.html'}")
+
+
+def judge_of(name: Path, victim: checkpoints.TrainedVictim) -> Judge:
+    """Loads a judge of reconstructions.
+
+    Raises:
+      UserError: it is not there, is the victim itself, or sees other images or classes.
+    """
+    found = checkpoints.load_victim(name)
+    info = found.info
+    if found.digest == victim.digest:
+        raise UserError(f"--judge {name}: is the victim; name a network without a part in this")
+    if (info.image_shape, info.classes) != (victim.info.image_shape, victim.info.classes):
+        raise UserError(f"--judge {name}: was trained on other images or classes")
+    normalization = Normalization.of(info.mean, info.std)
+    return Judge(str(name), found.module, found.variables, normalization)
 
 
 def others_of(name: str, asked: requests.Auditing) -> Pool:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 from jaxtyping import Float, Int
 
 from jaxinv import client, defenses, rng
@@ -56,6 +57,20 @@ def _loss_of(module: nn.Module) -> client.LossFn:
     return client.loss_fn(module, {})
 
 
+def known_rows(network: Network, candidates: ident.Candidates) -> Callable[[], ident.Rows] | None:
+    """Gives the candidates' gradients and their products, computed once; None: too many to keep."""
+    count = len(candidates.labels)
+    if count * max(count, optax.tree.size(network.params)) * 4 > ident.STORED:
+        return None
+
+    @functools.cache
+    def rows():
+        found = ident.gradients(network.loss, network.params, candidates)
+        return ident.Rows(found, found @ found.T)
+
+    return rows
+
+
 class Pool(NamedTuple):
     """The candidates of a victim, as they are stored."""
 
@@ -71,6 +86,7 @@ class Rules(NamedTuple):
     defense: str = "none"  # the client's, known to the attacker
     local: client.Local = client.Local()
     client_lr: float = 0.1
+    shortlist: int = ident.MOST  # candidates that the method sees; of more, the best
 
 
 class Outcome(NamedTuple):
@@ -175,30 +191,40 @@ def _together(targets, rules: Rules):
 
 
 def simulate(
-    known: ident.Rows,
+    gram: Float[np.ndarray, "candidate candidate"],
+    entries: int,
     members: Int[np.ndarray, "game image"],
     method: str,
-    variance: float = 0.0,
+    variance: float,
     seed: int = 0,
 ) -> Played:
-    """Plays games of one gradient each, whose updates are the means of the candidates' gradients.
+    """Plays games of one gradient each under Gaussian noise, from the products of gradients alone.
 
-    The same games as `play` for undefended updates and Gaussian noise, without compiling a client.
+    The same games as `play`, in distribution, without compiling a client, storing a gradient or
+    drawing a number for each entry: the products of N gradients with noise of variance v are
+    normal, of mean 0 and covariance v K.
 
     Args:
-      known: the candidates' gradients.
+      gram: K, the candidates' products with one another.
+      entries: of an update, more than candidates.
       members: of each game.
       method: one of `identification.METHODS`.
-      variance: of the noise on each entry.
+      variance: of the noise on each entry, above 0.
       seed: of the noise.
     """
     random = np.random.default_rng([int(rng.Stream.DEFENSE), seed])
-    entries = known.rows.shape[1]
-    updates = np.stack([known.rows[own].mean(axis=0) for own in members])
-    if variance > 0:
-        updates += np.float32(variance**0.5) * random.standard_normal(updates.shape, np.float32)
-    power = np.square(updates).sum(axis=1)
-    products = ident.Products(known.gram, updates @ known.rows.T, power, entries)
+    games, count = len(members), len(gram)
+    values, vectors = np.linalg.eigh(gram.astype(np.float64))
+    drawn = random.standard_normal((games, count))
+    noise = (drawn * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    rest = random.chisquare(entries - count, games)  # of the noise, across all gradients
+    taken = np.zeros((games, count))
+    np.put_along_axis(taken, members, 1 / members.shape[1], axis=1)
+    clean = taken @ gram
+    cross = clean + variance**0.5 * noise
+    power = (taken * (clean + 2 * variance**0.5 * noise)).sum(axis=1)
+    power += variance * (np.square(drawn).sum(axis=1) + rest)
+    products = ident.Products(gram, np.float32(cross), np.float32(power), entries)
     images = members.shape[1]
     ranking = ident.identify(products, images, method, 1 / images, variance)
     return Played(members, np.asarray(ranking.scores), np.asarray(ranking.picks))
@@ -248,7 +274,7 @@ def attack(
         sent = jax.tree.map(lambda x: x[0], updates)
         params = ident.midpoint(params, sent, rules.client_lr, steps)
     known = None if rows is None or steps > 1 or clip is not None else rows()
-    products = ident.measure(
+    measured = ident.measure(
         network.loss,
         params,
         candidates,
@@ -259,7 +285,9 @@ def attack(
         noisy=variance > 0,
         known=known,
     )
-    return ident.identify(products, rules.images, rules.method, weight, variance)
+    return ident.identify_among(
+        measured, rules.images, rules.method, weight, variance, rules.shortlist
+    )
 
 
 def count(played: Played) -> Outcome:

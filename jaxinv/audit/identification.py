@@ -15,6 +15,10 @@ the methods see are the inner products of gradients and update (`Products`):
   exact as long as there are fewer candidates than parameters;
 * slab: the most probable set (weights 0 or `weight`: spike and slab) near the linear estimate.
 
+One pass over the candidates gives, of each gradient, its norm, its product with every update and
+the gradient itself or a sketch of it (`measure`). Of more than `MOST` candidates the methods then
+see a shortlist, the best by the first step of `ridge`: time and memory grow with N, not with N^2.
+
 References: matched filter: any text on detection; Pati et al. 1993 (OMP); gradients of different
   images are nearly orthogonal: ICLR 2023, "Effective passive membership inference attacks in
   federated learning against overparameterized models"; IIP: Yin et al. 2021, arXiv 2104.07586.
@@ -40,6 +44,7 @@ CHUNK = 256  # candidates between two returns to the host
 AT_ONCE = 16  # candidates whose gradients are computed together
 STORED = 2 * 2**30  # bytes of gradients that are kept; beyond, a sketch of each
 SKETCH = 8192  # numbers of a sketch
+MOST = 2048  # candidates that a method sees; of more, the best
 RIDGE = 1e-6  # of the least squares, relative to a unit diagonal
 MOST_SWAPS = 4  # per image of the update
 LEAST_VARIANCE = 1e-6  # of the noise, relative to the mean square of the update's entries
@@ -58,7 +63,7 @@ class Products(NamedTuple):
     gram: Float[Array, "candidate candidate"]
     cross: Float[Array, "*update candidate"]
     power: Float[Array, "*update"]  # |u|^2
-    entries: int  # of an update
+    entries: int | Array  # of an update
 
 
 class Rows(NamedTuple):
@@ -115,8 +120,7 @@ def gradients(
     params: PyTree,
     candidates: Candidates,
     clip: float | None = None,
-    scales: PyTree | None = None,
-    keep: Callable[[np.ndarray], np.ndarray] = lambda rows: rows,
+    part: slice = slice(None),
 ) -> Float[np.ndarray, "candidate entry"]:
     """Computes the gradient of each candidate alone, a row each.
 
@@ -124,29 +128,53 @@ def gradients(
       loss, params: of the network.
       candidates: whose gradients.
       clip: the L2 norm to which a client with DP-SGD clips each image's gradient.
-      scales: of the entries, a scalar a leaf: 1 / the noise's standard deviation makes the noise
-        alike on all of them; 0 leaves a leaf out.
-      keep: what of the rows is kept, a chunk at a time.
+      part: the entries that are kept.
     """
-    of_chunk = _compiled_gradients(loss, clip is not None)
-    scales = jax.tree.map(lambda x: jnp.ones(()), params) if scales is None else scales
-    clip = jnp.float32(0 if clip is None else clip)
-    size = min(CHUNK, -(-len(candidates.labels) // AT_ONCE) * AT_ONCE)
-    parts = _chunks(candidates, size)
-    rows = [keep(np.asarray(of_chunk(params, part, clip, scales))) for part in parts]
-    return np.concatenate(rows)[: len(candidates.labels)]
+    entries = optax.tree.size(params)
+    ones, none = np.ones(entries, np.float32), np.zeros((1, entries), np.float32)
+    passes = _passes(loss, params, candidates, none, ones, clip, None)
+    return np.concatenate([np.asarray(rows[:, part]) for rows, *_ in passes])
+
+
+def gram(
+    loss: client.LossFn, params: PyTree, candidates: Candidates, stored: float = STORED
+) -> Float[np.ndarray, "candidate candidate"]:
+    """Computes the products of the gradients with one another, a slice of the entries at a time.
+
+    Exact where the gradients do not fit in `stored` bytes, at the price of one pass a slice.
+    """
+    count, entries = len(candidates.labels), optax.tree.size(params)
+    width = max(1, int(stored / (4 * count)))
+    total = np.zeros((count, count), np.float32)
+    for start in range(0, entries, width):
+        rows = gradients(loss, params, candidates, part=slice(start, start + width))
+        total += rows @ rows.T
+    return total
+
+
+def _passes(loss, params, candidates, updates, along, clip, size):
+    """Of each chunk of candidates: gradients times `along` or their sketches, squares, products."""
+    of_chunk = _compiled_pass(loss, clip is not None, size)
+    signs = _signs(len(along))
+    limit = jnp.float32(0 if clip is None else clip)
+    chunk = min(CHUNK, -(-len(candidates.labels) // AT_ONCE) * AT_ONCE)
+    left = len(candidates.labels)
+    for part in _chunks(candidates, chunk):
+        yield tuple(x[:left] for x in of_chunk(params, part, updates, along, limit, signs))
+        left -= chunk
 
 
 @functools.cache
-def _compiled_gradients(loss, clipped):
+def _compiled_pass(loss, clipped, size):
     @jax.jit
-    def of_chunk(params, part, clip, scales):
+    def of_chunk(params, part, updates, along, clip, signs):
         def one(example):
             image, label = example
             found, _ = client.gradient(loss, params, image[None], label[None])
             factor = clip_factor(found, clip) if clipped else 1.0
-            scaled = jax.tree.map(lambda g, s: factor * s * g, found, scales)
-            return flat(scaled)
+            row = factor * along * flat(found)
+            kept = row if size is None else _added(row, signs, size)
+            return kept, jnp.vdot(row, row), updates @ row
 
         return lax.map(one, tuple(part), batch_size=AT_ONCE)
 
@@ -173,11 +201,41 @@ def sketch(rows: Float[np.ndarray, "row entry"], size: int) -> Float[np.ndarray,
 
     References: Charikar, Chen & Farach-Colton 2002 (count sketch).
     """
-    entries = rows.shape[1]
-    signs = np.random.default_rng(entries).choice(np.float32([-1, 1]), entries)
-    room = -(-entries // size) * size - entries
-    padded = np.pad(rows * signs, ((0, 0), (0, room)))
-    return padded.reshape(len(rows), -1, size).sum(axis=1)
+    signs = _signs(rows.shape[1])
+    return np.stack([np.asarray(_added(row, signs, size)) for row in rows])
+
+
+def _signs(entries: int) -> Float[np.ndarray, " entry"]:
+    return np.random.default_rng(entries).choice(np.float32([-1, 1]), entries)
+
+
+def _added(row, signs, size):
+    return jnp.pad(row * signs, (0, -len(signs) % size)).reshape(-1, size).sum(axis=0)
+
+
+class Measured(NamedTuple):
+    """What one pass over the candidates gives: `products` has the rest."""
+
+    rows: Float[np.ndarray, "candidate entry"]  # gradients or sketches
+    along: Float[np.ndarray, " entry"] | None  # by which the rows are still to be multiplied
+    gram: Float[np.ndarray, "candidate candidate"] | None  # where it was there before
+    squares: Float[np.ndarray, " candidate"]
+    cross: Float[np.ndarray, "update candidate"]
+    power: Float[np.ndarray, " update"]
+    entries: int
+
+    def products(self, some: np.ndarray | slice = slice(None), of: slice = slice(None)) -> Products:
+        """All inner products of some candidates and of some updates."""
+        cross, power = self.cross[of][:, some], self.power[of]
+        if self.gram is not None:
+            return Products(self.gram[some][:, some], cross, power, self.entries)
+        rows = self.rows[some]
+        if self.along is not None:
+            used = np.flatnonzero(self.along)
+            rows = (rows if len(used) == len(self.along) else rows[:, used]) * self.along[used]
+        gram = rows @ rows.T
+        np.fill_diagonal(gram, self.squares[some])
+        return Products(gram, cross, power, self.entries)
 
 
 def measure(
@@ -192,8 +250,8 @@ def measure(
     noisy: bool = False,
     known: Rows | None = None,
     stored: float = STORED,
-) -> Products:
-    """Computes all inner products of candidates and updates.
+) -> Measured:
+    """Looks at every candidate's gradient once.
 
     Where the candidates' gradients do not fit in `stored` bytes, their products with one another
     are those of sketches. So are those with the update where there is no noise, for then the
@@ -204,64 +262,50 @@ def measure(
         client received, or for local steps the `midpoint`.
       candidates: N of them.
       updates: shaped like `params` with a leading axis.
-      clip: as in `gradients`.
+      clip: the L2 norm to which a client with DP-SGD clips each image's gradient.
       variances: of a known defense's noise, a scalar a leaf (`DefenseKnowledge.variances`).
       sent_only: whether entries that are 0 in the update were not sent: of a pruned update, one
         update at a time.
       noisy: whether there is noise, of `variances` or the same on every entry.
+      known: the candidates' gradients as they are undefended, where they were computed before.
       stored: bytes.
 
     Returns:
-      The products, in units of the noise's standard deviation where `variances` are given.
+      What the products are made of, in units of the noise's standard deviation where `variances`
+      are given.
     """
     entries = optax.tree.size(params)
-    scales = None
+    shared = np.asarray(jax.vmap(flat)(updates))
+    along = None
     if variances is not None:
         scales = jax.tree.map(lambda v: jnp.where(jnp.isinf(v), 0, v**-0.5), variances)
-        updates = jax.tree.map(lambda u, s: u * s, updates, scales)
-    shared = np.asarray(jax.vmap(flat)(updates))
-    sent = np.float32(1)
+        spread = jax.tree.map(lambda s, x: jnp.full(x.shape, s, x.dtype), scales, params)
+        along = np.asarray(flat(spread))
+        shared = shared * along
     if sent_only:
         if len(shared) > 1:
             raise ValueError("each pruned update leaves other entries: measure one at a time")
         sent = (shared[0] != 0).astype(np.float32)
+        along = sent if along is None else sent * along
+    power = np.einsum("ij,ij->i", shared, shared)
     if known is not None:
-        if scales is None and not sent_only:
-            return Products(known.gram, shared @ known.rows.T, _squares(shared), entries)
-        along = 1 if scales is None else np.asarray(flat(_spread(scales, params)))
-        rows = known.rows * (sent * along)
-        return Products(rows @ rows.T, shared @ rows.T, _squares(shared), entries)
-    crosses, squares = [], []
-    sketched = len(candidates.labels) * entries * 4 > stored
-
-    def keep(rows):
-        rows = rows * sent
-        if not sketched:
-            return rows
-        squares.append(_squares(rows))
-        crosses.append(shared @ rows.T)
-        return sketch(rows, SKETCH)
-
-    rows = gradients(loss, params, candidates, clip, scales, keep)
-    count = len(rows)
-    gram = rows @ rows.T
-    if not sketched:
-        cross = shared @ rows.T
-    else:
-        np.fill_diagonal(gram, np.concatenate(squares)[:count])
-        cross = (
-            np.concatenate(crosses, axis=1)[:, :count] if noisy else sketch(shared, SKETCH) @ rows.T
-        )
-    return Products(gram, cross, _squares(shared), entries)
-
-
-def _squares(rows: np.ndarray) -> np.ndarray:
-    return np.einsum("ij,ij->i", rows, rows)
-
-
-def _spread(scalars: PyTree, like: PyTree) -> PyTree:
-    """A scalar a leaf as whole leaves."""
-    return jax.tree.map(lambda s, x: jnp.full(x.shape, s, x.dtype), scalars, like)
+        if along is None:
+            squares, cross = np.diagonal(known.gram), shared @ known.rows.T
+            return Measured(known.rows, None, known.gram, squares, cross, power, entries)
+        squares = np.einsum("ij,ij,j->i", known.rows, known.rows, np.square(along))
+        cross = (shared * along) @ known.rows.T
+        return Measured(known.rows, along, None, squares, cross, power, entries)
+    size = SKETCH if len(candidates.labels) * entries * 4 > stored else None
+    along = np.ones(entries, np.float32) if along is None else along
+    rows = np.empty((len(candidates.labels), size or entries), np.float32)
+    products, done = [], 0
+    for part, *more in _passes(loss, params, candidates, shared, along, clip, size):
+        rows[done : done + len(part)] = part
+        products.append([np.asarray(x) for x in more])
+        done += len(part)
+    squares, cross = (np.concatenate(x) for x in zip(*products))
+    cross = cross.T if size is None or noisy else sketch(shared, size) @ rows.T
+    return Measured(rows, None, None, squares, cross, power, entries)
 
 
 def midpoint(params: PyTree, update: PyTree, rate: float | Array, steps: int) -> PyTree:
@@ -370,14 +414,59 @@ def identify(
         one that fits best.
       variance: of the noise on each entry; 1 for products in units of it.
     """
-    gram, cross, power, entries = products
+    cross = products.cross
     weights = None if weight is None else np.full(len(cross), weight, cross.dtype)
-    return _identify(method, images, entries, gram, cross, power, weights, variance)
+    return _identify(method, images, products, weights, variance)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _identify(method, images, entries, gram, cross, power, weights, variance):
-    return METHODS[method](Products(gram, cross, power, entries), images, weights, variance)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _identify(method, images, products, weights, variance):
+    return METHODS[method](products, images, weights, variance)
+
+
+def identify_among(
+    measured: Measured,
+    images: int,
+    method: str = "slab",
+    weight: float | None = None,
+    variance: float = 0.0,
+    most: int = MOST,
+) -> Ranking:
+    """Ranks any number of candidates: beyond `most`, all but a shortlist stand behind it.
+
+    Args:
+      measured: `measure`'s.
+      images, method, weight, variance: as in `identify`.
+      most: candidates of the shortlist, of each update its own.
+    """
+    count = len(measured.squares)
+    if count <= most:
+        return identify(measured.products(), images, method, weight, variance)
+    norms = np.sqrt(np.maximum(measured.squares, 1e-12 * measured.squares.max()))
+    mean = measured.rows.mean(axis=0)
+    if measured.along is not None:
+        mean = mean * np.square(measured.along)
+    shared = measured.rows @ mean
+    if weight is None:
+        power = measured.power - measured.entries * variance
+        power = np.maximum(power, 1e-3 * measured.power)
+        weights = _weight(power, images, measured.squares, count * shared.sum())
+    else:
+        weights = np.full(len(measured.cross), weight)
+    scores, picks = [], []
+    for i, cross in enumerate(measured.cross):
+        # The first step of `ridge`: without what all candidates explain alike.
+        first = (cross - weights[i] * images * shared) / norms
+        order = np.argsort(-first, kind="stable")
+        kept, rest = np.sort(order[:most]), order[most:]
+        own = measured.products(kept, slice(i, i + 1))
+        found = identify(own, images, method, weight, variance)
+        whole = np.empty(count, np.float32)
+        whole[kept] = found.scores[0]
+        whole[rest] = whole[kept].min() - (first[rest[0]] - first[rest])
+        scores.append(whole)
+        picks.append(kept[np.asarray(found.picks[0])])
+    return Ranking(np.stack(scores), np.stack(picks))
 
 
 def _each(function: Callable, products: Products, *more: Any) -> Any:
@@ -399,14 +488,20 @@ def _ranked(scores: Array, images: int) -> Ranking:
 
 
 def _assumed(products: Products, images: int, weight: Array | None, variance: Array) -> Array:
-    """The weight, or where it is not known the one at which B random candidates have that power."""
+    """The weight, or where it is not known the likely one."""
     if weight is not None:
         return weight
-    count, diagonal = products.cross.shape[1], jnp.diagonal(products.gram)
-    between = (products.gram.sum() - diagonal.sum()) / (count * (count - 1))
-    expected = images * diagonal.mean() + images * (images - 1) * jnp.maximum(between, 0)
     power = products.power - products.entries * variance
-    return jnp.sqrt(jnp.maximum(power, 1e-3 * products.power) / expected)
+    power = jnp.maximum(power, 1e-3 * products.power)
+    return _weight(power, images, jnp.diagonal(products.gram), products.gram.sum())
+
+
+def _weight(power: Array, images: int, squares: Array, total: Array | float) -> Array:
+    """The weight at which B random candidates have that power; `total` is the sum of all K."""
+    count = len(squares)
+    between = (total - squares.sum()) / (count * (count - 1))
+    expected = images * squares.mean() + images * (images - 1) * jnp.maximum(between, 0)
+    return jnp.sqrt(power / expected)
 
 
 def _merit(weight: Array | None, with_update: Array, square: Array) -> Array:

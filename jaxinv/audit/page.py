@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from jaxinv import files
+from jaxinv.audit import identification as ident
 from jaxinv.audit.auditing import Audit, percent, verdict
 from jaxinv.audit.intervals import Share
 
@@ -59,6 +60,7 @@ def to_json(found: Audit, words: str) -> dict[str, Any]:
         },
         "identification": {
             "candidates": outcome.candidates,
+            "solved_among": min(outcome.candidates, ident.MOST),
             "games": outcome.games,
             "named_of_this_update": found.named,
             "recall": _share(outcome.recall),
@@ -78,7 +80,9 @@ def to_json(found: Audit, words: str) -> dict[str, Any]:
             "dense": found.ceiling.dense,
             "relative_error": found.ceiling.probe_error,
         },
-        "reconstructions": {f.attack: f.psnr for f in found.found},
+        "reconstructions": {f.attack: f.likeness._asdict() for f in found.found},
+        "malicious_server": found.imprinted
+        and found.imprinted._asdict() | {"exact": _share(found.imprinted.exact)},
         "mean_color_psnr": found.mean_color_psnr,
         "release_bound": found.release_bound,
         "epsilon_shown": found.epsilon_shown and found.epsilon_shown._asdict(),
@@ -122,6 +126,11 @@ def render(found: Audit, words: str) -> str:
                 ),
                 ["a guess", f"{outcome.chance:.2%}"],
                 ["candidates, games", f"{outcome.candidates:,}, {outcome.games}"],
+                *(
+                    [["solved among the best by the matched filter", f"{ident.MOST:,}"]]
+                    if outcome.candidates > ident.MOST
+                    else []
+                ),
             ]
         ),
         "<p><small>Exact 95% intervals over games (Clopper and Pearson; batches: Bentkus).</small>",
@@ -153,6 +162,7 @@ def render(found: Audit, words: str) -> str:
                 ["dense units that measure the same", f"{found.inspection.parallel:.0%}"],
             ]
         ),
+        _likeness(found),
         _pictures(found),
         "</html>",
     ]
@@ -173,10 +183,37 @@ def _table(rows: list[list[str]]) -> str:
     return f"<table>{body}</table>"
 
 
+def _likeness(found: Audit) -> str:
+    """What the reconstructions are like: a row each, their best by any measure to be seen."""
+    if not found.found:
+        return ""
+    shown = {
+        "PSNR (dB)": "{.psnr:.1f}",
+        "nearest is its own, by pixels": "{.by_pixels:.0%}",
+        "by the judge's features": "{.by_features:.0%}",
+        "the judge sees the class": "{.same_class:.0%}",
+        "RDLV": "{.rdlv:.2f}",
+        "AVD": "{.avd:.3f}",
+    }
+    rows = [[f.attack, *(form.format(f.likeness) for form in shown.values())] for f in found.found]
+    head = "".join(f"<th>{escape(name)}</th>" for name in ["attack", *shown])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(v).replace('nan%', '–')}</td>" for v in row) + "</tr>"
+        for row in rows
+    )
+    return (
+        f"<h2>Reconstruction</h2><table><tr>{head}</tr>{body}</table><p><small>The nearest of "
+        f"{found.identification.candidates:,} candidates (a guess: "
+        f"{1 / found.identification.candidates:.2%}). RDLV: SSIM gained over the mean color, "
+        "relative to it; AVD: distance of the pixels' differences, 0 for the image itself. A judge "
+        "is a trained network that had no part in the update (<code>--judge</code>).</small>"
+    )
+
+
 def _pictures(found: Audit) -> str:
     """The images and what each attack made of them, in rows."""
     rows = [("the client's images", found.truth)]
-    rows += [(f"{f.attack}: {f.psnr:.1f} dB", f.images) for f in found.found]
+    rows += [(f"{f.attack}: {f.likeness.psnr:.1f} dB", f.images) for f in found.found]
     if found.ceiling is not None:
         spread = found.ceiling.spread
         title = f"how far each pixel stays unknown (white: {spread.max():.2f})"

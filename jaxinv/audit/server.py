@@ -10,7 +10,7 @@ References: Fowl et al. 2022 (Robbing the Fed), arXiv 2110.13057 (imprint); Wen 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy import special
 
-from jaxinv import client
+from jaxinv import client, defenses
 from jaxinv.audit import identification as ident
+from jaxinv.audit.intervals import Share, mean_share
+from jaxinv.engine.targets import noise_keys
 from jaxinv.types import PyTree
 
+EXACT = 40.0  # dB
 GAIN = 1e-3  # of what the imprint adds to the images that go on to the network
 OTHERS_BIAS = 1000.0  # of the classes that are not fished for: their softmax is 1 together
 TARGET_WEIGHT = 0.5
@@ -91,6 +94,55 @@ def read(update: Imprint) -> Read:
 def expected_alone(images: int, bins: int) -> float:
     """How many of the images are alone in their bin, on average: B (1 - 1/k)^(B - 1)."""
     return images * (1 - 1 / bins) ** (images - 1)
+
+
+class Imprinted(NamedTuple):
+    """What came of games against a server that imprints."""
+
+    exact: Share  # of an update's images that are read off it, above `EXACT` dB
+    expected: float  # of them, where bins hold the same share of images and no defense is there
+    bins: int
+    own: int  # of the first game's images
+
+
+def play(
+    network: Any,
+    candidates: ident.Candidates,
+    members: Int[np.ndarray, "game image"],
+    defense: str,
+    bins: int,
+) -> Imprinted:
+    """Lets clients share updates of a network behind an imprint, and reads them.
+
+    Args:
+      network: `games.Network`, of the honest server.
+      candidates: normalized; the server knows the mean pixels of those that are in no game.
+      members: of each game.
+      defense: the client's.
+      bins: of the imprint.
+    """
+    images, labels = np.asarray(candidates.images), np.asarray(candidates.labels)
+    known = images.reshape(len(images), -1).mean(axis=1)
+    layer = imprint(images[0].size, bins, float(known.mean()), float(known.std()))
+    params, loss = (layer, network.params), imprinted(network.loss)
+    chain = defenses.parse(defense)
+    keys = noise_keys(range(len(members)), [0] * len(members))
+
+    @jax.jit
+    def sent(own, classes, key):
+        update, _ = client.gradient(loss, params, own, classes)
+        strengths = defenses.strengths(chain)
+        return defenses.defend(defenses.names(chain), update, strengths, key, None)[0]
+
+    std = np.asarray(network.normalization.std)
+    shares = []
+    for own, key in zip(members, keys):
+        found = read(sent(images[own], labels[own], key)).images.reshape(-1, *images.shape[1:])
+        gaps = np.square(std * (found[:, None] - images[own])).mean(axis=(2, 3, 4)).min(axis=0)
+        shares.append((gaps < 10 ** (-EXACT / 10)).mean())
+    count = members.shape[1]
+    expected = expected_alone(count, bins) / count
+    return Imprinted(mean_share(np.array(shares[1:])), expected, bins, round(shares[0] * count))
 
 
 def fish_class(kernel: Array, bias: Array, target: int) -> tuple[Array, Array]:

@@ -16,7 +16,6 @@ References: Field 1987 (natural images have a power spectrum of about 1 / freque
 import contextlib
 import hashlib
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +26,7 @@ from jaxtyping import Array, Float, UInt8
 
 from jaxinv import data
 from jaxinv.errors import UserError
-from jaxinv.files import write_file
+from jaxinv.files import read_npz, write_file
 
 Arrays = Array | np.ndarray  # made by NumPy, used by JAX
 RIDGE = 1e-4  # added to every variance, in squared units of a pixel's standard deviation
@@ -235,15 +234,15 @@ def load_prior(name: str, facts: ImageFacts) -> tuple[ImagePrior, Source]:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     path = Path(base) / "jaxinv" / "priors" / f"{name}-{digest}.npz"
     try:
-        with np.load(path) as arrays:
-            fields = {name: arrays.get(name) for name in ImagePrior._fields}
-            source = Source(str(arrays["source"]), int(arrays["images"]))
-            return _checked(ImagePrior(**fields)), source
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        arrays = read_npz(path)
+        fields = {name: arrays.get(name) for name in ImagePrior._fields}
+        source = Source(str(arrays["source"]), int(arrays["images"]))
+        return _checked(ImagePrior(**fields)), source
+    except (OSError, ValueError, KeyError):
         pass  # not there, or torn
     prior, source = IMAGE_PRIORS[name](facts)
     arrays = {k: v for k, v in prior._asdict().items() if v is not None}
     arrays |= {"source": source.name, "images": source.images}
-    with contextlib.suppress(OSError):  # a cache that cannot be written is made anew next time
+    with contextlib.suppress(UserError):  # a cache that cannot be written is made anew next time
         write_file(path, lambda file: np.savez(file, **arrays))
     return prior, source

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxinv.data import PICTURES, Dataset, Ids, check_split, select_ids
 from jaxinv.errors import UserError
+from jaxinv.files import read_npz
 
 SPLITS = ("train", "test")
 STATISTICS_EXAMPLES = 5_000  # that give mean and std
@@ -111,11 +112,9 @@ class _Arrays:
 
     def __init__(self, path: Path):
         try:
-            with np.load(path) as file:
-                arrays = dict(file)
-        except Exception as error:  # a damaged file fails in many ways, and pickle is never opened
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f"--dataset {path}: cannot be read as .npz ({reason})") from None
+            arrays = read_npz(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--dataset {path}: cannot be read as .npz ({error})") from None
         prefixes = {s: f"{s}_" for s in SPLITS if f"{s}_images" in arrays} or {"test": ""}
         self.splits, self._sets = tuple(prefixes), {}
         for split, prefix in prefixes.items():

@@ -18,6 +18,7 @@ from jaxinv.attacks.priors import needing
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, Source, load_prior
 from jaxinv.engine import planner, trials
 from jaxinv.engine.assembly import ClosedForm, Work, attack_targets
+from jaxinv.engine.snapshots import Snapshots
 from jaxinv.engine.targets import (
     ClientSettings,
     SharedUpdates,
@@ -176,6 +177,7 @@ def attack_cell(
     memory: float | None,
     progress: Callable[[int, float], None] = lambda steps, psnr: None,
     announce: Callable[[str], None] = lambda plan: None,
+    snapshots: Snapshots | None = None,
 ) -> CellResult:
     """Lets clients share their updates and attacks each from many seeds, as a cell says.
 
@@ -185,7 +187,7 @@ def attack_cell(
       keys: [target, seed].
       numbers: each one for all seeds, or [seed].
       memory: GiB to take; None takes nearly all there is.
-      progress, announce: see `trials.Resources`.
+      progress, announce, snapshots: see `trials.Resources`.
     """
     # Polishing needs a float64 target, so the client's update is computed in float64 too.
     with runtime.arithmetic("float64" if cell.polish else cell.precision) as cast:
@@ -201,7 +203,8 @@ def attack_cell(
         return problem_of(material, shared.targets, cast)
 
     def resources(plan):
-        return trials.Resources(plan, planner.memory_limit(memory), progress, announce)
+        limit = planner.memory_limit(memory)
+        return trials.Resources(plan, limit, progress, announce, snapshots)
 
     result, extras = attack_targets(make_problem, work, keys, resources)
     with runtime.arithmetic(cell.precision) as cast:

@@ -8,7 +8,9 @@ network's parameters, the targets and all numbers are arguments.
 import collections
 import functools
 import math
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -24,10 +26,13 @@ from jaxinv import client, metrics
 from jaxinv.attacks.base import Attack, Candidate, Known, Losses
 from jaxinv.attacks.priors import SEEDS, needing
 from jaxinv.data.image_prior import ImagePrior
-from jaxinv.engine import planner
+from jaxinv.engine import planner, snapshots
+from jaxinv.engine.snapshots import Snapshots
+from jaxinv.machine import runtime
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
 TRACE_POINTS = 100  # per trial, at the most, beside the end
+CALL_SECONDS = 60.0  # what a call of the program should take at the most
 SHARED, DEALT = PartitionSpec(), PartitionSpec("trial")  # to every device; groups among them
 
 
@@ -70,12 +75,13 @@ class Problem(flax.struct.PyTreeNode):
 
 
 class Resources(NamedTuple):
-    """By what a program runs, and who hears of it."""
+    """By what a program runs, who hears of it, and where its work is kept meanwhile."""
 
     plan: planner.GroupPlan  # how the trials are grouped
     memory: float = math.inf  # bytes that may be taken on each device
     progress: Callable[[int, float], None] = lambda steps, psnr: None  # steps, mean PSNR
     announce: Callable[[str], None] = lambda line: None  # the plan in a line, found or changed
+    snapshots: Snapshots | None = None  # of a run in work; None: a kill costs all of it
 
 
 def run(
@@ -94,33 +100,32 @@ def run(
 
     Guarantees:
       * no trial changes another, but where a prior couples the seeds; the truth changes none;
-      * numbers and arrays do not recompile.
+      * numbers and arrays do not recompile;
+      * a run that was interrupted and goes on from its snapshot ends in the same bits.
 
     Args:
       problem: what all trials share.
       attack: static.
       numbers: its own, with an axis of seeds.
       keys: [target, seed].
-      resources: devices, memory, and who hears of it.
+      resources: devices, memory, who hears of it, where it is kept.
       initial: what another attack found, [target, seed, ...]; None to start from the keys.
 
     Raises:
       UserError: not even one trial at once fits the memory.
     """
     total = int(numbers.iterations)
-    every = max(1, -(-total // TRACE_POINTS))
-    points = max(1, attack.steps_per_call // every)
+    points = max(1, attack.steps_per_call // _points_every(total))
     plan, memory = resources.plan, resources.memory
     while True:
         grid = planner.make_grid(plan, *keys.shape)
         dealt = jax.tree.map(grid.deal, (keys, initial))
         states = init_states(attack, problem, numbers, grid.seed, *dealt)
         states = jax.device_put(states, NamedSharding(_mesh(plan.devices), DEALT))
-        chunk = (attack, points, plan.devices, problem, numbers, jnp.int32(every))
+        chunk = Chunk(attack, points, plan.devices, problem, numbers)
         # Compiled ahead, to ask for its memory; the calls below find this very program.
-        program = run_chunk.lower(
-            *chunk, jnp.int32(0), jnp.int32(1), grid.target, grid.seed, states
-        ).compile()
+        one = jnp.int32(1)
+        program = run_chunk.lower(*chunk, one, one, one, grid.target, grid.seed, states).compile()
         needed = planner.program_bytes(program)
         if needed > memory:
             if plan.halved() is None and (smaller := attack.smaller()) is not None:
@@ -129,27 +134,131 @@ def run(
                 plan = planner.smaller(plan, needed, memory)
             continue
         resources.announce(planner.describe(plan, needed))
-        traces, step = [], 0
         try:
-            while step <= total:
-                # The last point takes no step: it measures the end.
-                count = min(points, -(-(total - step) // every) + 1)
-                states, trace = run_chunk(
-                    *chunk, jnp.int32(step), jnp.int32(count), grid.target, grid.seed, states
-                )
-                taken = np.minimum(step + every * np.arange(count), total)
-                seen = (np.moveaxis(grid.gather(leaf), 2, 0)[:count] for leaf in trace)
-                traces.append(Trace(taken, *seen))
-                step += points * every
-                resources.progress(min(step, total), float(np.mean(traces[-1].psnr[-1])))
+            work = Unfinished(np.int64(0), _no_trace(keys.shape), states)
+            work = _finished(chunk, grid, work, resources)
             break
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             plan = planner.smaller(plan, needed, 0.99 * needed)  # there was less than needed
-    trace = jax.tree.map(lambda *parts: np.concatenate(parts), *traces)
-    candidates, outcome = jax.tree.map(grid.gather, (states.candidate, attack.outcome(states)))
-    return collect(problem, attack, candidates, outcome, trace, plan, needed)
+    ends = work.states.candidate, attack.outcome(work.states)
+    candidates, outcome = jax.tree.map(grid.gather, ends)
+    return collect(problem, attack, candidates, outcome, work.trace, plan, needed)
+
+
+class Chunk(NamedTuple):
+    """What all calls of a program have in common: the first arguments of `run_chunk`."""
+
+    attack: Attack
+    points: int
+    devices: int
+    problem: Problem
+    numbers: Any
+
+
+class Unfinished(NamedTuple):
+    """How far a run has come."""
+
+    step: np.int64  # steps taken; one more than there are when the end is measured too
+    trace: Trace  # so far
+    states: PyTree  # [group, target, seed, ...]
+
+
+def _no_trace(trials: tuple[int, int]) -> Trace:
+    """The trace of a run that has not begun."""
+    return Trace(np.zeros(0, np.int64), *[np.zeros((0, *trials), np.float32)] * 3)
+
+
+def _finished(
+    chunk: Chunk, grid: planner.Grid, work: Unfinished, resources: Resources
+) -> Unfinished:
+    """Calls the program until the end is measured, and keeps the work meanwhile.
+
+    A call of many large trials could take hours. So the first one takes a step, and the others as
+    many as fit `CALL_SECONDS`. They are calls of one program, and no result depends on it.
+    """
+    total = int(chunk.numbers.iterations)
+    every = _points_every(total)
+    path, pace = None, None  # seconds that a step takes
+    if resources.snapshots is not None:
+        arrays = (chunk.problem, chunk.numbers, grid.target, grid.seed, work.states)
+        path = resources.snapshots.of_run(chunk[:3], arrays)
+        work = _resumed(path, work, resources)
+    written = time.monotonic()
+    with runtime.held_interrupts(path is not None) as interrupts:
+        while work.step <= total:
+            began = time.monotonic()
+            most = 1 if pace is None else int(CALL_SECONDS / pace)
+            stride, count = _next_call(int(work.step), every, total, chunk.points, most)
+            work = _called(chunk, grid, work, stride, count, resources.progress)
+            now = time.monotonic()
+            pace = max(now - began, 1e-6) / (stride * count)
+            over = now - written
+            if path is not None and (
+                interrupts
+                or over > snapshots.SECONDS
+                or (work.step > total and over > snapshots.SHORT)
+            ):
+                snapshots.write(path, work)
+                written = now
+            if interrupts:
+                raise KeyboardInterrupt
+    return work
+
+
+def _resumed(path: Path, work: Unfinished, resources: Resources) -> Unfinished:
+    """The work as it was kept, or as it is where nothing was."""
+    found = snapshots.read(path, work, resources.announce)
+    if found is None:
+        return work
+    sharding = jax.tree.leaves(work.states)[0].sharding
+    return found._replace(states=jax.device_put(found.states, sharding))
+
+
+def _points_every(total: int) -> int:
+    """Steps from one point of the trace to the next."""
+    return max(1, -(-total // TRACE_POINTS))
+
+
+def _next_call(step: int, every: int, total: int, points: int, most: int) -> tuple[int, int]:
+    """Chooses the steps between two points of the next call, and the number of points.
+
+    Args:
+      step: steps taken.
+      every: steps between two points of the trace.
+      total: steps in all.
+      points: room for them in a call.
+      most: steps that it should take.
+    """
+    if step < total and (most < every or step % every):  # a part of the way to the next point
+        return min(max(1, most), every - step % every, total - step), 1
+    # The last point takes no step: it measures the end.
+    return every, min(points, max(1, most // every), -(-(total - step) // every) + 1)
+
+
+def _called(
+    chunk: Chunk,
+    grid: planner.Grid,
+    work: Unfinished,
+    stride: int,
+    count: int,
+    progress: Callable[[int, float], None],
+) -> Unfinished:
+    """Calls the program once."""
+    total, step = int(chunk.numbers.iterations), int(work.step)
+    numbers = map(jnp.int32, (stride, step, count))
+    states, trace = run_chunk(*chunk, *numbers, grid.target, grid.seed, work.states)
+    taken = np.minimum(step + stride * np.arange(count), total)
+    seen = [np.moveaxis(grid.gather(leaf), 2, 0)[:count] for leaf in trace]
+    at = (taken % _points_every(total) == 0) | (taken == total)  # others were on the way
+    new = Trace(taken[at], *(column[at] for column in seen))
+    trace = jax.tree.map(lambda old, new: np.concatenate([old, new]), work.trace, new)
+    progress(min(step + stride * count, total), float(np.mean(seen[0][-1])))
+    is_end = taken[-1] == total
+    return Unfinished(
+        np.int64(total + 1 if is_end else min(step + stride * count, total)), trace, states
+    )
 
 
 def collect(

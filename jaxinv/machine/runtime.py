@@ -4,8 +4,12 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import signal
+import sys
+import threading
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +78,33 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(base) / "jaxinv"))
 
 
+@contextlib.contextmanager
+def held_interrupts(held: bool = True) -> Generator[list[int]]:
+    """A context in which the first Ctrl-C is only noted, so that what is computed can be kept.
+
+    The second one ends the work at once.
+
+    Args:
+      held: whether it is to; a signal reaches the main thread alone.
+    """
+    noted: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+        print("keeping what is computed; again to stop at once", file=sys.stderr)
+
+    if not held or threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def versions(packages: Sequence[str]) -> dict[str, str]:
     """Python's version and those of installed packages."""
     return {"python": platform.python_version()} | {
@@ -93,7 +124,7 @@ def progress_bar(console: Console) -> Progress:
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeRemainingColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         console=console,
         # Each drawing takes time from the work, even where it is thrown away.
         refresh_per_second=2,

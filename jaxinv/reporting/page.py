@@ -107,7 +107,7 @@ def render(
     config = study.run.config
     asked = config.get("study") or {}
     return (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             title=str(config.get("name", study.run.folder.name)),
@@ -120,7 +120,7 @@ def render(
     )
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
     """The template engine: everything escaped, a name that is not there an error."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxinv.reporting", "."),

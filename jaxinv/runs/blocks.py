@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxinv import defenses
 from jaxinv.engine.cells import CellInputs, attack_cell
+from jaxinv.engine.snapshots import Snapshots
 from jaxinv.engine.targets import seed_keys
 from jaxinv.runs import results
 from jaxinv.runs.rows import trace_rows, trial_rows
@@ -76,6 +77,7 @@ def run_block(
     cell = block.cell
     material = material.of_targets(block.positions, draws_of(cell, study.plan))
     ids, seeds = material.ids, range(study.plan.seeds)
+    snapshots = Snapshots(study.folder, block.name, repr(cell))
     attacked = attack_cell(
         cell,
         material,
@@ -84,6 +86,7 @@ def run_block(
         study.plan.memory,
         progress,
         announce,
+        snapshots,
     )
     result = attacked.result
     quantized = np.round(np.nan_to_num(result.pixels) * 255).astype(np.uint8)
@@ -95,3 +98,4 @@ def run_block(
         results.BlockImages(ids[:, 0], np.asarray(seeds), quantized, material.images),
         attacked.extras,
     )
+    snapshots.clear()

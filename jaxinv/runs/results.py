@@ -5,6 +5,7 @@
       trials/BLOCK.parquet   one row per trial; written last: its presence commits the block
       traces/BLOCK.parquet   PSNR and objective by step
       images/BLOCK.npz       reconstructions and truths, uint8
+      snapshots/             of blocks in work, see `engine/snapshots.py`
       extras/BLOCK.npz       of each target's best seed: singular values and least determined
                              directions after a polish; image and standard deviation of bayes
 
@@ -13,8 +14,7 @@ Every file is written under a temporary name, flushed to disk and renamed.
 """
 
 import json
-import zipfile
-import zlib
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from jaxinv.errors import UserError
-from jaxinv.files import write_file
+from jaxinv.files import LOCK, read_json, read_npz, write_file
 from jaxinv.metrics import Scores
 from jaxinv.settings.fields import kind_of
-from jaxinv.settings.schema import Cell
+from jaxinv.settings.schema import Cell, Text
 
 SCHEMA_VERSION = 7
 
@@ -85,8 +86,6 @@ def _column(name: str, annotation: Any) -> tuple[str, pa.DataType]:
 
 SETTINGS = [_column(name, field.annotation) for name, field in Cell.model_fields.items()]
 TRIALS = pa.schema(_MEASURED + SETTINGS)
-# What run.json says of every study.
-ASKED = ("axes", "cells", "target_ids", "seeds", "noise_seeds")
 TRACES = pa.schema(
     [
         ("schema_version", pa.int32()),
@@ -99,6 +98,49 @@ TRACES = pa.schema(
         ("objective", pa.float32()),
     ]
 )
+
+
+class Session(BaseModel):
+    """A process that worked on a run."""
+
+    started: str
+    command: str
+    versions: dict[str, str]
+    device: str
+
+
+class RunFile(BaseModel):
+    """What run.json says, as `read_config` checks it."""
+
+    name: str
+    study: Text
+    command: str
+    axes: dict[str, list]
+    cells: list[dict[str, Any]] = Field(min_length=1)  # names of a user's own are not known here
+    target_ids: list[int] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+    noise_seeds: list[int] = Field(min_length=1)
+    sessions: list[Session]
+
+    @field_validator("cells")
+    @classmethod
+    def _whole(cls, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        kinds = {bool: bool, int: int, float: int | float, None: str}
+        wanted = {n: kinds[kind_of(f.annotation)] for n, f in Cell.model_fields.items()}
+        for cell in cells:
+            if lacking := wanted.keys() - cell.keys():
+                raise ValueError(f"a cell has no {min(lacking)}")
+            for name, kind in wanted.items():
+                if not isinstance(cell[name], kind | None):
+                    raise ValueError(f"a cell has no {name} {cell[name]!r}")
+        return cells
+
+    @field_validator("axes")
+    @classmethod
+    def _of_settings(cls, axes: dict[str, list]) -> dict[str, list]:
+        if unknown := axes.keys() - Cell.model_fields.keys():
+            raise ValueError(f"{min(unknown)} is no setting")
+        return axes
 
 
 class BlockImages(NamedTuple):
@@ -152,7 +194,19 @@ class Run:
                 "trials/ and run the sweep's command again"
             )
         images = BlockImages(**{name: arrays[name] for name in BlockImages._fields})
-        return images._replace(seeds=images.seeds[: images.reconstructions.shape[1]])
+        seeds = images.seeds[: len(self.config["seeds"])]  # every block has them all
+        rows, *shape = images.truths.shape
+        if (
+            len(shape) != 4
+            or images.target_ids.shape != (rows,)
+            or images.reconstructions.shape != (rows, *seeds.shape, *shape)
+            or not images.truths.dtype == images.reconstructions.dtype == np.uint8
+        ):
+            raise UserError(
+                f"{self.folder}/images: the pictures of cell {cell} are not those of its trials; "
+                "delete its files in trials/ and run the sweep's command again"
+            )
+        return images._replace(seeds=seeds)
 
 
 def _read_arrays(folder: Path, kind: str, cell: int) -> dict[str, np.ndarray]:
@@ -161,11 +215,10 @@ def _read_arrays(folder: Path, kind: str, cell: int) -> dict[str, np.ndarray]:
     try:
         for path in sorted((folder / kind).glob(f"c{cell:04d}-*.npz")):
             if is_done(folder, path.stem):
-                with np.load(path) as arrays:
-                    blocks.append(dict(arrays))
+                blocks.append(read_npz(path))
         names = blocks[0] if blocks else ()
         return {name: np.concatenate([block[name] for block in blocks]) for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); delete trials/{path.stem}.parquet and run the "
             "sweep's command again"
@@ -201,7 +254,9 @@ def write_block(
         table = pa.table(dict(columns), schema=schema)
         write_file(
             folder / name / f"{block}.parquet",
-            lambda f, table=table: pq.write_table(table, f, compression="zstd"),
+            lambda f, table=table: pq.write_table(
+                table, f, compression="zstd", write_page_checksum=True
+            ),
         )
 
 
@@ -215,26 +270,35 @@ def read_run(folder: Path) -> Run:
     config = read_config(folder)
     if config is None:
         raise UserError(f"{folder}: no run.json there; give the folder that a sweep wrote (--out)")
-    lacking = [name for name in ASKED if name not in config]
-    if lacking:
-        raise UserError(f"{folder}/run.json: {lacking[0]} is not there; choose another run folder")
     blocks = sorted(p.stem for p in (folder / "trials").glob("*.parquet"))
     if not blocks:
         raise UserError(f"{folder}: no finished trials yet; run the sweep's command again first")
     trials = _read_columns([folder / "trials" / f"{b}.parquet" for b in blocks], TRIALS)
-    if trials["cell"].max() >= len(config["cells"]):
+    listed = {"cell": range(len(config["cells"])), "target_id": config["target_ids"]}
+    listed |= {"seed": config["seeds"], "noise_seed": config["noise_seeds"]}
+    for name, known in listed.items():
+        if strange := set(trials[name].tolist()) - set(known):
+            raise UserError(
+                f"{folder}/run.json: does not know {name} {min(strange)}, which trials/ holds; the "
+                "two are not of one run"
+            )
+    if lacking := set(config["seeds"]) - set(trials["seed"].tolist()):
         raise UserError(
-            f"{folder}/run.json: lists {len(config['cells'])} cells, trials/ holds one of number "
-            f"{trials['cell'].max()}; the two are not of one run"
+            f"{folder}/run.json: knows seed {min(lacking)}, which trials/ lacks; the two are not "
+            "of one run"
         )
     traces = _read_columns([folder / "traces" / f"{b}.parquet" for b in blocks], TRACES)
     return Run(folder, config, trials, traces)
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """Reads run.json; None where there is none."""
+    """Reads run.json; None where there is none.
+
+    Raises:
+      UserError: it is damaged, or of another version.
+    """
     try:
-        config = json.loads((Path(folder) / "run.json").read_text())
+        config = read_json(Path(folder) / "run.json")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -247,7 +311,21 @@ def read_config(folder: Path) -> dict[str, Any] | None:
             f"{folder}: written with schema {config.get('schema_version')}, this version reads "
             f"{SCHEMA_VERSION}; choose another --out"
         )
+    try:
+        RunFile.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{folder}/run.json: {'.'.join(map(str, first['loc']))}: {first['msg']}; choose "
+            "another --out"
+        ) from None
     return config
+
+
+def discard(folder: Path) -> None:
+    """Removes the folder of a run that came to nothing: settings, and no results."""
+    if {path.name for path in folder.iterdir()} <= {"run.json", LOCK}:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
@@ -261,7 +339,12 @@ def _read_columns(paths: Sequence[Path], schema: pa.Schema) -> dict[str, np.ndar
     tables, path = [], None
     try:
         for path in paths:
-            tables.append(pq.read_table(path, schema=schema))
+            table = pq.ParquetFile(path, page_checksum_verification=True).read()
+            if not table.schema.equals(schema) or not len(table):
+                raise ValueError("its columns are not those of this version, or it has no rows")
+            if set(table["schema_version"].to_pylist()) != {SCHEMA_VERSION}:
+                raise ValueError("its rows are of another version")
+            tables.append(table)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); delete trials/{path.stem}.parquet and run the "

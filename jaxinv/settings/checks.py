@@ -226,6 +226,8 @@ def check_search(plan: Plan, cell: Cell) -> None:
     """
     if plan.noise_seeds > 1:
         raise UserError("--noise-seeds: a search draws a defense once; leave it out")
+    if cell.polish > 0:
+        raise UserError("--polish: takes hours for all candidates; polish the winner in a sweep")
     if coupled := needing("seeds", cell.priors()):
         raise UserError(f"{flag(coupled[0])}: would draw the candidates together; leave it out")
     check_plan(plan, [cell])

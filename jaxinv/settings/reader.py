@@ -23,6 +23,7 @@ from jaxinv.settings.fields import VICTIMS_OWN
 from jaxinv.settings.flags import flag
 from jaxinv.settings.requests import Auditing, Inverting, Search, SearchStudy, Training
 from jaxinv.settings.schema import (
+    MOST_SEED,
     OF_VICTIM,
     RENAMED,
     Cell,
@@ -154,6 +155,13 @@ def load_auditing(flags: Mapping[str, Any]) -> Auditing:
     asked = _validate(Auditing, given)
     if len(asked.ids) % (asked.client_batch or 1):
         raise UserError(f"--client-batch {asked.client_batch}: does not divide the images of --ids")
+    if "bins" in given and asked.server == "honest":
+        raise UserError("--bins: of an imprint; ask for --server malicious")
+    chain = {name for name, _ in defenses.parse(asked.defense)}
+    if asked.server == "malicious" and chain & {"dpsgd", "soteria"}:
+        raise UserError(
+            f"--server malicious: its imprint is not made for --defense {asked.defense}"
+        )
     return asked
 
 
@@ -184,6 +192,15 @@ def load_training(flags: Mapping[str, Any]) -> Training:
 def _given(flags: Mapping[str, Any], model: type[BaseModel]) -> Settings:
     """The flags of one model that were given."""
     return {name: flags[name] for name in model.model_fields if flags.get(name) is not None}
+
+
+def presets_of(path: Path) -> tuple[str, ...]:
+    """Names of a sweep file's presets.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    return tuple(_read_file(_find(path)).preset)
 
 
 def _find(path: Path) -> Path:
@@ -327,8 +344,8 @@ def _with_victim(cell: Cell) -> Cell:
         return cell
     info = checkpoints.read_info(checkpoints.find(cell.victim))
     seed = info.recipe.get("seed")
-    if not isinstance(seed, int):
-        raise UserError(f"--victim {cell.victim}: info.json: recipe.seed: no whole number")
+    if type(seed) is not int or not 0 <= seed <= MOST_SEED:  # true is an int to Python
+        raise UserError(f"--victim {cell.victim}: info.json: recipe.seed: no seed of a network")
     known = {"model": info.model, "width": info.width, "network_seed": seed}
     if own:
         known["defense"] = defenses.NONE

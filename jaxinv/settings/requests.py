@@ -289,6 +289,16 @@ class Auditing(Strict):
     image_prior: Annotated[str, of_tables(IMAGE_PRIORS)] = setting(
         "second-order attack", "spectrum", "What the attacker knows of images."
     )
+    judge: FilePath | None = setting(
+        "attack",
+        None,
+        "Trained network without a part in the update, which judges reconstructions too.",
+        "NAME|DIR",
+    )
+    server: Annotated[str, of_tables(("honest", "malicious"))] = setting(
+        "attack", "honest", "Whether the server also tries parameters made to imprint images."
+    )
+    bins: int = setting("attack", 128, "Bins of the imprint.", ge=2, le=10**5)
     quick: bool = setting("attack", False, "Whether ceiling and reconstruction are left out.")
     seed: int = setting("attack", 0, "Seed of the games.", ge=0, le=MOST_SEED)
     out: FilePath = setting("output", "runs/audit", "Folder of the page and the numbers.", "DIR")

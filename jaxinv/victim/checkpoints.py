@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from jaxinv import data, files, networks
 from jaxinv.errors import UserError
@@ -56,12 +56,12 @@ class Info(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
-    width: int | None  # None where the network has no such setting
+    width: int | None = Field(ge=1)  # None where the network has no such setting
     dataset: str
     classes: tuple[str, ...]
     image_shape: tuple[_Size, _Size, _Size]  # height, width, channel
-    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]: the network's normalization
-    std: tuple[Annotated[float, Field(gt=0)], ...]
+    mean: tuple[FiniteFloat, ...]  # per channel, of pixels in [0, 1]: the network's normalization
+    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
     recipe: dict[str, Any]  # every setting of the training
     epochs: int  # finished
     steps: int
@@ -78,6 +78,13 @@ class Info(BaseModel):
     def _of_channels(self) -> "Info":
         if not len(self.mean) == len(self.std) == self.image_shape[2]:
             raise ValueError("mean and std: must be of as many channels as image_shape")
+        return self
+
+    @model_validator(mode="after")
+    def _has_its_width(self) -> "Info":
+        known = networks.NETWORKS.get(self.model)
+        if self.width is not None and known is not None and known.width is None:
+            raise ValueError(f"width: {self.model} has one size, not {self.width}")
         return self
 
 
@@ -220,6 +227,8 @@ def write(
         # Orbax raises a TimeoutError, which says nothing, where a disk stands still.
         reason = error.strerror or type(error).__name__
         raise UserError(f"--out {folder}: cannot be written ({reason})") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_fields(folder: Path) -> dict[str, Any]:
@@ -229,7 +238,7 @@ def read_fields(folder: Path) -> dict[str, Any]:
       UserError: it is missing or damaged.
     """
     try:
-        fields = json.loads((folder / "info.json").read_text())
+        fields = files.read_json(folder / "info.json")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "damaged"
         raise UserError(f"{folder}/info.json cannot be read ({reason}); {_REPAIR}") from None

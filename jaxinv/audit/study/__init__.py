@@ -1,0 +1,1 @@
+"""Tables and figure of what updates leak, for docs/results.md: a file for each question."""

@@ -1,0 +1,121 @@
+"""What nobody exceeds: the ceiling beside what an attack attains, and capacity."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from jaxinv import metrics
+from jaxinv.audit import games
+from jaxinv.audit.auditing import ceiling_curve, second_order
+from jaxinv.audit.capacity import capacity
+from jaxinv.audit.study.scene import NOISES, Options, Row, Scene, Table, load, markdown
+from jaxinv.data.image_prior import ImageFacts, load_prior
+from jaxinv.invert import invert_all
+from jaxinv.types import Truth
+
+BLOCK = 10  # images that are attacked together
+SHAPE = (32, 32, 3)
+
+
+def ceiling(asked: Options) -> None:
+    """Ceiling and attained PSNR under noise of the first `asked.games` images, each alone."""
+    table = Table(asked, "ceiling")
+    for name in asked.victims:
+        scene = load(name, asked.games)
+        own = scene.dataset
+        facts = ImageFacts("cifar10", None, SHAPE, tuple(own.mean), tuple(own.std))
+        prior, _ = load_prior("spectrum", facts)
+        for start in range(0, asked.games, BLOCK):
+            block = range(start, min(start + BLOCK, asked.games))
+            left = {
+                (i, v)
+                for i in block
+                for v in NOISES
+                if table.lacks(victim=name, image=i, variance=v)
+            }
+            curves = {
+                i: ceiling_curve(
+                    scene.network,
+                    Truth(own.images[[i]] / np.float32(255), jnp.asarray(own.labels[[i]])),
+                    prior,
+                )
+                for i in sorted({i for i, _ in left})
+            }
+            for variance in NOISES:
+                images = [i for i in block if (i, variance) in left]
+                for i, psnr in zip(images, _attained(scene, images, variance, prior)):
+                    row: Row = {"victim": name, "image": i, "variance": variance}
+                    row |= {"ceiling": curves[i].psnr(variance), "attained": psnr}
+                    table.add(row | {"prior": curves[i].psnr(np.inf)})
+    summary = []
+    for key in dict.fromkeys((r["victim"], r["variance"]) for r in table.used):
+        rows = [r for r in table.used if (r["victim"], r["variance"]) == key]
+        top, got = (np.array([r[n] for r in rows]) for n in ("ceiling", "attained"))
+        gap = got - top
+        half = stats.t.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / len(gap) ** 0.5
+        summary.append(
+            {
+                "victim": key[0],
+                "variance": key[1],
+                "images": len(rows),
+                "ceiling": top.mean(),
+                "attained": got.mean(),
+                "attained - ceiling": f"{gap.mean():.2f} [{gap.mean() - half:.2f}, "
+                f"{gap.mean() + half:.2f}]",
+                "above": f"{(gap > 0).sum()} of {len(gap)}",
+                "Spearman": _spearman(top, got),
+            }
+        )
+    markdown(summary, list(summary[0]))
+
+
+def _attained(scene: Scene, images: list[int], variance: float, prior) -> list[float]:
+    """PSNR of the second-order attack that knows the noise, one seed."""
+    if not images:
+        return []
+    own, rules = scene.dataset, games.Rules(1, defense=f"noise:{variance:g}")
+    sent = games.share(scene.network, scene.pool, np.array(images)[:, None], rules).targets.update
+    _, method, iterations = second_order(*scene.network[:2], SHAPE)
+    found = invert_all(
+        *scene.network[:2],
+        [jax.tree.map(lambda x: x[j], sent) for j in range(len(images))],  # noqa: B023
+        image_shape=SHAPE,
+        labels=own.labels[images][:, None].tolist(),
+        mean=own.mean,
+        std=own.std,
+        seeds=1,
+        iterations=iterations,
+        method=method,
+        defense=rules.defense,
+        image_prior=prior,
+    )
+    pixels = jnp.stack([x.reconstructions[0, 0] for x in found])
+    return metrics.psnr(pixels, own.images[images] / np.float32(255)).tolist()
+
+
+def _spearman(top: np.ndarray, got: np.ndarray) -> str:
+    """Rank correlation with its 95% interval by Fisher's transform."""
+    rank = float(stats.spearmanr(top, got).statistic)
+    # Bonett & Wright 2000: the variance of a rank correlation's transform.
+    half = 1.96 * ((1 + rank**2 / 2) / max(len(top) - 3, 1)) ** 0.5
+    low, high = np.tanh(np.arctanh(rank) + np.array([-half, half]))
+    return f"{rank:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def capacities(asked: Options) -> None:
+    """Images that one gradient can determine, by network."""
+    rows = []
+    for name in asked.victims:
+        found = capacity(*load(name, 1).network[:2], SHAPE)
+        rows.append(
+            {
+                "victim": name,
+                "parameters": found.parameters,
+                "images": found.images,
+                "binding": found.binding.layer,
+                "equality": found.equality,
+                **{f"free at {b}": f"{found.free(b):.0%}" for b in asked.batches},
+            }
+        )
+    markdown(rows, list(rows[0]))

@@ -1,0 +1,53 @@
+"""Seconds of each part on one update."""
+
+import time
+from typing import Any
+
+import jax
+import optax
+
+from jaxinv.audit import games
+from jaxinv.audit import identification as ident
+from jaxinv.audit.study.scene import Options, Row, Table, load
+
+
+def cost(asked: Options) -> None:
+    """Seconds of each part on one update, compilation apart, of the first batch size."""
+    table = Table(asked, "cost")
+    images = asked.batches[0]
+    for name in asked.victims:
+        key: Row = {"victim": name, "candidates": asked.candidates, "images": images}
+        if not table.lacks(**key):
+            continue
+        scene = load(name, asked.candidates)
+        members = games.draw(1, images, asked.candidates)
+        update = games.share(scene.network, scene.pool, members, games.Rules(images)).targets.update
+        of, whole = (scene.network.loss, scene.network.params), scene.candidates
+        few = ident.Candidates(*(x[: ident.CHUNK] for x in whole))
+        # The same program: sketches where those of all candidates are.
+        fits = asked.candidates * optax.tree.size(scene.network.params) * 4 <= ident.STORED
+        ident.scores(*of, few, update)
+        ident.measure(*of, few, update, stored=ident.STORED if fits else 0)
+        seconds = {}
+        seconds["scores by jvp"], _ = _timed(ident.scores, *of, whole, update)
+        seconds["one pass"], measured = _timed(ident.measure, *of, whole, update)
+        for method in ident.METHODS:
+            last = (measured, images, method, 1 / images, 0.0, asked.shortlist)
+            ident.identify_among(*last)
+            seconds[method], ranking = _timed(ident.identify_among, *last)
+        named = len(set(ranking.picks[0].tolist()) & set(members[0].tolist()))
+        table.add(
+            key
+            | seconds
+            | {"solved": min(asked.shortlist, asked.candidates), "named": f"{named} of {images}"}
+        )
+    table.show(
+        *("victim", "candidates", "images", "scores by jvp", "one pass"),
+        *(*ident.METHODS, "solved", "named"),
+    )
+
+
+def _timed(function, *arguments) -> tuple[float, Any]:
+    start = time.perf_counter()
+    found = jax.block_until_ready(function(*arguments))
+    return time.perf_counter() - start, found

@@ -1,0 +1,79 @@
+"""Images named: by network, batch, noise, defense and method."""
+
+import time
+from collections.abc import Callable
+
+import optax
+
+from jaxinv.audit import games
+from jaxinv.audit import identification as ident
+from jaxinv.audit.study.scene import NOISES, Options, Row, Scene, Table, load, with_interval
+
+
+def identification(asked: Options) -> None:
+    """Recall by network, batch and defense, as the client sends it."""
+    table = Table(asked, "identification")
+    for name in asked.victims:
+        scene = load(name, asked.candidates)
+        for defense in asked.defenses:
+            for images in asked.batches:
+                rules = scene.rules(asked, images, defense, asked.method)
+                _play(table, asked, scene, rules, scene.play)
+    table.show(
+        "victim", "defense", "images", "method", "games", "chance", "recall", "whole", "tpr_at_0.01"
+    )
+
+
+def noise(asked: Options) -> None:
+    """Recall against the variance of noise."""
+    table = Table(asked, "noise")
+    for name in asked.victims:
+        scene = load(name, asked.candidates)
+        for images in asked.batches:
+            _play(table, asked, scene, scene.rules(asked, images, "none"), scene.play)
+        for variance in NOISES:
+            for images in asked.batches:
+                rules = scene.rules(asked, images, f"noise:{variance:g}")
+
+                def play(members, rules, scene=scene, variance=variance):
+                    entries = optax.tree.size(scene.network.params)
+                    return games.simulate(scene.gram, entries, members, rules.method, variance)
+
+                _play(table, asked, scene, rules, play)
+    table.show("victim", "defense", "images", "method", "games", "chance", "recall")
+
+
+def methods(asked: Options) -> None:
+    """Every method on the same games."""
+    table = Table(asked, "methods")
+    for name in asked.victims:
+        scene = load(name, asked.candidates)
+        for defense in asked.defenses:
+            for images in asked.batches:
+                for method in ident.METHODS:
+                    rules = scene.rules(asked, images, defense, method)
+                    _play(table, asked, scene, rules, scene.play)
+    table.show("victim", "defense", "images", "method", "games", "chance", "recall", "seconds")
+
+
+def _play(table: Table, asked: Options, scene: Scene, rules: games.Rules, play: Callable) -> None:
+    """Plays the games of one row, unless it is there."""
+    key: Row = {
+        "victim": scene.name,
+        "images": rules.images,
+        "defense": rules.defense,
+        "method": rules.method,
+        "candidates": asked.candidates,
+        "shortlist": min(asked.shortlist, asked.candidates),
+        "games": asked.games,
+    }
+    if not table.lacks(**key):
+        return
+    members = games.draw(asked.games, rules.images, asked.candidates)
+    start = time.perf_counter()
+    outcome = games.count(play(members, rules))
+    row = key | {"chance": outcome.chance, "seconds": time.perf_counter() - start}
+    row |= with_interval("recall", outcome.recall) | with_interval("whole", outcome.whole)
+    for rate, share in outcome.true_positives.items():
+        row |= with_interval(f"tpr_at_{rate:g}", share)
+    table.add(row)

@@ -1,0 +1,173 @@
+"""What every table starts from: victims and candidates, and rows that are kept."""
+
+import csv
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optax
+
+from jaxinv import data
+from jaxinv.audit import games
+from jaxinv.audit import identification as ident
+from jaxinv.audit.auditing import choose_method, percent
+from jaxinv.audit.intervals import Share
+from jaxinv.types import Normalization
+from jaxinv.victim import checkpoints
+from jaxinv.victim.untrained import untrained
+
+VICTIMS = (
+    "lenet_zhu",
+    "lenet_zhu-cifar10",
+    "convnet:16",
+    "convnet-w16-cifar10",
+    "resnet18:16",
+    "resnet18-w16-cifar10",
+    "mobilenetv2:8",
+    "mobilenetv2-w8-cifar10",
+)
+BATCHES = (1, 4, 8, 32, 128)
+NOISES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+DEFENSES = (
+    "none",
+    "prune:0.9",
+    "prune:0.99",
+    "quantize:4",
+    "quantize:1",
+    "sign",
+    "clip:1",
+    "dpsgd:1:0.01",
+    "dpsgd:1:0.1",
+)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for."""
+
+    victims: Sequence[str]
+    batches: Sequence[int]
+    defenses: Sequence[str]
+    candidates: int
+    shortlist: int
+    games: int
+    method: str
+    out: Path
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A victim and its candidates."""
+
+    name: str
+    network: games.Network
+    pool: games.Pool
+    dataset: data.Dataset
+
+    @functools.cached_property
+    def candidates(self) -> ident.Candidates:
+        """Normalized."""
+        return self.network.normalize(self.pool)
+
+    @functools.cached_property
+    def gram(self) -> Any:
+        """The exact products of the candidates' gradients with one another."""
+        if self.known_rows is not None:
+            return self.known_rows().gram
+        return ident.gram(self.network.loss, self.network.params, self.candidates)
+
+    @functools.cached_property
+    def known_rows(self) -> Callable[[], ident.Rows] | None:
+        """Gives the candidates' gradients where they are kept."""
+        return games.known_rows(self.network, self.candidates)
+
+    def rules(self, asked: Options, images: int, defense: str, method: str = "auto") -> games.Rules:
+        """A game's rules, with the method that is asked for or suits it."""
+        if method == "auto":
+            method = choose_method(defense, asked.candidates, optax.tree.size(self.network.params))
+        return games.Rules(images, method, defense, shortlist=asked.shortlist)
+
+    def play(self, members: Any, rules: games.Rules) -> games.Played:
+        """Plays games among the candidates."""
+        return games.play(self.network, self.pool, members, rules, self.known_rows)
+
+
+def load(name: str, candidates: int) -> Scene:
+    """Loads a victim and the first test images of CIFAR-10."""
+    images = data.load("cifar10", split="test", ids=candidates)
+    normalization = Normalization.of(images.mean, images.std)
+    pool = games.Pool(images.images, images.labels)
+    if "-" in name:
+        victim = checkpoints.load_victim(name)
+    else:
+        model, _, width = name.partition(":")
+        victim = untrained(
+            model, classes=10, width=int(width) if width else None, seed=0, image_shape=(32, 32, 3)
+        )
+    network = games.network(victim.module, victim.variables, normalization)
+    return Scene(name, network, pool, images)
+
+
+class Table:
+    """Rows of one table, kept in a file: each is written as soon as it is there."""
+
+    def __init__(self, asked: Options, name: str):
+        self.path = asked.out / f"{name}.csv"
+        self.rows: list[Row] = []
+        self.used: list[Row] = []  # by this run
+        if self.path.exists():
+            with open(self.path, newline="") as file:
+                self.rows = [{k: _number(v) for k, v in r.items()} for r in csv.DictReader(file)]
+
+    def lacks(self, **key: Any) -> bool:
+        """Whether there is no row of this key yet; where there is, it is used."""
+        found = [r for r in self.rows if all(r[k] == v for k, v in key.items())]
+        self.used += found
+        return not found
+
+    def add(self, row: Row) -> None:
+        """Keeps a row."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if not self.rows:
+                writer.writeheader()
+            writer.writerow(row)
+        self.rows.append(row)
+        self.used.append(row)
+
+    def show(self, *columns: str) -> None:
+        """Prints the rows that were used."""
+        markdown(self.used, columns)
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def with_interval(name: str, share: Share) -> Row:
+    """A share as three columns, which `markdown` prints as one."""
+    return {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
+
+
+def markdown(rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Prints rows as a table."""
+
+    def shown(row, column):
+        value = row[column]
+        if f"{column}_low" in row:
+            return percent(Share(value, row[f"{column}_low"], row[f"{column}_high"], 0))
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    print("\n| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
+    for row in rows:
+        print("| " + " | ".join(shown(row, c) for c in columns) + " |", flush=True)
