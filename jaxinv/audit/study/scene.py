@@ -80,6 +80,11 @@ class Scene:
         return ident.gram(self.network.loss, self.network.params, self.candidates)
 
     @functools.cached_property
+    def root(self) -> Any:
+        """Its root."""
+        return games.root(self.gram)
+
+    @functools.cached_property
     def known_rows(self) -> Callable[[], ident.Rows] | None:
         """Gives the candidates' gradients where they are kept."""
         return games.known_rows(self.network, self.candidates)
