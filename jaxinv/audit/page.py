@@ -232,7 +232,8 @@ def _likeness(found: Audit) -> str:
     def cell(value, name, form):
         if math.isnan(value):
             return "<td>–</td>"
-        mark = " class=best" if value == best[name] and len(measured) > 1 else ""
+        told = any(m[name] != value for m in measured)
+        mark = " class=best" if told and value == best[name] else ""
         return f"<td{mark}>{form.format(value)}</td>"
 
     head = "".join(f"<th>{escape(title)}</th>" for title in ["attack", *(t for _, t, *_ in shown)])
