@@ -21,6 +21,7 @@ from jaxinv.attacks.gradient_matching import step_decay
 from jaxinv.attacks.priors import total_variation
 from jaxinv.client import kinds, updates
 from jaxinv.data import image_prior
+from jaxinv.defenses import DEFENSES
 from jaxinv.engine import trials
 from jaxinv.errors import UserError
 from jaxinv.invert.__main__ import main as command
@@ -97,11 +98,23 @@ def test_recovers_an_image_and_its_label_from_a_gradient(theirs, found):
     assert found.verdict == "matched"
     assert found.sent.kind == "gradient"
     second = theirs.invert(
-        seeds=1, iterations=16, method=jaxinv.GaussNewton(), image_prior=smooth_prior(8)
+        seeds=1,
+        iterations=16,
+        method=jaxinv.GaussNewton(),
+        image_prior=smooth_prior(8),
+        posterior=8,
     )
+    assert second.std.shape == second.best.shape
+    assert 0 < np.median(second.std) < 0.1
     assert second.labels.tolist() == [2]
     assert theirs.psnr(second.best) > theirs.psnr(found.best) + 5
     assert second.verdict == "matched"
+    exact = theirs.invert(
+        seeds=1, iterations=16, method=jaxinv.GaussNewton(), image_prior=smooth_prior(8), polish=2
+    )
+    assert theirs.psnr(exact.best) > theirs.psnr(second.best) + 10
+    assert exact.std is None
+    assert exact.verdict == "matched"
 
 
 def test_weights_and_reversed_differences_give_the_same_image(theirs, found):
@@ -127,7 +140,7 @@ def test_a_wrong_label_does_not_look_like_a_result(theirs):
     [(0.0, "matched"), (0.029, "matched"), (0.1, "partly"), (0.3, "not"), (np.nan, "not")],
 )
 def test_the_verdict_compares_with_the_better_guess(objective, word):
-    assert verdict(objective, Guesses(gray=2.0, mean=1.0, truth=1e-7)) == word
+    assert verdict(objective, Guesses(gray=2.0, mean=1.0, zero=3.0, truth=1e-7)) == word
 
 
 def test_several_updates_are_attacked_at_once(theirs):
@@ -151,6 +164,30 @@ def test_the_head_alone_is_compared_alone(theirs):
     assert found.objectives.min() < 0.2 * found.guesses.gray
     with pytest.raises(UserError, match="the update lacks Dense_0/kernel"):
         theirs.invert({"Conv_0": theirs.update["Conv_0"]})
+
+
+def test_layers_of_zeros_were_not_sent(theirs):
+    """They are left out, as if the head had come alone; and all of the head is asked for."""
+    silent = {"Conv_0": jax.tree.map(jnp.zeros_like, theirs.update["Conv_0"])}
+    found = theirs.invert({**theirs.update, **silent}, iterations=4)
+    alone = theirs.invert({"Dense_0": theirs.update["Dense_0"]}, iterations=4)
+    assert "taken as not sent: Conv_0/bias, Conv_0/kernel" in found.sent.remarks[-1]
+    np.testing.assert_array_equal(found.objectives, alone.objectives)
+    assert found.guesses == alone.guesses
+
+
+def test_signs_never_look_explained(theirs):
+    """An image whose loss is 0 has a small squared distance to an update of small numbers."""
+    signs = DEFENSES["sign"].apply(theirs.update, (), None, None)
+    small = jax.tree.map(lambda x: 1e-4 * x, signs)
+    method = jaxinv.Method(objective="l2", sign="none")
+    settings = {"labels": [2], "method": method, "priors": {}, "iterations": 200}
+    blind = theirs.invert(small, update_kind="gradient", **settings)
+    told = theirs.invert(small, update_kind="gradient", defense="sign", **settings)
+    power = sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(small))
+    for found in (blind, told):
+        assert found.guesses.zero == pytest.approx(power, rel=1e-3)
+        assert found.verdict == "not"
 
 
 @pytest.fixture
@@ -219,6 +256,38 @@ class Normalized(nn.Module):
     def __call__(self, x, train):
         x = nn.BatchNorm(use_running_average=not train)(nn.Conv(4, (3, 3), strides=2)(x))
         return nn.Dense(4)(nn.sigmoid(x).reshape(len(x), -1))
+
+
+def test_statistics_that_are_sent_along_pull_towards_the_batch(theirs, monkeypatch):
+    """The prior is 0 at a batch of those statistics, and asked for by --batch-norm train-shared."""
+    model, gray = Normalized(), jnp.full((1, 8, 8, 2), 0.5)
+    variables = plain(model.init(jax.random.key(0), gray, train=False))
+    loss = client.loss_fn(UserNetwork(model), variables, "train-shared")
+    update, seen = client.gradient(loss, variables["params"], theirs.image, jnp.array([2]))
+    handed = []
+
+    def no_attack(problem, method, numbers, keys, resources):
+        handed.append((problem.targets.statistics, method))
+        raise UserError("enough")
+
+    monkeypatch.setattr(trials, "run", no_attack)
+    settings = {
+        "image_shape": theirs.shape,
+        "method": jaxinv.Method(batch_norm="train-shared"),
+        "priors": {"prior_batch_norm": 0.1},
+    }
+    with pytest.raises(UserError, match="enough"):
+        jaxinv.invert(model, variables, update, statistics=seen["batch_stats"], **settings)
+    statistics, method = handed[0]
+    assert method.priors == ("prior_batch_norm",)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b), statistics, seen)
+    with pytest.raises(UserError, match="train-shared: give the statistics that came with"):
+        jaxinv.invert(model, variables, update, **settings)
+    with pytest.raises(UserError, match="names and shapes of variables"):
+        jaxinv.invert(model, variables, update, statistics={"a": np.ones(3)}, **settings)
+    settings["method"] = jaxinv.Method(batch_norm="train")
+    with pytest.raises(UserError, match="keeps the client's statistics private"):
+        jaxinv.invert(model, variables, update, **settings)
 
 
 def test_batch_norm_in_training_mode_is_simulated(theirs, gray_objective):
@@ -316,6 +385,11 @@ def test_what_needs_the_scale_asks_for_it(theirs):
         ({"method": jaxinv.Method(local=client.Local(2))}, "client_lr: the client takes 2 steps"),
         ({"update_kind": "delta"}, "update_kind=delta: known are auto"),
         ({"precision": "half"}, "precision=half: known are"),
+        ({"posterior": 8}, "posterior: of jaxinv.GaussNewton alone"),
+        ({"polish": 1, "posterior": 8}, "posterior: of an image that is not polished"),
+        ({"polish": 1, "defense": "clip:1"}, "polish: not under a defense that is known"),
+        ({"polish": 1, "method": "analytic"}, "polish: of an attack with iterations"),
+        ({"statistics": {}}, "statistics: are sent where method.batch_norm is train-shared"),
     ],
 )
 def test_settings_that_cannot_be_are_one_line(theirs, settings, message):
@@ -418,6 +492,20 @@ def test_the_command_reads_the_label_and_writes_the_pictures(sent, tmp_path, cap
     with np.load(tmp_path / "out" / "reconstructions.npz") as arrays:
         assert arrays["reconstructions"].shape == (2, 1, 32, 32, 3)
         assert str(arrays["verdict"]) == "not"
+
+
+@pytest.mark.slow
+def test_the_command_draws_error_bars_beside_the_best_image(sent, tmp_path, capsys):
+    flags = ["--victim", "lenet_zhu-tiles", "--attack", "bayes", "--seeds", "1"]
+    flags += ["--iterations", "3", "--cg-iterations", "4", "--posterior", "8", "--out"]
+    assert command(["--update", str(sent[0]), *flags, str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"plan: 1 x 1 trials in groups of .* MiB each", shown)
+    assert "standard deviation of a pixel: median 0." in shown
+    assert (tmp_path / "out" / "std.png").stat().st_size > 1000
+    with np.load(tmp_path / "out" / "reconstructions.npz") as arrays:
+        assert arrays["std"].shape == (1, 32, 32, 3)
+        assert (arrays["std"] > 0).all()
 
 
 OF_TILES = ["--update", "U", "--victim", "lenet_zhu-tiles"]

@@ -246,6 +246,20 @@ def test_bfloat16_and_some_of_the_layers_come_back(sender, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, found, half)
 
 
+def test_statistics_come_back_beside_the_update(sender, tmp_path):
+    path, gradient = tmp_path / "update.npz", sender.gradient(1)
+    sent = {"BatchNorm_0": {"mean": np.arange(3.0), "var": np.ones(3)}}
+    updates.save(path, gradient, sent)
+    jax.tree.map(np.testing.assert_array_equal, updates.load(path, sender.params), gradient)
+    jax.tree.map(np.testing.assert_array_equal, updates.load_statistics(path, sent), sent)
+    wanted = {"BatchNorm_0": {"mean": np.ones(4), "var": np.ones(4)}}
+    with pytest.raises(UserError, match=r"batch_stats/BatchNorm_0/mean \(4,\) is \(3,\)"):
+        updates.load_statistics(path, wanted)
+    updates.save(path, gradient)
+    with pytest.raises(UserError, match=r"BatchNorm_0/mean \(3,\) is not there; .* use train"):
+        updates.load_statistics(path, sent)
+
+
 def bomb(path, name="Conv_0/kernel.npy"):
     """A small file whose one array takes 8 GB."""
     header = io.BytesIO()

@@ -70,6 +70,47 @@ def load(
     Raises:
       UserError: it cannot be read, or is of another network.
     """
+    return _read(path, lambda entries, name: assign(entries, params, uses, name))
+
+
+def load_statistics(path: str | Path, like: PyTree) -> PyTree:
+    """Reads what a client's BatchNorm measured of its batch, which it sent along with its update.
+
+    Args:
+      path: the update's file or folder, which holds them below `batch_stats`.
+      like: the network's running statistics, a tree of dicts.
+
+    Raises:
+      UserError: it cannot be read, or holds no such statistics.
+    """
+    expected = {key: leaf.shape for key, leaf in names_of(like).items()}
+
+    def place(entries, name):
+        front = "batch_stats/"
+        flat = {key.replace(".", "/"): entry for key, entry in entries.items()}
+        own = {k.removeprefix(front): entry for k, entry in flat.items() if k.startswith(front)}
+        for key, shape in expected.items():
+            if key not in own or own[key].shape != shape:
+                found = f"is {own[key].shape}" if key in own else "is not there"
+                raise UserError(
+                    f"{name}: --batch-norm train-shared: {front}{key} {shape} {found}; of "
+                    "statistics that the client kept private use train"
+                )
+        return _tree({key: own[key].read() for key in expected}, like)
+
+    return _read(path, place)
+
+
+def _read(path: str | Path, use: Callable[[dict[str, "Entry"], str], PyTree]) -> PyTree:
+    """Opens a file or folder and makes something of its arrays.
+
+    Args:
+      path: what is opened.
+      use: (arrays by name, the file in words) -> what is wanted of them.
+
+    Raises:
+      UserError: it cannot be read, or `use` refuses it.
+    """
     path, name = Path(path), f"--update {path}"
     try:
         if path.is_dir():
@@ -78,7 +119,7 @@ def load(
             entries = _safetensors(path)
         else:
             entries = _npz(path)
-        return assign(entries, params, uses, name)
+        return use(entries, name)
     except UserError as error:
         text = str(error)
         raise UserError(text if text.startswith(name) else f"{name}: {text}") from None
@@ -87,9 +128,10 @@ def load(
         raise UserError(f"{name}: cannot be read as {FORMATS} ({reason})") from None
 
 
-def save(path: str | Path, update: PyTree) -> None:
-    """Writes an update as the .npz that `load` reads."""
-    np.savez(path, **names_of(update))
+def save(path: str | Path, update: PyTree, statistics: PyTree = None) -> None:
+    """Writes an update, and the statistics that are sent along, as the .npz that `load` reads."""
+    along = {f"batch_stats/{name}": x for name, x in names_of(statistics).items()}
+    np.savez(path, **names_of(update), **along)
 
 
 def names_of(tree: PyTree) -> dict[str, np.ndarray]:

@@ -20,11 +20,15 @@ def _sign(update, strengths, key, scene):
 
 
 def _soft_sign(update, strengths, shared):
-    """What a sign is on average where an entry is uncertain by its leaf's mean magnitude."""
+    """What a sign is on average where an entry is uncertain by its leaf's mean magnitude.
+
+    In the size that was sent, which a squared distance compares too.
+    """
+    size = optax.tree.norm(shared, ord=1) / optax.tree.size(shared)
 
     def soft(x):
         scale = lax.stop_gradient(jnp.abs(x).mean()) + 1e-30
-        return jax.scipy.special.erf(x / (math.sqrt(2) * scale))
+        return size * jax.scipy.special.erf(x / (math.sqrt(2) * scale))
 
     return jax.tree.map(soft, update)
 

@@ -4,7 +4,8 @@
 
 The server's view: nobody knows the truth, and the seeds are ranked by how well their updates
 match. Says how well that is, beside images that anyone could guess. Writes the best ones as
-`reconstructions.png`, and all as `reconstructions.npz`.
+`reconstructions.png`, and all as `reconstructions.npz`; with `--posterior` each pixel's standard
+deviation as `std.png`.
 """
 
 import functools
@@ -58,6 +59,9 @@ def run(asked: requests.Inverting, cell: schema.Cell) -> None:
         victim.variables["params"],
         functools.partial(parameters_in_order, victim.module, victim.variables, info.image_shape),
     )
+    statistics = None
+    if cell.batch_norm == "train-shared" and "batch_stats" in victim.variables:
+        statistics = updates.load_statistics(asked.update, victim.variables["batch_stats"])
     runtime.use_compilation_cache()
     runtime.use_all_cores()
     runtime.check_precision(cell.precision)
@@ -72,6 +76,11 @@ def run(asked: requests.Inverting, cell: schema.Cell) -> None:
     else:
         method = cell.make_attack(len(info.classes), ()).replace(defense=())
         priors = {name: getattr(cell, name) for name in method.priors}
+
+    def say(line):
+        """Prints a line as it is, whatever a name in it holds."""
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     with runtime.progress_bar(console) as bar:
         task = bar.add_task(f"{asked.seeds} seeds", total=cell.iterations)
         found = invert(
@@ -83,6 +92,7 @@ def run(asked: requests.Inverting, cell: schema.Cell) -> None:
             std=info.std,
             labels=cell.labels if asked.classes is None else asked.classes,
             images=cell.images,
+            statistics=statistics,
             update_kind=asked.update_kind,
             client_lr=asked.client_lr,
             defense=cell.defense,
@@ -93,14 +103,38 @@ def run(asked: requests.Inverting, cell: schema.Cell) -> None:
             method=method,
             image_prior=prior,
             annealing={name: getattr(cell, name) for name in ANNEALING},
+            polish=cell.polish,
+            posterior=cell.posterior,
             precision=cell.precision,
             memory=asked.memory,
             progress=lambda steps, psnr: bar.update(task, completed=steps),
+            announce=lambda plan: say(f"plan: 1 x {asked.seeds} trials in {plan}"),
         )
     if np.isnan(found.objectives).all():
         raise UserError("--lr: no seed stayed finite; lower it, or keep --box true")
     order = np.argsort(found.objectives)  # NaN comes last
     names = [info.classes[label] for label in found.labels]
+    _write(folder, found, order[:SHOWN])
+    for remark in found.sent.remarks:
+        say(f"update: {remark}")
+    say(f"labels: {', '.join(names)}")
+    best, median = found.objectives[order[0]], np.nanmedian(found.objectives)
+    say(f"objective: best {best:.3g}, median {median:.3g} of {asked.seeds} seeds")
+    say(beside(found))
+    say(SENTENCES[found.verdict])
+    if found.std is not None:
+        say(f"standard deviation of a pixel: median {np.median(found.std):.2g} of its range")
+    elif cell.posterior:
+        say("standard deviations: one trial of them does not fit the memory")
+    say(f"pictures: {folder / 'reconstructions.png'}")
+
+
+def _write(folder: Path, found: Inversion, shown: np.ndarray) -> None:
+    """Writes arrays and pictures.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
     arrays = {
         "reconstructions": found.reconstructions,
         "objectives": found.objectives,
@@ -108,26 +142,26 @@ def run(asked: requests.Inverting, cell: schema.Cell) -> None:
         "guesses": np.array(found.guesses),
         "verdict": np.array(found.verdict),
     }
+    if found.std is not None:
+        arrays["std"] = found.std
     try:
         files.write_file(folder / "reconstructions.npz", lambda f: np.savez_compressed(f, **arrays))
-        style.save(draw(found, order[:SHOWN]), folder / "reconstructions", ("png",))
+        style.save(draw(found, shown), folder / "reconstructions", ("png",))
+        if found.std is not None:
+            style.save(draw_std(found), folder / "std", ("png",))
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UserError(f"--out {folder}: cannot be written ({reason})") from None
-    for remark in found.sent.remarks:
-        console.print(f"update: {remark}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"labels: {', '.join(names)}", markup=False, soft_wrap=True)
-    console.print(f"objective: best {found.objectives[order[0]]:.3g}", end=", ")
-    console.print(f"median {np.nanmedian(found.objectives):.3g} of {asked.seeds} seeds")
-    console.print(beside(found), soft_wrap=True)
-    console.print(SENTENCES[found.verdict], soft_wrap=True)
-    console.print(f"pictures: {folder / 'reconstructions.png'}", markup=False, soft_wrap=True)
 
 
 def beside(found: Inversion) -> str:
     """The objectives that the best seed's is to be compared with."""
-    gray, mean, truth = found.guesses
-    return f"beside it: a gray image {gray:.3g}, the mean image {mean:.3g}, the truth {truth:.1g}"
+    gray, mean, zero, truth = found.guesses
+    nothing = f", an update of zeros {zero:.3g}" if np.isfinite(zero) else ""
+    return (
+        f"beside it: a gray image {gray:.3g}, the mean image {mean:.3g}{nothing}, "
+        f"the truth {truth:.1g}"
+    )
 
 
 @style.styled
@@ -138,6 +172,22 @@ def draw(found: Inversion, seeds: np.ndarray) -> Figure:
     for axes, seed in zip(figure.subplots(1, len(seeds), squeeze=False)[0], seeds):
         axes.imshow(tile(found.reconstructions[seed]).squeeze(), cmap="gray", vmin=0, vmax=1)
         axes.set_title(f"{found.objectives[seed]:.2g}", fontsize=9)
+        axes.set_axis_off()
+    return figure
+
+
+@style.styled
+def draw_std(found: Inversion) -> Figure:
+    """Draws the best images beside each pixel's standard deviation, its mean over the channels."""
+    figure = Figure(figsize=(5.4, 2.6), layout="constrained")
+    best, spread = figure.subplots(1, 2)
+    best.imshow(tile(found.best).squeeze(), cmap="gray", vmin=0, vmax=1)
+    best.set_title("best seed", fontsize=9)
+    shown = tile(found.std).mean(axis=-1)
+    colors = spread.imshow(shown, cmap="magma", vmin=0, interpolation="none")
+    spread.set_title("standard deviation", fontsize=9)
+    figure.colorbar(colors, ax=spread)
+    for axes in (best, spread):
         axes.set_axis_off()
     return figure
 

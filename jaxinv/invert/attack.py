@@ -1,39 +1,50 @@
 """Attack the updates of a network of your own: what `jaxinv.invert` does.
 
-Everything that a user can get wrong is checked here, before anything compiles; then the loop of all
-attacks runs on what was sent, without a truth.
+Everything that a user can get wrong is checked before anything compiles (`checks.py`); then what
+was sent goes through the assembly of all attacks, without a truth.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxinv import defenses
-from jaxinv.attacks import CLOSED_FORM
+from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gauss_newton import GaussNewton
-from jaxinv.attacks.gradient_matching import RATES, Method, check, may_drop_gradients
+from jaxinv.attacks.gradient_matching import RATES, Method, may_drop_gradients
 from jaxinv.attacks.gram import choose_rule
 from jaxinv.attacks.labels import LABELS, infer
-from jaxinv.attacks.priors import PRIORS, Prior, needing
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.client import kinds, updates
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, load_prior
 from jaxinv.defenses.base import Defense, PublicFacts
 from jaxinv.engine import planner, trials
-from jaxinv.engine.closed_form import recover
+from jaxinv.engine.assembly import Cast, ClosedForm, Work, attack_targets
 from jaxinv.engine.targets import seed_keys
 from jaxinv.errors import UserError
+from jaxinv.invert.checks import (
+    as_network,
+    as_variables,
+    check_finish,
+    check_method,
+    check_positive,
+    check_priors,
+    check_scale,
+    count_classes,
+    given_labels,
+    of_batch_norm,
+    of_network,
+)
 from jaxinv.invert.verdict import Guesses, guesses, verdict
 from jaxinv.machine import runtime
-from jaxinv.networks.inspect import classifier_path, find_classifier
-from jaxinv.networks.user import UserNetwork, output_shape, plain
+from jaxinv.networks.inspect import Classifier, classifier_path, find_classifier
+from jaxinv.networks.user import UserNetwork, plain
 from jaxinv.types import Normalization, PyTree, Target, named
 
 # The numbers of a second-order attack where none are given.
@@ -56,6 +67,8 @@ class Inversion(NamedTuple):
     trace_objectives: Float[np.ndarray, "point seed"]
     guesses: Guesses  # objectives of images that say nothing, and the truth's expected one
     sent: kinds.Received  # how the update was read
+    # Of the posterior around the best seed's images, in pixels: each one's standard deviation.
+    std: Float[np.ndarray, "batch height width channel"] | None = None
 
     @property
     def best(self) -> Float[np.ndarray, "batch height width channel"]:
@@ -78,12 +91,12 @@ class Inversion(NamedTuple):
 def invert(model: Any, variables: PyTree, update: PyTree, **settings: Any) -> Inversion:
     """Reconstructs the images behind one update, from many random seeds at once.
 
-    As `invert_all`, with the labels of this one update.
+    As `invert_all`, with the labels and statistics of this one update.
     """
-    labels = settings.pop("labels", None)
-    if labels is not None and not isinstance(labels, str):
-        labels = [labels]
-    return invert_all(model, variables, [update], labels=labels, **settings)[0]
+    for name in ("labels", "statistics"):
+        if settings.get(name) is not None and not isinstance(settings[name], str):
+            settings[name] = [settings[name]]
+    return invert_all(model, variables, [update], **settings)[0]
 
 
 def invert_all(
@@ -94,6 +107,7 @@ def invert_all(
     image_shape: tuple[int, int, int],
     labels: Sequence[Any] | str | None = None,
     images: int = 1,
+    statistics: Sequence[PyTree] | None = None,
     update_kind: str = kinds.AUTO,
     client_lr: float | None = None,
     loss: Callable[[Array, Array], Array] | None = None,
@@ -107,9 +121,12 @@ def invert_all(
     defense: str | Defense | Callable[[PyTree], PyTree] = defenses.NONE,
     image_prior: ImagePrior | None = None,
     annealing: Mapping[str, float] = ANNEALING,
+    polish: int = 0,
+    posterior: int = 0,
     precision: str = "float32",
     memory: float | None = None,
     progress: Callable[[int, float], None] = lambda steps, psnr: None,
+    announce: Callable[[str], None] = lambda plan: None,
 ) -> list[Inversion]:
     """Reconstructs the images behind updates of one network, targets x seeds in one compiled loop.
 
@@ -125,6 +142,8 @@ def invert_all(
         or the rule (`attacks.labels.LABELS`) by which they are read off it; or "joint", found
         beside the images; None for idlg of one image, else counts.
       images: how many images an update is of, where no labels are given.
+      statistics: for each update what the client's BatchNorm layers measured of its batch, shaped
+        like `variables["batch_stats"]`, where `method.batch_norm` is "train-shared".
       update_kind: what was sent (`client.kinds.KINDS`), or "auto".
       client_lr: the client's learning rate: asked for where it took several steps, and where the
         scale of a difference of parameters is needed.
@@ -141,9 +160,13 @@ def invert_all(
         `Defense`, or a function of an update.
       image_prior: of a second-order attack (`jaxinv.data.image_prior`); None: natural photographs.
       annealing: numbers of a second-order attack (`gauss_newton.Numbers`).
+      polish: steps of Levenberg-Marquardt in float64 that follow the attack; of smooth networks.
+      posterior: draws that give each pixel of the best images of `jaxinv.GaussNewton` a standard
+        deviation (`Inversion.std`); 0 for none.
       precision: of the arithmetic, one of `runtime.PRECISIONS`.
       memory: GiB that may be taken, of an accelerator on each; None takes nearly all there is.
       progress: called with the steps done, and nan.
+      announce: called with the plan in a line: trials at once, and the memory that they take.
 
     Returns:
       For each update every seed's reconstruction and objective, and how good that is.
@@ -154,208 +177,237 @@ def invert_all(
 
     References: Geiping et al. 2020, arXiv 2003.14053.
     """
-    closed_form = CLOSED_FORM.get(method) if isinstance(method, str) else None
-    if isinstance(method, str):
-        if closed_form is None:
-            known = ", ".join(CLOSED_FORM)
-            raise UserError(f"method={method}: give a Method, or a closed form: {known}")
-        method, priors, iterations = Method(priors=()), {}, 1
-    if isinstance(method, Method):
-        check(method)
-    if method.defense:
-        raise UserError("method.defense: give it as defense=, with its strengths")
-    if precision not in runtime.PRECISIONS:
-        raise UserError(f"precision={precision}: known are {', '.join(runtime.PRECISIONS)}")
-    _check_positive(
+    check_positive(
         seeds=seeds, iterations=iterations, lr=lr, memory=memory, client_lr=client_lr, images=images
     )
-    height, width, channels = map(int, image_shape)
-    image_shape = height, width, channels
-    network = _as_network(model, loss)
-    variables = _as_variables(network, variables)
-    priors = {prior: weight for prior, weight in _checked(priors, variables).items() if weight > 0}
-    second_order = isinstance(method, SecondOrder)
-    if second_order:
-        lr, priors = 1.0, {}
-        image_prior = image_prior or _photographs(image_shape, mean, std)
-    sent = [_of_network(variables["params"], plain(update)) for update in sent]
-    classes = _classes(network, variables, image_shape, method.batch_norm)
-    own = _attacked(variables, sent)
-
+    attack, closed_form = check_method(method, precision)
     chain, strengths = _defense(defense)
-    classifier = None
-    if isinstance(network, UserNetwork) and loss is None:
-        classifier = find_classifier(network, variables, image_shape)
-    labels = ("idlg" if images == 1 else "counts") if labels is None else labels
-    given = None if isinstance(labels, str) else _given_labels(labels, len(sent), classes, loss)
-    images = images if given is None else given.shape[1]
-    steps = method.local.steps(images)
-    if images % (method.local.batch or 1):
-        raise UserError(f"method.local.batch={method.local.batch}: does not divide the images")
-    if steps > 1 and client_lr is None:
-        raise UserError(f"client_lr: the client takes {steps} steps; give its learning rate")
-    if closed_form and (steps > 1 or len(own["params"]) < len(variables["params"])):
-        raise UserError("method: a closed form is of one gradient of all layers")
-    shared = [
-        kinds.understand(
-            update,
-            own["params"],
-            update_kind,
-            images=images,
-            steps=steps,
-            rate=client_lr,
-            classifier=None if chain else classifier,
-            params=variables["params"],
-            name="update" if len(sent) == 1 else f"update {number}",
-        )
-        for number, update in enumerate(sent)
-    ]
-    any_scale = second_order or chain
-    _check_scale("method.objective=l2", any_scale or method.objective != "l2", shared)
-    if given is None:
-        method, given = _read_labels(
-            labels,
-            network,
-            variables,
-            [one.gradient for one in shared],
-            image_shape,
-            images,
-            steps,
-            classes,
-            method,
-            shared,
-        )
-    if not second_order and closed_form is None:
-        method = _with_priors(method, priors, network, variables, image_shape, steps, chain)
+    check_finish(polish, posterior, attack, closed_form, bool(chain))
+    victim = _victim(model, variables, loss, image_shape, attack.batch_norm)
+    second_order = isinstance(attack, SecondOrder)
+    weights = check_priors(priors, victim.variables, attack.batch_norm)
+    if second_order or closed_form is not None:
+        weights = {}
+    if second_order:
+        image_prior = image_prior or _photographs(victim.image_shape, mean, std)
+    trees = [of_network(victim.variables["params"], plain(update)) for update in sent]
+    measured = of_batch_norm(attack.batch_norm, statistics, victim.variables, len(sent))
+
+    rule = labels if isinstance(labels, str) else None
+    if labels is None:
+        rule = "idlg" if images == 1 else "counts"
+    if rule is None:
+        known = given_labels(labels, len(sent), victim.classes, loss)
+        images = known.shape[1]
+    client = _client(update_kind, client_lr, images, attack, chain)
+    received, own = _receive(trees, victim, client, whole=closed_form is not None)
+    any_scale = second_order or bool(chain)
+    check_scale("method.objective=l2", any_scale or attack.objective != "l2", received)
+    if rule is not None:
+        attack, known = _read_labels(rule, victim, client, received, attack)
+    if isinstance(attack, Method) and closed_form is None:
+        attack = _with_priors(attack, weights, victim, client)
     if chain:
-        method = method.replace(defense=chain)
+        attack = attack.replace(defense=chain)
+    targets = _Targets(
+        victim,
+        own,
+        received,
+        known,
+        _observed(measured, weights, victim.variables, len(sent)),
+        chain,
+        strengths,
+        Normalization(*(_of_channels(x, victim.image_shape) for x in (mean, std))),
+        image_prior,
+    )
+    rate = RATES.get(attack.optimizer, 0.1) if lr is None and isinstance(attack, Method) else lr
+    settings = {"lr": rate or 1.0, "iterations": iterations, "client_lr": client_lr or 1.0}
+    settings = {**ANNEALING, **annealing, **weights, **settings}
+    of_targets = attack if closed_form is None else ClosedForm(closed_form.find, attack.objective)
+    work = Work(of_targets, settings, precision, polish, posterior)
+    resources = functools.partial(
+        trials.Resources, memory=planner.memory_limit(memory), progress=progress, announce=announce
+    )
+    keys = seed_keys(range(len(sent)), range(seeds))
+    result, extras = attack_targets(targets.problem, work, keys, resources)
+    return _inversions(targets, attack, work, result, extras)
 
-    rate = RATES.get(method.optimizer, 0.1) if lr is None and not second_order else lr
-    settings = {"lr": rate, "iterations": iterations, "client_lr": client_lr or 1.0}
-    with runtime.arithmetic(precision) as cast:
 
-        def of_channels(x):
-            return np.broadcast_to(np.asarray(x, np.float64), image_shape[-1:])
-
-        normalization = Normalization(of_channels(mean), of_channels(std))
-        update = jax.tree.map(lambda *x: np.stack(x), *(one.gradient for one in shared))
-        target = cast(Target(update, given, _statistics(priors, variables, len(sent))))
-        if chain:
-            facts = PublicFacts(_path(chain, network, variables, image_shape), images)
-            numbers_of = cast(jax.tree.map(np.float64, strengths))
-
-            def tell(one):
-                return defenses.adapt(chain, numbers_of, one, facts)
-
-            target = target._replace(defense_knowledge=jax.vmap(tell)(target.update))
-        problem = trials.Problem(
-            network, image_shape, *cast((own,)), target, None, *cast((normalization, image_prior))
+def _inversions(
+    targets: "_Targets",
+    attack: Attack,
+    work: Work,
+    result: trials.Result,
+    extras: Mapping[str, np.ndarray] | None,
+) -> list[Inversion]:
+    """What came of each update, beside what anyone could guess."""
+    objective = np.where(result.finite, np.asarray(result.objective), np.inf)
+    best = objective.argmin(axis=1)
+    labels = np.asarray(result.labels)[np.arange(len(best)), best]
+    with runtime.arithmetic(work.precision) as cast:
+        beside = guesses(
+            targets.problem(cast),
+            attack,
+            work.settings["client_lr"],
+            labels,
+            max(one.rounding for one in targets.received),
+            any_scale=work.polish > 0 or getattr(attack, "any_scale", False),
         )
-        keys = seed_keys(range(len(sent)), range(seeds))
-        if closed_form is not None:
-            result = recover(problem, closed_form, method.objective, keys)
-        else:
-            plan = planner.first_plan(
-                own["params"], len(sent), seeds, images, whole=bool(needing("seeds", priors))
-            )
-            numbers = method.numbers(seeds, {**ANNEALING, **annealing, **priors, **settings})
-            limit = planner.memory_limit(memory)
-            result = trials.run(
-                problem, method, cast(numbers), keys, trials.Resources(plan, limit, progress)
-            )
-        rounding = max(one.rounding for one in shared)
-        objective = np.where(result.finite, np.asarray(result.objective), np.inf)
-        best = objective.argmin(axis=1)
-        found = np.asarray(result.labels)[np.arange(len(best)), best]
-        beside = guesses(problem, method, settings, found, rounding)
     return [
         Inversion(
             np.asarray(result.pixels[row]),
             np.where(np.isfinite(objective[row]), objective[row], np.nan),
-            found[row],
+            labels[row],
             np.asarray(result.trace.step),
             np.asarray(result.trace.objective[:, row]),
             beside[row],
-            shared[row],
+            targets.received[row],
+            extras["std"][row] if extras else None,
         )
-        for row in range(len(sent))
+        for row in range(len(labels))
     ]
 
 
-def _as_network(model: Any, loss: Callable | None) -> Any:
-    """Anyone's network or loss function as the loop takes it: hashable, with one way to call it."""
-    if isinstance(model, nn.Module | nnx.Module):
-        return UserNetwork(model, loss)
-    if loss is not None:
-        raise UserError("loss: of a module's outputs; a function in place of one is a loss itself")
-    if isinstance(model, type) or not callable(model):
-        raise UserError(
-            "model: must be a module of Flax (an instance), or a function loss(params, images, "
-            "labels)"
+class _Victim(NamedTuple):
+    """The network that the updates are of."""
+
+    network: Any  # as the loop takes it
+    variables: PyTree
+    image_shape: tuple[int, int, int]
+    classes: int | None  # None of a loss function, or where its outputs are no row
+    classifier: Classifier | None  # under the cross-entropy, where one layer makes the logits
+
+
+class _Client(NamedTuple):
+    """What is known of the clients."""
+
+    update_kind: str
+    rate: float | None
+    images: int
+    steps: int
+    chain: tuple  # of its defenses
+
+
+class _Targets(NamedTuple):
+    """What is attacked: all of it in double precision."""
+
+    victim: _Victim
+    variables: PyTree  # with the layers that were sent apart from constant ones
+    received: list[kinds.Received]
+    labels: np.ndarray  # [update, image, ...]
+    statistics: PyTree  # of BatchNorm, [update, ...]; () where none are compared
+    chain: tuple  # of the client's defenses, as far as they are known
+    strengths: tuple
+    normalization: Normalization
+    image_prior: ImagePrior | None
+
+    def problem(self, cast: Cast) -> trials.Problem:
+        """All targets in one precision."""
+        update = jax.tree.map(lambda *x: np.stack(x), *(one.gradient for one in self.received))
+        target = cast(Target(update, self.labels, self.statistics))
+        if self.chain:
+            strengths = cast(jax.tree.map(np.float64, self.strengths))
+            facts = PublicFacts(_path(self.chain, self.victim), self.labels.shape[1])
+
+            def tell(update):
+                return defenses.adapt(self.chain, strengths, update, facts)
+
+            target = target._replace(defense_knowledge=jax.vmap(tell)(target.update))
+        return trials.Problem(
+            self.victim.network,
+            self.victim.image_shape,
+            *cast((self.variables,)),
+            target,
+            None,
+            *cast((self.normalization, self.image_prior)),
         )
-    try:
-        hash(model)
-    except TypeError:
-        return lambda params, images, labels: model(params, images, labels)
-    return model
 
 
-def _as_variables(network: Any, variables: Any) -> PyTree:
-    """The variables as dicts of arrays."""
-    if variables is None and isinstance(network, UserNetwork) and network.holds_parameters:
-        return network.variables()
-    if not isinstance(variables, Mapping) or "params" not in variables:
-        raise UserError('variables: must hold "params", as returned by model.init')
-    return plain(variables)
+def _victim(
+    model: Any,
+    variables: PyTree,
+    loss: Callable | None,
+    image_shape: Sequence[int],
+    batch_norm: str,
+) -> _Victim:
+    """Anyone's network, checked."""
+    height, width, channels = map(int, image_shape)
+    shape = height, width, channels
+    network = as_network(model, loss)
+    variables = as_variables(network, variables)
+    classes, classifier = count_classes(network, variables, shape, batch_norm), None
+    if isinstance(network, UserNetwork) and loss is None:
+        classifier = find_classifier(network, variables, shape)
+    return _Victim(network, variables, shape, classes, classifier)
 
 
-def _classes(
-    network: Any, variables: PyTree, image_shape: tuple[int, int, int], batch_norm: str
-) -> int | None:
-    """The number of a module's outputs; None of a loss function, or where it is no row of them."""
-    if batch_norm == "train-shared":
-        raise UserError(
-            "method.batch_norm=train-shared: statistics are no part of an update; use train"
-        )
-    if not isinstance(network, UserNetwork):
-        if batch_norm != "eval":
-            raise UserError("method.batch_norm: a loss function decides that itself; use eval")
-        return None
-    training = batch_norm != "eval"
-    if training and "batch_stats" not in variables and not network.holds_parameters:
-        raise UserError(f"method.batch_norm={batch_norm}: the model has no BatchNorm; use eval")
-    shape = output_shape(network, variables, image_shape, training)
-    if len(shape) != 2 and network.loss is None:
-        raise UserError(
-            f"model: its outputs for two images are {shape}, no logits [image, class]; give a loss "
-            "of them, or a function loss(params, images, labels)"
-        )
-    return shape[1] if len(shape) == 2 else None
+def _client(
+    update_kind: str, rate: float | None, images: int, method: Attack, chain: tuple
+) -> _Client:
+    """What the clients did, checked."""
+    batch, steps = method.local.batch, method.local.steps(images)
+    if images % (batch or 1):
+        raise UserError(f"method.local.batch={batch}: does not divide the images")
+    if steps > 1 and rate is None:
+        raise UserError(f"client_lr: the client takes {steps} steps; give its learning rate")
+    if steps > 1 and method.batch_norm == "train-shared":
+        raise UserError("method.batch_norm=train-shared: statistics of one step; leave local out")
+    return _Client(update_kind, rate, images, steps, chain)
 
 
-def _of_network(params: PyTree, update: PyTree) -> PyTree:
-    """Checks that an update is shaped like the parameters, or some of them.
+def _receive(
+    trees: Sequence[PyTree], victim: _Victim, client: _Client, whole: bool
+) -> tuple[list[kinds.Received], PyTree]:
+    """Reads what was sent as gradients.
 
-    Raises:
-      UserError: a leaf has no place or another shape.
+    Args:
+      trees: shaped like the parameters or some of them.
+      victim, client: whose they are.
+      whole: whether they must be one gradient of all layers.
+
+    Returns:
+      The gradients, and the variables with the layers that were sent apart from constant ones.
     """
-    expected = {name: leaf.shape for name, leaf in updates.names_of(params).items()}
-    leaves = updates.names_of(update)
-    wrong = [name for name in leaves if name not in expected]
-    if wrong or not leaves:
-        raise UserError(
-            "update: its names and shapes must be those of variables['params'], or some of them; "
-            f"there is no {wrong[0] if wrong else 'array in it'} among {', '.join(expected)[:300]}"
+    own, params = _attacked(victim.variables, trees), victim.variables["params"]
+    if whole and (client.steps > 1 or len(own["params"]) < len(params)):
+        raise UserError("method: a closed form is of one gradient of all layers")
+    received = [
+        kinds.understand(
+            tree,
+            own["params"],
+            client.update_kind,
+            images=client.images,
+            steps=client.steps,
+            rate=client.rate,
+            classifier=None if client.chain else victim.classifier,
+            params=params,
+            name="update" if len(trees) == 1 else f"update {number}",
         )
-    for name, leaf in leaves.items():
-        if leaf.shape != expected[name]:
-            raise UserError(
-                f"update: its names and shapes must be those of variables['params']; {name} is "
-                f"{leaf.shape}, the network's {expected[name]}"
-            )
-    if len(leaves) < len(expected) and not isinstance(params, dict):
-        raise UserError("update: parts of the parameters can be sent of a tree of dicts alone")
-    return update
+        for number, tree in enumerate(trees)
+    ]
+    if isinstance(params, dict) and not whole and not client.chain:
+        received = _without_zeros(received)
+        own = _attacked(victim.variables, [one.gradient for one in received])
+    return received, own
+
+
+def _without_zeros(received: list[kinds.Received]) -> list[kinds.Received]:
+    """Leaves out what is zero in all updates: a client sends that for layers which it keeps."""
+    zeros = [
+        {name for name, x in updates.names_of(one.gradient).items() if not x.any()}
+        for one in received
+    ]
+    silent = set.intersection(*zeros)
+    if not silent:
+        return received
+    remark = f"zero everywhere, taken as not sent: {', '.join(sorted(silent))}"
+    return [
+        one._replace(
+            gradient=_only(one.gradient, lambda name: name not in silent),
+            remarks=(*one.remarks, remark),
+        )
+        for one in received
+    ]
 
 
 def _attacked(variables: PyTree, sent: Sequence[PyTree]) -> PyTree:
@@ -386,92 +438,44 @@ def _only(tree: PyTree, wanted: Callable[[str], bool], front: str = "") -> PyTre
     return kept
 
 
-def _given_labels(
-    given: Sequence[Any], count: int, classes: int | None, loss: Callable | None
-) -> np.ndarray:
-    """Labels [update, image, ...]: classes of the network, distributions, or what a loss takes.
-
-    Raises:
-      UserError: they are not one set for each update, or no classes of the network.
-    """
-    if len(given) != count:
-        raise UserError(f"labels: {len(given)} for {count} updates; give each its own")
-    try:
-        labels = np.stack([np.atleast_1d(np.asarray(own)) for own in given])
-    except ValueError:
-        raise UserError("labels: all updates must be of as many images") from None
-    whole = np.issubdtype(labels.dtype, np.integer)
-    if not whole and not np.issubdtype(labels.dtype, np.floating):
-        raise UserError(f"labels: {labels.dtype} is neither a class nor a number")
-    if classes is not None and loss is None:
-        if labels.ndim == 2 and whole and not ((labels >= 0) & (labels < classes)).all():
-            wrong = labels[(labels < 0) | (labels >= classes)].flat[0]
-            raise UserError(
-                f"labels: {wrong} is no class; the network has {classes}, from 0 to {classes - 1}"
-            )
-        if labels.ndim == 2 and not whole:
-            raise UserError("labels: classes are whole numbers; of another target give the loss")
-        if labels.ndim > 2 and labels.shape[2:] != (classes,):
-            raise UserError(
-                f"labels: distributions over {classes} classes are wanted, not {labels.shape[2:]}"
-            )
-    return labels.astype(np.int32 if whole and labels.ndim == 2 else np.float32)
-
-
 def _read_labels(
-    rule, network, variables, gradients, image_shape, images, steps, classes, method, shared
-):
+    rule: str, victim: _Victim, client: _Client, received: Sequence[kinds.Received], method: Attack
+) -> tuple[Attack, np.ndarray]:
     """Labels by a rule, [update, image]; or the method that finds them beside the images."""
-    rules = [name for name in LABELS if name != "known"]
+    rules, network = [name for name in LABELS if name != "known"], victim.network
     if not isinstance(network, UserNetwork) or network.loss is not None:
         raise UserError(f"labels={rule}: cannot be read under a loss of your own; give them")
     if rule == "joint":
         if not hasattr(method, "classes"):
             raise UserError("labels=joint: not with this method; give them, or a rule")
-        return method.replace(classes=classes), np.zeros((len(gradients), images), np.int32)
+        found = np.zeros((len(received), client.images), np.int32)
+        return method.replace(classes=victim.classes), found
     if rule not in rules:
         raise UserError(f"labels={rule}: give them, joint, or one of {', '.join(rules)}")
-    if rule == "idlg" and images > 1:
+    if rule == "idlg" and client.images > 1:
         raise UserError("labels=idlg: reads one label; use counts, or give them")
-    _check_scale(f"labels={rule}", rule not in NEED_SCALE, shared)
-    read = jax.jit(
-        lambda variables, update: infer(
-            rule, network, variables, update, image_shape, images, steps
-        )
-    )
+    check_scale(f"labels={rule}", rule not in NEED_SCALE, received)
+
+    @jax.jit
+    def read(variables, update):
+        shape = victim.image_shape
+        return infer(rule, network, variables, update, shape, client.images, client.steps)
 
     def single(tree):
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
 
-    return method, np.stack([np.asarray(read(variables, single(g))) for g in gradients])
+    found = [np.asarray(read(victim.variables, single(one.gradient))) for one in received]
+    return method, np.stack(found)
 
 
-def _check_scale(setting: str, holds: bool, shared: Sequence[kinds.Received]) -> None:
-    """Refuses updates of unknown scale to what needs it."""
-    for one in shared:
-        if not holds and not one.scaled:
-            found = f" ({one.remarks[-1]})" if one.remarks else ""
-            raise UserError(
-                f"{setting}: needs the update's scale, which is not known{found}; say update_kind: "
-                "gradient, summed-gradient, or of a difference of parameters client_lr too"
-            )
-
-
-def _with_priors(
-    method: Method,
-    priors: Mapping,
-    network: Any,
-    variables: PyTree,
-    image_shape: tuple[int, ...],
-    steps: int,
-    chain: tuple,
-) -> Method:
+def _with_priors(method: Method, priors: Mapping, victim: _Victim, client: _Client) -> Method:
     """The method with its priors, and what follows from them for the program."""
     classifier = ()
     if "prior_features" in priors:
-        classifier = classifier_path(network, variables, jnp.zeros((1, *image_shape)))
+        image = jnp.zeros((1, *victim.image_shape))
+        classifier = classifier_path(victim.network, victim.variables, image)
     method = method.replace(priors=tuple(priors), classifier=classifier)
-    if not may_drop_gradients(priors, steps, chain):
+    if not may_drop_gradients(priors, client.steps, client.chain):
         return method.replace(gram=None)
     return method if method.gram else method.replace(gram=choose_rule("auto", method.objective))
 
@@ -490,51 +494,32 @@ def _defense(defense: Any) -> tuple[tuple, tuple]:
     return (defense,), ((),)
 
 
-def _path(chain, network, variables, image_shape):
+def _path(chain: tuple, victim: _Victim) -> tuple[str, ...]:
     """Where the classifier is, for a defense that asks."""
     if not any(named(defenses.DEFENSES, name).tells_classifier for name in chain):
         return ()
-    return classifier_path(network, variables, jnp.zeros((1, *image_shape)))
+    image = jnp.zeros((1, *victim.image_shape))
+    return classifier_path(victim.network, victim.variables, image)
 
 
-def _statistics(priors: Mapping, variables: PyTree, count: int) -> PyTree:
-    """The running statistics, for the prior that compares with them, [update, ...]."""
-    if "prior_batch_norm" not in priors:
+def _observed(
+    measured: list[PyTree] | None, priors: Mapping, variables: PyTree, count: int
+) -> PyTree:
+    """Statistics of BatchNorm to compare with, [update, ...]: the batches' own, or running ones."""
+    if measured is None and "prior_batch_norm" not in priors:
         return ()
+    trees = measured or [variables["batch_stats"]] * count
+    return {"batch_stats": jax.tree.map(lambda *x: np.stack(x), *trees)}
 
-    def spread(x):
-        return np.broadcast_to(x, (count, *np.shape(x)))
 
-    return {"batch_stats": jax.tree.map(spread, variables["batch_stats"])}
+def _of_channels(value: float | Sequence[float], image_shape: tuple[int, ...]) -> np.ndarray:
+    """A number of each channel."""
+    return np.broadcast_to(np.asarray(value, np.float64), image_shape[-1:])
 
 
 def _photographs(
     shape: tuple[int, int, int], mean: float | Sequence[float], std: float | Sequence[float]
 ) -> ImagePrior:
     """What photographs look like to a network with this normalization."""
-
-    def spread(x):
-        return tuple(np.broadcast_to(np.asarray(x, float), shape[-1:]).tolist())
-
-    facts = ImageFacts("photographs", None, tuple(shape), spread(mean), spread(std))
-    return load_prior("photographs", facts)[0]
-
-
-def _checked(priors: Mapping[Any, float], variables: PyTree) -> Mapping[Any, float]:
-    """Refuses priors that are none."""
-    for prior, weight in priors.items():
-        own = not isinstance(prior, str) and (callable(prior) or isinstance(prior, Prior))
-        known = own or (prior in PRIORS and prior not in needing("epochs"))
-        if not known or not weight >= 0:
-            known = ", ".join(sorted(set(PRIORS) - {*needing("epochs")}))
-            raise UserError(f"priors[{prior!r}]={weight}: known are {known}, weights from 0 up")
-        if prior == "prior_batch_norm" and weight > 0 and "batch_stats" not in variables:
-            raise UserError("priors['prior_batch_norm']: the model has no BatchNorm; leave it out")
-    return priors
-
-
-def _check_positive(**values: float | None) -> None:
-    """Refuses numbers that are not above 0."""
-    for name, value in values.items():
-        if value is not None and not value > 0:
-            raise UserError(f"{name}={value}: must be positive")
+    of_channels = (tuple(_of_channels(x, shape).tolist()) for x in (mean, std))
+    return load_prior("photographs", ImageFacts("photographs", None, tuple(shape), *of_channels))[0]

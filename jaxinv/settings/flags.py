@@ -46,8 +46,6 @@ _NOT_INVERTED = {
     "assumed_batch",
     "assumed_lr",
     "adaptive",
-    "polish",
-    "posterior",
     "prior_epoch_order",
     "gram",
 }
