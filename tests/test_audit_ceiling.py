@@ -126,6 +126,42 @@ def test_a_curve_is_the_ceiling_at_every_variance(linear):
     assert curve.psnr(np.inf) == pytest.approx(found.prior_psnr[0], abs=1e-6)
 
 
+def test_rank_bound_is_met_where_the_rest_is_all_that_is_left(linear):
+    """An update that tells the r coefficients of most variance exactly, and nothing else."""
+    prior, images, *_ = linear
+    size, rank = images.size, 20
+    basis = image_prior.synthesize(prior, jnp.eye(size).reshape(size, *prior.mean.shape))
+    variances = np.broadcast_to(prior.variances, prior.mean.shape).ravel()
+    told = np.asarray(basis).reshape(size, -1)[np.argsort(-variances)[:rank]]
+
+    def update_of(x):
+        return {"a": told @ x.ravel()}
+
+    found = ceil.ceiling(update_of, images, prior, {"a": jnp.float64(1e-12)}, np.ones(2))
+    bound = ceil.rank_bound(prior, np.ones(2), 1, rank)
+    assert found.mse[0] == pytest.approx(bound, rel=1e-6)
+    # Any other update of that rank leaves more.
+    other = np.random.default_rng(3).normal(size=told.shape)
+    found = ceil.ceiling(
+        lambda x: {"a": other @ x.ravel()}, images, prior, {"a": jnp.float64(1e-12)}, np.ones(2)
+    )
+    assert found.mse[0] > bound
+    assert ceil.rank_bound(prior, np.ones(2), 1, size) == 0
+
+
+def test_probes_that_were_stopped_early_say_so(linear, monkeypatch):
+    prior, images, variances, *_ = linear
+
+    def update_of(x):
+        return linear_update(x)[0]
+
+    assert ceil.ceiling(update_of, images, prior, variances, STD, dense=False).solved
+    monkeypatch.setattr(ceil, "CG_ITERATIONS", 2)
+    # Another function, for which a program is compiled anew.
+    found = ceil.ceiling(lambda x: update_of(x), images, prior, variances, STD, dense=False)
+    assert not found.solved
+
+
 def test_quick_bound_is_never_above_the_trace(linear):
     prior, images, variances, *_ = linear
 

@@ -120,7 +120,7 @@ def test_ridge_is_the_best_linear_estimate():
 
 def success_of_simulation(gram, images, variance, games_, method="matched"):
     members = games.draw(games_, images, len(gram))
-    played = games.simulate(np.float32(gram), 500, members, method, variance)
+    played = games.simulate(np.float32(gram), games.root(gram), 500, members, method, variance)
     return games.count(played).recall
 
 
@@ -141,10 +141,12 @@ def test_simulated_games_are_those_of_clients(scene):
     network, pool = scene
     rows = ident.gradients(network.loss, network.params, network.normalize(pool))
     members = games.draw(3, 5, N)
-    quick = games.simulate(rows @ rows.T, rows.shape[1], members, "matched", 1e-12)
+    gram = rows @ rows.T
+    known = gram, games.root(gram), rows.shape[1]
+    quick = games.simulate(*known, members, "matched", 1e-12)
     slow = play(scene, members, images=5, method="matched")
     np.testing.assert_allclose(quick.scores, slow.scores, atol=1e-4)
-    noisy = games.simulate(rows @ rows.T, rows.shape[1], members, "slab", variance=1e4)
+    noisy = games.simulate(*known, members, "slab", variance=1e4)
     assert games.count(noisy).recall.value < 1
 
 

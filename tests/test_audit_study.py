@@ -41,7 +41,8 @@ def test_figure_draws_what_the_rows_say():
         for d in ("none", "noise:0.1", "noise:10")
     ]
     bounded = [
-        {"victim": "a", "variance": v, "image": i, "ceiling": 20.0 + i, "attained": 10.0}
+        {"victim": "a", "variance": v, "image": i, "ceiling": 20.0 + i}
+        | {"attained": 15.0, "prior": 12.0}
         for v in (0.1, 10.0)
         for i in range(2)
     ]
@@ -51,4 +52,4 @@ def test_figure_draws_what_the_rows_say():
     assert len(lines) == 2
     assert list(lines[0].get_xdata()) == pytest.approx([-4, -1, 1])
     heights = sorted(line.get_ydata()[0] for line in right.lines)
-    assert heights == [10.0, 20.5]
+    assert heights == [12.0, 15.0, 20.5]

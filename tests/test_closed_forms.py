@@ -33,7 +33,9 @@ def attacked(name, module, images, labels):
         loss = client.loss_fn(module, variables)
         update, _ = client.gradient(loss, variables["params"], images, labels)
         target = Target(update, labels)
-        return CLOSED_FORM[name](module, variables, target, len(labels), SHAPE, jax.random.key(1))
+        return CLOSED_FORM[name].find(
+            module, variables, target, len(labels), SHAPE, jax.random.key(1)
+        )
 
     found = run()
     return metrics.match(found.images, images), found.exact
@@ -75,3 +77,38 @@ def test_a_network_that_does_not_start_dense_is_refused():
 
     with pytest.raises(UserError, match="--model mlp"):
         attacked("spear", Net(), jnp.ones((1, *SHAPE)), jnp.array([1]))
+
+
+class Patched(nn.Module):
+    """Embedded patches with a class token before them, then anything."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        z = nn.Conv(self.features, (2, 2), strides=2, padding="VALID")(x).reshape(len(x), 4, -1)
+        token = self.param("token", nn.initializers.normal(1.0), (1, 1, self.features))
+        z = jnp.concatenate([jnp.broadcast_to(token, (len(x), *token.shape[1:])), z], axis=1)
+        z = z + self.param("positions", nn.initializers.normal(1.0), (1, *z.shape[1:]))
+        z = z + nn.MultiHeadDotProductAttention(num_heads=1)(nn.LayerNorm()(z))
+        return nn.Dense(5)(jnp.sin(z).reshape(len(z), -1))
+
+
+@pytest.mark.parametrize("features", [8, 3])
+def test_patches_are_determined_where_channels_are_as_many(features):
+    """Of 4 patches: by 8 channels, and not by 3."""
+    with jax.enable_x64(True):
+        image = jax.random.normal(jax.random.key(6), (1, *SHAPE), jnp.float64)
+        found, exact = attacked("patches", Patched(features), image, jnp.array([1]))
+        assert exact.all() == (features == 8)
+        assert (np.abs(np.asarray(found - image)).max() < 1e-8) == (features == 8)
+
+
+def test_patches_need_one_image_and_learned_positions():
+    variables = jax.eval_shape(Patched(8).init, jax.random.key(0), jnp.ones((1, *SHAPE)))
+    with pytest.raises(UserError, match="--images 1"):
+        CLOSED_FORM["patches"].find(Patched(8), variables, None, 2, SHAPE, None)
+    CLOSED_FORM["patches"].check(Patched(8), variables, SHAPE)
+    other = jax.eval_shape(Stack().init, jax.random.key(0), jnp.ones((1, *SHAPE)))
+    with pytest.raises(UserError, match="--model vit"):
+        CLOSED_FORM["patches"].check(Stack(), other, SHAPE)

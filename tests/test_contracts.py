@@ -31,6 +31,7 @@ from jaxinv.engine.targets import ClientSettings, make_targets, order_keys
 from jaxinv.networks.kinks import relu
 from jaxinv.networks.layers import BATCH_NORM_MOMENTUM
 from jaxinv.networks.mlp import MLP
+from jaxinv.networks.vit import ViT
 from jaxinv.settings.schema import Cell
 from jaxinv.types import Normalization, Target, Truth
 
@@ -418,10 +419,12 @@ def test_label_rules(rule):
 
 @pytest.mark.parametrize("name", CLOSED_FORM)
 def test_closed_forms(name):
-    """One image from a perceptron's gradient, exact by its own evidence."""
+    """One image from the gradient of a network it is for, exact by its own evidence."""
+    module, shape = MLP(CLASSES, width=32), SHAPE
+    if name == "patches":
+        module, shape = ViT(CLASSES, width=64, depth=1), (8, 8, 3)
     with jax.enable_x64(True):
-        module = MLP(CLASSES, width=32)
-        image = jax.random.normal(jax.random.key(5), (1, *SHAPE), jnp.float64)
+        image = jax.random.normal(jax.random.key(5), (1, *shape), jnp.float64)
         variables = wide(jax.jit(module.init)(jax.random.key(1), image))
         loss = client.loss_fn(module, variables)
         sent, _ = jax.jit(
@@ -430,7 +433,7 @@ def test_closed_forms(name):
 
         def recover(key):
             target = Target(sent, jnp.array([2], jnp.int32))
-            return CLOSED_FORM[name](module, variables, target, 1, SHAPE, key)
+            return CLOSED_FORM[name].find(module, variables, target, 1, shape, key)
 
         compiled = jax.jit(recover)
         found, again = (compiled(jax.random.key(0)) for _ in range(2))

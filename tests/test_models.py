@@ -27,6 +27,15 @@ COUNTS = [
     ("resnet50", 64, 23_520_842),
     # torchvision's 3,504,872 with a dense layer of 10 instead of 1000 classes.
     ("mobilenetv2", 32, 3_504_872 - 1281 * 1000 + 1281 * 10),
+    # By hand: patches, positions; a block's attention, norms and two dense layers; norm and head.
+    (
+        "vit",
+        192,
+        (48 + 1 + 64) * 192
+        + 6 * (4 * (192 + 1) * 192 + 4 * 192 + 8 * 192 * 192 + 5 * 192)
+        + 2 * 192
+        + 193 * 10,
+    ),
     ("mlp", 1024, 3072 * 1024 + 2 * 1024 * 1024 + 10 * 1024 + 3 * 1024 + 10),
 ]
 

@@ -15,7 +15,7 @@ import pytest
 
 from jaxinv import data, networks, sweep
 from jaxinv.attacks import levenberg_marquardt as lm
-from jaxinv.engine import cells
+from jaxinv.engine import assembly, cells
 from jaxinv.errors import UserError
 from jaxinv.networks.layers import normalize
 from jaxinv.runs import results
@@ -155,7 +155,7 @@ def small(monkeypatch):
     monkeypatch.setattr(sweep.report, "build", lambda folder, console: None)
     monkeypatch.setattr(cells, "WITH_SPECTRUM", 0)
     monkeypatch.setattr(
-        cells, "LevenbergMarquardt", functools.partial(lm.LevenbergMarquardt, columns=0)
+        assembly, "LevenbergMarquardt", functools.partial(lm.LevenbergMarquardt, columns=0)
     )
     monkeypatch.setattr(lm, "REUSES", 1)
     monkeypatch.setattr(lm, "CG_ITERATIONS", 3)
@@ -194,7 +194,7 @@ def test_every_setting_is_tried_with_another_value():
 
 
 # Minutes each: `pytest -m slow`.
-SLOW = {"geiping", "bayes", "smoothed_bayes"}
+SLOW = {"geiping", "bayes", "smoothed_bayes", "spear"}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from jaxinv import sweep
 from jaxinv.attacks import levenberg_marquardt as lm
-from jaxinv.engine import cells
+from jaxinv.engine import assembly, cells
 from jaxinv.runs import blocks, results
 
 ARGUMENTS = ["--targets", "2", "--seeds", "2", "--iterations", "3", "--tv", "0.01", "0"]
@@ -68,7 +68,7 @@ def test_second_order_attacks_meet_every_client(name, tmp_path, monkeypatch):
     # A normal matrix of 3,072 pixels and its eigenvalues are for no test.
     monkeypatch.setattr(cells, "WITH_SPECTRUM", 0)
     few_products = functools.partial(lm.LevenbergMarquardt, columns=0)
-    monkeypatch.setattr(cells, "LevenbergMarquardt", few_products)
+    monkeypatch.setattr(assembly, "LevenbergMarquardt", few_products)
     monkeypatch.setattr(lm, "REUSES", 1)
     monkeypatch.setattr(lm, "CG_ITERATIONS", 3)
     settings = ["--posterior", "0"] if name == "labels joint" else []

@@ -6,14 +6,33 @@ next to none.
 Only `engine/trials.py` loops.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxinv.attacks import analytic, gauss_newton, gradient_matching, smoothed_gauss_newton, spear
+from jaxinv.attacks import (
+    analytic,
+    gauss_newton,
+    gradient_matching,
+    patches,
+    smoothed_gauss_newton,
+    spear,
+)
 from jaxinv.attacks.base import Family
+from jaxinv.networks.inspect import dense_layers
 
-# (module, variables, target, images, image_shape, key) -> analytic.Recovered
-CLOSED_FORM = {"analytic": analytic.attack, "spear": spear.attack}
+
+class ClosedForm(NamedTuple):
+    """A table entry: an attack without iterations, and which networks it is for."""
+
+    find: Callable  # (module, variables, target, images, image_shape, key) -> analytic.Recovered
+    check: Callable  # (module, variables, image_shape); raises a UserError for other networks
+
+
+CLOSED_FORM = {
+    "analytic": ClosedForm(analytic.attack, dense_layers),
+    "spear": ClosedForm(spear.attack, dense_layers),
+    "patches": ClosedForm(patches.attack, patches.check),
+}
 
 
 class Named(NamedTuple):

@@ -182,17 +182,17 @@ def _walk(
         delta = logit_gradient(kernels[layer], gradient, label)
         found = dense_input(gradient, delta)
         onehot = jax.nn.one_hot(label, len(delta), dtype=delta.dtype)
-        exact = _close(jax.nn.softmax(found @ kernels[layer]) - onehot, delta)
-    exact &= _close(jnp.outer(found, delta), gradient)
+        exact = close(jax.nn.softmax(found @ kernels[layer]) - onehot, delta)
+    exact &= close(jnp.outer(found, delta), gradient)
     for index in reversed(range(layer)):
         delta = kernels[index + 1] @ delta * (found > 0)
         gradient = gradients[index]["kernel"]
         found = dense_input(gradient, delta)
-        exact &= _close(jnp.outer(found, delta), gradient)
+        exact &= close(jnp.outer(found, delta), gradient)
     return found, exact
 
 
-def _close(found: Array, shared: Array) -> Bool[Array, ""]:
+def close(found: Array, shared: Array) -> Bool[Array, ""]:
     """Whether two arrays differ by rounding alone."""
     tolerance = CONSISTENCY * jnp.finfo(shared.dtype).eps
     return jnp.linalg.norm(found - shared) <= tolerance * jnp.linalg.norm(shared)

@@ -70,6 +70,7 @@ class Audit(NamedTuple):
     inspection: server.Inspection
     imprinted: server.Imprinted | None  # what a malicious server reads
     ceiling: ceilings.Ceiling | None
+    rank_psnr: float  # that no attacker of that prior exceeds by the layers alone, dB; inf: none
     found: tuple[Found, ...]
     mean_color_psnr: float
     release_bound: float | None  # on naming one image, of a client with DP-SGD
@@ -146,7 +147,11 @@ def audit(
     if setting.imprint_bins is not None:
         imprinted = server.play(network, candidates, members, setting.defense, setting.imprint_bins)
     truth = Truth(jnp.asarray(images / np.float32(255)), jnp.asarray(image_labels))
-    ceiling = found = None
+    room = capacity(module, variables, pool.images.shape[1:])
+    ceiling, found, rank_psnr = None, None, math.inf
+    if image_prior is not None and room.free(count) > 0:
+        free = ceilings.rank_bound(image_prior, normalization.std, count, room.determined(count))
+        rank_psnr = -10 * math.log10(free)
     if image_prior is not None and setting.ceiling and steps == 1:
         knowledge = targets.defense_knowledge
         ceiling = ceiling_of(
@@ -174,12 +179,13 @@ def audit(
         count,
         parameters,
         setting,
-        capacity(module, variables, pool.images.shape[1:]),
+        room,
         int(np.isin(played.picks[0], members[0]).sum()),
         outcome,
         inspection,
         imprinted,
         ceiling,
+        rank_psnr,
         tuple(found or ()),
         float(metrics.mean_color(truth, normalization).psnr),
         bound,
@@ -361,11 +367,13 @@ def verdict(found: Audit) -> Verdict:
             f"{percent(read.exact)} of the images off such an update exactly (expected without a "
             f"defense: {read.expected:.1%}). Of this one: {read.own} of {b}."
         )
-    if found.ceiling is not None:
+    knows = "An attacker who knows of images what a Gaussian prior says"
+    if math.isfinite(found.rank_psnr):
+        nobody.append(f"{knows} does not exceed {found.rank_psnr:.1f} dB by the layers alone.")
+    if found.ceiling is not None and found.ceiling.solved:
         top = ", ".join(f"{p:.1f}" for p in found.ceiling.psnr[:8])
         nobody.append(
-            f"An attacker who knows of images what a Gaussian prior says does not exceed, on "
-            f"average over the noise, {top} dB (the prior alone: "
+            f"{knows} does not exceed, on average over the noise, {top} dB (the prior alone: "
             f"{float(np.mean(found.ceiling.prior_psnr)):.1f}). A local bound, at these images."
         )
     if found.release_bound is not None:

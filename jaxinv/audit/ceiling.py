@@ -36,6 +36,7 @@ COLUMNS = 16  # of it at once
 ROUNDING = 2.0**-24  # of float32: relative, at the most
 PROBES = 16
 CG_ITERATIONS = 400
+SOLVED = 0.05  # relative residual
 
 # Normalized images, and whatever else it depends on -> update.
 UpdateFn = Callable[..., PyTree]
@@ -49,11 +50,17 @@ class Ceiling(NamedTuple):
     spread: Float[np.ndarray, "image height width channel"]  # standard deviation of each pixel
     dense: bool  # whether the whole matrix was inverted; else by probes
     probe_error: float  # standard error of the mean of `mse`, relative; 0 where dense
+    residual: float  # of the probes' systems, relative; 0 where dense
 
     @property
     def psnr(self) -> Float[np.ndarray, " image"]:
         """Of each image, in dB."""
         return -10 * np.log10(self.mse)
+
+    @property
+    def solved(self) -> bool:
+        """Whether it says something: probes that were stopped early lie far above the truth."""
+        return self.residual < SOLVED
 
     @property
     def prior_psnr(self) -> Float[np.ndarray, " image"]:
@@ -106,7 +113,7 @@ def ceiling(
     dense = size <= MOST_DENSE if dense is None else dense
     precisions = _precisions(variances)
     find = _dense if dense else _probed
-    variance, error = find(update_of, images, prior, precisions, std, context)
+    variance, error, residual = find(update_of, images, prior, precisions, std, context)
     prior_variance = _prior_variance(prior, std)
     axes = (1, 2, 3)
     whole = jnp.broadcast_to(prior_variance, images.shape)
@@ -116,6 +123,7 @@ def ceiling(
         np.sqrt(np.maximum(np.asarray(variance), 0)),
         dense,
         float(error),
+        float(residual),
     )
 
 
@@ -182,7 +190,7 @@ def _dense(update_of, images, prior, precisions, std, context):
     def one(total, row):
         return (total + squares(row), None)
 
-    return lax.scan(one, jnp.zeros_like(images), inverse)[0], 0.0
+    return lax.scan(one, jnp.zeros_like(images), inverse)[0], 0.0, 0.0
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -197,11 +205,12 @@ def _probed(update_of, images, prior, precisions, std, context):
         found = jax.scipy.sparse.linalg.cg(
             product, right, tol=0.0, maxiter=CG_ITERATIONS, M=precondition
         )[0]
-        return signs * std * synthesize(prior, found.reshape(images.shape))
+        left = jnp.linalg.norm(product(found) - right) / jnp.linalg.norm(right)
+        return signs * std * synthesize(prior, found.reshape(images.shape)), left
 
-    found = lax.map(probe, jax.random.split(jax.random.key(gn.PROBE), PROBES))
+    found, left = lax.map(probe, jax.random.split(jax.random.key(gn.PROBE), PROBES))
     means = found.mean(axis=(1, 2, 3, 4))
-    return found.mean(axis=0), means.std(ddof=1) / PROBES**0.5 / means.mean()
+    return found.mean(axis=0), means.std(ddof=1) / PROBES**0.5 / means.mean(), left.max()
 
 
 def _precisions(variances: PyTree) -> PyTree:
@@ -240,6 +249,23 @@ def _prior_variance(prior: ImagePrior, std: Array) -> Float[Array, "height width
         return (total + jnp.square(std * synthesize(prior, row)), None)
 
     return lax.scan(one, jnp.zeros_like(prior.variances), rows)[0]
+
+
+def rank_bound(prior: ImagePrior, std: Array, images: int, determined: int) -> float:
+    """Bounds the mean squared error in pixels by the rank of J alone, whatever the noise.
+
+    J^T J + S^-1 differs from S^-1 by a matrix of that rank, so that by interlacing the posterior's
+    variances are at least the smallest of S that are left when the largest `determined` are gone.
+
+    Args:
+      prior: of normalized images.
+      std: of the network's normalization; its smallest stands for all.
+      images: of the update.
+      determined: at most the rank of J (`capacity`).
+    """
+    variances = np.broadcast_to(np.asarray(prior.variances, np.float64), prior.mean.shape)
+    left = np.sort(np.tile(variances.ravel(), images))[: images * variances.size - determined]
+    return float(np.square(np.min(std)) * left.sum() / (images * variances.size))
 
 
 def quick_bound(

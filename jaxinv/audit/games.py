@@ -190,8 +190,15 @@ def _together(targets, rules: Rules):
         yield jax.tree.map(lambda x, some=some: x[some], sent)
 
 
+def root(gram: Float[np.ndarray, "candidate candidate"]) -> Float[np.ndarray, "candidate draw"]:
+    """A matrix whose product with its transpose is `gram`, of which gradients may be dependent."""
+    values, vectors = np.linalg.eigh(gram.astype(np.float64))
+    return vectors * np.sqrt(np.maximum(values, 0))
+
+
 def simulate(
     gram: Float[np.ndarray, "candidate candidate"],
+    factor: Float[np.ndarray, "candidate draw"],
     entries: int,
     members: Int[np.ndarray, "game image"],
     method: str,
@@ -206,6 +213,7 @@ def simulate(
 
     Args:
       gram: K, the candidates' products with one another.
+      factor: its `root`.
       entries: of an update, more than candidates.
       members: of each game.
       method: one of `identification.METHODS`.
@@ -214,9 +222,8 @@ def simulate(
     """
     random = np.random.default_rng([int(rng.Stream.DEFENSE), seed])
     games, count = len(members), len(gram)
-    values, vectors = np.linalg.eigh(gram.astype(np.float64))
     drawn = random.standard_normal((games, count))
-    noise = (drawn * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    noise = drawn @ factor.T
     rest = random.chisquare(entries - count, games)  # of the noise, across all gradients
     taken = np.zeros((games, count))
     np.put_along_axis(taken, members, 1 / members.shape[1], axis=1)

@@ -23,7 +23,12 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #e6e9ed; }
 img { image-rendering: pixelated; height: 96px; margin: 0 4px 4px 0; } li { margin: .4rem 0; }
-small, figcaption { color: #5b6470; }
+small, figcaption { color: #5b6470; } figure { margin: 0 0 1rem; } figcaption { font-size: .85rem; }
+.lead { display: flex; gap: 1rem; flex-wrap: wrap; margin: 1.2rem 0; }
+.lead div { flex: 1 1 12rem; border-top: 3px solid #0072b2; padding-top: .4rem; color: #5b6470;
+  font-size: .85rem; line-height: 1.35; }
+.lead b { display: block; font-size: 1.7rem; color: #1c2128; line-height: 1.2; }
+td.best { font-weight: 600; }
 """
 SHOWN = 8  # images
 
@@ -79,7 +84,9 @@ def to_json(found: Audit, words: str) -> dict[str, Any]:
             "prior_psnr": found.ceiling.prior_psnr.tolist(),
             "dense": found.ceiling.dense,
             "relative_error": found.ceiling.probe_error,
+            "relative_residual": found.ceiling.residual,
         },
+        "rank_psnr": found.rank_psnr,
         "reconstructions": {f.attack: f.likeness._asdict() for f in found.found},
         "malicious_server": found.imprinted
         and found.imprinted._asdict() | {"exact": _share(found.imprinted.exact)},
@@ -112,6 +119,7 @@ def render(found: Audit, words: str) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8><title>Audit of an update</title>",
         f"<style>{_STYLE}</style><h1>What this update gives away</h1>",
         f"<p><small>{escape(words)}</small></p>",
+        _lead(found),
         _sentences("What anyone could read off it", said.anyone),
         _sentences("What nobody can", said.nobody or ["Nothing was found that forbids anything."]),
         _sentences("What was not tried", said.not_tried),
@@ -169,6 +177,29 @@ def render(found: Audit, words: str) -> str:
     return "\n".join(parts)
 
 
+def _lead(found: Audit) -> str:
+    """The figures that say most, large."""
+    outcome, cap, b = found.identification, found.capacity, found.images
+    tiles = [
+        (
+            f"{outcome.recall.value:.0%}",
+            f"of its images are named among {outcome.candidates:,} (a guess: {outcome.chance:.2%})",
+        ),
+        (
+            f"{1 - cap.free(b):.0%}",
+            f"of the numbers of {b} image{'s' * (b > 1)} at the most come of the gradient alone",
+        ),
+    ]
+    if found.best is not None:
+        gained = found.best.likeness.psnr - found.mean_color_psnr
+        tiles.append((f"{gained:+.1f} dB", "over the mean color, by the best attack tried"))
+    return (
+        "<div class=lead>"
+        + "".join(f"<div><b>{escape(n)}</b>{escape(t)}</div>" for n, t in tiles)
+        + "</div>"
+    )
+
+
 def _largest(ratios: dict[str, float]) -> float:
     return max((r for r in ratios.values() if not math.isnan(r)), default=math.nan)
 
@@ -184,28 +215,40 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def _likeness(found: Audit) -> str:
-    """What the reconstructions are like: a row each, their best by any measure to be seen."""
+    """What the reconstructions are like, a row each: the measures need not agree on the best."""
     if not found.found:
         return ""
-    shown = {
-        "PSNR (dB)": "{.psnr:.1f}",
-        "nearest is its own, by pixels": "{.by_pixels:.0%}",
-        "by the judge's features": "{.by_features:.0%}",
-        "the judge sees the class": "{.same_class:.0%}",
-        "RDLV": "{.rdlv:.2f}",
-        "AVD": "{.avd:.3f}",
-    }
-    rows = [[f.attack, *(form.format(f.likeness) for form in shown.values())] for f in found.found]
-    head = "".join(f"<th>{escape(name)}</th>" for name in ["attack", *shown])
+    shown = (
+        ("psnr", "PSNR (dB)", "{:.1f}", max),
+        ("by_pixels", "nearest is its own, by pixels", "{:.0%}", max),
+        ("by_features", "by the judge's features", "{:.0%}", max),
+        ("same_class", "the judge sees the class", "{:.0%}", max),
+        ("rdlv", "RDLV", "{:.2f}", max),
+        ("avd", "AVD", "{:.3f}", min),
+    )
+    measured = [f.likeness._asdict() for f in found.found]
+    best = {name: pick(m[name] for m in measured) for name, _, _, pick in shown}
+
+    def cell(value, name, form):
+        if math.isnan(value):
+            return "<td>–</td>"
+        told = any(m[name] != value for m in measured)
+        mark = " class=best" if told and value == best[name] else ""
+        return f"<td{mark}>{form.format(value)}</td>"
+
+    head = "".join(f"<th>{escape(title)}</th>" for title in ["attack", *(t for _, t, *_ in shown)])
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(v).replace('nan%', '–')}</td>" for v in row) + "</tr>"
-        for row in rows
+        f"<tr><td>{escape(f.attack)}</td>"
+        + "".join(cell(own[name], name, form) for name, _, form, _ in shown)
+        + "</tr>"
+        for f, own in zip(found.found, measured)
     )
     return (
         f"<h2>Reconstruction</h2><table><tr>{head}</tr>{body}</table><p><small>The nearest of "
         f"{found.identification.candidates:,} candidates (a guess: "
         f"{1 / found.identification.candidates:.2%}). RDLV: SSIM gained over the mean color, "
-        "relative to it; AVD: distance of the pixels' differences, 0 for the image itself. A judge "
+        "relative to it; AVD: distance of the pixels' differences, 0 for the image itself. In bold "
+        "the best by each. A judge "
         "is a trained network that had no part in the update (<code>--judge</code>).</small>"
     )
 
@@ -214,7 +257,7 @@ def _pictures(found: Audit) -> str:
     """The images and what each attack made of them, in rows."""
     rows = [("the client's images", found.truth)]
     rows += [(f"{f.attack}: {f.likeness.psnr:.1f} dB", f.images) for f in found.found]
-    if found.ceiling is not None:
+    if found.ceiling is not None and found.ceiling.solved:
         spread = found.ceiling.spread
         title = f"how far each pixel stays unknown (white: {spread.max():.2f})"
         rows.append((title, spread / max(float(spread.max()), 1e-9)))

@@ -26,7 +26,7 @@ MakeProblem = Callable[[Cast], trials.Problem]
 class ClosedForm(NamedTuple):
     """An attack without iterations."""
 
-    find: Callable  # of `attacks.CLOSED_FORM`
+    find: Callable  # of an entry of `attacks.CLOSED_FORM`
     objective: str | Callable  # by which what it found is compared
 
 

@@ -28,7 +28,7 @@ from jaxinv.engine.targets import (
 )
 from jaxinv.errors import UserError
 from jaxinv.machine import runtime
-from jaxinv.networks.inspect import classifier_path, dense_layers
+from jaxinv.networks.inspect import classifier_path
 from jaxinv.settings import schema
 from jaxinv.types import Normalization, PyTree, Target, Truth
 from jaxinv.victim import checkpoints
@@ -103,7 +103,7 @@ class Loader:
             if cell.prior_batch_norm > 0:
                 raise UserError(f"--prior-batch-norm: {cell.model} has no BatchNorm; give 0")
         if cell.attack in CLOSED_FORM:
-            dense_layers(victim.module, victim.variables, shape)  # refuses other networks
+            CLOSED_FORM[cell.attack].check(victim.module, victim.variables, shape)
         images, labels, ids = self._targets(cell, dataset)
         prior, source = self._prior(cell, dataset) if cell.has_image_prior() else (None, None)
         return CellInputs(
@@ -193,7 +193,7 @@ def attack_cell(
     with runtime.arithmetic("float64" if cell.polish else cell.precision) as cast:
         shared = share(cell, material, cast)
     if cell.attack in CLOSED_FORM:
-        attack = ClosedForm(CLOSED_FORM[cell.attack], cell.objective)
+        attack = ClosedForm(CLOSED_FORM[cell.attack].find, cell.objective)
     else:
         attack = attack_of(cell, material)
     spectra = max(0, WITH_SPECTRUM - material.position)

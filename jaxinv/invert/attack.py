@@ -223,7 +223,7 @@ def invert_all(
     rate = RATES.get(attack.optimizer, 0.1) if lr is None and isinstance(attack, Method) else lr
     settings = {"lr": rate or 1.0, "iterations": iterations, "client_lr": client_lr or 1.0}
     settings = {**ANNEALING, **annealing, **weights, **settings}
-    of_targets = attack if closed_form is None else ClosedForm(closed_form, attack.objective)
+    of_targets = attack if closed_form is None else ClosedForm(closed_form.find, attack.objective)
     work = Work(of_targets, settings, precision, polish, posterior)
     resources = functools.partial(
         trials.Resources, memory=planner.memory_limit(memory), progress=progress, announce=announce

@@ -7,7 +7,7 @@ import flax.linen as nn
 import numpy as np
 from flax import nnx
 
-from jaxinv.attacks import CLOSED_FORM
+from jaxinv.attacks import CLOSED_FORM, ClosedForm
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import Method, check
@@ -26,7 +26,7 @@ def check_positive(**values: float | None) -> None:
             raise UserError(f"{name}={value}: must be positive")
 
 
-def check_method(method: Attack | str, precision: str) -> tuple[Attack, Callable | None]:
+def check_method(method: Attack | str, precision: str) -> tuple[Attack, ClosedForm | None]:
     """The method, and the closed form that stands in its place.
 
     Raises:
@@ -48,7 +48,7 @@ def check_method(method: Attack | str, precision: str) -> tuple[Attack, Callable
 
 
 def check_finish(
-    polish: int, posterior: int, method: Attack, closed_form: Callable | None, defended: bool
+    polish: int, posterior: int, method: Attack, closed_form: ClosedForm | None, defended: bool
 ) -> None:
     """Refuses a polish or a posterior of an attack that has none.
 

@@ -16,6 +16,7 @@ from jaxinv.networks.lenet_zhu import LeNetZhu
 from jaxinv.networks.mlp import MLP
 from jaxinv.networks.mobilenet import MobileNetV2
 from jaxinv.networks.resnet import Bottleneck, ResNet
+from jaxinv.networks.vit import HEAD, PATCH, ViT
 
 
 class Network(NamedTuple):
@@ -51,6 +52,7 @@ _BATCH_NORM = {
 NETWORKS = {
     "lenet_zhu": Network(LeNetZhu, width=None, smooth=True),
     "mlp": Network(MLP, width=1024),
+    "vit": Network(ViT, width=192, smallest=PATCH, width_step=HEAD, smooth=True),
     **_BATCH_NORM,
     **{f"{name}_gn": _twin(network) for name, network in _BATCH_NORM.items()},
 }

@@ -1,5 +1,7 @@
 """Figure: what noise leaves of an update, by names and by pixels."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,36 +22,40 @@ def figure(asked: Options) -> None:
 def draw(
     named: list[Row],
     bounded: list[Row],
-    victims: list[str],
-    batches: list[int],
+    victims: Sequence[str],
+    batches: Sequence[int],
     width: float = ps.WIDE,
 ) -> Figure:
-    """Draws a row of panels for each victim over the variance of the noise: names, and decibels."""
+    """Draws names and decibels over the variance of the noise: a panel for each victim's rows."""
     colors = dict(zip(batches, ps.cell_colors(len(batches))))
+    of_names, of_pixels = (
+        [v for v in victims if any(r["victim"] == v for r in rows)] for rows in (named, bounded)
+    )
     keys = [ps.Key("line", c, "1 image" if b == 1 else f"{b} images") for b, c in colors.items()]
     heading = ps.Heading(
-        "Noise takes the pixels long before it takes the names",
-        "Left: images of an update named among 2,000 candidates, 95% intervals. Right: PSNR of one "
-        "image, attained by the second-order attack, and the local ceiling of an attacker with a "
-        "Gaussian image prior; bars: standard deviation over images.",
-        keys=[*keys, ps.Key("dash", ps.BASELINE, "ceiling")],
+        "Noise takes the pixels of an image long before it takes its name",
+        "Named: images of an update that are named among 2,000 candidates, 95% intervals. PSNR: of "
+        "one image, what the second-order attack attains and the local ceiling of an attacker with "
+        "a Gaussian image prior; bars: standard deviation over images.",
+        keys=[*keys, ps.Key("dash", ps.BASELINE, "ceiling"), ps.Key("thin", ps.FAINT, "no update")],
     )
-    margins = ps.Margins(gap=0.7, above=0.3)
-    sheet = ps.Sheet(
-        width, heading, panels=2 * len(victims), columns=2, panel_height=1.9, margins=margins
-    )
-    for victim, left, right in zip(victims, sheet.axes[::2], sheet.axes[1::2]):
+    count = len(of_names) + len(of_pixels)
+    margins = ps.Margins(gap=0.45, above=0.3)
+    sheet = ps.Sheet(width, heading, panels=count, columns=3, panel_height=2.2, margins=margins)
+    axes = list(sheet.axes)
+    for ax, victim in zip(axes, of_names):
         for images, color in colors.items():
             rows = [r for r in named if r["victim"] == victim and r["images"] == images]
-            _named(left, rows, color)
-        _decibels(right, [r for r in bounded if r["victim"] == victim], colors[batches[0]])
-        left.set_title(f"{victim}: named", weight="bold")
-        right.set_title(f"{victim}: PSNR (dB)", weight="bold")
-        for ax in (left, right):
-            ax.set_xlabel("variance of the noise")
-            ax.set_xticks(_place([NONE, *NOISES]), ["none", *(f"{v:g}" for v in NOISES)])
-            ax.set_xlim(-4.3, 1.3)
-        ps.percent_axis(left)
+            _named(ax, rows, color)
+        ax.set_title(f"Named: {victim}", weight="bold")
+        ps.percent_axis(ax)
+    for ax, victim in zip(axes[len(of_names) :], of_pixels):
+        _decibels(ax, [r for r in bounded if r["victim"] == victim], colors[batches[0]])
+        ax.set_title(f"PSNR (dB): {victim}", weight="bold")
+    for ax in axes:
+        ax.set_xlabel("variance of the noise")
+        ax.set_xticks(_place([NONE, *NOISES]), ["none", *(f"{v:g}" for v in NOISES)])
+        ax.set_xlim(-4.3, 1.3)
     return sheet.figure
 
 
@@ -77,5 +83,5 @@ def _decibels(ax: Axes, rows: list[Row], color) -> None:
         values = [np.array([r[name] for r in rows if r["variance"] == v]) for v in variances]
         mean, spread = ([f(x) for x in values] for f in (np.mean, np.std))
         ax.errorbar(_place(variances), mean, spread, linewidth=1.8, elinewidth=0.8, **style)
-    if rows:
-        ax.set_ylim(0, None)
+    ax.axhline(np.mean([r["prior"] for r in rows]), color=ps.FAINT, linewidth=0.9)
+    ax.set_ylim(10, None)

@@ -37,7 +37,8 @@ def noise(asked: Options) -> None:
 
                 def play(members, rules, scene=scene, variance=variance):
                     entries = optax.tree.size(scene.network.params)
-                    return games.simulate(scene.gram, entries, members, rules.method, variance)
+                    known = scene.gram, scene.root, entries
+                    return games.simulate(*known, members, rules.method, variance)
 
                 _play(table, asked, scene, rules, play)
     table.show("victim", "defense", "images", "method", "games", "chance", "recall")

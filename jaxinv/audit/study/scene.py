@@ -41,6 +41,7 @@ DEFENSES = (
     "dpsgd:1:0.01",
     "dpsgd:1:0.1",
 )
+TEST_IMAGES = 10_000
 Row = dict[str, Any]
 
 
@@ -80,6 +81,11 @@ class Scene:
         return ident.gram(self.network.loss, self.network.params, self.candidates)
 
     @functools.cached_property
+    def root(self) -> Any:
+        """Its root."""
+        return games.root(self.gram)
+
+    @functools.cached_property
     def known_rows(self) -> Callable[[], ident.Rows] | None:
         """Gives the candidates' gradients where they are kept."""
         return games.known_rows(self.network, self.candidates)
@@ -96,8 +102,9 @@ class Scene:
 
 
 def load(name: str, candidates: int) -> Scene:
-    """Loads a victim and the first test images of CIFAR-10."""
-    images = data.load("cifar10", split="test", ids=candidates)
+    """Loads a victim and CIFAR-10's first test images; where those are too few, training images."""
+    split = "test" if candidates <= TEST_IMAGES else "train"
+    images = data.load("cifar10", split=split, ids=candidates)
     normalization = Normalization.of(images.mean, images.std)
     pool = games.Pool(images.images, images.labels)
     if "-" in name:
