@@ -48,7 +48,7 @@ def contents(folder):
 
 # Settings of a sweep that are wrong, do not go together, or would change nothing.
 SETTINGS = [
-    (["--model", "lenet"], "--model lenet: unknown; known are lenet_zhu, mlp, "),
+    (["--model", "lenet"], "--model lenet: unknown; known are lenet_zhu, mlp, vit, convnet"),
     (["--objective", "cos"], "--objective cos: unknown; known are cosine, l2"),
     (["--tv", "-1"], "--tv -1: .*greater than or equal to 0"),
     (["--tv", "nan"], "--tv nan: .*finite"),

@@ -16,7 +16,7 @@ import pytest
 from flax.core import freeze
 
 import jaxinv
-from jaxinv import client, data, defenses
+from jaxinv import client, data
 from jaxinv.attacks.gradient_matching import step_decay
 from jaxinv.attacks.priors import total_variation
 from jaxinv.client import kinds, updates
@@ -551,17 +551,3 @@ def test_the_example_of_flower_runs_from_the_servers_file(tmp_path, monkeypatch,
     assert "round_1.npz: of a photograph of class rocket" in shown
     assert "labels: rocket" in shown
     assert "0.1 times the mean gradient" in shown
-
-
-@pytest.mark.parametrize("page", ["updates", "your_own_defense"])
-def test_the_code_of_the_pages_runs(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(defenses, "DEFENSES", dict(defenses.DEFENSES))
-    text = (EXAMPLES.parent / "docs" / f"{page}.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
-    assert blocks
-    scope: dict = {}
-    for block in blocks:
-        exec(block, scope)
-    if page == "your_own_defense":
-        assert (tmp_path / "runs" / "drop" / "report.html").exists()
