@@ -1,8 +1,10 @@
 """The whole chain at toy size: rows, resume after a kill, refusal of other settings."""
 
 import csv
+import errno
 import functools
 import json
+import os
 
 import jax
 import numpy as np
@@ -140,6 +142,30 @@ def test_float64_goes_from_the_same_start_with_more_digits(finished, tmp_path, m
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+def test_a_full_disk_is_one_line_and_loses_nothing(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(blocks, "TRIALS_PER_BLOCK", 2)
+    monkeypatch.setattr(sweep.report, "build", lambda folder, console: None)
+    command, synced, fsync = [*ARGUMENTS, "--out", str(tmp_path / "run")], [], os.fsync
+
+    def full(number):
+        synced.append(number)
+        if len(synced) > 6:  # in the second block
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert sweep.main(command) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "cannot be written (No space left on device); make room there" in error
+    assert len(list((tmp_path / "run" / "trials").iterdir())) == 1
+    assert sweep.main(command) == 0
+    whole, resumed = results.read_run(finished), results.read_run(tmp_path / "run")
+    for name in whole.trials:
+        np.testing.assert_array_equal(whole.trials[name], resumed.trials[name])
+
+
 def test_cells_that_differ_in_numbers_share_every_program(tmp_path, monkeypatch):
     compiled, after_blocks, run_block = [], [], sweep.run_block
 
@@ -224,6 +250,15 @@ def test_dry_run_prints_the_cells_and_writes_nothing(tmp_path, capsys):
     assert "2 cells, 2 blocks" in printed
     assert "tv = 0.01 " in printed
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_is_no_markup(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = "[b][x]$foo$.npz"
+    np.savez(name, images=np.zeros((2, 32, 32, 3), np.uint8), labels=[0, 1])
+    command = [*ARGUMENTS[:-3], "--tv", "0.01", "--dataset", "tiles", name]
+    assert sweep.main([*command, "--dry-run", "--out", "run"]) == 0
+    assert name in "".join(capsys.readouterr().out.split())
 
 
 def test_run_json_says_what_was_run(finished):

@@ -72,10 +72,18 @@ def arithmetic(precision: str) -> Generator[Callable[[PyTree], PyTree]]:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX was told where to."""
+    """Keeps compiled programs in the user's cache folder, unless JAX was told where to.
+
+    Where there is none that can be written, they are compiled anew by every process; JAX would
+    warn of each.
+    """
     if jax.config.jax_compilation_cache_dir is None:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "jaxinv"))
+        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: a user without a home
+            base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            folder = Path(base) / "jaxinv"
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 @contextlib.contextmanager
