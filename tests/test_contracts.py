@@ -24,6 +24,7 @@ from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, SCHEDULES, SIGNS
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
 from jaxinv.attacks.objectives import OBJECTIVES, compare
 from jaxinv.attacks.priors import PRIORS, SEEDS, View, needing
+from jaxinv.attacks.representations import REPRESENTATIONS
 from jaxinv.data import image_prior
 from jaxinv.defenses.base import ClientContext, PublicFacts
 from jaxinv.engine import trials
@@ -219,6 +220,7 @@ PARTS = {
     "schedule": list(SCHEDULES),
     "init_from": list(INITS),
     "box": [False, True],
+    "representation": list(REPRESENTATIONS),
     "optimizer": [name for name in OPTIMIZERS if name != "lbfgs"],  # which a named attack has
 }
 MIXED = [

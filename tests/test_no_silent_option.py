@@ -61,6 +61,7 @@ CHANGES = {
     "schedule": ({}, "constant"),
     "init": ({}, "uniform"),
     "box": ({}, False),
+    "representation": ({}, "whitened"),
     "iterations": ({}, 3),
     "image_prior": ({}, "photographs"),
     "anneal_from": ({}, 10.0),
@@ -107,6 +108,7 @@ OF_MATCHING = {
     "lr",
     "schedule",
     "box",
+    "representation",
     "gram",
 }
 # What each family refuses: what it has no use for, and what it is not made for.

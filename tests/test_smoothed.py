@@ -12,7 +12,7 @@ from jaxinv import client
 from jaxinv.attacks import smoothed_gauss_newton as smoothed
 from jaxinv.attacks.base import Known
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
-from jaxinv.data.image_prior import of_spectrum
+from jaxinv.data.image_prior import of_spectrum, unwhiten, whiten
 from jaxinv.defenses.base import DefenseKnowledge
 from jaxinv.engine import planner, trials
 from jaxinv.engine.targets import make_targets, seed_keys
@@ -60,7 +60,7 @@ class Scene:
         self.prior = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self.prior)
         self.variables = module.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
         drawn = jax.random.normal(jax.random.key(1), (2, 1, *SHAPE))
-        images = NORMALIZATION.pixels(jax.vmap(lambda z: smoothed.to_images(self.prior, z))(drawn))
+        images = NORMALIZATION.pixels(jax.vmap(lambda z: unwhiten(self.prior, z))(drawn))
         self.truths = Truth(images, jnp.array([[0], [2]]))
         self.targets = make_targets(module, self.variables, self.truths, NORMALIZATION).targets
 
@@ -165,11 +165,11 @@ def test_where_all_kinks_are_open_a_step_is_one_of_gauss_newton():
     numbers = jax.tree.map(jnp.float32, ATTACK.numbers(1, SETTINGS))
     numbers = jax.tree.map(lambda x: x[0] if x.ndim else x, numbers)
     narrow = 0.05
-    z = smoothed.to_whitened(scene.prior, truth)
+    z = whiten(scene.prior, truth)
     off = z + narrow * jax.random.normal(jax.random.key(3), z.shape)
     state = ATTACK.init(numbers, jax.random.key(2), truth.shape, known)
     state = state._replace(
-        candidate=state.candidate._replace(images=smoothed.to_images(scene.prior, off)),
+        candidate=state.candidate._replace(images=unwhiten(scene.prior, off)),
         spread=jnp.full(z.shape, narrow),
     )
     moved, losses = jax.jit(lambda s: ATTACK.step(numbers, known, jnp.int32(0), s))(state)

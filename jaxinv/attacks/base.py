@@ -73,6 +73,11 @@ class Attack:
         return ()
 
     @property
+    def needs_image_prior(self) -> bool:
+        """Whether it asks what images look like (`Known.image_prior`)."""
+        return False
+
+    @property
     def products(self) -> int:
         """Passes through the network in one step, beside what is done once."""
         return 1

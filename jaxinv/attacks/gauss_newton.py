@@ -134,6 +134,11 @@ class GaussNewton(Attack):
     steps_per_call = 4
 
     @property
+    def needs_image_prior(self) -> bool:
+        """It is what the attack minimizes beside the residual."""
+        return True
+
+    @property
     def products(self) -> int:
         """Those of conjugate gradients."""
         return self.cg_iterations

@@ -32,6 +32,7 @@ from jaxinv.attacks.base import (
 )
 from jaxinv.attacks.objectives import OBJECTIVES, Comparison, compare
 from jaxinv.attacks.priors import PRIORS, View, key_of, needing, weighted_sum
+from jaxinv.attacks.representations import REPRESENTATIONS, Representation
 from jaxinv.errors import UserError
 from jaxinv.types import PyTree, named
 
@@ -113,10 +114,18 @@ class Numbers(NamedTuple):
     iterations: Int[Array, ""]
 
 
+class Moved(NamedTuple):
+    """What the optimizer moves."""
+
+    parameters: Any  # of the images, in the method's representation
+    logits: Float[Array, "image class"] | None
+
+
 class AttackState(NamedTuple):
     """What the next step of one trial needs."""
 
     candidate: Candidate
+    parameters: Any  # that the candidate's images came out of
     optimizer: Any
 
 
@@ -132,6 +141,7 @@ class Method(Attack):
     optimizer: str | Callable = "adam"
     sign: str | Callable = "hard"
     schedule: str | Callable = "step"
+    representation: str | Representation = "pixels"  # what is moved
     init_from: str | Callable = "normal"  # of `INITS`
     box: bool = True
     by_epoch: bool = False  # images of their own for each epoch, whose order is not known
@@ -141,6 +151,11 @@ class Method(Attack):
 
     Numbers = Numbers
     steps_per_call = 50
+
+    @property
+    def needs_image_prior(self) -> bool:
+        """Where what is moved are its coefficients."""
+        return named(REPRESENTATIONS, self.representation).needs_prior
 
     def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Numbers:
         """Makes the traced part of settings, each one number for all seeds or one for each."""
@@ -157,22 +172,26 @@ class Method(Attack):
         known: Known,
         initial: Candidate | None = None,
     ) -> AttackState:
-        """Draws the random initial image of one trial.
+        """Draws the random initial image of one trial, in the coordinates that are moved.
 
         It is not projected: the first projection comes after the first step, as published. In
         float64 it is the same image.
         """
         kind = known.normalization.mean.dtype
+        to_images, to_parameters, _ = named(REPRESENTATIONS, self.representation)
         if initial is None:
             front = (self.local.epochs,) if self.by_epoch else ()
-            images = named(INITS, self.init_from)(key, (*front, *shape)).astype(kind)
+            parameters = named(INITS, self.init_from)(key, (*front, *shape)).astype(kind)
             logits = None
             if self.classes:
                 of_labels = jax.random.fold_in(key, 1)
                 logits = jax.random.normal(of_labels, (shape[0], self.classes), jnp.float32)
                 logits = logits.astype(kind)
-            initial = Candidate(images, logits)
-        return AttackState(initial, named(OPTIMIZERS, self.optimizer)().init(initial))
+            initial = Candidate(to_images(known.image_prior, parameters), logits)
+        else:
+            parameters = to_parameters(known.image_prior, initial.images)
+        moved = Moved(parameters, initial.logits)
+        return AttackState(initial, parameters, named(OPTIMIZERS, self.optimizer)().init(moved))
 
     def compare(
         self, numbers: Numbers, known: Known, candidate: Candidate
@@ -204,7 +223,13 @@ class Method(Attack):
     ) -> tuple[AttackState, Losses]:
         """Takes one step of one trial; see `base.Attack`."""
 
-        def loss(candidate):
+        to_images, to_parameters, _ = named(REPRESENTATIONS, self.representation)
+
+        def shown(moved):
+            return Candidate(to_images(known.image_prior, moved.parameters), moved.logits)
+
+        def loss(moved):
+            candidate = shown(moved)
             between, update, statistics = self.compare(numbers, known, candidate)
             view = View(
                 candidate.images, update, statistics, known.target, known.params, self.classifier
@@ -213,23 +238,27 @@ class Method(Attack):
             losses = Losses(named(OBJECTIVES, self.objective)(between), weighted_sum(weights, view))
             return losses.objective + losses.prior, losses
 
-        (value, losses), gradient = jax.value_and_grad(loss, has_aux=True)(state.candidate)
+        here = Moved(state.parameters, state.candidate.logits)
+        (value, losses), gradient = jax.value_and_grad(loss, has_aux=True)(here)
         progress = jnp.minimum(index, numbers.iterations - 1) / numbers.iterations
-        direction = gradient._replace(images=named(SIGNS, self.sign)(gradient.images, progress))
+        sign = named(SIGNS, self.sign)(gradient.parameters, progress)
+        direction = gradient._replace(parameters=sign)
         optimizer = optax.with_extra_args_support(named(OPTIMIZERS, self.optimizer)())
         descent, optimizer_state = optimizer.update(
             direction,
             state.optimizer,
-            state.candidate,
+            here,
             value=value,
             grad=gradient,
-            value_fn=lambda candidate: loss(candidate)[0],
+            value_fn=lambda moved: loss(moved)[0],
         )
         rate = numbers.lr * named(SCHEDULES, self.schedule)(index, numbers.iterations)
-        candidate = jax.tree.map(lambda x, d: x - rate * d, state.candidate, descent)
+        there = jax.tree.map(lambda x, d: x - rate * d, here, descent)
+        candidate = shown(there)
         if self.box:
             candidate = candidate._replace(images=known.normalization.box(candidate.images))
-        moved = AttackState(candidate, optimizer_state)
+            there = there._replace(parameters=to_parameters(known.image_prior, candidate.images))
+        moved = AttackState(candidate, there.parameters, optimizer_state)
         go = index < numbers.iterations
         return jax.tree.map(lambda new, old: jnp.where(go, new, old), moved, state), losses
 
@@ -240,6 +269,7 @@ _NAMES = {
     "optimizer": OPTIMIZERS,
     "sign": SIGNS,
     "schedule": SCHEDULES,
+    "representation": REPRESENTATIONS,
     "init_from": INITS,
     "batch_norm": client.BATCH_NORM,
 }
@@ -259,7 +289,13 @@ def check(method: Method) -> None:
         raise UserError("method.optimizer='lbfgs': needs the gradient itself; use sign='none'")
 
 
-STATIC = ("optimizer", "sign", "schedule", "box")  # settings that are fields of a `Method`
+STATIC = (
+    "optimizer",
+    "sign",
+    "schedule",
+    "representation",
+    "box",
+)  # settings that are fields of a `Method`
 
 
 def make(settings: Any, assumed: Assumed) -> Method:
@@ -293,6 +329,8 @@ def may_drop_gradients(priors: Iterable[str], steps: int, defense: Sequence[str]
 
 FAMILY = Family(
     make,
-    frozenset({*PRIORS, *STATIC, "lr", "init", "gram", "iterations", "polish", "adaptive"}),
+    frozenset(
+        {*PRIORS, *STATIC, "lr", "init", "gram", "iterations", "polish", "adaptive", "image_prior"}
+    ),
     inits=tuple(INITS),
 )

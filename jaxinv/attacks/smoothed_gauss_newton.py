@@ -50,7 +50,7 @@ from jaxinv.attacks.base import (
 )
 from jaxinv.attacks.gauss_newton import LEAST_POWER, PRIOR_INITS, linearize, observed
 from jaxinv.attacks.objectives import OBJECTIVES, compare
-from jaxinv.data.image_prior import ImagePrior, coefficients, synthesize
+from jaxinv.data.image_prior import ImagePrior, unwhiten, whiten
 from jaxinv.errors import UserError
 from jaxinv.networks import kinks
 from jaxinv.types import PyTree, named
@@ -96,6 +96,11 @@ class SmoothedGaussNewton(Attack):
     Numbers = Numbers
 
     @property
+    def needs_image_prior(self) -> bool:
+        """It is what the attack minimizes beside the residual."""
+        return True
+
+    @property
     def products(self) -> int:
         """Those of conjugate gradients."""
         return self.cg_iterations
@@ -114,7 +119,7 @@ class SmoothedGaussNewton(Attack):
         of_start, of_draws = jax.random.split(key)
         if initial is None:
             draw = jax.random.normal(of_start, shape, jnp.float32).astype(kind)
-            images = to_images(known.image_prior, PRIOR_INITS[self.init_from] * draw)
+            images = unwhiten(known.image_prior, PRIOR_INITS[self.init_from] * draw)
             initial = Candidate(images, None)
         return State(initial, jnp.ones(shape, kind), of_draws)
 
@@ -122,7 +127,7 @@ class SmoothedGaussNewton(Attack):
         self, numbers: Numbers, known: Known, index: Int[Array, ""], state: State
     ) -> tuple[State, Losses]:
         """Takes one step of one trial; see `base.Attack`."""
-        z = to_whitened(known.image_prior, state.candidate.images)
+        z = whiten(known.image_prior, state.candidate.images)
         update, _ = self.observe(numbers, known, known.loss, z)[0]
         objective = named(OBJECTIVES, self.objective)(compare(update, known.target.update))
         losses = Losses(objective, jnp.vdot(z, z) / 2 / z.size)
@@ -132,7 +137,7 @@ class SmoothedGaussNewton(Attack):
                 numbers, known, z, state.spread, jax.random.fold_in(state.key, index)
             )
             narrowed = state.spread * narrowing(numbers.iterations).astype(left.dtype)
-            candidate = Candidate(to_images(known.image_prior, moved), None)
+            candidate = Candidate(unwhiten(known.image_prior, moved), None)
             return State(candidate, jnp.maximum(left, narrowed), state.key)
 
         # A real branch, also under vmap: all trials are at the same step.
@@ -203,7 +208,7 @@ class SmoothedGaussNewton(Attack):
     ) -> tuple[tuple[PyTree, PyTree], PyTree]:
         """What the client of an image would send by a loss, and what else the loss returns."""
         simulation = Simulation(self.local, False, self.defense)
-        candidate = Candidate(to_images(known.image_prior, z), None)
+        candidate = Candidate(unwhiten(known.image_prior, z), None)
         update, rest = simulate_update(
             simulation, known._replace(loss=loss), numbers.client_lr, candidate
         )
@@ -331,16 +336,6 @@ def over_neighbors(prior: ImagePrior, diagonal: Whitened) -> Whitened:
         return jnp.zeros_like(mean).at[order].set(jnp.exp(mean)).reshape(values.shape)
 
     return jax.vmap(one)(diagonal)
-
-
-def to_whitened(prior: ImagePrior, images: Float[Array, "image height width channel"]) -> Whitened:
-    """Coefficients of images in units of the prior's standard deviations."""
-    return coefficients(prior, images - prior.mean) / jnp.sqrt(prior.variances)
-
-
-def to_images(prior: ImagePrior, z: Whitened) -> Float[Array, "image height width channel"]:
-    """Images of whitened coefficients."""
-    return prior.mean + synthesize(prior, jnp.sqrt(prior.variances) * z)
 
 
 def make(settings: Any, assumed: Assumed) -> SmoothedGaussNewton:

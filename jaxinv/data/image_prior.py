@@ -75,6 +75,20 @@ def synthesize(
     return jnp.einsum("ui,...uvc,vj->...ijc", rows, waves, columns)
 
 
+def whiten(
+    prior: ImagePrior, images: Float[Arrays, "*batch height width channel"]
+) -> Float[Arrays, "*batch height width channel"]:
+    """Coefficients of images in units of their standard deviations."""
+    return coefficients(prior, images - prior.mean) / jnp.sqrt(prior.variances)
+
+
+def unwhiten(
+    prior: ImagePrior, whitened: Float[Arrays, "*batch height width channel"]
+) -> Float[Arrays, "*batch height width channel"]:
+    """Images of whitened coefficients: standard normal ones give a draw from the prior."""
+    return prior.mean + synthesize(prior, jnp.sqrt(prior.variances) * whitened)
+
+
 def cosines(size: int, dtype=np.float64) -> Float[np.ndarray, "frequency position"]:
     """The orthonormal DCT-II: row u is cos(pi u (2 i + 1) / (2 size)), scaled to length 1."""
     u, i = np.arange(size)[:, None], np.arange(size)

@@ -188,7 +188,7 @@ def invert_all(
     weights = check_priors(priors, victim.variables, attack.batch_norm)
     if second_order or closed_form is not None:
         weights = {}
-    if second_order:
+    if attack.needs_image_prior:
         image_prior = image_prior or _photographs(victim.image_shape, mean, std)
     trees = [of_network(victim.variables["params"], plain(update)) for update in sent]
     measured = of_batch_norm(attack.batch_norm, statistics, victim.variables, len(sent))

@@ -174,6 +174,8 @@ def _idle(cell: Cell) -> Iterator[tuple[str, str]]:
     attacker = cell.attacker()
     assumed_steps = attacker.local.steps(attacker.images)
     steps = max(cell.local().steps(cell.images), 1 if cell.assumed_lr else assumed_steps)
+    if cell.image_prior != Cell.model_fields["image_prior"].default and not cell.has_image_prior():
+        yield "image_prior", "of --representation whitened; give it, or leave the prior out"
     one_step = "the client takes one step; give --client-epochs or --client-batch, or leave it out"
     if cell.width is not None and networks.NETWORKS[cell.model].width is None:
         yield "width", f"{cell.model} has one size; leave it out"

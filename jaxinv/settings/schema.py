@@ -21,6 +21,7 @@ from jaxinv.attacks.gram import GRAM
 from jaxinv.attacks.labels import LABELS
 from jaxinv.attacks.objectives import OBJECTIVES
 from jaxinv.attacks.priors import PRIORS
+from jaxinv.attacks.representations import REPRESENTATIONS
 from jaxinv.client import BATCH_NORM, Local
 from jaxinv.data import GROUPINGS
 from jaxinv.data.image_prior import IMAGE_PRIORS
@@ -210,6 +211,12 @@ class Cell(Strict):
         "Distribution of the initial image. For the second-order attacks: mean "
         "of the image prior, or a draw from it (prior).",
     )
+    representation: Annotated[str, of_tables(REPRESENTATIONS)] = setting(
+        "attack",
+        "pixels",
+        "What the optimizer moves: the pixels, or the coefficients of --image-prior in units of "
+        "their standard deviations (whitened).",
+    )
     box: bool = setting("attack", True, "Whether pixels are clipped to [0, 1] after each step.")
     iterations: int = setting("attack", 500, "Steps of the attack.", ge=1, le=MOST_COUNT)
     polish: int = setting(
@@ -358,7 +365,9 @@ class Cell(Strict):
 
     def has_image_prior(self) -> bool:
         """Whether the attack asks what images look like."""
-        return "image_prior" in self.family().reads
+        reads = self.family().reads
+        moved = "representation" not in reads or REPRESENTATIONS[self.representation].needs_prior
+        return "image_prior" in reads and moved
 
     def make_attack(self, classes: int, classifier: tuple[str, ...]) -> Attack:
         """The iterative attack: the part of the settings that shapes the compiled program.
