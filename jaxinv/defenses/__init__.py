@@ -101,7 +101,7 @@ def defend(
     update: PyTree,
     strengths: tuple,
     key: Array,
-    scene: ClientContext | None,
+    context: ClientContext | None,
 ) -> PyTree:
     """Applies a chain to an update.
 
@@ -111,12 +111,12 @@ def defend(
       strengths: of each.
       key: of this trial's draw. A defense's noise does not depend on what stands before it in the
         chain: strengths and chains compare on the same draws.
-      scene: what the client knows beside it; None will do for a chain that does not ask.
+      context: what the client knows beside it; None will do for a chain that does not ask.
     """
     for position, (name, own) in enumerate(zip(chain, strengths)):
         before = chain[:position].count(name)
         of_name = jax.random.fold_in(rng.name_key(key, name), before)
-        update = DEFENSES[name].apply(update, own, of_name, scene)
+        update = DEFENSES[name].apply(update, own, of_name, context)
     return update
 
 

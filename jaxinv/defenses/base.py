@@ -41,7 +41,7 @@ class DefenseKnowledge(NamedTuple):
 class Defense(NamedTuple):
     """An entry of `DEFENSES`."""
 
-    # (update, strengths, key, scene) -> update
+    # (update, strengths, key, context) -> update
     apply: Callable[[PyTree, tuple, Array, ClientContext | None], PyTree]
     parameters: tuple[tuple[str, float, float], ...]  # of each strength: name, least, most
     # (update, strengths, shared) -> what the defense makes of the update on average

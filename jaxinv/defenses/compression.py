@@ -10,7 +10,7 @@ from jax import lax
 from jaxinv.defenses.base import Defense
 
 
-def _sign(update, strengths, key, scene):
+def _sign(update, strengths, key, context):
     """Sends signs, times the mean magnitude over all parameters.
 
     References: Bernstein et al. 2018 (signSGD); the scale: Karimireddy et al. 2019, 1901.09847.
@@ -33,7 +33,7 @@ def _soft_sign(update, strengths, shared):
     return jax.tree.map(soft, update)
 
 
-def _quantize(update, strengths, key, scene):
+def _quantize(update, strengths, key, context):
     """Rounds each leaf at random to 2^bits levels from -max to max, unbiased.
 
     References: Alistarh et al. 2017 (QSGD), arXiv 1610.02132, with the maximum for the norm.

@@ -10,22 +10,24 @@ from jaxinv.privacy.gradient import add_noise, clip_factor, clipped_sum
 from jaxinv.types import PyTree
 
 
-def _clip(update, strengths, key, scene):
+def _clip(update, strengths, key, context):
     """Scales the update down to an L2 norm, over all parameters."""
     factor = clip_factor(update, strengths[0])
     return jax.tree.map(lambda x: factor * x, update)
 
 
-def _dp_sgd(update, strengths, key, scene):
+def _dp_sgd(update, strengths, key, context):
     """DP-SGD's gradient in place of the mean: each image's clipped, noise on the sum.
 
     The batch is the client's images; what `jaxinv.train --dp` takes steps with.
     """
     del update
     clip, multiplier = strengths
-    loss = client.loss_fn(scene.module, scene.variables)
-    mean = clipped_mean(loss, scene.variables["params"], scene.images, scene.labels, strengths)
-    return add_noise(mean, multiplier * clip / len(scene.images), key)
+    loss = client.loss_fn(context.module, context.variables)
+    mean = clipped_mean(
+        loss, context.variables["params"], context.images, context.labels, strengths
+    )
+    return add_noise(mean, multiplier * clip / len(context.images), key)
 
 
 def clipped_mean(

@@ -14,8 +14,8 @@ from jaxinv.privacy.gradient import add_noise
 def _noise(draw: Callable | None = None) -> Defense:
     """Noise of a given variance on every entry."""
 
-    def apply(update, strengths, key, scene):
-        del scene
+    def apply(update, strengths, key, context):
+        del context
         return add_noise(update, jnp.sqrt(strengths[0]), key, draw)
 
     def variance(shared, strengths, facts):
@@ -24,9 +24,9 @@ def _noise(draw: Callable | None = None) -> Defense:
     return Defense(apply, (("variance", 0, ANY),), variance=variance, random=True)
 
 
-def _relative_noise(update, strengths, key, scene):
+def _relative_noise(update, strengths, key, context):
     """Gaussian noise whose expected norm is the strength times the update's."""
-    del scene
+    del context
     return add_noise(
         update, strengths[0] * optax.tree.norm(update) / math.sqrt(optax.tree.size(update)), key
     )

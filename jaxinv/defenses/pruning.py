@@ -32,17 +32,17 @@ def _globally(update: PyTree, dropped: Array) -> PyTree:
     return restore(_keep_largest(flat, dropped))
 
 
-def _prune(update, strengths, key, scene):
+def _prune(update, strengths, key, context):
     """Magnitude pruning over all parameters."""
     return _globally(update, count(strengths[0], optax.tree.size(update)))
 
 
-def _prune_layer(update, strengths, key, scene):
+def _prune_layer(update, strengths, key, context):
     """Magnitude pruning of each leaf."""
     return jax.tree.map(lambda x: _keep_largest(x, count(strengths[0], x.size)), update)
 
 
-def _top_k(update, strengths, key, scene):
+def _top_k(update, strengths, key, context):
     """Keeps the k entries of largest magnitude."""
     kept = jnp.round(strengths[0]).astype(jnp.int32)
     return _globally(update, optax.tree.size(update) - kept)

@@ -13,7 +13,7 @@ from jaxinv.networks.inspect import classifier_input, classifier_path
 from jaxinv.types import PyTree
 
 
-def _soteria(update, strengths, key, scene):
+def _soteria(update, strengths, key, context):
     """Perturbs the representation that the last dense layer's gradient gives away.
 
     Of the features r before that layer, the given share with the largest |r_i| / |d r_i / d image|
@@ -21,7 +21,7 @@ def _soteria(update, strengths, key, scene):
 
     References: Sun et al. 2021 (Soteria), arXiv 2012.06043, eq. 7 and its public code.
     """
-    module, variables, images, _ = scene
+    module, variables, images, _ = context
     path = classifier_path(module, variables, images)
 
     def features(image):

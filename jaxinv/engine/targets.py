@@ -99,8 +99,8 @@ def _make_targets(
         )
         bare = update
         if clients.defense:
-            scene = ClientContext(module, variables, images, classes)
-            update = defenses.defend(clients.defense, update, strengths, draw_key, scene)
+            context = ClientContext(module, variables, images, classes)
+            update = defenses.defend(clients.defense, update, strengths, draw_key, context)
         between = compare(update, bare)
         kept = between.cross / jnp.sqrt(between.own * between.shared)
         error = jnp.sqrt(between.distance / between.shared)

@@ -30,14 +30,14 @@ class Mechanism(NamedTuple):
     steps: int = 1
 
 
-def _event(spent: Mechanism):
+def _event(mechanism: Mechanism):
     """The mechanism in dp-accounting's terms (imported when needed: it takes a second)."""
     import dp_accounting as dpa
 
-    event = dpa.GaussianDpEvent(spent.multiplier)
-    if spent.rate < 1:
-        event = dpa.PoissonSampledDpEvent(spent.rate, event)
-    return dpa.SelfComposedDpEvent(event, spent.steps)
+    event = dpa.GaussianDpEvent(mechanism.multiplier)
+    if mechanism.rate < 1:
+        event = dpa.PoissonSampledDpEvent(mechanism.rate, event)
+    return dpa.SelfComposedDpEvent(event, mechanism.steps)
 
 
 def _accountant(kind: str):
@@ -51,17 +51,17 @@ def _accountant(kind: str):
 
 
 @functools.lru_cache(maxsize=256)
-def epsilon(spent: Mechanism, delta: float, accountant: str = "pld") -> float:
+def epsilon(mechanism: Mechanism, delta: float, accountant: str = "pld") -> float:
     """Computes epsilon at a delta, by dp-accounting; inf without noise.
 
     Args:
-      spent: the mechanism, under `ASSUMPTIONS`.
+      mechanism: the mechanism, under `ASSUMPTIONS`.
       delta: above 0.
       accountant: "pld" (privacy loss distribution, tight) or "rdp" (Rényi, an upper bound).
     """
-    if spent.multiplier == 0:
+    if mechanism.multiplier == 0:
         return math.inf
-    return float(_accountant(accountant).compose(_event(spent)).get_epsilon(delta))
+    return float(_accountant(accountant).compose(_event(mechanism)).get_epsilon(delta))
 
 
 def calibrate(
@@ -97,7 +97,7 @@ def calibrate(
 
 
 @functools.lru_cache(maxsize=256)
-def reconstruction_bound(spent: Mechanism, prior: float) -> float:
+def reconstruction_bound(mechanism: Mechanism, prior: float) -> float:
     """Bounds the probability with which any attack reconstructs an example.
 
     No attacker who sees all that the mechanism releases, knows the network, the algorithm and every
@@ -109,12 +109,12 @@ def reconstruction_bound(spent: Mechanism, prior: float) -> float:
     References: Hayes, Mahloujifar & Balle 2023, arXiv 2302.07225, theorem 2 and its corollary
       (tight); Balle, Cherubin & Hayes 2022, arXiv 2201.04845, definition 2 (ReRo).
     """
-    if spent.multiplier == 0:
+    if mechanism.multiplier == 0:
         return 1.0
-    if spent.rate == 1:  # one Gaussian of all steps together: exact
-        mean = math.sqrt(spent.steps) / spent.multiplier
+    if mechanism.rate == 1:  # one Gaussian of all steps together: exact
+        mean = math.sqrt(mechanism.steps) / mechanism.multiplier
         return float(special.ndtr(special.ndtri(prior) + mean))
-    loss = _accountant("pld").compose(_event(spent))
+    loss = _accountant("pld").compose(_event(mechanism))
 
     def curve(eps):
         return math.exp(min(eps, 700)) * prior + loss.get_delta(eps)
