@@ -69,7 +69,7 @@ def untrained(name: str, width: int | None) -> victims.Victim:
 
 def assemble(
     cell: schema.Cell,
-    material: cells.CellInputs,
+    inputs: cells.CellInputs,
     seeds: int,
     cast: Callable[[PyTree], PyTree],
     shared: SharedUpdates | None = None,
@@ -78,13 +78,13 @@ def assemble(
 
     Args:
       cell: the settings.
-      material: what is attacked.
+      inputs: what is attacked.
       seeds: of each target.
       cast: of `runtime.arithmetic`.
       shared: by the clients, where they have done so.
     """
-    attack = cells.attack_of(cell, material)
-    problem, keys = share(cell, material, seeds, cast, shared)
+    attack = cells.attack_of(cell, inputs)
+    problem, keys = share(cell, inputs, seeds, cast, shared)
     plan = planner.first_plan(
         problem.variables["params"], *keys.shape, cell.images, bool(needing("seeds", attack.priors))
     )
@@ -93,13 +93,13 @@ def assemble(
 
 def share(
     cell: schema.Cell,
-    material: cells.CellInputs,
+    inputs: cells.CellInputs,
     seeds: int,
     cast: Callable[[PyTree], PyTree],
     shared: SharedUpdates | None = None,
 ) -> tuple[trials.Problem, jax.Array]:
     """Lets the clients share their updates: what trials share, and keys [target, seed]."""
     if shared is None:
-        shared = cells.share(cell, material, cast)
-    problem = cells.problem_of(material, shared.targets, cast)
-    return problem, seed_keys(material.ids[:, 0], range(seeds))
+        shared = cells.share(cell, inputs, cast)
+    problem = cells.problem_of(inputs, shared.targets, cast)
+    return problem, seed_keys(inputs.ids[:, 0], range(seeds))

@@ -155,9 +155,9 @@ def naive():
 @functools.cache
 def step_flops(cell: schema.Cell) -> float:
     """Floating-point operations of one trial-iteration in its plain form, by XLA's count."""
-    material = tiles(cell, targets=1)
-    attack = attack_of(cell.model_copy(update={"gram": "off"}), material)
-    return trials.step_flops(shapes_of(material, attack, cell.images), attack)
+    inputs = tiles(cell, targets=1)
+    attack = attack_of(cell.model_copy(update={"gram": "off"}), inputs)
+    return trials.step_flops(shapes_of(inputs, attack, cell.images), attack)
 
 
 def jax_form(label: str, cell: schema.Cell, size: tuple[int, int]) -> Form:

@@ -96,11 +96,11 @@ def time_whole(cell: schema.Cell, seconds: float) -> float:
 
 def whole_attack(cell: schema.Cell, cast: Callable) -> Callable[[], trials.Result]:
     """The attack of a cell on its targets, measurements included, to be called."""
-    material = tiles(cell, SIZE[0])
+    inputs = tiles(cell, SIZE[0])
     if cell.attack in CLOSED_FORM:
-        problem, keys = share(cell, material, SIZE[1], cast)
+        problem, keys = share(cell, inputs, SIZE[1], cast)
         return lambda: recover(problem, CLOSED_FORM[cell.attack], cell.objective, keys)
-    made = assemble(cell, material, SIZE[1], cast)
+    made = assemble(cell, inputs, SIZE[1], cast)
     resources = trials.Resources(made.plan)
     return lambda: trials.run(made.problem, made.attack, made.numbers, made.keys, resources)
 

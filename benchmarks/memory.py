@@ -66,9 +66,9 @@ def temporary_bytes(
 ) -> int:
     """Compiles one attack's chunk for the seeds of a target and asks what it takes of a device."""
     cell = cell_of("geiping", model=name, width=width)
-    material = tiles(cell, targets=1)
-    attack = attack_of(cell, material)._replace(gram=gram)
-    problem = shapes_of(material, attack, cell.images)
+    inputs = tiles(cell, targets=1)
+    attack = attack_of(cell, inputs).replace(gram=gram)
+    problem = shapes_of(inputs, attack, cell.images)
     numbers = attack.numbers(seeds, cell.numbers())
     grid = planner.make_grid(planner.GroupPlan(1, seeds), 1, seeds)
     keys = grid.deal(seed_keys([0], range(seeds)))

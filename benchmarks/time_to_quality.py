@@ -105,14 +105,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         cell = cell_of(
             LINES[name].attack, dataset=arguments.dataset, polish=LINES[name].polish, **network
         )
-        material = load(cell)
+        inputs = load(cell)
         if name == "pytorch" and not has_reference(network["model"]):
             console.print("PyTorch is not there, or does not have this network")
             continue
         measure = pytorch_points if name == "pytorch" else points
-        found[name] = measure(LINES[name], cell, material, arguments.seconds)
+        found[name] = measure(LINES[name], cell, inputs, arguments.seconds)
         console.print(f"{LINES[name].words}: {found[name][-1].psnr.mean():.2f} dB")
-    baseline = mean_color(material)
+    baseline = mean_color(inputs)
     console.print(table(found, baseline))
     if arguments.out is not None:
         what = arguments.victim or f"{network['model']}, untrained"
@@ -121,27 +121,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         ps.save(figure, arguments.out, ("png",))
 
 
-def points(line: Line, cell: schema.Cell, material: cells.CellInputs, limit: float) -> list[Point]:
+def points(line: Line, cell: schema.Cell, inputs: cells.CellInputs, limit: float) -> list[Point]:
     """Runs an attack with each number of steps that the time allows, then polishes the last end."""
     # An update that is polished to its last digit must have that digit: see `cells.attack_cell`.
     with runtime.arithmetic("float64" if cell.polish else cell.precision) as exact:
-        shared = cells.share(cell, material, exact)
+        shared = cells.share(cell, inputs, exact)
     found: list[Point] = []
     with runtime.arithmetic(cell.precision) as cast:
-        made = assemble(cell, material, line.seeds, cast, shared)
+        made = assemble(cell, inputs, line.seeds, cast, shared)
         for steps in line.steps:
             if is_affordable(steps, found, limit):
                 result, clock = run(made, steps)
-                found.append(Point(steps, clock[-1] / len(material.ids), chosen(result)))
+                found.append(Point(steps, clock[-1] / len(inputs.ids), chosen(result)))
     if cell.polish:
         with runtime.arithmetic("float64") as cast:
-            found += polished(cell, material, shared, result, found[-1], cast)
+            found += polished(cell, inputs, shared, result, found[-1], cast)
     return found
 
 
 def polished(
     cell: schema.Cell,
-    material: cells.CellInputs,
+    inputs: cells.CellInputs,
     shared: SharedUpdates,
     result: trials.Result,
     end: Point,
@@ -151,12 +151,12 @@ def polished(
     attack = LevenbergMarquardt(
         objective=cell.objective, batch_norm=cell.batch_norm, local=cell.local()
     )
-    problem = cells.problem_of(material, shared.targets, cast)
+    problem = cells.problem_of(inputs, shared.targets, cast)
     made = Assembled(
         attack,
         problem,
         cast(attack.numbers(1, cell.numbers())),
-        seed_keys(material.ids[:, 0], range(1)),
+        seed_keys(inputs.ids[:, 0], range(1)),
         planner.GroupPlan(1, 1, jax.local_device_count()),
     )
     initial = Candidate(result.candidates.images, None)
@@ -224,13 +224,13 @@ def has_reference(model: str) -> bool:
 
 
 def pytorch_points(
-    line: Line, cell: schema.Cell, material: cells.CellInputs, limit: float
+    line: Line, cell: schema.Cell, inputs: cells.CellInputs, limit: float
 ) -> list[Point]:
     """The same attack in PyTorch, one target after the other."""
     from benchmarks import pytorch_reference as reference
 
     with runtime.arithmetic(cell.precision) as cast:
-        made = assemble(cell, material, 1, cast)
+        made = assemble(cell, inputs, 1, cast)
         known, truths = made.problem, made.problem.truths
         state = trials.init_states(
             made.attack, known, made.numbers, np.zeros((1, 1), int), made.keys[None], None
@@ -253,10 +253,10 @@ def pytorch_points(
     return found
 
 
-def mean_color(material: cells.CellInputs) -> float:
+def mean_color(inputs: cells.CellInputs) -> float:
     """PSNR of the trivial guess, over all targets."""
-    score = jax.vmap(lambda truth: metrics.mean_color(truth, material.normalization).psnr)
-    return float(score(material.truths()).mean())
+    score = jax.vmap(lambda truth: metrics.mean_color(truth, inputs.normalization).psnr)
+    return float(score(inputs.truths()).mean())
 
 
 def table(found: dict[str, list[Point]], baseline: float) -> Table:

@@ -81,11 +81,11 @@ def run(study: requests.SearchStudy, command: str) -> None:
     runtime.use_compilation_cache()
     runtime.use_all_cores()
     runtime.check_precision(study.cell.precision)
-    material = cells.Loader(study.plan, split="train")(study.cell)
+    inputs = cells.Loader(study.plan, split="train")(study.cell)
     asked = {
         "search": search.model_dump(),
         "cell": study.cell.model_dump(),
-        "target_ids": material.ids.tolist(),
+        "target_ids": inputs.ids.tolist(),
         "seeds": study.plan.seeds,
     }
     values, rows = draw(search), []
@@ -101,7 +101,7 @@ def run(study: requests.SearchStudy, command: str) -> None:
             numbers = {name: values[name][alive] for name in values}
             snapshots = Snapshots(folder, path.stem, json.dumps(asked))
             with files.locked(folder):
-                measured = measure(study, material, numbers, iterations, console, snapshots)
+                measured = measure(study, inputs, numbers, iterations, console, snapshots)
             text = json.dumps({"asked": asked, "measured": measured})
             files.write_file(path, lambda f, text=text: f.write(text.encode()))
             snapshots.clear()
@@ -130,7 +130,7 @@ def run(study: requests.SearchStudy, command: str) -> None:
 
 def measure(
     study: requests.SearchStudy,
-    material: cells.CellInputs,
+    inputs: cells.CellInputs,
     numbers: dict[str, np.ndarray],
     iterations: int,
     console: Console,
@@ -140,7 +140,7 @@ def measure(
 
     Args:
       study: what is fixed.
-      material: the victim and the images.
+      inputs: the victim and the images.
       numbers: of the candidates, [candidate] each.
       iterations: of this rung.
       console: for the plan.
@@ -155,10 +155,10 @@ def measure(
     # Along the axis of seeds: candidate by candidate, each with the same seeds.
     of_seeds = {name: np.repeat(of, len(seeds)) for name, of in numbers.items()}
     each = {**cell.numbers(), "iterations": iterations, **of_seeds}
-    keys = jnp.tile(seed_keys(material.ids[:, 0], seeds), (1, count))
+    keys = jnp.tile(seed_keys(inputs.ids[:, 0], seeds), (1, count))
     result, baseline, *_ = cells.attack_cell(
         cell,
-        material,
+        inputs,
         keys,
         each,
         study.plan.memory,

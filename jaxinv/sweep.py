@@ -93,10 +93,10 @@ def run_study(
     runtime.use_compilation_cache()
     runtime.use_all_cores()
     load = Loader(study.plan)
-    materials = [load(cell) for cell in study.cells]
-    blocks = list(plan_blocks(study, dict(enumerate(materials))))
+    all_inputs = [load(cell) for cell in study.cells]
+    blocks = list(plan_blocks(study, dict(enumerate(all_inputs))))
     if dry_run:
-        print_plan(console, study, materials, blocks)
+        print_plan(console, study, all_inputs, blocks)
         return
     if workers.executor == "local":
         for cell in study.cells:
@@ -108,7 +108,7 @@ def run_study(
             workers.executor, "jaxinv.sweep:run_cell", workers.resources, study.folder
         )
     is_new = not study.folder.exists()
-    open_run(study, materials[0], command)
+    open_run(study, all_inputs[0], command)
     if len(waiting) < len(blocks):
         console.print(f"{study.folder}: {len(blocks) - len(waiting)} of {len(blocks)} blocks done")
     total, left = (sum(work_of(block, study) for block in some) for some in (blocks, waiting))
@@ -116,7 +116,7 @@ def run_study(
         with files.locked(study.folder), runtime.progress_bar(console) as bar:
             task = bar.add_task("", total=total, completed=total - left)
             if executor is None:
-                run_here(study, waiting, materials, bar, task)
+                run_here(study, waiting, all_inputs, bar, task)
             else:
                 run_elsewhere(study, waiting, executor, bar, task)
     except UserError:
@@ -129,11 +129,11 @@ def run_study(
 def run_here(
     study: schema.Study,
     waiting: Sequence[Block],
-    materials: Mapping[int, CellInputs] | Sequence,
+    all_inputs: Mapping[int, CellInputs] | Sequence,
     bar: Progress,
     task,
 ) -> None:
-    """Runs these blocks one after the other, in this process; `materials` by the cell's index."""
+    """Runs these blocks one after the other, in this process; `all_inputs` by the cell's index."""
     plans = set()
 
     def announce(plan: str) -> None:
@@ -144,7 +144,7 @@ def run_here(
 
     for block in waiting:
         progress = watch(bar, task, block, study)
-        run_block(study, block, materials[block.cell_index], progress, announce)
+        run_block(study, block, all_inputs[block.cell_index], progress, announce)
         say_finished(bar, block, study)
 
 
@@ -189,16 +189,16 @@ def run_cell(study: schema.Study, index: int) -> str:
     """
     runtime.use_compilation_cache()
     runtime.use_all_cores()
-    material = Loader(study.plan)(study.cells[index])
-    own = plan_blocks(study, {index: material})
+    inputs = Loader(study.plan)(study.cells[index])
+    own = plan_blocks(study, {index: inputs})
     waiting = [block for block in own if not results.is_done(study.folder, block.name)]
     with runtime.progress_bar(Console(markup=False)) as bar:
         task = bar.add_task("", total=sum(work_of(block, study) for block in waiting))
-        run_here(study, waiting, {index: material}, bar, task)
+        run_here(study, waiting, {index: inputs}, bar, task)
     return runtime.hardware()
 
 
-def open_run(study: schema.Study, material: CellInputs, command: str) -> None:
+def open_run(study: schema.Study, inputs: CellInputs, command: str) -> None:
     """Makes the run folder, or joins the one there if it asks for the same.
 
     Raises:
@@ -209,7 +209,7 @@ def open_run(study: schema.Study, material: CellInputs, command: str) -> None:
         "study": study.text.model_dump(),
         "axes": study.axes,
         "cells": [cell.model_dump() for cell in study.cells],
-        "target_ids": material.ids[:, 0].tolist(),
+        "target_ids": inputs.ids[:, 0].tolist(),
         "seeds": list(range(study.plan.seeds)),
         "noise_seeds": list(range(study.plan.noise_seeds)),
     }
@@ -255,7 +255,7 @@ def watch(bar: Progress, task, block: Block, study: schema.Study) -> Callable[[i
 
 
 def print_plan(
-    console: Console, study: schema.Study, materials: Sequence[CellInputs], blocks: Sequence[Block]
+    console: Console, study: schema.Study, all_inputs: Sequence[CellInputs], blocks: Sequence[Block]
 ) -> None:
     """Prints the cells and an estimate of the work, for --dry-run."""
     console.print(f"{study.name}: {study.text.question}")
@@ -266,14 +266,14 @@ def print_plan(
     cells = [cell.model_dump() for cell in study.cells]
     total = 0.0
     counted: dict[tuple, float] = {}  # tracing a network twice takes long
-    for index, (cell, material) in enumerate(zip(study.cells, materials)):
-        count = len(material.ids) * draws_of(cell, study.plan) * study.plan.seeds
+    for index, (cell, inputs) in enumerate(zip(study.cells, all_inputs)):
+        count = len(inputs.ids) * draws_of(cell, study.plan) * study.plan.seeds
         flops = 0.0  # of a closed form: next to nothing
         if cell.family().make is not None:
-            attack, images = attack_of(cell, material), cell.attacker().images
-            program = (material.victim.module, attack, images, material.images.shape[2:])
+            attack, images = attack_of(cell, inputs), cell.attacker().images
+            program = (inputs.victim.module, attack, images, inputs.images.shape[2:])
             if program not in counted:
-                counted[program] = trials.step_flops(shapes_of(material, attack, images), attack)
+                counted[program] = trials.step_flops(shapes_of(inputs, attack, images), attack)
             flops = counted[program]
         work = flops * count * cell.iterations
         total += work

@@ -117,9 +117,9 @@ def test_names_beside_the_panel_keep_their_distance():
 def test_pytorch_takes_the_same_steps():
     pytest.importorskip("torch")
     cell = assembly.cell_of("geiping")
-    material = small(cell)
+    inputs = small(cell)
     line = time_to_quality.Line("", steps=(8,))
-    ours = time_to_quality.points(line, cell, material, limit=0.0)
-    theirs = time_to_quality.pytorch_points(line, cell, material, limit=0.0)
+    ours = time_to_quality.points(line, cell, inputs, limit=0.0)
+    theirs = time_to_quality.pytorch_points(line, cell, inputs, limit=0.0)
     # Rounding turns a few signs over.
     np.testing.assert_allclose(ours[0].psnr, theirs[0].psnr, atol=0.02)

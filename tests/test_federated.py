@@ -25,7 +25,7 @@ def loss(params, images, labels):
 
 
 @pytest.fixture(scope="module")
-def material():
+def inputs():
     random = np.random.default_rng(0)
 
     def draw(*shape):
@@ -50,9 +50,9 @@ def by_hand(params, images, labels, epochs, batch, rate):
 
 
 @pytest.mark.parametrize(("epochs", "batch"), [(1, None), (1, 2), (3, 1), (2, None)])
-def test_update_is_what_the_local_steps_add_up_to(material, epochs, batch):
+def test_update_is_what_the_local_steps_add_up_to(inputs, epochs, batch):
     with jax.enable_x64(True):
-        params, images, labels = material
+        params, images, labels = inputs
         found = jax.jit(
             lambda: client.update(loss, params, images, labels, Local(epochs, batch), 0.3)[0]
         )()
@@ -62,16 +62,16 @@ def test_update_is_what_the_local_steps_add_up_to(material, epochs, batch):
         )
 
 
-def test_one_step_is_the_gradient_bit_for_bit(material):
-    params, images, labels = (*jax.tree.map(jnp.float32, material[:2]), material[2])
+def test_one_step_is_the_gradient_bit_for_bit(inputs):
+    params, images, labels = (*jax.tree.map(jnp.float32, inputs[:2]), inputs[2])
     one = jax.jit(lambda: client.update(loss, params, images, labels, Local(1, 4), 7.0)[0])()
     plain = jax.jit(lambda: client.gradient(loss, params, images, labels)[0])()
     jax.tree.map(np.testing.assert_array_equal, one, plain)
 
 
-def test_derivative_through_the_local_steps_against_finite_differences(material):
+def test_derivative_through_the_local_steps_against_finite_differences(inputs):
     with jax.enable_x64(True):
-        params, images, labels = material
+        params, images, labels = inputs
         local = Local(2, 2)
         sent = client.update(loss, params, images, labels, local, 0.3)[0]
         start, direction = np.random.default_rng(1).normal(size=(2, *images.shape))
@@ -87,10 +87,10 @@ def test_derivative_through_the_local_steps_against_finite_differences(material)
         assert abs(float(objective(images))) < 1e-14
 
 
-def test_an_order_of_its_own_in_each_epoch(material):
+def test_an_order_of_its_own_in_each_epoch(inputs):
     """The client of a shuffled target is a client that takes its images in that order."""
     with jax.enable_x64(True):
-        params, images, labels = material
+        params, images, labels = inputs
         orders = np.array([[2, 0, 3, 1], [1, 3, 0, 2]])
         found = client.update(loss, params, images[orders], labels[orders], Local(2, 2), 0.3)[0]
         joined = jax.tree.map(lambda x: x[orders.ravel()], (images, labels))

@@ -14,7 +14,7 @@ from jaxinv.settings import reader
 def fake_measure(calls):
     """Attacks whose objective is how far tv is from 1e-2; PSNR is best at lr 0.1."""
 
-    def measure(study, material, numbers, iterations, console, snapshots):
+    def measure(study, inputs, numbers, iterations, console, snapshots):
         calls.append((len(numbers["tv"]), iterations))
         distance = np.abs(np.log10(numbers["tv"]) + 2)
         psnr = 20 - np.abs(np.log10(numbers["lr"]) + 1)
@@ -90,12 +90,12 @@ def test_a_candidate_beside_others_is_measured_as_if_alone():
     """Candidates, seeds and targets keep their places: each candidate's means are its own."""
     flags = {"model": ["mlp"], "width": ["8"], "space": ["tv=1e-4:1", "lr=0.01:1"]}
     study = reader.load_search({**flags, "targets": "2", "seeds": "3", "candidates": "2"})
-    material = cells.Loader(study.plan, split="train")(study.cell)
+    inputs = cells.Loader(study.plan, split="train")(study.cell)
     console = Console(quiet=True)
     numbers = {"tv": np.array([1e-3, 1.0, 1e-2]), "lr": np.array([0.01, 0.3, 0.1])}
-    together = search.measure(study, material, numbers, 3, console)
+    together = search.measure(study, inputs, numbers, 3, console)
     own = {name: values[1:2] for name, values in numbers.items()}
-    alone = search.measure(study, material, own, 3, console)
+    alone = search.measure(study, inputs, own, 3, console)
     for name in together:
         np.testing.assert_allclose(together[name][1], alone[name][0], rtol=1e-4)
     assert len(set(np.round(together["psnr"], 3))) == 3  # else their places could not be told

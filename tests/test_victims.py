@@ -48,8 +48,8 @@ def test_a_victim_names_the_network(checkpoint):
     study = reader.load_study(None, {"victim": [str(folder)], "tv": ["0.1"]})
     (cell,) = study.cells
     assert (cell.model, cell.width, cell.network_seed) == ("lenet_zhu", None, 5)
-    material = cells.Loader(study.plan)(cell)
-    assert material.victim.digest == victim.digest
+    inputs = cells.Loader(study.plan)(cell)
+    assert inputs.victim.digest == victim.digest
     with pytest.raises(UserError, match="--victim names the network; leave --model out"):
         reader.load_study(None, {"victim": [str(folder)], "model": ["mlp"]})
     with pytest.raises(UserError, match="--victim nobody: no such checkpoint"):

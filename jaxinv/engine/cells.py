@@ -171,7 +171,7 @@ def _load_victim(name: str) -> tuple[checkpoints.TrainedVictim, Victim]:
 
 def attack_cell(
     cell: schema.Cell,
-    material: CellInputs,
+    inputs: CellInputs,
     keys: jax.Array,
     numbers: Mapping[str, Any],
     memory: float | None,
@@ -183,7 +183,7 @@ def attack_cell(
 
     Args:
       cell: the settings; those in `cell.numbers()` are taken from `numbers`.
-      material: the victim and the private batches.
+      inputs: the victim and the private batches.
       keys: [target, seed].
       numbers: each one for all seeds, or [seed].
       memory: GiB to take; None takes nearly all there is.
@@ -191,16 +191,16 @@ def attack_cell(
     """
     # Polishing needs a float64 target, so the client's update is computed in float64 too.
     with runtime.arithmetic("float64" if cell.polish else cell.precision) as cast:
-        shared = share(cell, material, cast)
+        shared = share(cell, inputs, cast)
     if cell.attack in CLOSED_FORM:
         attack = ClosedForm(CLOSED_FORM[cell.attack].find, cell.objective)
     else:
-        attack = attack_of(cell, material)
-    spectra = max(0, WITH_SPECTRUM - material.position)
+        attack = attack_of(cell, inputs)
+    spectra = max(0, WITH_SPECTRUM - inputs.position)
     work = Work(attack, numbers, cell.precision, cell.polish, cell.posterior, spectra)
 
     def make_problem(cast):
-        return problem_of(material, shared.targets, cast)
+        return problem_of(inputs, shared.targets, cast)
 
     def resources(plan):
         limit = planner.memory_limit(memory)
@@ -208,13 +208,11 @@ def attack_cell(
 
     result, extras = attack_targets(make_problem, work, keys, resources)
     with runtime.arithmetic(cell.precision) as cast:
-        measured = _per_target(make_problem(cast), result.labels, material.classes)
+        measured = _per_target(make_problem(cast), result.labels, inputs.classes)
     return CellResult(result, *measured, shared, extras)
 
 
-def share(
-    cell: schema.Cell, material: CellInputs, cast: Callable[[PyTree], PyTree]
-) -> SharedUpdates:
+def share(cell: schema.Cell, inputs: CellInputs, cast: Callable[[PyTree], PyTree]) -> SharedUpdates:
     """Lets the clients of a cell share their updates."""
     clients = ClientSettings(
         cell.labels,
@@ -226,73 +224,67 @@ def share(
         observe=cell.batch_norm == "eval" and cell.prior_batch_norm > 0,
         defense=defenses.names(cell.chain()),
         known_defense=cell.attacker().defense,
-        classifier=classifier_of(cell, material),
+        classifier=classifier_of(cell, inputs),
     )
     truths, normalization, variables = cast(
-        (material.truths(), material.normalization, material.victim.variables)
+        (inputs.truths(), inputs.normalization, inputs.victim.variables)
     )
     return make_targets(
-        material.victim.module,
+        inputs.victim.module,
         variables,
         truths,
         normalization,
         clients,
         cell.client_lr,
-        order_keys(material.ids[:, 0]),
+        order_keys(inputs.ids[:, 0]),
         defenses.strengths(cell.chain()),
-        noise_keys(material.ids[:, 0], material.draws),
+        noise_keys(inputs.ids[:, 0], inputs.draws),
     )
 
 
 def problem_of(
-    material: CellInputs, targets: Target, cast: Callable[[PyTree], PyTree]
+    inputs: CellInputs, targets: Target, cast: Callable[[PyTree], PyTree]
 ) -> trials.Problem:
     """What the trials of a cell share, in one precision."""
-    victim = material.victim
+    victim = inputs.victim
     return trials.Problem(
         victim.module,
-        material.images.shape[2:],
+        inputs.images.shape[2:],
         *cast(
-            (
-                victim.variables,
-                targets,
-                material.truths(),
-                material.normalization,
-                material.image_prior,
-            )
+            (victim.variables, targets, inputs.truths(), inputs.normalization, inputs.image_prior)
         ),
     )
 
 
-def attack_of(cell: schema.Cell, material: CellInputs) -> Attack:
+def attack_of(cell: schema.Cell, inputs: CellInputs) -> Attack:
     """The iterative attack of a cell, for a network and its data."""
-    return cell.make_attack(material.classes, classifier_of(cell, material))
+    return cell.make_attack(inputs.classes, classifier_of(cell, inputs))
 
 
-def shapes_of(material: CellInputs, attack: Attack, images: int) -> trials.Problem:
+def shapes_of(inputs: CellInputs, attack: Attack, images: int) -> trials.Problem:
     """One target of so many images, without numbers: what a step's work is counted on."""
-    victim = material.victim
+    victim = inputs.victim
     observed = needing("statistics", attack.priors)
     sent = {"batch_stats": victim.variables["batch_stats"]} if observed else ()
     target = Target(victim.variables["params"], jnp.zeros(images, jnp.int32), sent)
     problem = trials.Problem(
         victim.module,
-        material.images.shape[2:],
+        inputs.images.shape[2:],
         victim.variables,
         jax.tree.map(lambda x: x[None], target),
         None,
-        material.normalization,
-        material.image_prior,
+        inputs.normalization,
+        inputs.image_prior,
     )
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.result_type(x)), problem)
 
 
-def classifier_of(cell: schema.Cell, material: CellInputs) -> tuple[str, ...]:
+def classifier_of(cell: schema.Cell, inputs: CellInputs) -> tuple[str, ...]:
     """The path of the network's last dense layer, where the attacker asks for it; else ()."""
     known = (defenses.DEFENSES[name].tells_classifier for name in cell.attacker().defense)
     if needing("update", cell.priors()) or any(known):
-        victim = material.victim
-        return classifier_path(victim.module, victim.variables, material.images[0])
+        victim = inputs.victim
+        return classifier_path(victim.module, victim.variables, inputs.images[0])
     return ()
 
 

@@ -29,12 +29,12 @@ class Block(NamedTuple):
     positions: slice  # of its targets in the study's list
 
 
-def plan_blocks(study: schema.Study, materials: Mapping[int, CellInputs]) -> Iterator[Block]:
+def plan_blocks(study: schema.Study, all_inputs: Mapping[int, CellInputs]) -> Iterator[Block]:
     """Cuts each cell's targets into equal blocks, so that one compilation serves them all."""
-    for index, material in materials.items():
-        cell, targets = study.cells[index], len(material.ids)
+    for index, inputs in all_inputs.items():
+        cell, targets = study.cells[index], len(inputs.ids)
         draws = draws_of(cell, study.plan)
-        update = sum(x.nbytes for x in jax.tree.leaves(material.victim.variables["params"]))
+        update = sum(x.nbytes for x in jax.tree.leaves(inputs.victim.variables["params"]))
         trials = POLISHED_PER_BLOCK if cell.polish else TRIALS_PER_BLOCK
         most = min(trials // study.plan.seeds, UPDATES_PER_BLOCK // update) // draws
         size = max(d for d in range(1, max(1, min(most, targets)) + 1) if targets % d == 0)
@@ -69,18 +69,18 @@ def label(block: Block, study: schema.Study) -> str:
 def run_block(
     study: schema.Study,
     block: Block,
-    material: CellInputs,
+    inputs: CellInputs,
     progress: Callable[[int, float], None],
     announce: Callable[[str], None],
 ) -> None:
     """Attacks a block's targets from every seed and commits its rows."""
     cell = block.cell
-    material = material.of_targets(block.positions, draws_of(cell, study.plan))
-    ids, seeds = material.ids, range(study.plan.seeds)
+    inputs = inputs.of_targets(block.positions, draws_of(cell, study.plan))
+    ids, seeds = inputs.ids, range(study.plan.seeds)
     snapshots = Snapshots(study.folder, block.name, repr(cell))
     attacked = attack_cell(
         cell,
-        material,
+        inputs,
         seed_keys(ids[:, 0], seeds),
         cell.numbers(),
         study.plan.memory,
@@ -93,9 +93,9 @@ def run_block(
     results.write_block(
         study.folder,
         block.name,
-        trial_rows(cell, block.cell_index, material, attacked, ids, seeds),
-        trace_rows(block.cell_index, result, material, seeds),
-        results.BlockImages(ids[:, 0], np.asarray(seeds), quantized, material.images),
+        trial_rows(cell, block.cell_index, inputs, attacked, ids, seeds),
+        trace_rows(block.cell_index, result, inputs, seeds),
+        results.BlockImages(ids[:, 0], np.asarray(seeds), quantized, inputs.images),
         attacked.extras,
     )
     snapshots.clear()

@@ -15,14 +15,14 @@ PLAN = ("targets_at_once", "seeds_at_once", "devices")  # what of a plan the row
 def trial_rows(
     cell: schema.Cell,
     number: int,
-    material: CellInputs,
-    attacked: CellResult,
+    inputs: CellInputs,
+    found: CellResult,
     ids: np.ndarray,
     seeds: Sequence[int],
 ) -> dict[str, Sequence | np.ndarray]:
     """Lays the results of cell `number` out as columns, one row per target and seed."""
     result, baseline, accuracy, shared, _ = attacked
-    victim, shape = material.victim, result.objective.shape
+    victim, shape = inputs.victim, result.objective.shape
     rows = shape[0] * shape[1]
 
     def spread(per_target):
@@ -47,7 +47,7 @@ def trial_rows(
             "cell": [number] * rows,
             "target_id": spread(ids[:, 0]),
             "image_ids": [list(map(int, batch)) for batch in ids for _ in seeds],
-            "noise_seed": spread(material.draws),
+            "noise_seed": spread(inputs.draws),
             "seed": list(seeds) * shape[0],
             "status": np.where(failed, "nonfinite", result.status).ravel(),
             "psnr_images": of_images.reshape(rows, -1).tolist(),
@@ -62,8 +62,8 @@ def trial_rows(
             "victim_accuracy": [victim.accuracy] * rows,
             "victim_epsilon": [victim.epsilon] * rows,
             "victim_delta": [victim.delta] * rows,
-            "prior_source": [material.prior_source and material.prior_source.name] * rows,
-            "prior_images": [material.prior_source and material.prior_source.images] * rows,
+            "prior_source": [inputs.prior_source and inputs.prior_source.name] * rows,
+            "prior_images": [inputs.prior_source and inputs.prior_source.images] * rows,
             **{name: [value] * rows for name, value in plan.items()},
             "program_bytes": [result.bytes] * rows,
         }
@@ -71,7 +71,7 @@ def trial_rows(
 
 
 def trace_rows(
-    number: int, result: trials.Result, material: CellInputs, seeds: Sequence[int]
+    number: int, result: trials.Result, inputs: CellInputs, seeds: Sequence[int]
 ) -> dict[str, np.ndarray]:
     """Lays the traces of cell `number` out as columns, one row per target, seed and point."""
     trace = result.trace
@@ -84,8 +84,8 @@ def trace_rows(
     return {
         "schema_version": np.full(rows, results.SCHEMA_VERSION, np.int32),
         "cell": np.full(rows, number, np.int32),
-        "target_id": np.repeat(material.ids[:, 0].astype(np.int64), len(seeds) * points),
-        "noise_seed": np.repeat(material.draws.astype(np.int64), len(seeds) * points),
+        "target_id": np.repeat(inputs.ids[:, 0].astype(np.int64), len(seeds) * points),
+        "noise_seed": np.repeat(inputs.draws.astype(np.int64), len(seeds) * points),
         "seed": np.tile(np.repeat(np.asarray(seeds, np.int64), points), targets),
         "step": np.tile(trace.step.astype(np.int32), targets * len(seeds)),
         "psnr": flat(trace.psnr),
