@@ -78,7 +78,7 @@ def run_block(
     inputs = inputs.of_targets(block.positions, draws_of(cell, study.plan))
     ids, seeds = inputs.ids, range(study.plan.seeds)
     snapshots = Snapshots(study.folder, block.name, repr(cell))
-    attacked = attack_cell(
+    found = attack_cell(
         cell,
         inputs,
         seed_keys(ids[:, 0], seeds),
@@ -88,14 +88,14 @@ def run_block(
         announce,
         snapshots,
     )
-    result = attacked.result
+    result = found.result
     quantized = np.round(np.nan_to_num(result.pixels) * 255).astype(np.uint8)
     results.write_block(
         study.folder,
         block.name,
-        trial_rows(cell, block.cell_index, inputs, attacked, ids, seeds),
+        trial_rows(cell, block.cell_index, inputs, found, ids, seeds),
         trace_rows(block.cell_index, result, inputs, seeds),
         results.BlockImages(ids[:, 0], np.asarray(seeds), quantized, inputs.images),
-        attacked.extras,
+        found.extras,
     )
     snapshots.clear()

@@ -21,7 +21,7 @@ def trial_rows(
     seeds: Sequence[int],
 ) -> dict[str, Sequence | np.ndarray]:
     """Lays the results of cell `number` out as columns, one row per target and seed."""
-    result, baseline, accuracy, shared, _ = attacked
+    result, baseline, accuracy, shared, _ = found
     victim, shape = inputs.victim, result.objective.shape
     rows = shape[0] * shape[1]
 
