@@ -126,6 +126,31 @@ def test_a_curve_is_the_ceiling_at_every_variance(linear):
     assert curve.psnr(np.inf) == pytest.approx(found.prior_psnr[0], abs=1e-6)
 
 
+def test_a_curve_knows_what_its_own_image_costs(linear):
+    """The posterior mean's error at one image, by textbook; on average it is the ceiling."""
+    prior, images, _, matrix, _ = linear
+    size, variance = images.size, 0.05
+    cov, posterior = dense_covariance(prior, matrix, np.full(len(matrix), variance))
+    scale = np.tile(STD, SIDE * SIDE)
+    gain = posterior @ matrix.T / variance
+    noise = np.square(scale[:, None] * gain).sum() * variance
+    random = np.random.default_rng(4)
+    errors = []
+    for row in random.multivariate_normal(np.zeros(size), cov, 40):
+        own = prior.mean + row.reshape(prior.mean.shape)
+        curve = ceil.curve(_linear_only, own[None], prior, STD)
+        bias = scale * ((gain @ matrix - np.eye(size)) @ row)
+        expected = -10 * np.log10((np.square(bias).sum() + noise) / size)
+        assert curve.psnr_here(variance) == pytest.approx(expected, abs=1e-6)
+        errors.append(10 ** (-curve.psnr_here(variance) / 10))
+    ceiling = 10 ** (-curve.psnr(variance) / 10)
+    assert np.mean(errors) == pytest.approx(ceiling, abs=4 * np.std(errors) / 40**0.5)
+
+
+def _linear_only(x):
+    return linear_update(x)[0]
+
+
 def test_rank_bound_is_met_where_the_rest_is_all_that_is_left(linear):
     """An update that tells the r coefficients of most variance exactly, and nothing else."""
     prior, images, *_ = linear

@@ -128,14 +128,34 @@ def ceiling(
 
 
 class Curve(NamedTuple):
-    """The ceiling of one image against the variance of the noise, the same on all entries."""
+    """The ceiling of one image against the variance of the noise, the same on all entries.
 
-    seen: Float[np.ndarray, " direction"]  # eigenvalues of S^1/2 J^T J S^1/2
-    power: Float[np.ndarray, " direction"]  # of the prior in each direction, of the mean pixel
+    In directions along which the update tells of one number each: a priori N(0, 1), of which the
+    update says `seen` / variance times as much as the prior.
+    """
+
+    seen: Float[np.ndarray, " direction"]
+    pixels: Float[np.ndarray, "direction pixel"]  # what one number of each direction is, in pixels
+    own: Float[np.ndarray, " direction"]  # the truth's numbers
 
     def psnr(self, variance: float) -> float:
-        """The ceiling in dB; of infinite variance the prior's mean."""
-        return -10 * math.log10((self.power / (np.maximum(self.seen, 0) / variance + 1)).sum())
+        """The ceiling in dB: the mean over images of the prior. Of infinite variance: its mean."""
+        power = np.square(self.pixels).mean(axis=1)
+        return -10 * math.log10((power * self._left(variance)).sum())
+
+    def psnr_here(self, variance: float) -> float:
+        """What the posterior's mean attains on average over the noise at this very image, in dB.
+
+        Its bias is the image's own: an image that is smoother than the prior's are on average is
+        reconstructed better than the ceiling says, one with more detail worse.
+        """
+        left = self._left(variance)
+        bias = (left * self.own) @ self.pixels
+        scatter = np.square(self.pixels).mean(axis=1) * left * (1 - left)
+        return -10 * math.log10(np.square(bias).mean() + scatter.sum())
+
+    def _left(self, variance: float) -> Float[np.ndarray, " direction"]:
+        return 1 / (np.maximum(self.seen, 0) / variance + 1)
 
 
 def curve(
@@ -165,11 +185,10 @@ def _curve(update_of, images, prior, std, context):
     normal = spread[:, None] * normal_matrix(residuals, start, COLUMNS) * spread
     seen, vectors = jnp.linalg.eigh((normal + normal.T) / 2)
 
-    def power(direction):
-        pixels = std * synthesize(prior, (spread * direction).reshape(images.shape))
-        return jnp.square(pixels).mean()
+    def pixels(direction):
+        return (std * synthesize(prior, (spread * direction).reshape(images.shape))).ravel()
 
-    return seen, lax.map(power, vectors.T)
+    return seen, lax.map(pixels, vectors.T), vectors.T @ (start / spread)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -47,11 +47,12 @@ def ceiling(asked: Options) -> None:
                 for i, psnr in zip(images, _attained(scene, images, variance, prior)):
                     row: Row = {"victim": name, "image": i, "variance": variance}
                     row |= {"ceiling": curves[i].psnr(variance), "attained": psnr}
+                    row |= {"here": curves[i].psnr_here(variance)}
                     table.add(row | {"prior": curves[i].psnr(np.inf)})
     summary = []
     for key in dict.fromkeys((r["victim"], r["variance"]) for r in table.used):
         rows = [r for r in table.used if (r["victim"], r["variance"]) == key]
-        top, got = (np.array([r[n] for r in rows]) for n in ("ceiling", "attained"))
+        top, here, got = (np.array([r[n] for r in rows]) for n in ("ceiling", "here", "attained"))
         gap = got - top
         half = stats.t.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / len(gap) ** 0.5
         summary.append(
@@ -64,7 +65,9 @@ def ceiling(asked: Options) -> None:
                 "attained - ceiling": f"{gap.mean():.2f} [{gap.mean() - half:.2f}, "
                 f"{gap.mean() + half:.2f}]",
                 "above": f"{(gap > 0).sum()} of {len(gap)}",
+                "posterior mean": here.mean(),
                 "Spearman": _spearman(top, got),
+                "of the posterior mean": _spearman(here, got),
             }
         )
     markdown(summary, list(summary[0]))
