@@ -17,7 +17,8 @@ the methods see are the inner products of gradients and update (`Products`):
 
 One pass over the candidates gives, of each gradient, its norm, its product with every update and
 the gradient itself or a sketch of it (`measure`). Of more than `MOST` candidates the methods then
-see a shortlist, the best by the first step of `ridge`: time and memory grow with N, not with N^2.
+see a shortlist, the best by the first step of `ridge`, then by what the images named leave of the
+update: time and memory grow with N, not with N^2.
 
 References: matched filter: any text on detection; Pati et al. 1993 (OMP); gradients of different
   images are nearly orthogonal: ICLR 2023, "Effective passive membership inference attacks in
@@ -45,6 +46,7 @@ AT_ONCE = 16  # candidates whose gradients are computed together
 STORED = 2 * 2**30  # bytes of gradients that are kept; beyond, a sketch of each
 SKETCH = 8192  # numbers of a sketch
 MOST = 2048  # candidates that a method sees; of more, the best
+ROUNDS = 4  # of shortlists, each of what the picks of the last one leave
 RIDGE = 1e-6  # of the least squares, relative to a unit diagonal
 MOST_SWAPS = 4  # per image of the update
 LEAST_VARIANCE = 1e-6  # of the noise, relative to the mean square of the update's entries
@@ -443,30 +445,42 @@ def identify_among(
     if count <= most:
         return identify(measured.products(), images, method, weight, variance)
     norms = np.sqrt(np.maximum(measured.squares, 1e-12 * measured.squares.max()))
-    mean = measured.rows.mean(axis=0)
-    if measured.along is not None:
-        mean = mean * np.square(measured.along)
-    shared = measured.rows @ mean
+    shared = _with_all(measured, measured.rows.mean(axis=0))
     if weight is None:
         power = measured.power - measured.entries * variance
         power = np.maximum(power, 1e-3 * measured.power)
-        weights = _weight(power, images, measured.squares, count * shared.sum())
+        weights = np.asarray(_weight(power, images, measured.squares, count * shared.sum()))
     else:
         weights = np.full(len(measured.cross), weight)
-    scores, picks = [], []
+    scores, named = [], []
     for i, cross in enumerate(measured.cross):
         # The first step of `ridge`: without what all candidates explain alike.
-        first = (cross - weights[i] * images * shared) / norms
-        order = np.argsort(-first, kind="stable")
-        kept, rest = np.sort(order[:most]), order[most:]
-        own = measured.products(kept, slice(i, i + 1))
-        found = identify(own, images, method, weight, variance)
+        left, picks = cross - weights[i] * images * shared, np.zeros(0, int)
+        for _ in range(ROUNDS):
+            first = left / norms
+            first[picks] = np.inf
+            order = np.argsort(-first, kind="stable")
+            kept, rest = np.sort(order[:most]), order[most:]
+            own = measured.products(kept, slice(i, i + 1))
+            found = identify(own, images, method, weight, variance)
+            before, picks = picks, np.sort(kept[np.asarray(found.picks[0])])
+            if np.array_equal(before, picks):
+                break
+            # One that was left out stands out of what the picks leave.
+            along = _with_all(measured, measured.rows[picks].sum(axis=0))
+            best = max(cross[picks].sum(), 0) / max(along[picks].sum(), 1e-30)
+            left = cross - (best if weight is None else weight) * along
         whole = np.empty(count, np.float32)
         whole[kept] = found.scores[0]
         whole[rest] = whole[kept].min() - (first[rest[0]] - first[rest])
         scores.append(whole)
-        picks.append(kept[np.asarray(found.picks[0])])
-    return Ranking(np.stack(scores), np.stack(picks))
+        named.append(picks)
+    return Ranking(np.stack(scores), np.stack(named))
+
+
+def _with_all(measured: Measured, row: np.ndarray) -> Float[np.ndarray, " candidate"]:
+    """The products of a sum of gradients with every candidate's."""
+    return measured.rows @ (row if measured.along is None else row * np.square(measured.along))
 
 
 def _each(function: Callable, products: Products, *more: Any) -> Any:
