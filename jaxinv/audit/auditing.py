@@ -35,6 +35,8 @@ from jaxinv.networks import kinks
 from jaxinv.privacy import accounting
 from jaxinv.types import Normalization, PyTree, Truth
 
+EXACT = 100.0  # dB from which on an image is exact
+
 
 class Setting(NamedTuple):
     """What the client did, and how much is tried."""
@@ -372,10 +374,15 @@ def verdict(found: Audit) -> Verdict:
         nobody.append(f"{knows} does not exceed {found.rank_psnr:.1f} dB by the layers alone.")
     if found.ceiling is not None and found.ceiling.solved:
         top = ", ".join(f"{p:.1f}" for p in found.ceiling.psnr[:8])
-        nobody.append(
-            f"{knows} does not exceed, on average over the noise, {top} dB (the prior alone: "
-            f"{float(np.mean(found.ceiling.prior_psnr)):.1f}). A local bound, at these images."
-        )
+        if found.ceiling.psnr.min() > EXACT:
+            anyone.append(
+                f"Near the true images nothing but rounding hides them: the ceiling is {top} dB."
+            )
+        else:
+            nobody.append(
+                f"{knows} does not exceed, on average over the noise, {top} dB (the prior alone: "
+                f"{float(np.mean(found.ceiling.prior_psnr)):.1f}). A local bound, at these images."
+            )
     if found.release_bound is not None:
         nobody.append(
             f"By DP-SGD no attacker who sees this release alone names one given image among "

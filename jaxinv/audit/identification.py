@@ -17,8 +17,8 @@ the methods see are the inner products of gradients and update (`Products`):
 
 One pass over the candidates gives, of each gradient, its norm, its product with every update and
 the gradient itself or a sketch of it (`measure`). Of more than `MOST` candidates the methods then
-see a shortlist, the best by the first step of `ridge`, then by what the images named leave of the
-update: time and memory grow with N, not with N^2.
+see a shortlist, the best by what a greedy choice among all leaves of the update, then by what the
+images named leave: time and memory grow with N, not with N^2.
 
 References: matched filter: any text on detection; Pati et al. 1993 (OMP); gradients of different
   images are nearly orthogonal: ICLR 2023, "Effective passive membership inference attacks in
@@ -445,17 +445,10 @@ def identify_among(
     if count <= most:
         return identify(measured.products(), images, method, weight, variance)
     norms = np.sqrt(np.maximum(measured.squares, 1e-12 * measured.squares.max()))
-    shared = _with_all(measured, measured.rows.mean(axis=0))
-    if weight is None:
-        power = measured.power - measured.entries * variance
-        power = np.maximum(power, 1e-3 * measured.power)
-        weights = np.asarray(_weight(power, images, measured.squares, count * shared.sum()))
-    else:
-        weights = np.full(len(measured.cross), weight)
     scores, named = [], []
     for i, cross in enumerate(measured.cross):
-        # The first step of `ridge`: without what all candidates explain alike.
-        left, picks = cross - weights[i] * images * shared, np.zeros(0, int)
+        picks = _greedy_of_many(measured, cross, images, weight)
+        left = _left(measured, cross, picks, weight)
         for _ in range(ROUNDS):
             first = left / norms
             first[picks] = np.inf
@@ -467,15 +460,40 @@ def identify_among(
             if np.array_equal(before, picks):
                 break
             # One that was left out stands out of what the picks leave.
-            along = _with_all(measured, measured.rows[picks].sum(axis=0))
-            best = max(cross[picks].sum(), 0) / max(along[picks].sum(), 1e-30)
-            left = cross - (best if weight is None else weight) * along
+            left = _left(measured, cross, picks, weight)
         whole = np.empty(count, np.float32)
         whole[kept] = found.scores[0]
         whole[rest] = whole[kept].min() - (first[rest[0]] - first[rest])
         scores.append(whole)
         named.append(picks)
     return Ranking(np.stack(scores), np.stack(named))
+
+
+def _greedy_of_many(
+    measured: Measured, cross: np.ndarray, images: int, weight: float | None
+) -> Int[np.ndarray, " image"]:
+    """`_greedy` without the products of the candidates with one another."""
+    along, with_update, square = np.zeros_like(cross), np.float32(0), np.float32(0)
+    picks: list[int] = []
+    for _ in range(images):
+        squares = square + 2 * along + measured.squares
+        merit = np.array(_merit(weight, with_update + cross, squares))
+        merit[picks] = -np.inf
+        j = int(merit.argmax())
+        picks.append(j)
+        square, with_update = squares[j], with_update + cross[j]
+        along = along + _with_all(measured, measured.rows[j])
+    return np.sort(picks)
+
+
+def _left(
+    measured: Measured, cross: np.ndarray, picks: np.ndarray, weight: float | None
+) -> Float[np.ndarray, " candidate"]:
+    """The products of the candidates with what the picks leave of an update."""
+    along = _with_all(measured, measured.rows[picks].sum(axis=0))
+    if weight is None:
+        weight = max(cross[picks].sum(), 0) / max(along[picks].sum(), 1e-30)
+    return cross - weight * along
 
 
 def _with_all(measured: Measured, row: np.ndarray) -> Float[np.ndarray, " candidate"]:
@@ -502,20 +520,14 @@ def _ranked(scores: Array, images: int) -> Ranking:
 
 
 def _assumed(products: Products, images: int, weight: Array | None, variance: Array) -> Array:
-    """The weight, or where it is not known the likely one."""
+    """The weight, or where it is not known the one at which B random candidates have that power."""
     if weight is not None:
         return weight
+    count, diagonal = products.cross.shape[1], jnp.diagonal(products.gram)
+    between = (products.gram.sum() - diagonal.sum()) / (count * (count - 1))
+    expected = images * diagonal.mean() + images * (images - 1) * jnp.maximum(between, 0)
     power = products.power - products.entries * variance
-    power = jnp.maximum(power, 1e-3 * products.power)
-    return _weight(power, images, jnp.diagonal(products.gram), products.gram.sum())
-
-
-def _weight(power: Array, images: int, squares: Array, total: Array | float) -> Array:
-    """The weight at which B random candidates have that power; `total` is the sum of all K."""
-    count = len(squares)
-    between = (total - squares.sum()) / (count * (count - 1))
-    expected = images * squares.mean() + images * (images - 1) * jnp.maximum(between, 0)
-    return jnp.sqrt(power / expected)
+    return jnp.sqrt(jnp.maximum(power, 1e-3 * products.power) / expected)
 
 
 def _merit(weight: Array | None, with_update: Array, square: Array) -> Array:
@@ -591,5 +603,8 @@ def _swapped(products: Products, picks: Array, weight: Array | None, variance: A
     weight = scale if weight is None else weight
     chosen = jnp.zeros(len(cross), cross.dtype).at[picks].set(1)
     left = cross - weight * (along - chosen * diagonal)
-    noise = jnp.maximum(variance, LEAST_VARIANCE * products.power / products.entries)
+    # What the picks leave is noise too: of an update that holds no candidate, nearly all of it.
+    rest = products.power - _merit(weight, with_update, square)
+    least = jnp.maximum(LEAST_VARIANCE * products.power, rest) / products.entries
+    noise = jnp.maximum(variance, least)
     return Ranking((weight * left - weight**2 * diagonal / 2) / noise, picks)
