@@ -329,6 +329,22 @@ def test_sketched_candidates_are_named_all_the_same(scene, monkeypatch):
     assert (np.sort(picks) == np.sort(members)).all()
 
 
+def test_an_update_without_candidates_has_no_high_score():
+    """Images of others leave nearly all of their update; those of candidates leave nothing."""
+    random = np.random.default_rng(10)
+    rows = random.normal(size=(60, 200)).astype(np.float32)
+    found = []
+    for members in (games.draw(50, 4, 40), 40 + games.draw(200, 4, 20)):
+        updates, known = rows[members].mean(axis=1), rows[:40]
+        power = np.square(updates).sum(axis=1)
+        products = ident.Products(known @ known.T, updates @ known.T, power, 200)
+        ranking = ident.identify(products, 4, "slab", weight=1 / 4)
+        found.append(games.Played(members, np.asarray(ranking.scores), np.asarray(ranking.picks)))
+    own, empty = found
+    share, _ = games.found_without_alarm(own, empty.scores)
+    assert share.value == 1
+
+
 def test_threshold_that_one_in_a_hundred_empty_updates_reaches():
     random = np.random.default_rng(6)
     empty = random.normal(size=(1000, 20))
