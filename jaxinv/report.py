@@ -6,6 +6,7 @@ writes into the run folder `tables/*.csv`, `plots/*.png` and `*.svg`, and `repor
 the summary. A study that is not finished is reported as far as it got.
 """
 
+import argparse
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.sections import SECTIONS
 from jaxinv.reporting.study import StudySummary, summarize
 from jaxinv.runs.results import read_run
+from jaxinv.settings.fields import check_plain
 
 # Dimitrov et al. 2022 (Data Leakage in Federated Averaging) count a CIFAR-100 image as recovered
 # above 19 dB.
@@ -81,6 +83,15 @@ def _write(contents: dict[Path, bytes], outdated: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
+def _plain_float(text: str) -> float:
+    """Reads a number as settings are read: Python's own spelling `1_0` is none."""
+    try:
+        check_plain(text)
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid float value: {text!r}") from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code, 2 after bad input."""
 
@@ -91,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument("folder", metavar="DIR", type=Path, help="folder that a sweep wrote")
         parser.add_argument(
             "--success-psnr",
-            type=float,
+            type=_plain_float,
             default=SUCCESS_PSNR,
             metavar="DB",
             help="a trial above this PSNR counts as a success (default: %(default)g, the "

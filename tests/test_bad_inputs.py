@@ -208,6 +208,7 @@ VALUES = {
     "report NUL": (report, ["a\0b"], "cannot be read"),
     "report long": (report, ["a" * 500], "cannot be read"),
     "success nan": (report, ["r", "--success-psnr", "nan"], "--success-psnr must be a finite"),
+    "success underscore": (report, ["r", "--success-psnr", "1_0"], "--success-psnr: invalid float"),
     "success text": (report, ["r", "--success-psnr", "high"], "--success-psnr: invalid float"),
     "update missing": (
         invert,
