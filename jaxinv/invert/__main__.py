@@ -10,8 +10,9 @@ deviation as `std.png`.
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -53,29 +54,10 @@ def run(asked: requests.Inverting, cell: schema.Cell) -> None:
     """
     console, folder = Console(), _folder(asked.out)
     victim = checkpoints.load_victim(cell.victim)
-    info = victim.info
-    update = updates.load(
-        asked.update,
-        victim.variables["params"],
-        functools.partial(parameters_in_order, victim.module, victim.variables, info.image_shape),
-    )
-    statistics = None
-    if cell.batch_norm == "train-shared" and "batch_stats" in victim.variables:
-        statistics = updates.load_statistics(asked.update, victim.variables["batch_stats"])
+    update, statistics = _received(asked, cell, victim)
     runtime.use_compilation_cache()
     runtime.use_all_cores()
     runtime.check_precision(cell.precision)
-    prior = None
-    if cell.has_image_prior():
-        facts = ImageFacts(
-            info.dataset, asked.data_dir, info.image_shape, tuple(info.mean), tuple(info.std)
-        )
-        prior, _ = load_prior(cell.image_prior, facts)
-    if cell.attack in CLOSED_FORM:
-        method, priors = cell.attack, {}
-    else:
-        method = cell.make_attack(len(info.classes), ()).replace(defense=())
-        priors = {name: getattr(cell, name) for name in method.priors}
 
     def say(line):
         """Prints a line as it is, whatever a name in it holds."""
@@ -87,9 +69,9 @@ def run(asked: requests.Inverting, cell: schema.Cell) -> None:
             victim.module,
             victim.variables,
             update,
-            image_shape=info.image_shape,
-            mean=info.mean,
-            std=info.std,
+            image_shape=victim.info.image_shape,
+            mean=victim.info.mean,
+            std=victim.info.std,
             labels=cell.labels if asked.classes is None else asked.classes,
             images=cell.images,
             statistics=statistics,
@@ -99,9 +81,7 @@ def run(asked: requests.Inverting, cell: schema.Cell) -> None:
             seeds=asked.seeds,
             iterations=cell.iterations,
             lr=cell.lr,
-            priors=priors,
-            method=method,
-            image_prior=prior,
+            **_attacker(asked, cell, victim.info),
             annealing={name: getattr(cell, name) for name in ANNEALING},
             polish=cell.polish,
             posterior=cell.posterior,
@@ -112,21 +92,55 @@ def run(asked: requests.Inverting, cell: schema.Cell) -> None:
         )
     if np.isnan(found.objectives).all():
         raise UserError("--lr: no seed stayed finite; lower it, or keep --box true")
-    order = np.argsort(found.objectives)  # NaN comes last
-    names = [info.classes[label] for label in found.labels]
-    _write(folder, found, order[:SHOWN])
-    for remark in found.sent.remarks:
-        say(f"update: {remark}")
-    say(f"labels: {', '.join(names)}")
-    best, median = found.objectives[order[0]], np.nanmedian(found.objectives)
-    say(f"objective: best {best:.3g}, median {median:.3g} of {asked.seeds} seeds")
-    say(beside(found))
-    say(SENTENCES[found.verdict])
-    if found.std is not None:
-        say(f"standard deviation of a pixel: median {np.median(found.std):.2g} of its range")
-    elif cell.posterior:
-        say("standard deviations: one trial of them does not fit the memory")
+    _write(folder, found, np.argsort(found.objectives)[:SHOWN])  # NaN comes last
+    for line in _words(found, victim.info.classes, bool(cell.posterior)):
+        say(line)
     say(f"pictures: {folder / 'reconstructions.png'}")
+
+
+def _received(
+    asked: requests.Inverting, cell: schema.Cell, victim: checkpoints.TrainedVictim
+) -> tuple[Any, Any]:
+    """Reads the update, and the statistics of the client's batch where they are sent along."""
+    order = functools.partial(
+        parameters_in_order, victim.module, victim.variables, victim.info.image_shape
+    )
+    update = updates.load(asked.update, victim.variables["params"], order)
+    if cell.batch_norm == "train-shared" and "batch_stats" in victim.variables:
+        return update, updates.load_statistics(asked.update, victim.variables["batch_stats"])
+    return update, None
+
+
+def _attacker(
+    asked: requests.Inverting, cell: schema.Cell, info: checkpoints.Info
+) -> dict[str, Any]:
+    """The attack of a cell, as `invert` takes it: its method, priors and image prior."""
+    prior = None
+    if cell.has_image_prior():
+        facts = ImageFacts(
+            info.dataset, asked.data_dir, info.image_shape, tuple(info.mean), tuple(info.std)
+        )
+        prior, _ = load_prior(cell.image_prior, facts)
+    if cell.attack in CLOSED_FORM:
+        return {"method": cell.attack, "priors": {}, "image_prior": prior}
+    method = cell.make_attack(len(info.classes), ()).replace(defense=())
+    priors = {name: getattr(cell, name) for name in method.priors}
+    return {"method": method, "priors": priors, "image_prior": prior}
+
+
+def _words(found: Inversion, classes: Sequence[str], with_std: bool) -> Iterator[str]:
+    """What was found, line by line."""
+    for remark in found.sent.remarks:
+        yield f"update: {remark}"
+    yield f"labels: {', '.join(classes[label] for label in found.labels)}"
+    best, median = np.nanmin(found.objectives), np.nanmedian(found.objectives)
+    yield f"objective: best {best:.3g}, median {median:.3g} of {len(found.objectives)} seeds"
+    yield beside(found)
+    yield SENTENCES[found.verdict]
+    if found.std is not None:
+        yield f"standard deviation of a pixel: median {np.median(found.std):.2g} of its range"
+    elif with_std:
+        yield "standard deviations: one trial of them does not fit the memory"
 
 
 def _write(folder: Path, found: Inversion, shown: np.ndarray) -> None:
