@@ -47,6 +47,7 @@ def build(folder: Path, success_psnr: float = SUCCESS_PSNR, console: Console | N
     sections = [section for section in SECTIONS if section.when(study)]
     tables = {s.name: s.table.rows(study) for s in SECTIONS if s.table is not None}
     pictures = {s.name: draw(study, s.draw) for s in sections if s.draw is not None}
+    moving = {s.name: s.animate(study) for s in sections if s.animate is not None}
     contents = {
         **{
             f"tables/{name}.csv": files.csv_bytes(rows, digits=8)
@@ -55,10 +56,11 @@ def build(folder: Path, success_psnr: float = SUCCESS_PSNR, console: Console | N
         },
         **{f"plots/{name}.png": picture.wide.png for name, picture in pictures.items()},
         **{f"plots/{name}.svg": picture.wide.svg for name, picture in pictures.items()},
-        "report.html": page.render(study, sections, tables, pictures).encode(),
+        **{f"plots/{name}.gif": content for name, content in moving.items()},
+        "report.html": page.render(study, sections, tables, pictures, moving).encode(),
     }
     places = [f"tables/{section.name}.csv" for section in SECTIONS]
-    places += [f"plots/{s.name}.{kind}" for s in SECTIONS for kind in ("png", "svg")]
+    places += [f"plots/{s.name}.{kind}" for s in SECTIONS for kind in ("png", "svg", "gif")]
     outdated = [folder / place for place in places if place not in contents]
     _write({folder / place: content for place, content in contents.items()}, outdated)
     terminal.print_summary(study, tables["summary"], console or Console())

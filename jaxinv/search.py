@@ -11,6 +11,7 @@ computed again.
 References: Jamieson & Talwalkar 2016, arXiv 1502.07943 (successive halving).
 """
 
+import functools
 import json
 import math
 import shlex
@@ -28,7 +29,7 @@ from scipy.stats import qmc
 
 from jaxinv import files
 from jaxinv.attacks import unused_settings
-from jaxinv.engine import cells
+from jaxinv.engine import cells, planner, trials
 from jaxinv.engine.snapshots import Snapshots
 from jaxinv.engine.targets import seed_keys
 from jaxinv.errors import UserError, run_command
@@ -161,9 +162,12 @@ def measure(
         inputs,
         keys,
         each,
-        study.plan.memory,
-        announce=lambda plan: console.print(f"plan: {plan}", soft_wrap=True),
-        snapshots=snapshots,
+        functools.partial(
+            trials.Resources,
+            memory=planner.memory_limit(study.plan.memory),
+            announce=lambda plan: console.print(f"plan: {plan}", soft_wrap=True),
+            snapshots=snapshots,
+        ),
     )
 
     def by_candidate(x):

@@ -81,6 +81,7 @@ class Problem:
         lr=0.1,
         tv=0.01,
         memory=math.inf,
+        frames=0,
     ):
         """Attacks; every call with the default shapes shares one compilation."""
         keys = self.keys if keys is None else keys
@@ -90,7 +91,7 @@ class Problem:
             Method(),
             Method().numbers(keys.shape[1], settings),
             keys,
-            trials.Resources(planner.GroupPlan(1, group, devices), memory),
+            trials.Resources(planner.GroupPlan(1, group, devices), memory, frames=frames),
         )
 
     def problem(self, targets=None, truths=None, image_prior=None):

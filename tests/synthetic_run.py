@@ -100,6 +100,8 @@ def write_extras(folder, cell=0):
             folder / "extras" / path.name,
             best=truths + std * random.normal(size=truths.shape),
             std=std,
+            frames=np.stack([255 - 255 * truths, 255 * truths], axis=1).astype(np.uint8),
+            frame_steps=np.tile([0, 7], (len(truths), 1)),
             values=np.geomspace(1, 1e-6, 20) * np.ones((len(truths), 1)),
             directions=random.normal(size=(len(truths), 2, *truths.shape[1:])),
         )

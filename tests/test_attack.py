@@ -60,7 +60,7 @@ def test_signed_adam_takes_steps_of_the_learning_rate_inside_the_box():
     numbers = attack.Numbers(jnp.float32(0.25), jnp.float32(1), {}, jnp.int32(3))
     known = base.Known(loss, params, target, normalization, None)
     initial = base.Candidate(jnp.array([0.2, 0.3, 0.4, 0.9]).reshape(1, 2, 2, 1), None)
-    state = attack.AttackState(initial, attack.OPTIMIZERS["adam"]().init(initial))
+    state = method.init(numbers, None, (1, 2, 2, 1), known, initial)
     step = jax.jit(lambda i, s: method.step(numbers, known, i, s))
     seen = []
     for i in range(5):
@@ -231,3 +231,17 @@ def test_of_another_images_gradient_another_image_comes(problem):
     assert (np.asarray(right.scores.psnr) > of_baseline + 20).all()
     assert (np.asarray(wrong.scores.psnr) < of_baseline + 1).all()  # the margin, in dB
     assert np.abs([right.objective, wrong.objective]).max() < 1e-4
+
+
+def test_pictures_of_the_way_change_nothing_and_lead_to_the_end(problem):
+    plain, kept = problem.run(), problem.run(frames=4)
+    np.testing.assert_array_equal(plain.pixels, kept.pixels)
+    np.testing.assert_array_equal(plain.trace.psnr, kept.trace.psnr)
+    assert plain.frames.pixels.shape[0] == 0
+    assert kept.frames.step.tolist() == trials.frame_steps(12, 4) == [0, 1, 2, 5]
+    # What was kept after five steps is where an attack with the same first five steps stands.
+    pixels = kept.frames.pixels / 255
+    psnr = -10 * np.log10(
+        np.square(pixels - problem.truths.images[:, None]).mean(axis=(3, 4, 5, 6))
+    )
+    np.testing.assert_allclose(psnr[:, :, :], kept.trace.psnr[kept.frames.step], atol=0.05)

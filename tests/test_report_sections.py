@@ -96,7 +96,7 @@ OF_SEEDS = {"pixel_statistics", "best_of_k", "variance_components"}
         "assumed": {"assumptions", "paired_differences"},
         "defended": OF_SEEDS | {"paired_differences", "defenses", "defense_curves"},
         "private": {"dp_sgd"},
-        "second_order": {"posterior", "spectrum"},
+        "second_order": {"emergence", "posterior", "spectrum"},
     }.items(),
 )
 def test_a_section_is_there_where_its_study_has_it(studies, name, own):
@@ -151,7 +151,7 @@ def test_a_metric_is_one_column(studies):
     assert [row["worst"] for row in rows] == [cell.psnr.min() for cell in study.cells]
     assert wider.on_page(study)[-1] is metric
     section = Section("wider", "Wider", table=wider)
-    html = page.render(study, [section], {"wider": rows}, {})
+    html = page.render(study, [section], {"wider": rows}, {}, {})
     assert f"<td>{study.cells[0].psnr.min():.2f}</td>" in html
     assert "<dt>Worst</dt><dd>The least of all.</dd>" in html
 

@@ -76,7 +76,7 @@ def attack_targets(
         result = trials.run(problem, attack, numbers, keys, resources(plan))
         # What follows is one trial at once, and moves no bar.
         alone = planner.GroupPlan(1, 1, jax.local_device_count())
-        silent = resources(alone)._replace(progress=_say_nothing, announce=_say_nothing)
+        silent = resources(alone)._replace(progress=_say_nothing, announce=_say_nothing, frames=0)
         if work.posterior:
             spread = Posterior(batch_norm=attack.batch_norm, attack=attack)
             settings = {**work.settings, "posterior": work.posterior}

@@ -18,7 +18,6 @@ from jaxinv.attacks.priors import needing
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, Source, load_prior
 from jaxinv.engine import planner, trials
 from jaxinv.engine.assembly import ClosedForm, Work, attack_targets
-from jaxinv.engine.snapshots import Snapshots
 from jaxinv.engine.targets import (
     ClientSettings,
     SharedUpdates,
@@ -174,10 +173,7 @@ def attack_cell(
     inputs: CellInputs,
     keys: jax.Array,
     numbers: Mapping[str, Any],
-    memory: float | None,
-    progress: Callable[[int, float], None] = lambda steps, psnr: None,
-    announce: Callable[[str], None] = lambda plan: None,
-    snapshots: Snapshots | None = None,
+    resources: Callable[[planner.GroupPlan], trials.Resources],
 ) -> CellResult:
     """Lets clients share their updates and attacks each from many seeds, as a cell says.
 
@@ -186,8 +182,7 @@ def attack_cell(
       inputs: the victim and the private batches.
       keys: [target, seed].
       numbers: each one for all seeds, or [seed].
-      memory: GiB to take; None takes nearly all there is.
-      progress, announce, snapshots: see `trials.Resources`.
+      resources: of a plan, by which a program runs.
     """
     # Polishing needs a float64 target, so the client's update is computed in float64 too.
     with runtime.arithmetic("float64" if cell.polish else cell.precision) as cast:
@@ -201,10 +196,6 @@ def attack_cell(
 
     def make_problem(cast):
         return problem_of(inputs, shared.targets, cast)
-
-    def resources(plan):
-        limit = planner.memory_limit(memory)
-        return trials.Resources(plan, limit, progress, announce, snapshots)
 
     result, extras = attack_targets(make_problem, work, keys, resources)
     with runtime.arithmetic(cell.precision) as cast:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jaxinv import client, metrics
 from jaxinv.attacks.base import Attack, Candidate, Known, Losses
@@ -31,6 +31,7 @@ from jaxinv.engine.snapshots import Snapshots
 from jaxinv.machine import runtime
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
+FIRST_FRAME = 60  # one over the share of the steps after which the first image has changed
 TRACE_POINTS = 100  # per trial, at the most, beside the end
 CALL_SECONDS = 60.0  # what a call of the program should take at the most
 SHARED, DEALT = PartitionSpec(), PartitionSpec("trial")  # to every device; groups among them
@@ -43,6 +44,13 @@ class Trace(NamedTuple):
     psnr: Float[Array, "point target seed"]
     objective: Float[Array, "point target seed"]
     prior: Float[Array, "point target seed"]
+
+
+class Frames(NamedTuple):
+    """Pictures of the way, matched to the truth's order, in 8 bits. Axes: frame, target, seed."""
+
+    step: Int[np.ndarray, " frame"]  # steps taken
+    pixels: UInt8[np.ndarray, "frame target seed image height width channel"]
 
 
 class Result(NamedTuple):
@@ -60,6 +68,7 @@ class Result(NamedTuple):
     plan: planner.GroupPlan  # by which they were computed
     bytes: int  # that its program takes of each device
     outcome: dict[str, np.ndarray] | None = None  # what else the attack found: `Attack.outcome`
+    frames: Frames | None = None  # of an attack with steps
 
 
 class Problem(flax.struct.PyTreeNode):
@@ -82,6 +91,7 @@ class Resources(NamedTuple):
     progress: Callable[[int, float], None] = lambda steps, psnr: None  # steps, mean PSNR
     announce: Callable[[str], None] = lambda line: None  # the plan in a line, found or changed
     snapshots: Snapshots | None = None  # of a run in work; None: a kill costs all of it
+    frames: int = 0  # pictures of every trial that are kept of its way
 
 
 def run(
@@ -135,7 +145,7 @@ def run(
             continue
         resources.announce(planner.describe(plan, needed))
         try:
-            work = Unfinished(np.int64(0), _no_trace(keys.shape), states)
+            work = Unfinished(np.int64(0), _no_trace(keys.shape), _no_frames(problem, keys), states)
             work = _finished(chunk, grid, work, resources)
             break
         except jax.errors.JaxRuntimeError as error:
@@ -144,7 +154,8 @@ def run(
             plan = planner.smaller(plan, needed, 0.99 * needed)  # there was less than needed
     ends = work.states.candidate, attack.outcome(work.states)
     candidates, outcome = jax.tree.map(grid.gather, ends)
-    return collect(problem, attack, candidates, outcome, work.trace, plan, needed)
+    found = collect(problem, attack, candidates, outcome, work.trace, plan, needed)
+    return found._replace(frames=work.frames)
 
 
 class Chunk(NamedTuple):
@@ -162,12 +173,28 @@ class Unfinished(NamedTuple):
 
     step: np.int64  # steps taken; one more than there are when the end is measured too
     trace: Trace  # so far
+    frames: Frames  # so far
     states: PyTree  # [group, target, seed, ...]
 
 
 def _no_trace(trials: tuple[int, int]) -> Trace:
     """The trace of a run that has not begun."""
     return Trace(np.zeros(0, np.int64), *[np.zeros((0, *trials), np.float32)] * 3)
+
+
+def _no_frames(problem: Problem, keys: jax.Array) -> Frames:
+    """The pictures of a run that has not begun."""
+    batch = problem.targets.labels.shape[1]
+    shape = (0, *keys.shape, batch, *problem.image_shape)
+    return Frames(np.zeros(0, np.int64), np.zeros(shape, np.uint8))
+
+
+def frame_steps(total: int, count: int) -> list[int]:
+    """The steps at which pictures are kept: the start, then ever further apart, before the end."""
+    if not count:
+        return []
+    steps = np.geomspace(max(1, total / FIRST_FRAME), total, count).round().astype(int)
+    return [step for step in np.unique([0, *steps]).tolist() if step < total]
 
 
 def _finished(
@@ -179,7 +206,7 @@ def _finished(
     many as fit `CALL_SECONDS`. They are calls of one program, and no result depends on it.
     """
     total = int(chunk.numbers.iterations)
-    every = _points_every(total)
+    every, shown_at = _points_every(total), frame_steps(total, resources.frames)
     path, pace = None, None  # seconds that a step takes
     if resources.snapshots is not None:
         arrays = (chunk.problem, chunk.numbers, grid.target, grid.seed, work.states)
@@ -189,7 +216,14 @@ def _finished(
     with runtime.held_interrupts(path is not None) as interrupts:
         while work.step <= total:
             began = time.monotonic()
-            most = 1 if pace is None else int(CALL_SECONDS / pace)
+            if len(work.frames.step) < len(shown_at):
+                ahead = shown_at[len(work.frames.step)] - int(work.step)
+                if ahead == 0:
+                    work = _with_frame(chunk, grid, work)
+                    continue
+            else:
+                ahead = total + 1
+            most = min(ahead, 1 if pace is None else int(CALL_SECONDS / pace))
             stride, count = _next_call(int(work.step), every, total, chunk.points, most)
             work = _called(chunk, grid, work, stride, count, resources.progress)
             now = time.monotonic()
@@ -256,9 +290,34 @@ def _called(
     trace = jax.tree.map(lambda old, new: np.concatenate([old, new]), work.trace, new)
     progress(min(step + stride * count, total), float(np.mean(seen[0][-1])))
     is_end = taken[-1] == total
-    return Unfinished(
-        np.int64(total + 1 if is_end else min(step + stride * count, total)), trace, states
-    )
+    ahead = np.int64(total + 1 if is_end else min(step + stride * count, total))
+    return work._replace(step=ahead, trace=trace, states=states)
+
+
+def _with_frame(chunk: Chunk, grid: planner.Grid, work: Unfinished) -> Unfinished:
+    """Keeps a picture of every trial where it stands."""
+    candidates = jax.tree.map(grid.gather, work.states.candidate)
+    pixels = np.asarray(_pictures(chunk.attack, chunk.problem, candidates))
+    seen = Frames(np.array([work.step]), pixels[None])
+    return work._replace(frames=jax.tree.map(lambda *x: np.concatenate(x), work.frames, seen))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pictures(attack, problem, candidates):
+    """The images of candidates [target, seed], matched, in 8 bits."""
+    normalization = problem.normalization
+
+    def one(truth, candidate):
+        pixels = normalization.pixels(attack.reconstruct(candidate))
+        if truth is not None:
+            pixels = metrics.match(pixels, truth.images, normalization.mean)
+        return jnp.round(jnp.nan_to_num(pixels) * 255).astype(jnp.uint8)
+
+    def of_target(arguments):
+        truth, own = arguments
+        return lax.map(functools.partial(one, truth), own)
+
+    return lax.map(of_target, (problem.truths, candidates))
 
 
 def collect(

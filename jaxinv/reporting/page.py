@@ -94,6 +94,7 @@ def render(
     sections: Iterable[Section],
     tables: Mapping[str, list[Row]],
     pictures: Mapping[str, Picture],
+    moving: Mapping[str, bytes],
 ) -> str:
     """Renders the page.
 
@@ -102,6 +103,7 @@ def render(
       sections: those that apply to the study, in the page's order.
       tables: rows by the section's name.
       pictures: figures by the section's name.
+      moving: animations, likewise.
     """
     sections = list(sections)
     config = study.run.config
@@ -113,7 +115,10 @@ def render(
             title=str(config.get("name", study.run.folder.name)),
             question=asked.get("question") or "What does the attack recover?",
             findings=findings(study),
-            parts=[_part(study, s, tables.get(s.name), pictures.get(s.name)) for s in sections],
+            parts=[
+                _part(study, s, tables.get(s.name), pictures.get(s.name), moving.get(s.name))
+                for s in sections
+            ],
             definitions=_definitions(study, sections),
             run=_run_entries(study, asked),
         )
@@ -139,7 +144,11 @@ def _unbroken(text: str) -> str:
 
 
 def _part(
-    study: StudySummary, section: Section, rows: list[Row] | None, picture: Picture | None
+    study: StudySummary,
+    section: Section,
+    rows: list[Row] | None,
+    picture: Picture | None,
+    moving: bytes | None,
 ) -> dict[str, Any]:
     """What the template shows of a section."""
     figure = picture and {
@@ -152,6 +161,7 @@ def _part(
         "name": section.name,
         "title": section.title,
         "figure": figure,
+        "moving": moving and _data_uri(moving, "gif"),
         "table": section.table and _table(study, section.table, rows or [], bool(section.folded)),
         "folded": section.folded,
         "note": said(section.note, study),

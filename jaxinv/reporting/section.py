@@ -28,6 +28,7 @@ class Section:
       when: whether a study has what the section is about. Where it has not, there is no figure and
         nothing on the page; a table that has rows all the same is still written as CSV.
       draw: draws the figure at a width in inches.
+      animate: makes the figure move: bytes of a GIF.
       alt: the figure in words, for those who do not see it.
       caption: what must be known to read the figure.
       table: the table.
@@ -39,6 +40,7 @@ class Section:
     title: str
     when: Callable[[StudySummary], bool] = lambda study: True
     draw: Callable[[StudySummary, float], Figure] | None = None
+    animate: Callable[[StudySummary], bytes] | None = None
     alt: Words = ""
     caption: Words = ""
     table: Table | None = None

@@ -1,5 +1,6 @@
 """Blocks: the unit of work, one cell on a group of targets, computed and written whole."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxinv import defenses
+from jaxinv.engine import planner, trials
 from jaxinv.engine.cells import CellInputs, attack_cell
 from jaxinv.engine.snapshots import Snapshots
 from jaxinv.engine.targets import seed_keys
@@ -17,6 +19,7 @@ from jaxinv.settings.naming import label_text, naming_settings
 
 TRIALS_PER_BLOCK = 128  # what a kill may cost: about a minute of LeNetZhu per 500 steps
 POLISHED_PER_BLOCK = 16  # a polish takes ten times as long as the attack before it
+FRAMES = 12  # pictures of the way that are kept of every target's pick
 UPDATES_PER_BLOCK = 2**27  # bytes of them, in memory at once
 
 
@@ -83,10 +86,14 @@ def run_block(
         inputs,
         seed_keys(ids[:, 0], seeds),
         cell.numbers(),
-        study.plan.memory,
-        progress,
-        announce,
-        snapshots,
+        functools.partial(
+            trials.Resources,
+            memory=planner.memory_limit(study.plan.memory),
+            progress=progress,
+            announce=announce,
+            snapshots=snapshots,
+            frames=FRAMES,
+        ),
     )
     result = found.result
     quantized = np.round(np.nan_to_num(result.pixels) * 255).astype(np.uint8)
@@ -96,6 +103,17 @@ def run_block(
         trial_rows(cell, block.cell_index, inputs, found, ids, seeds),
         trace_rows(block.cell_index, result, inputs, seeds),
         results.BlockImages(ids[:, 0], np.asarray(seeds), quantized, inputs.images),
-        found.extras,
+        {**(found.extras or {}), **way_of_picks(result)},
     )
     snapshots.clear()
+
+
+def way_of_picks(result: trials.Result) -> dict[str, np.ndarray]:
+    """Pictures of each target's pick on its way, [target, frame, ...], and the steps taken."""
+    if result.frames is None:
+        return {}
+    objective = np.where(result.finite, np.asarray(result.objective), np.inf)
+    picks = objective.argmin(axis=1)
+    pixels = result.frames.pixels[:, np.arange(len(picks)), picks]
+    steps = np.tile(result.frames.step, (len(picks), 1))
+    return {"frames": np.moveaxis(pixels, 1, 0), "frame_steps": steps}

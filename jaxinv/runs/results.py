@@ -7,7 +7,8 @@
       images/BLOCK.npz       reconstructions and truths, uint8
       snapshots/             of blocks in work, see `engine/snapshots.py`
       extras/BLOCK.npz       of each target's best seed: singular values and least determined
-                             directions after a polish; image and standard deviation of bayes
+                             directions after a polish; image and standard deviation of bayes;
+                             pictures of its way, uint8
 
 A *block* is one cell on a group of targets, named `c0003-t0008` (cell 3, targets from position 8).
 Every file is written under a temporary name, flushed to disk and renamed.
@@ -245,7 +246,8 @@ def write_block(
 ) -> None:
     """Commits one finished block: pictures and traces first, the trials last as commit mark."""
     if extras:
-        arrays = {name: x.astype(np.float32) for name, x in extras.items()}
+        kinds = {np.dtype("float64"): np.float32}  # more digits than a picture shows
+        arrays = {k: x.astype(kinds.get(x.dtype, x.dtype)) for k, x in extras.items()}
         write_file(folder / "extras" / f"{block}.npz", lambda f: np.savez_compressed(f, **arrays))
     write_file(
         folder / "images" / f"{block}.npz", lambda f: np.savez_compressed(f, **images._asdict())
