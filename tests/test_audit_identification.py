@@ -330,9 +330,10 @@ def test_sketched_candidates_are_named_all_the_same(scene, monkeypatch):
 
 
 def test_an_update_without_candidates_has_no_high_score():
-    """Images of others leave nearly all of their update; those of candidates leave nothing."""
+    """Images of others resemble candidates of larger gradients, but leave most of their update."""
     random = np.random.default_rng(10)
-    rows = random.normal(size=(60, 200)).astype(np.float32)
+    alike = random.normal(size=(60, 200)) + 2 * random.normal(size=200)
+    rows = np.float32(alike * random.uniform(0.1, 2, (60, 1)))
     found = []
     for members in (games.draw(50, 4, 40), 40 + games.draw(200, 4, 20)):
         updates, known = rows[members].mean(axis=1), rows[:40]
@@ -343,6 +344,19 @@ def test_an_update_without_candidates_has_no_high_score():
     own, empty = found
     share, _ = games.found_without_alarm(own, empty.scores)
     assert share.value == 1
+
+
+def test_a_sketched_problem_is_solved_exactly(scene, monkeypatch):
+    """Least squares of 48 unknowns in 56 sums, each far off: nothing is lost without noise."""
+    monkeypatch.setattr(ident, "SKETCH", 56)
+    network, pool = scene
+    members = games.draw(6, 3, N)
+    shared = games.share(*scene, members, games.Rules(images=3))
+    measured = ident.measure(
+        network.loss, network.params, network.normalize(pool), shared.targets.update, stored=0
+    )
+    picks = np.asarray(ident.identify_among(measured, 3, "ridge", 1 / 3).picks)
+    assert (np.sort(picks) == np.sort(members)).all()
 
 
 def test_threshold_that_one_in_a_hundred_empty_updates_reaches():

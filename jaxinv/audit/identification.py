@@ -306,7 +306,10 @@ def measure(
         products.append([np.asarray(x) for x in more])
         done += len(part)
     squares, cross = (np.concatenate(x) for x in zip(*products))
-    cross = cross.T if size is None or noisy else sketch(shared, size) @ rows.T
+    cross = cross.T
+    if size is not None and not noisy:
+        # All of it sketched is the same linear problem, exact products among sketched ones are not.
+        cross, squares = sketch(shared, size) @ rows.T, np.einsum("ij,ij->i", rows, rows)
     return Measured(rows, None, None, squares, cross, power, entries)
 
 
