@@ -248,7 +248,7 @@ def pytorch_points(
         if is_affordable(steps, found, limit):
             ends, seconds = zip(*(reference.attack(case, steps, threads) for case in attacked))
             pixels = known.normalization.pixels(np.stack(ends)[:, None])
-            psnr = metrics.psnr(pixels, truths.images)[:, 0]
+            psnr = jax.vmap(metrics.psnr)(pixels, truths.images)[:, 0]
             found.append(Point(steps, float(np.mean(seconds)), np.asarray(psnr)))
     return found
 

@@ -36,6 +36,7 @@ def small(cell):
     return whole._replace(victim=victim, images=whole.images[:, :, ::4, ::4], image_prior=prior)
 
 
+@pytest.mark.slow
 def test_attack(capsys, monkeypatch):
     monkeypatch.setitem(attack.CASES, "lenet_zhu", attack.Case(None, chunks=(2,)))
     monkeypatch.setattr(attack.os, "cpu_count", lambda: 1)  # PyTorch on one thread alone
@@ -80,6 +81,7 @@ def test_training(capsys, monkeypatch):
     assert "images / s" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_time_to_quality(capsys, monkeypatch, tmp_path):
     toy = {"geiping": ((3,), 0), "bayes-polish": ((2,), 1)}
     for name, (steps, polish) in toy.items():

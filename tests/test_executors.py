@@ -81,6 +81,7 @@ def start_ray(ray):
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the worker in /proc")
+@pytest.mark.slow
 def test_ray_retries_a_killed_cell_to_the_same_rows(local, tmp_path, monkeypatch, capsys):
     """The first cell's worker is killed after its first block."""
     ray, folder = pytest.importorskip("ray"), tmp_path / "run"

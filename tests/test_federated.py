@@ -140,6 +140,7 @@ def test_joint_labels_are_found_beside_the_image(problem):
     assert (result.objective < result.trace.objective[0] / 3).all()
 
 
+@pytest.mark.slow
 def test_epochs_of_unknown_order_have_images_of_their_own_that_become_one(problem):
     local = Local(2, 1)
     method = attack.Method(priors=("tv", "prior_epoch_order"), local=local, by_epoch=True)

@@ -176,6 +176,7 @@ def test_layers_of_zeros_were_not_sent(theirs):
     assert found.guesses == alone.guesses
 
 
+@pytest.mark.slow
 def test_signs_never_look_explained(theirs):
     """An image whose loss is 0 has a small squared distance to an update of small numbers."""
     signs = DEFENSES["sign"].apply(theirs.update, (), None, None)
@@ -304,6 +305,7 @@ def test_batch_norm_in_training_mode_is_simulated(theirs, gray_objective):
         theirs.invert(method=jaxinv.Method(batch_norm="train"))
 
 
+@pytest.mark.slow
 def test_closed_forms_labels_found_beside_and_modules_without_a_hash(theirs):
     layers = [lambda x: x.reshape(len(x), -1), nn.Dense(8), nn.relu, nn.Dense(4)]
     model = nn.Sequential(layers)  # its list of layers has no hash

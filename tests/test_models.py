@@ -148,7 +148,7 @@ def test_a_width_the_multiplier_cannot_make_is_refused():
 
 
 def test_unknown_network_lists_the_known_ones():
-    with pytest.raises(UserError, match="lenet_zhu, mlp, convnet, resnet20"):
+    with pytest.raises(UserError, match="lenet_zhu, mlp, vit, convnet, resnet20"):
         networks.build("lenet", classes=10)
 
 

@@ -125,6 +125,7 @@ def test_a_killed_run_resumes_to_the_same_rows(finished, tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "snapshots").exists()
 
 
+@pytest.mark.slow
 def test_float64_goes_from_the_same_start_with_more_digits(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep.report, "build", lambda folder, console: None)
     out = tmp_path / "run"

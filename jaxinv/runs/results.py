@@ -276,8 +276,10 @@ def read_run(folder: Path) -> Run:
     if not blocks:
         raise UserError(f"{folder}: no finished trials yet; run the sweep's command again first")
     trials = _read_columns([folder / "trials" / f"{b}.parquet" for b in blocks], TRIALS)
-    listed = {"cell": range(len(config["cells"])), "target_id": config["target_ids"]}
+    listed = {"cell": range(len(config["cells"]))}
     listed |= {"seed": config["seeds"], "noise_seed": config["noise_seeds"]}
+    if len({cell["images"] for cell in config["cells"]}) == 1:  # targets of more begin elsewhere
+        listed["target_id"] = config["target_ids"]
     for name, known in listed.items():
         if strange := set(trials[name].tolist()) - set(known):
             raise UserError(
