@@ -46,6 +46,7 @@ def test_attack(capsys, monkeypatch):
     assert "nn.Conv under vmap" in printed
 
 
+@pytest.mark.slow
 def test_attacks(capsys, monkeypatch):
     monkeypatch.setattr(attacks, "SIZE", (1, 2))
     monkeypatch.setitem(attacks.WHOLE, "bayes", {"iterations": 1, "cg_iterations": 2})

@@ -65,7 +65,13 @@ SECOND_ORDER = {
 }
 
 
-@pytest.mark.parametrize("name", SECOND_ORDER)
+# The others by `pytest -m slow`: each compiles a program of its own.
+_OFTEN = ("one image, with error bars", "four local steps", "pruned, adaptive", "labels joint")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in _OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in SECOND_ORDER]
+)
 def test_second_order_attacks_meet_every_client(name, tmp_path, monkeypatch):
     """The residual falls, and nothing leaves the finite numbers."""
     # A normal matrix of 3,072 pixels and its eigenvalues are for no test.
