@@ -51,6 +51,7 @@ SECOND_ORDER = {
     "four local steps": ["--client-epochs", "2", "--client-batch", "1", "--images", "2"],
     "labels counted": ["--images", "2", "--labels", "counts", "--init", "prior"],
     "labels joint": ["--labels", "joint"],
+    "more images than there are": ["--assumed-images", "2", "--labels", "counts"],
     "noise, adaptive": ["--defense", "noise:1e-2", "--adaptive", "true", "--damping", "0.01"],
     "pruned, adaptive": [
         "--defense",
@@ -66,7 +67,7 @@ SECOND_ORDER = {
 
 
 # The others by `pytest -m slow`: each compiles a program of its own.
-_OFTEN = ("one image, with error bars", "four local steps", "pruned, adaptive", "labels joint")
+_OFTEN = ("one image, with error bars", "four local steps", "more images than there are")
 
 
 @pytest.mark.parametrize(

@@ -184,8 +184,9 @@ def _no_trace(trials: tuple[int, int]) -> Trace:
 
 def _no_frames(problem: Problem, keys: jax.Array) -> Frames:
     """The pictures of a run that has not begun."""
-    batch = problem.targets.labels.shape[1]
-    shape = (0, *keys.shape, batch, *problem.image_shape)
+    # Matched pictures are as many as the truth's, whatever number the attacker takes them for.
+    of = problem.targets if problem.truths is None else problem.truths
+    shape = (0, *keys.shape, of.labels.shape[1], *problem.image_shape)
     return Frames(np.zeros(0, np.int64), np.zeros(shape, np.uint8))
 
 
