@@ -92,7 +92,8 @@ def run(studies: Sequence[schema.Study], command: str, workers: schema.Workers) 
     shown: list[StudySummary] = []
     for number, study in enumerate(studies, 1):
         console.rule(f"{study.name}, {number} of {len(studies)}")
-        if not is_finished(study):
+        found = finished(study)
+        if found is None:
             start = time.monotonic()
             try:
                 sweep.run_study(study, command, workers)
@@ -101,18 +102,19 @@ def run(studies: Sequence[schema.Study], command: str, workers: schema.Workers) 
                 if study.folder.is_dir():
                     spent[study.name] = spent.get(study.name, 0.0) + took
                     _write(root / SECONDS, json.dumps(spent, indent=1))
-        shown.append(summarize(read_run(study.folder), SUCCESS_PSNR))
+            found = summarize(read_run(study.folder), SUCCESS_PSNR)
+        shown.append(found)
         _write(
             root / "index.html", gallery.render(shown, [spent.get(s.name, 0.0) for s in studies])
         )
     console.print(f"{root / 'index.html'}: {len(shown)} of {len(studies)} sweeps")
 
 
-def is_finished(study: schema.Study) -> bool:
-    """Whether a run folder holds all that a sweep asks for, and its report."""
+def finished(study: schema.Study) -> StudySummary | None:
+    """What a run folder holds, where that and its report are all that the sweep asks for."""
     config = read_config(study.folder)
     if config is None or not (study.folder / "report.html").is_file():
-        return False
+        return None
     same = (
         config["cells"] == [cell.model_dump() for cell in study.cells]
         and config["seeds"] == list(range(study.plan.seeds))
@@ -121,9 +123,9 @@ def is_finished(study: schema.Study) -> bool:
         and len(config["target_ids"]) == study.plan.targets
     )
     if not same:  # the sweep says what does not fit
-        return False
+        return None
     found = summarize(read_run(study.folder), SUCCESS_PSNR)
-    return found.finished_trials == found.planned_trials
+    return found if found.finished_trials == found.planned_trials else None
 
 
 def _read_seconds(root: Path) -> dict[str, float]:

@@ -67,6 +67,17 @@ class Attack:
     Numbers: ClassVar[Any]  # what is traced: a NamedTuple, `iterations` among its fields
     steps_per_call: ClassVar[int] = 1  # steps between two looks of the progress bar
 
+    @classmethod
+    def of_settings(cls, settings: Any, assumed: "Assumed", **own: Any) -> Self:
+        """Makes one of a cell's settings: what every attack takes from them, and its own fields."""
+        return cls(
+            objective=settings.objective,
+            batch_norm=settings.batch_norm,
+            local=assumed.local,
+            defense=assumed.defense,
+            **own,
+        )
+
     @property
     def priors(self) -> tuple[str | Callable, ...]:
         """Those of `priors.PRIORS` that have a weight."""

@@ -338,11 +338,9 @@ def random_signs(like: PyTree) -> PyTree:
 
 def make(settings: Any, assumed: Assumed) -> GaussNewton:
     """The attack of a cell's settings."""
-    return GaussNewton(
-        objective=settings.objective,
-        batch_norm=settings.batch_norm,
-        local=assumed.local,
-        defense=assumed.defense,
+    return GaussNewton.of_settings(
+        settings,
+        assumed,
         init_from=settings.init,
         cg_iterations=settings.cg_iterations,
         classes=assumed.classes,

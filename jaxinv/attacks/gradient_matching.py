@@ -301,15 +301,15 @@ STATIC = (
 def make(settings: Any, assumed: Assumed) -> Method:
     """The method of a cell's settings."""
     priors = tuple(name for name in PRIORS if getattr(settings, name) > 0)
-    return Method(
-        **{name: getattr(settings, name) for name in ("objective", "batch_norm", *STATIC)},
+    return Method.of_settings(
+        settings,
+        assumed,
+        **{name: getattr(settings, name) for name in STATIC},
         init_from=settings.init,
         priors=priors,
-        local=assumed.local,
         by_epoch=bool(needing("epochs", priors)),
         classes=assumed.classes,
         classifier=assumed.classifier,
-        defense=assumed.defense,
         gram=gram.choose_rule(settings.gram, settings.objective)
         if may_drop_gradients(priors, assumed.local.steps(assumed.images), assumed.defense)
         else None,

@@ -340,11 +340,9 @@ def over_neighbors(prior: ImagePrior, diagonal: Whitened) -> Whitened:
 
 def make(settings: Any, assumed: Assumed) -> SmoothedGaussNewton:
     """The attack of a cell's settings."""
-    return SmoothedGaussNewton(
-        objective=settings.objective,
-        batch_norm=settings.batch_norm,
-        local=assumed.local,
-        defense=assumed.defense,
+    return SmoothedGaussNewton.of_settings(
+        settings,
+        assumed,
         init_from=settings.init,
         cg_iterations=settings.cg_iterations,
         draws=settings.draws,

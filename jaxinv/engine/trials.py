@@ -303,15 +303,19 @@ def _with_frame(chunk: Chunk, grid: planner.Grid, work: Unfinished) -> Unfinishe
     return work._replace(frames=jax.tree.map(lambda *x: np.concatenate(x), work.frames, seen))
 
 
+def _matched(attack, normalization, truth, candidate):
+    """A candidate's pixels, in the truth's order where there is one."""
+    pixels = normalization.pixels(attack.reconstruct(candidate))
+    return pixels if truth is None else metrics.match(pixels, truth.images, normalization.mean)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _pictures(attack, problem, candidates):
     """The images of candidates [target, seed], matched, in 8 bits."""
     normalization = problem.normalization
 
     def one(truth, candidate):
-        pixels = normalization.pixels(attack.reconstruct(candidate))
-        if truth is not None:
-            pixels = metrics.match(pixels, truth.images, normalization.mean)
+        pixels = _matched(attack, normalization, truth, candidate)
         return jnp.round(jnp.nan_to_num(pixels) * 255).astype(jnp.uint8)
 
     def of_target(arguments):
@@ -472,10 +476,8 @@ def finish(attack, problem, candidates):
     normalization = problem.normalization
 
     def one(truth, given, candidate):
-        pixels, scores = normalization.pixels(attack.reconstruct(candidate)), None
-        if truth is not None:
-            pixels = metrics.match(pixels, truth.images, normalization.mean)
-            scores = metrics.score(truth, pixels)
+        pixels = _matched(attack, normalization, truth, candidate)
+        scores = None if truth is None else metrics.score(truth, pixels)
         found = given if candidate.logits is None else candidate.logits.argmax(axis=-1)
         finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(candidate)]
         return pixels, found, scores, jnp.stack(finite).all()

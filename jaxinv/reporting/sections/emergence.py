@@ -34,8 +34,9 @@ class Way(NamedTuple):
 @lru_cache(maxsize=1)  # a report is of one study
 def read_way(study: StudySummary) -> Way | None:
     """The way of the cell with the highest mean PSNR, of one draw a target; None without any."""
-    known = [cell for cell in study.cells if np.isfinite(cell.mean.mean) or not cell.failed.all()]
-    ranked = sorted(known, key=lambda c: np.nan_to_num(c.mean.mean, nan=-np.inf), reverse=True)
+    ranked = sorted(
+        study.cells, key=lambda c: np.nan_to_num(c.mean.mean, nan=-np.inf), reverse=True
+    )
     for cell in ranked:
         extras = cell.extras()
         if "frames" not in extras or not extras["frames"].shape[1]:
