@@ -93,7 +93,7 @@ def run_study(
     runtime.use_compilation_cache()
     runtime.use_all_cores()
     load = Loader(study.plan)
-    all_inputs = [load(cell) for cell in study.cells]
+    all_inputs = [load.with_lineup(cell, load(cell)) for cell in study.cells]
     blocks = list(plan_blocks(study, dict(enumerate(all_inputs))))
     if dry_run:
         print_plan(console, study, all_inputs, blocks)
@@ -189,7 +189,8 @@ def run_cell(study: schema.Study, index: int) -> str:
     """
     runtime.use_compilation_cache()
     runtime.use_all_cores()
-    inputs = Loader(study.plan)(study.cells[index])
+    cell, load = study.cells[index], Loader(study.plan)
+    inputs = load.with_lineup(cell, load(cell))
     own = plan_blocks(study, {index: inputs})
     waiting = [block for block in own if not results.is_done(study.folder, block.name)]
     with runtime.progress_bar(Console(markup=False)) as bar:

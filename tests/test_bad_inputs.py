@@ -171,6 +171,17 @@ VALUES = {
     "defense beyond": (sweep, ["--defense", "noise:1e300"], "--defense noise:1e300: beyond"),
     "defense digits": (sweep, ["--defense", "noise:٣"], "--defense noise:٣: write it with plain"),
     "long chain": (sweep, ["--defense", ",".join(["noise:1"] * 50)], "a chain of 50; give 8"),
+    "judge of another set": (
+        sweep,
+        ["--judge", "lenet_zhu-cifar10", "--dataset", "tiles"],
+        "--judge lenet_zhu-cifar10: was trained on other images or classes",
+    ),
+    "judge that is the victim": (
+        sweep,
+        ["--judge", "lenet_zhu-tiles", "--victim", "lenet_zhu-tiles"],
+        "--judge lenet_zhu-tiles: is the victim; name a network without a part",
+    ),
+    "lpips": (sweep, ["--lpips", "true"], "--lpips: needs a package; pip install"),
     "long victim": (sweep, ["--victim", "a" * 5000], r"--victim a+\.\.\.: too long"),
     "long out": (sweep, ["--out", "x" * 300], r"--out x+\.\.\.: too long"),
     "out with NUL": (sweep, ["--out", "a\0b"], r"--out 'a\\x00b': no name of a file"),

@@ -29,6 +29,7 @@ FIGURES = {
     "psnr_by_step",
     "psnr_distribution",
     "reconstructions",
+    "likeness",
     "pixel_statistics",
     "best_of_k",
     "variance_components",
@@ -82,6 +83,7 @@ def test_everything_is_written(study):
         "summary.csv",
         "per_target.csv",
         "best_of_k.csv",
+        "likeness.csv",
         "variance_components.csv",
         "paired_differences.csv",
     }
@@ -218,7 +220,7 @@ def test_variants_build(tmp_path, name, monkeypatch):
     page = (tmp_path / "report.html").read_text()
     alone = not summarize(read_run(tmp_path), 19.0).pairs
     lucky = 3 * (name == "one_trial")  # nothing to say of seeds where there is one
-    assert page.count("<figure>") == len(FIGURES) - alone - lucky
+    assert page.count("<figure>") == len(FIGURES) - 2 * alone - lucky
     assert "<euclidean>" not in page
     assert ("not finished: 16 of 24" in page) == (name == "unfinished")
     if name == "around":

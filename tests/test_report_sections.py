@@ -91,10 +91,10 @@ OF_SEEDS = {"pixel_statistics", "best_of_k", "variance_components"}
     ("name", "own"),
     {
         "plain": set(),
-        "seeds": OF_SEEDS | {"paired_differences"},
+        "seeds": OF_SEEDS | {"likeness", "paired_differences"},
         "labels": {"labels"},
-        "assumed": {"assumptions", "paired_differences"},
-        "defended": OF_SEEDS | {"paired_differences", "defenses", "defense_curves"},
+        "assumed": {"assumptions", "likeness", "paired_differences"},
+        "defended": OF_SEEDS | {"likeness", "paired_differences", "defenses", "defense_curves"},
         "private": {"dp_sgd"},
         "second_order": {"emergence", "posterior", "spectrum"},
     }.items(),

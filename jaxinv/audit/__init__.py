@@ -12,7 +12,7 @@ from jaxinv.audit.auditing import (
 )
 from jaxinv.audit.command import main
 from jaxinv.audit.games import Pool
-from jaxinv.audit.likeness import Judge
+from jaxinv.engine.likeness import Judge
 
 __all__ = [
     "Audit",

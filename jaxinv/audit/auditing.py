@@ -26,8 +26,8 @@ from jaxinv.audit import dp, games, server
 from jaxinv.audit import identification as ident
 from jaxinv.audit.capacity import Capacity, capacity
 from jaxinv.audit.intervals import Share
-from jaxinv.audit.likeness import Judge, Likeness, likeness
 from jaxinv.data.image_prior import ImagePrior
+from jaxinv.engine.likeness import Judge, Likeness, Lineup, likeness, line_up
 from jaxinv.errors import UserError
 from jaxinv.invert import invert
 from jaxinv.machine import runtime
@@ -56,6 +56,7 @@ class Found(NamedTuple):
     """A reconstruction, measured."""
 
     attack: str
+    psnr: float  # dB
     likeness: Likeness
     images: Float[np.ndarray, "image height width channel"]  # pixels
 
@@ -82,7 +83,7 @@ class Audit(NamedTuple):
     @property
     def best(self) -> Found | None:
         """The reconstruction of highest PSNR."""
-        return max(self.found, key=lambda f: f.likeness.psnr, default=None)
+        return max(self.found, key=lambda f: f.psnr, default=None)
 
 
 def audit(
@@ -165,9 +166,9 @@ def audit(
             jax.tree.map(lambda x: x[0], knowledge.variances) if knowledge else None,
         )
     if image_prior is not None and setting.reconstruct:
-        aside = others.images / np.float32(255), judge
+        lineup = line_up(others.images / np.float32(255), judge)
         found = reconstruct(
-            module, variables, normalization, truth, update, image_prior, setting, *aside
+            module, variables, normalization, truth, update, image_prior, setting, lineup
         )
     private = dict(chain).get("dpsgd")
     bound = shown = None
@@ -262,8 +263,7 @@ def reconstruct(
     update: PyTree,
     image_prior: ImagePrior,
     setting: Setting,
-    others: Float[np.ndarray, "candidate height width channel"],
-    judge: Judge | None = None,
+    lineup: Lineup,
 ) -> list[Found]:
     """Runs the best short attacks: second order with an image prior, and gradient matching.
 
@@ -273,7 +273,7 @@ def reconstruct(
       update: that it sends.
       image_prior: of the second-order attack.
       setting: what the client did.
-      others: candidates beside the images, in pixels, and judge: as in `likeness`.
+      lineup: candidates beside the images, among whom they are looked for.
     """
     count, shape = len(truth.labels), truth.images.shape[1:]
     name, method, iterations = second_order(module, variables, shape)
@@ -301,8 +301,9 @@ def reconstruct(
             continue
         pixels = metrics.match(jnp.asarray(result.best), truth.images, normalization.mean)
         pixels, own = np.asarray(pixels), np.asarray(truth.images)
-        measured = likeness(pixels, own, others, normalization.mean, judge)
-        found.append(Found(name, measured, pixels))
+        measured = likeness(pixels, own, normalization.mean, lineup)
+        psnr = float(metrics.psnr(jnp.asarray(pixels), jnp.asarray(own)).mean())
+        found.append(Found(name, psnr, measured, pixels))
     return found
 
 
@@ -355,12 +356,12 @@ def verdict(found: Audit) -> Verdict:
             f"(binding: {cap.binding.layer}). The rest must come from knowledge of images."
         )
     if found.best is not None:
-        best = found.best.likeness
+        best = found.best
         anyone.append(
-            f"The best of {len(found.found)} short attacks ({found.best.attack}) recovers "
+            f"The best of {len(found.found)} short attacks ({best.attack}) recovers "
             f"{images} at {best.psnr:.1f} dB; the mean color has {found.mean_color_psnr:.1f}. Of "
-            f"what it recovers {best.by_pixels:.0%} is nearest to its own image among the "
-            f"{outcome.candidates:,} candidates."
+            f"what it recovers {best.likeness.named_by_pixels:.0%} is nearest to its own image "
+            f"among the {outcome.candidates:,} candidates."
         )
     if found.imprinted is not None:
         read = found.imprinted

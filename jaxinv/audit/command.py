@@ -11,9 +11,9 @@ from jaxinv import client, data
 from jaxinv.audit import page
 from jaxinv.audit.auditing import Setting, audit, verdict
 from jaxinv.audit.games import Pool
-from jaxinv.audit.likeness import Judge
 from jaxinv.client import updates
 from jaxinv.data.image_prior import ImageFacts, load_prior
+from jaxinv.engine.likeness import load_judge
 from jaxinv.errors import UserError, run_command
 from jaxinv.machine import runtime
 from jaxinv.settings import flags, reader, requests
@@ -59,6 +59,9 @@ def run(asked: requests.Auditing) -> None:
         spread = tuple(info.mean), tuple(info.std)
         facts = ImageFacts(name, asked.data_dir, info.image_shape, *spread)
         prior, _ = load_prior(asked.image_prior, facts)
+    judge = None
+    if asked.judge is not None:
+        judge = load_judge(asked.judge, info.image_shape, info.classes, victim.digest)
     setting = Setting(
         asked.defense,
         client.Local(asked.client_epochs, asked.client_batch),
@@ -80,7 +83,7 @@ def run(asked: requests.Auditing) -> None:
         update=update,
         setting=setting,
         image_prior=prior,
-        judge=None if asked.judge is None else judge_of(asked.judge, victim),
+        judge=judge,
     )
     words = f"{asked.victim}, {name}/{asked.split} {','.join(map(str, asked.ids))}, {asked.defense}"
     page.write(found, Path(asked.out), words)
@@ -92,22 +95,6 @@ def run(asked: requests.Auditing) -> None:
         for sentence in sentences:
             console.print(f"  * {sentence}", highlight=False)
     console.print(f"page: {Path(asked.out) / 'audit.html'}")
-
-
-def judge_of(name: Path, victim: checkpoints.TrainedVictim) -> Judge:
-    """Loads a judge of reconstructions.
-
-    Raises:
-      UserError: it is not there, is the victim itself, or sees other images or classes.
-    """
-    found = checkpoints.load_victim(name)
-    info = found.info
-    if found.digest == victim.digest:
-        raise UserError(f"--judge {name}: is the victim; name a network without a part in this")
-    if (info.image_shape, info.classes) != (victim.info.image_shape, victim.info.classes):
-        raise UserError(f"--judge {name}: was trained on other images or classes")
-    normalization = Normalization.of(info.mean, info.std)
-    return Judge(str(name), found.module, found.variables, normalization)
 
 
 def others_of(name: str, asked: requests.Auditing) -> Pool:

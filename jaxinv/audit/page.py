@@ -87,7 +87,7 @@ def to_json(found: Audit, words: str) -> dict[str, Any]:
             "relative_residual": found.ceiling.residual,
         },
         "rank_psnr": found.rank_psnr,
-        "reconstructions": {f.attack: f.likeness._asdict() for f in found.found},
+        "reconstructions": {f.attack: {"psnr": f.psnr} | f.likeness._asdict() for f in found.found},
         "malicious_server": found.imprinted
         and found.imprinted._asdict() | {"exact": _share(found.imprinted.exact)},
         "mean_color_psnr": found.mean_color_psnr,
@@ -191,7 +191,7 @@ def _lead(found: Audit) -> str:
         ),
     ]
     if found.best is not None:
-        gained = found.best.likeness.psnr - found.mean_color_psnr
+        gained = found.best.psnr - found.mean_color_psnr
         tiles.append((f"{gained:+.1f} dB", "over the mean color, by the best attack tried"))
     return (
         "<div class=lead>"
@@ -220,13 +220,13 @@ def _likeness(found: Audit) -> str:
         return ""
     shown = (
         ("psnr", "PSNR (dB)", "{:.1f}", max),
-        ("by_pixels", "nearest is its own, by pixels", "{:.0%}", max),
-        ("by_features", "by the judge's features", "{:.0%}", max),
+        ("named_by_pixels", "nearest is its own, by pixels", "{:.0%}", max),
+        ("named_by_judge", "by the judge's features", "{:.0%}", max),
         ("same_class", "the judge sees the class", "{:.0%}", max),
         ("rdlv", "RDLV", "{:.2f}", max),
         ("avd", "AVD", "{:.3f}", min),
     )
-    measured = [f.likeness._asdict() for f in found.found]
+    measured = [{"psnr": f.psnr} | f.likeness._asdict() for f in found.found]
     best = {name: pick(m[name] for m in measured) for name, _, _, pick in shown}
 
     def cell(value, name, form):
@@ -256,7 +256,7 @@ def _likeness(found: Audit) -> str:
 def _pictures(found: Audit) -> str:
     """The images and what each attack made of them, in rows."""
     rows = [("the client's images", found.truth)]
-    rows += [(f"{f.attack}: {f.likeness.psnr:.1f} dB", f.images) for f in found.found]
+    rows += [(f"{f.attack}: {f.psnr:.1f} dB", f.images) for f in found.found]
     if found.ceiling is not None and found.ceiling.solved:
         spread = found.ceiling.spread
         title = f"how far each pixel stays unknown (white: {spread.max():.2f})"

@@ -18,6 +18,7 @@ from jaxinv.attacks.priors import needing
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, Source, load_prior
 from jaxinv.engine import planner, trials
 from jaxinv.engine.assembly import ClosedForm, Work, attack_targets
+from jaxinv.engine.likeness import Likeness, Lineup, likeness, line_up, load_judge, load_perceptual
 from jaxinv.engine.targets import (
     ClientSettings,
     SharedUpdates,
@@ -33,6 +34,8 @@ from jaxinv.types import Normalization, PyTree, Target, Truth
 from jaxinv.victim import checkpoints
 from jaxinv.victim.untrained import Victim, untrained
 
+CANDIDATES = 1000  # first images of the split, among whom reconstructions are looked for
+CANDIDATE_NUMBERS = 2**24  # of all candidates' pixels: of large images there are fewer
 WITH_SPECTRUM = 4  # targets of a study: the eigenvalues of one take longer than all before them
 
 
@@ -48,6 +51,7 @@ class CellInputs(NamedTuple):
     draws: np.ndarray  # [target], noise seeds of the client's defense
     image_prior: ImagePrior | None = None  # where the attack has one
     prior_source: Source | None = None
+    lineup: Lineup | None = None  # among whom reconstructions are looked for
     position: int = 0  # of the first target in the study's list
 
     def truths(self) -> Truth:
@@ -72,6 +76,17 @@ class CellResult(NamedTuple):
     extras: dict[str, np.ndarray] | None = None  # [target, ...]: spectra, std of pixels
 
 
+def measure_likeness(inputs: CellInputs, result: trials.Result) -> Likeness:
+    """Measures every trial beyond PSNR: each field [target, seed]."""
+    pixels, truths = np.asarray(result.pixels), inputs.truths().images
+    guess = np.asarray(inputs.normalization.mean)
+    trials = [
+        [likeness(one, truth, guess, inputs.lineup) for one in own]
+        for own, truth in zip(np.nan_to_num(pixels), truths)
+    ]
+    return Likeness(*np.moveaxis(np.array(trials), -1, 0))
+
+
 class Loader:
     """Loads what cells attack, each data set and each victim once."""
 
@@ -83,6 +98,7 @@ class Loader:
         self._untrained = functools.cache(untrained)
         self._trained = functools.cache(_load_victim)
         self._load_prior = functools.cache(load_prior)
+        self._line_up = functools.cache(self._new_lineup)
 
     def __call__(self, cell: schema.Cell) -> CellInputs:
         """Loads a cell's victim and private batches.
@@ -116,6 +132,29 @@ class Loader:
             prior,
             source,
         )
+
+    def with_lineup(self, cell: schema.Cell, inputs: CellInputs) -> CellInputs:
+        """Adds the candidates among whom a cell's reconstructions are looked for.
+
+        Raises:
+          UserError: the judge is not there or does not suit the data, or LPIPS is not there.
+        """
+        count = min(CANDIDATES, CANDIDATE_NUMBERS // inputs.images[0, 0].size)
+        return inputs._replace(lineup=self._line_up(cell.dataset, count, inputs.victim.digest))
+
+    def _new_lineup(self, dataset: str, count: int, victim_digest: str) -> Lineup:
+        """Makes a lineup of a data set's first images."""
+        try:
+            first = self._load(dataset, ids=count)
+        except UserError:  # the split is smaller
+            first = self._load(dataset, ids=None)
+        judge = perceptual = None
+        if self._plan.judge is not None:
+            shape, classes = first.images.shape[1:], tuple(first.classes)
+            judge = load_judge(self._plan.judge, shape, classes, victim_digest)
+        if self._plan.lpips:
+            perceptual = load_perceptual()
+        return line_up(first.images / np.float32(255), judge, perceptual)
 
     def _prior(self, cell: schema.Cell, dataset: data.Dataset) -> tuple[ImagePrior, Source]:
         """What the attacker of a cell believes of images."""

@@ -100,7 +100,7 @@ def run_block(
     results.write_block(
         study.folder,
         block.name,
-        trial_rows(cell, block.cell_index, inputs, found, ids, seeds),
+        trial_rows(cell, block.cell_index, inputs, found, seeds),
         trace_rows(block.cell_index, result, inputs, seeds),
         results.BlockImages(ids[:, 0], np.asarray(seeds), quantized, inputs.images),
         {**(found.extras or {}), **way_of_picks(result)},

@@ -26,19 +26,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from jaxinv.engine.likeness import Likeness
 from jaxinv.errors import UserError
 from jaxinv.files import LOCK, read_json, read_npz, write_file
 from jaxinv.metrics import Scores
 from jaxinv.settings.fields import kind_of
 from jaxinv.settings.schema import Cell, Text
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 # What `metrics.score` says of a trial; its PSNR by image stands in columns of its own.
 SCORES = tuple(name for name in Scores._fields if not name.startswith("psnr_"))
 BASELINES = tuple(f"baseline_{name}" for name in SCORES)  # the mean-color image's
 # What is measured of a trial, and undefined where it failed.
-METRICS = (*SCORES, "objective", "label_accuracy", "update_cosine", "update_error")
+LIKENESS = Likeness._fields  # measures beside PSNR; null where judge or package are not there
+METRICS = (*SCORES, *LIKENESS, "objective", "label_accuracy", "update_cosine", "update_error")
 
 # What identifies a trial and what was measured of it. Images of one target are matched one to one
 # before measuring; `psnr`, `ssim`, `mse` are means over the target's images, `psnr_best` the best.
@@ -55,6 +57,7 @@ _MEASURED = [
     *((name, pa.float64()) for name in SCORES),
     ("psnr_best", pa.float64()),
     ("psnr_images", pa.list_(pa.float64())),  # of each image
+    *((name, pa.float64()) for name in LIKENESS),
     ("objective", pa.float64()),  # distance between the updates at the end, without the prior
     ("prior", pa.float64()),  # all priors at the end, each times its weight
     ("label_accuracy", pa.float64()),
@@ -65,6 +68,8 @@ _MEASURED = [
     ("victim_accuracy", pa.float64()),  # on the test split; null where it was not trained
     ("victim_epsilon", pa.float64()),  # of its training with DP-SGD, else null; by PLD
     ("victim_delta", pa.float64()),
+    ("judge_digest", pa.string()),  # sha256 of who judged the reconstructions; null: nobody
+    ("candidates", pa.int32()),  # among whom each was looked for, beside its own images
     ("prior_source", pa.string()),  # of what images the attack's prior was made; null without
     ("prior_images", pa.int32()),  # and of how many
     ("targets_at_once", pa.int32()),  # of the plan by which the trial was computed

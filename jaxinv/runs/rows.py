@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxinv.engine import trials
-from jaxinv.engine.cells import CellInputs, CellResult
+from jaxinv.engine.cells import CellInputs, CellResult, measure_likeness
 from jaxinv.runs import results
 from jaxinv.settings import schema
 
@@ -13,23 +13,19 @@ PLAN = ("targets_at_once", "seeds_at_once", "devices")  # what of a plan the row
 
 
 def trial_rows(
-    cell: schema.Cell,
-    number: int,
-    inputs: CellInputs,
-    found: CellResult,
-    ids: np.ndarray,
-    seeds: Sequence[int],
+    cell: schema.Cell, number: int, inputs: CellInputs, found: CellResult, seeds: Sequence[int]
 ) -> dict[str, Sequence | np.ndarray]:
     """Lays the results of cell `number` out as columns, one row per target and seed."""
     result, baseline, accuracy, shared, _ = found
-    victim, shape = inputs.victim, result.objective.shape
-    rows = shape[0] * shape[1]
+    victim, shape, ids = inputs.victim, result.objective.shape, inputs.ids
+    rows, lineup = shape[0] * shape[1], inputs.lineup
 
     def spread(per_target):
         return np.repeat(np.asarray(per_target), shape[1])
 
     failed = ~result.finite
-    measured = result.scores._asdict() | {"objective": result.objective, "prior": result.prior}
+    measured = result.scores._asdict() | measure_likeness(inputs, result)._asdict()
+    measured |= {"objective": result.objective, "prior": result.prior}
     of_images = measured.pop("psnr_images")
     measured = {
         name: np.where(failed, np.nan, np.asarray(values, np.float64)).ravel()
@@ -62,6 +58,8 @@ def trial_rows(
             "victim_accuracy": [victim.accuracy] * rows,
             "victim_epsilon": [victim.epsilon] * rows,
             "victim_delta": [victim.delta] * rows,
+            "judge_digest": [lineup.judge and lineup.judge.digest] * rows,
+            "candidates": [len(lineup.pixels)] * rows,
             "prior_source": [inputs.prior_source and inputs.prior_source.name] * rows,
             "prior_images": [inputs.prior_source and inputs.prior_source.images] * rows,
             **{name: [value] * rows for name, value in plan.items()},

@@ -173,6 +173,12 @@ class Strict(BaseModel):
 DATA_DIR = setting(
     "data", None, "Folder of the tensorflow-datasets (default: $TFDS_DATA_DIR).", "DIR"
 )
+JUDGE = setting(
+    "data",
+    None,
+    "Trained network without a part in the update, which judges reconstructions too.",
+    "NAME|DIR",
+)
 MEMORY = setting(
     "output", None, "GiB of memory to use on each accelerator (default: nearly all).", gt=0
 )

@@ -13,6 +13,7 @@ from jaxinv.data.image_prior import IMAGE_PRIORS
 from jaxinv.privacy.accounting import ACCOUNTANTS
 from jaxinv.settings.fields import (
     DATA_DIR,
+    JUDGE,
     MEMORY,
     MOST_COUNT,
     MOST_SEED,
@@ -289,12 +290,7 @@ class Auditing(Strict):
     image_prior: Annotated[str, of_tables(IMAGE_PRIORS)] = setting(
         "second-order attack", "spectrum", "What the attacker knows of images."
     )
-    judge: FilePath | None = setting(
-        "attack",
-        None,
-        "Trained network without a part in the update, which judges reconstructions too.",
-        "NAME|DIR",
-    )
+    judge: FilePath | None = JUDGE
     server: Annotated[str, of_tables(("honest", "malicious"))] = setting(
         "attack", "honest", "Whether the server also tries parameters made to imprint images."
     )

@@ -30,6 +30,7 @@ from jaxinv.machine import runtime
 from jaxinv.machine.executors import EXECUTORS
 from jaxinv.settings.fields import (
     DATA_DIR,
+    JUDGE,
     MEMORY,
     MOST_COUNT,
     MOST_SEED,
@@ -409,6 +410,12 @@ class Plan(Strict):
         min_length=1,
     )
     data_dir: FilePath | None = DATA_DIR
+    judge: FilePath | None = JUDGE
+    lpips: bool = setting(
+        "data",
+        False,
+        "Whether LPIPS is measured too; needs pip install 'jaxinv[lpips]' and a download.",
+    )
     noise_seeds: int = setting(
         "defense",
         1,

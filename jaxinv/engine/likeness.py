@@ -1,0 +1,206 @@
+"""How much of an image a reconstruction gives away: measures beside PSNR, which smooth patches win.
+
+* Whose it is: among the candidates, is the true image the nearest? By pixels, and by the cosine of
+  a judge's features, a trained network that had no part in the update (image identification
+  precision).
+* What it shows: does the judge see the same class in it?
+* Relative data leakage: what SSIM gains over the attacker's guess without an update, relative to
+  what the guess has: (S(x, truth) - S(guess, truth)) / S(guess, truth).
+* Absolute variation distance: how far the magnitudes of the differences between neighboring pixels
+  are from the truth's, and those of second differences; 0 for the image itself.
+* LPIPS, where its package is there: the distance of a pretrained AlexNet's features.
+
+References: Yin et al. 2021, arXiv 2104.07586 (IIP); Hatamizadeh et al. 2023, arXiv 2202.06924
+  (RDLV); Papadopoulos et al. 2024, doi 10.1007/978-3-031-56066-8_20 (AVD; without the rounding to
+  8 bits of its published code); Zhang et al. 2018, arXiv 1801.03924 (LPIPS).
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxinv import metrics
+from jaxinv.errors import UserError
+from jaxinv.networks.inspect import classifier_input
+from jaxinv.types import Normalization, PyTree
+from jaxinv.victim import checkpoints
+
+AT_ONCE = 256  # images that go through the judge together
+SECOND = 0.5  # weight of the second differences
+
+Images = Float[np.ndarray, "image height width channel"]
+
+
+class Judge(NamedTuple):
+    """A trained network that had no part in the update."""
+
+    name: str
+    digest: str
+    module: nn.Module
+    variables: PyTree
+    normalization: Normalization
+
+    def look(self, pixels: Images) -> tuple[np.ndarray, np.ndarray]:
+        """The features of images, and the classes that it sees."""
+        found = []
+        for start in range(0, len(pixels), AT_ONCE):
+            images = self.normalization.normalize(pixels[start : start + AT_ONCE])
+            found.append(_looked(self.module, self.variables, images))
+        features, logits = (np.concatenate(x) for x in zip(*found))
+        return features, logits.argmax(axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _looked(module, variables, images):
+    features = classifier_input(module, variables, images)
+    return features.reshape(len(images), -1), module.apply(variables, images)
+
+
+def load_judge(
+    name: str, image_shape: tuple[int, ...], classes: tuple[str, ...], victim_digest: str
+) -> Judge:
+    """Loads a judge of reconstructions.
+
+    Raises:
+      UserError: it is not there, is the victim itself, or sees other images or classes.
+    """
+    found = checkpoints.load_victim(name)
+    info = found.info
+    if found.digest == victim_digest:
+        raise UserError(f"--judge {name}: is the victim; name a network without a part in this")
+    if (tuple(info.image_shape), tuple(info.classes)) != (tuple(image_shape), tuple(classes)):
+        raise UserError(f"--judge {name}: was trained on other images or classes")
+    normalization = Normalization.of(info.mean, info.std)
+    return Judge(name, found.digest, found.module, found.variables, normalization)
+
+
+class Lineup(NamedTuple):
+    """Candidates among whom a reconstruction is looked for, seen by the judge once."""
+
+    pixels: Images
+    features: np.ndarray | None  # [candidate, feature]; None without a judge
+    judge: Judge | None
+    perceptual: Callable[[Images, Images], np.ndarray] | None  # LPIPS of pairs
+
+
+def line_up(
+    others: Images,
+    judge: Judge | None = None,
+    perceptual: Callable[[Images, Images], np.ndarray] | None = None,
+) -> Lineup:
+    """Makes a lineup of candidates; the truth may be among them.
+
+    Args:
+      others: pixels in [0, 1].
+      judge: a network that had no part in the update.
+      perceptual: `load_perceptual()`.
+    """
+    features = None if judge is None else judge.look(others)[0]
+    return Lineup(others, features, judge, perceptual)
+
+
+def load_perceptual() -> Callable[[Images, Images], np.ndarray]:
+    """The LPIPS distance of pairs of images, by the package of that name.
+
+    Raises:
+      UserError: the package, or the network that it downloads, is not there.
+    """
+    try:
+        import lpips
+        import torch
+
+        network = lpips.LPIPS(net="alex", verbose=False).eval()
+    except ImportError:
+        raise UserError("--lpips: needs a package; pip install 'jaxinv[lpips]'") from None
+    except OSError as error:  # no network, no disk
+        raise UserError(f"--lpips: its AlexNet cannot be downloaded ({error})") from None
+
+    def distances(left, right):
+        with torch.no_grad():
+            # From [0, 1] to [-1, 1], channels first.
+            pair = [torch.tensor(np.moveaxis(2 * np.float32(x) - 1, -1, 1)) for x in (left, right)]
+            return network(*pair).numpy().reshape(len(left))
+
+    return distances
+
+
+class Likeness(NamedTuple):
+    """Means over the images of one reconstruction."""
+
+    named_by_pixels: float  # share whose nearest candidate is the true image
+    named_by_judge: float  # the same, by the judge's features; NaN without a judge
+    same_class: float  # share in which the judge sees what it sees in the true image; likewise
+    rdlv: float
+    avd: float
+    lpips: float  # NaN without its package
+
+
+def likeness(pixels: Images, truth: Images, guess: Array, lineup: Lineup) -> Likeness:
+    """Measures a reconstruction.
+
+    Args:
+      pixels: the reconstruction, in [0, 1], each image where the one stands that it is taken for.
+      truth: the images.
+      guess: what the attacker would say without an update, an image or a color.
+      lineup: candidates beside them.
+    """
+    named_by_judge = same = lpips = math.nan
+    if lineup.judge is not None:
+        (seen, classes), (known, expected) = map(lineup.judge.look, (pixels, truth))
+        directions = map(_directions, (seen, np.concatenate([known, lineup.features])))
+        named_by_judge = _nearest_is_own(*directions)
+        same = float((classes == expected).mean())
+    if lineup.perceptual is not None:
+        lpips = float(lineup.perceptual(pixels, truth).mean())
+    return Likeness(
+        _nearest_is_own(pixels, np.concatenate([truth, lineup.pixels])),
+        named_by_judge,
+        same,
+        float(_similarity_gained(jnp.asarray(pixels), jnp.asarray(truth), guess)),
+        float(variation_distance(pixels, truth).mean()),
+        lpips,
+    )
+
+
+@jax.jit
+def _similarity_gained(pixels, truth, guess):
+    before = metrics.ssim(jnp.broadcast_to(guess, truth.shape), truth)
+    return ((metrics.ssim(pixels, truth) - before) / before).mean()
+
+
+def _directions(features: np.ndarray) -> np.ndarray:
+    """Features at length 1: those of a blurred image are the image's, but shorter."""
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def _nearest_is_own(found: np.ndarray, candidates: np.ndarray) -> float:
+    """The share of rows whose nearest candidate, the first of equals, stands at their position."""
+    found, candidates = (
+        np.reshape(x, (len(x), -1)).astype(np.float64) for x in (found, candidates)
+    )
+    squares = np.square(candidates).sum(axis=1) - 2 * found @ candidates.T
+    return float((squares.argmin(axis=1) == np.arange(len(found))).mean())
+
+
+def variation_distance(pixels: Images, truth: Images) -> Float[np.ndarray, " image"]:
+    """The absolute variation distance of each image."""
+    first, second = zip(_variations(pixels), _variations(truth))
+    errors = [np.square(a - b).mean(axis=(1, 2, 3)) for a, b in (first, second)]
+    return np.sqrt(errors[0] + SECOND * errors[1])
+
+
+def _variations(images: Images) -> tuple[np.ndarray, np.ndarray]:
+    """Magnitudes of the sums of vertical and horizontal differences, first and second."""
+    images = np.asarray(images, np.float64)
+    found = []
+    for order in (1, 2):
+        across, down = np.diff(images, order, axis=2), np.diff(images, order, axis=1)
+        found.append(np.abs(across[:, order:] + down[:, :, order:]))
+    return found[0], found[1]
