@@ -11,7 +11,6 @@ from jaxinv import data
 from jaxinv.attacks import ATTACKS
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gradient_matching import RATES
-from jaxinv.attacks.priors import needing
 from jaxinv.data.image_prior import ImageFacts, load_prior
 from jaxinv.engine import cells, planner, trials
 from jaxinv.engine.targets import SharedUpdates, seed_keys
@@ -86,7 +85,7 @@ def assemble(
     attack = cells.attack_of(cell, inputs)
     problem, keys = share(cell, inputs, seeds, cast, shared)
     plan = planner.first_plan(
-        problem.variables["params"], *keys.shape, cell.images, bool(needing("seeds", attack.priors))
+        problem.variables["params"], *keys.shape, cell.images, attack.couples_seeds
     )
     return Assembled(attack, problem, cast(attack.numbers(seeds, cell.numbers())), keys, plan)
 

@@ -82,16 +82,19 @@ class Problem:
         tv=0.01,
         memory=math.inf,
         frames=0,
+        method=Method(),  # noqa: B008
     ):
         """Attacks; every call with the default shapes shares one compilation."""
         keys = self.keys if keys is None else keys
         settings = {"lr": lr, "client_lr": 1.0, "tv": tv, "iterations": iterations}
         return trials.run(
             self.problem(targets, truths),
-            Method(),
-            Method().numbers(keys.shape[1], settings),
+            method,
+            method.numbers(keys.shape[1], settings),
             keys,
-            trials.Resources(planner.GroupPlan(1, group, devices), memory, frames=frames),
+            trials.Resources(
+                planner.GroupPlan(1, group, devices, method.couples_seeds), memory, frames=frames
+            ),
         )
 
     def problem(self, targets=None, truths=None, image_prior=None):

@@ -19,16 +19,26 @@ from jax import lax
 from jaxinv import client, data, defenses
 from jaxinv.attacks import ATTACKS, CLOSED_FORM, labels
 from jaxinv.attacks.base import Candidate, Known
+from jaxinv.attacks.exchanges import EXCHANGES
 from jaxinv.attacks.gauss_newton import PRIOR_INITS
-from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, SCHEDULES, SIGNS, Method
+from jaxinv.attacks.gradient_matching import (
+    INITS,
+    LAYERS,
+    OPTIMIZERS,
+    PRIOR_SCHEDULES,
+    SCHEDULES,
+    SIGNS,
+    Method,
+)
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
 from jaxinv.attacks.objectives import OBJECTIVES, compare
 from jaxinv.attacks.priors import PRIORS, SEEDS, View, needing
-from jaxinv.attacks.representations import REPRESENTATIONS
+from jaxinv.attacks.representations import REPRESENTATIONS, Canvas
 from jaxinv.data import image_prior
 from jaxinv.defenses.base import ClientContext, PublicFacts
 from jaxinv.engine import trials
 from jaxinv.engine.targets import ClientSettings, make_targets, order_keys
+from jaxinv.errors import UserError
 from jaxinv.networks.kinks import relu
 from jaxinv.networks.layers import BATCH_NORM_MOMENTUM
 from jaxinv.networks.mlp import MLP
@@ -134,7 +144,7 @@ def plain(kinked=False, images=1, observe=True):
 
 
 class Program(NamedTuple):
-    """One trial of an attack, or two where a prior couples them: each is compiled once."""
+    """One trial of an attack, or two where they are coupled: each is compiled once."""
 
     draw: Callable  # (numbers, given, start) -> states
     step: Callable  # (numbers, given, index, states) -> states, losses
@@ -143,7 +153,7 @@ class Program(NamedTuple):
 @functools.cache
 def program(lab, attack):
     """What an attack does on a network; `given` are the variables and what else is known."""
-    coupled = needing("seeds", attack.priors)
+    coupled = attack.couples_seeds
     over_seeds = functools.partial(jax.vmap, axis_name=SEEDS) if coupled else lambda f: f
     key = jax.random.key(2)
     keys = jax.random.split(key) if coupled else key
@@ -170,13 +180,25 @@ def program(lab, attack):
     return Program(jax.jit(draw), jax.jit(step))
 
 
-def keeps_promises(lab, target, attack, start=None, truth=None, at_truth=1e-5, **settings):
+def keeps_promises(
+    lab,
+    target,
+    attack,
+    start=None,
+    truth=None,
+    at_truth=1e-5,
+    way_back=True,
+    falls=True,
+    **settings,
+):
     """Takes two steps; see the file's words.
 
     Args:
       start: where to begin, for an attack that does not draw one.
       truth: the candidate that the client's update is of; the private batch where not given.
       at_truth: the objective that rounding may leave there; None where the update is noisy.
+      way_back: whether the attack can begin with an image; else it refuses one.
+      falls: whether the loss does.
 
     Returns:
       The losses on the way, [step, (objective, prior), *seed].
@@ -189,18 +211,26 @@ def keeps_promises(lab, target, attack, start=None, truth=None, at_truth=1e-5, *
     draw, step = program(lab, attack)
     states, again = draw(own, given, start), draw(own, given, start)
     jax.tree.map(np.testing.assert_array_equal, states.candidate, again.candidate)
-    here = draw(own, given, Candidate(lab.truth, None) if truth is None else truth)
+    truth = Candidate(lab.truth, None) if truth is None else truth
+    if way_back:
+        here = draw(own, given, truth)
+    else:
+        with pytest.raises(UserError, match="there is no way back to it from an image"):
+            draw(own, given, truth)
+        here, at_truth = states, None
     there, losses = step(own, given, jnp.int32(2), here)  # the last call only evaluates
     jax.tree.map(np.testing.assert_array_equal, there.candidate, here.candidate)
     if at_truth is not None:
         np.testing.assert_allclose(losses.objective, 0, atol=at_truth)
 
+    # Both ends of the way as the last call sees them, with whatever changes on it.
+    _, before = step(own, given, jnp.int32(2), states)
     seen = []
     for index in range(3):
         states, losses = step(own, given, jnp.int32(index), states)
         seen.append(np.asarray(losses))
         assert all(np.isfinite(x).all() for x in jax.tree.leaves((states.candidate, losses)))
-    assert (seen[2].sum(axis=0) < seen[0].sum(axis=0)).all()
+    assert not falls or (seen[2].sum(axis=0) < np.asarray(before).sum(axis=0)).all()
 
     with jax.enable_x64(True):
         own, given, start = wide((own, given, start))
@@ -220,7 +250,8 @@ PARTS = {
     "schedule": list(SCHEDULES),
     "init_from": list(INITS),
     "box": [False, True],
-    "representation": list(REPRESENTATIONS),
+    "layers": list(LAYERS),
+    "prior_schedule": list(PRIOR_SCHEDULES),
     "optimizer": [name for name in OPTIMIZERS if name != "lbfgs"],  # which a named attack has
 }
 MIXED = [
@@ -232,6 +263,50 @@ MIXED = [
 @pytest.mark.parametrize("method", MIXED, ids=lambda m: f"{m.optimizer}-{m.sign}-{m.init_from}")
 def test_parts_of_gradient_matching(method):
     keeps_promises(lab(), plain(), method)
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_exchanges(name):
+    """What a seed goes on from is moved a little, and its loss may rise."""
+    keeps_promises(lab(), plain(), PLAIN.replace(exchange=name), falls=False)
+
+
+@pytest.mark.parametrize("name", REPRESENTATIONS)
+def test_representations(name):
+    """As what an attack moves; and as functions, at the end of the way one another's inverses."""
+    entry = REPRESENTATIONS[name]
+    way_back = entry.to_parameters is not None
+    method = PLAIN.replace(representation=name)
+    keeps_promises(lab(), plain(), method, way_back=way_back, lr=0.01 * entry.pace)
+
+    def start(key, kind):
+        canvas = Canvas((2, *SHAPE), *jax.tree.map(kind, (NORMALIZATION, lab().prior)))
+        if entry.draw is None:
+            return canvas, jax.random.normal(key, canvas.shape).astype(kind)
+        return canvas, jax.tree.map(kind, entry.draw(canvas, key))
+
+    def shown(key, progress, kind=jnp.float32):
+        canvas, parameters = start(key, kind)
+        images = entry.to_images(canvas, parameters, kind(progress))
+        return images, entry.to_parameters(canvas, images) if way_back else parameters
+
+    key = jax.random.key(6)
+    images, parameters = shown(key, 0.99)
+    compiled, _ = jax.jit(shown)(key, 0.99)
+    np.testing.assert_allclose(compiled, images, atol=1e-5)
+    np.testing.assert_array_equal(compiled, jax.jit(shown)(key, 0.99)[0])
+    assert images.shape == (2, *SHAPE)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5),
+        parameters,
+        start(key, jnp.float32)[1],
+    )
+    if not way_back:
+        pixels = images * NORMALIZATION.std + NORMALIZATION.mean
+        assert ((pixels > 0) & (pixels < 1)).all()
+    with jax.enable_x64(True):
+        kinds = jax.eval_shape(functools.partial(shown, kind=jnp.float64), key, 0.1)
+        assert {x.dtype for x in jax.tree.leaves(kinds)} == {np.dtype(np.float64)}
 
 
 def test_priors_of_one_gradient():
@@ -465,9 +540,13 @@ def test_objectives(name):
         assert jax.eval_shape(of, *wide((own, sent))).dtype == np.float64
 
 
-@pytest.mark.parametrize("table", [SIGNS, SCHEDULES, INITS], ids=["signs", "schedules", "inits"])
+@pytest.mark.parametrize(
+    "table",
+    [SIGNS, SCHEDULES, INITS, PRIOR_SCHEDULES, LAYERS],
+    ids=["signs", "schedules", "inits", "prior schedules", "layers"],
+)
 def test_pure_functions(table):
-    for function in table.values():
+    for function in filter(None, table.values()):
         if table is INITS:
 
             def call(key, function=function):
@@ -476,6 +555,11 @@ def test_pure_functions(table):
             arguments = (jax.random.key(0),)
         elif table is SIGNS:
             call, arguments = function, (jnp.array([-3.0, 0.0, 0.2]), jnp.float32(0.5))
+        elif table is PRIOR_SCHEDULES:
+            call, arguments = function, (jnp.float32(0.3),)
+        elif table is LAYERS:
+            call, arguments = functools.partial(function, 0.5), (jnp.float32(0.1),)
+            assert function(0.1, jnp.float32(0.99)) == 1  # nothing is left out in the end
         else:
             call, arguments = function, (jnp.int32(3), jnp.int32(8))
         compiled, plainly = jax.jit(call)(*arguments), call(*arguments)
@@ -486,7 +570,16 @@ def test_pure_functions(table):
 
 def test_signs_by_their_formulas():
     gradient, half = np.array([-3.0, 0.0, 0.2], np.float32), jnp.float32(0.5)
-    expected = {"hard": np.sign(gradient), "soft": np.tanh(gradient / 2) * 2, "none": gradient}
+    expected = {
+        "hard": np.sign(gradient),
+        "soft": np.tanh(gradient / 2) * 2,
+        "quantized": np.sign(gradient),  # of a median of 0.2 both are beyond the largest step
+        "none": gradient,
+    }
     assert set(expected) == set(SIGNS)
     for name, values in expected.items():
         np.testing.assert_allclose(SIGNS[name](gradient, half), values, rtol=1e-6)
+    # Halves of a median of 1: 0.4 rounds to half of it, 0.2 to nothing but the sign.
+    graded = SIGNS["quantized"](jnp.array([-0.4, 0.2, 1.0, 1.0, -9.0]), half)
+    np.testing.assert_allclose(graded, [-0.6, 0.2, 1.0, 1.0, -1.0], rtol=1e-6)
+    assert np.isfinite(SIGNS["quantized"](jnp.zeros(3), half)).all()

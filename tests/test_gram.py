@@ -51,6 +51,7 @@ def test_less_arithmetic_is_less_memory_too():
 
 
 def test_equals_the_comparison_of_the_gradients():
+    """With a weight of its own for each leaf."""
     module = Mixed()
     with jax.enable_x64(True):
         images = jax.random.normal(jax.random.key(0), (3, 2, 4, 4, 3), jnp.float64)
@@ -60,11 +61,14 @@ def test_equals_the_comparison_of_the_gradients():
         loss = client.loss_fn(module, {})
         sent = jax.jit(lambda: client.gradient(loss, params, images[2], labels))()[0]
 
+        leaves, structure = jax.tree.flatten(params)
+        weights = structure.unflatten([1 / (i + 1) for i in range(len(leaves))])
+
         def plain(x):
-            return compare(client.gradient(loss, params, x, labels)[0], sent)
+            return compare(client.gradient(loss, params, x, labels)[0], sent, weights)
 
         def ours(x):
-            return gram.compare_updates(loss, params, x, labels, sent, "memory")[0]
+            return gram.compare_updates(loss, params, x, labels, sent, "memory", weights)[0]
 
         def attacked(comparison):
             """Values and image gradients of every objective, of two images at once."""

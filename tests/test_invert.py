@@ -403,10 +403,14 @@ def test_settings_that_cannot_be_are_one_line(theirs, settings, message):
     ("settings", "message"),
     [
         ({"optimizer": "adm"}, "method.optimizer='adm': unknown; known are adam, sgd, lbfgs"),
-        ({"sign": "no"}, "method.sign='no': unknown; known are hard, soft, none"),
+        ({"sign": "no"}, "method.sign='no': unknown; known are hard, soft, quantized, none"),
         ({"objective": "cos"}, "method.objective='cos': unknown; known are cosine, l2"),
         ({"init_from": "black"}, "method.init_from='black': unknown; known are normal"),
         ({"optimizer": "lbfgs"}, "method.optimizer='lbfgs': .* use sign='none'"),
+        (
+            {"exchange": "consensus", "representation": "generator"},
+            "method.exchange='consensus': takes means",
+        ),
         ({"defense": ("prune",)}, "method.defense: give it as defense=, with its strengths"),
     ],
 )

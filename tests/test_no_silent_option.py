@@ -62,6 +62,9 @@ CHANGES = {
     "init": ({}, "uniform"),
     "box": ({}, False),
     "representation": ({}, "whitened"),
+    "layers": ({}, "deep_first"),
+    "exchange": ({}, "halving"),
+    "prior_schedule": ({}, "decay"),
     "iterations": ({}, 3),
     "image_prior": ({}, "photographs"),
     "anneal_from": ({}, 10.0),
@@ -109,6 +112,9 @@ OF_MATCHING = {
     "schedule",
     "box",
     "representation",
+    "layers",
+    "exchange",
+    "prior_schedule",
     "gram",
 }
 # What each family refuses: what it has no use for, and what it is not made for.

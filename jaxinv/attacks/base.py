@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxinv import client, defenses, metrics
+from jaxinv.attacks.priors import needing
 from jaxinv.data.image_prior import ImagePrior
 from jaxinv.defenses import DEFENSES
 from jaxinv.types import Normalization, PyTree, Target, named
@@ -87,6 +88,11 @@ class Attack:
     def needs_image_prior(self) -> bool:
         """Whether it asks what images look like (`Known.image_prior`)."""
         return False
+
+    @property
+    def couples_seeds(self) -> bool:
+        """Whether a target's seeds exchange something, and must be computed together."""
+        return bool(needing("seeds", self.priors))
 
     @property
     def products(self) -> int:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxinv import client
@@ -30,17 +31,33 @@ from jaxinv.attacks.base import (
     per_seed,
     simulate_update,
 )
+from jaxinv.attacks.exchanges import EXCHANGES, Exchange, is_due, nudged
 from jaxinv.attacks.objectives import OBJECTIVES, Comparison, compare
 from jaxinv.attacks.priors import PRIORS, View, key_of, needing, weighted_sum
-from jaxinv.attacks.representations import REPRESENTATIONS, Representation
+from jaxinv.attacks.representations import REPRESENTATIONS, Canvas, Representation
 from jaxinv.errors import UserError
+from jaxinv.networks.inspect import depths
 from jaxinv.types import PyTree, named
+
+
+def quantized(gradient: Array, progress: Array) -> Array:
+    """Four fifths of the gradient, in halves of twice its median size, and a fifth of its sign.
+
+    References: Ye et al. 2024, "High-Fidelity Gradient Inversion in Distributed Learning", AAAI;
+      the public code.
+    """
+    del progress
+    median = jnp.maximum(jnp.median(jnp.abs(gradient)), jnp.finfo(gradient.dtype).tiny)
+    steps = jnp.clip(jnp.round(2 * gradient / median) / 2, -1, 1)
+    return 0.2 * jnp.sign(gradient) + 0.8 * steps
+
 
 # Each maps the gradient and the progress in [0, 1) to the direction the optimizer sees. The soft
 # sign tanh(s g) / s with s = 1 - progress is breaching's; it hardens into the plain gradient.
 SIGNS: dict[str, Callable[[Array, Array], Array]] = {
     "hard": lambda gradient, progress: jnp.sign(gradient),
     "soft": lambda gradient, progress: jnp.tanh(gradient * (1 - progress)) / (1 - progress),
+    "quantized": quantized,
     "none": lambda gradient, progress: gradient,
 }
 # Each gives the step for a rate of 1. L-BFGS has a line search of its own (Nocedal & Wright 2006,
@@ -57,6 +74,12 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 }
 RATES = {"adam": 0.1, "sgd": 0.1, "lbfgs": 1.0}  # where none is given; a search finds the step
 HISTORY, LINE_SEARCH = 100, 20  # as DLG; evaluations of a line search
+
+
+def default_rate(optimizer: str | Callable, representation: str | Representation) -> float:
+    """The learning rate where none is given."""
+    rate = RATES[optimizer] if isinstance(optimizer, str) else 0.1
+    return rate * named(REPRESENTATIONS, representation).pace
 
 
 def patterned(key: jax.Array, shape: tuple[int, ...], size: int = 4) -> Array:
@@ -103,6 +126,27 @@ SCHEDULES: dict[str, Callable[..., Array]] = {
     "cosine": cosine_decay,
     "constant": lambda step, iterations: jnp.ones(()),
 }
+# Each maps the progress in [0, 1) to a factor on the weights of all priors.
+PRIOR_SCHEDULES: dict[str, Callable[[Array], Array]] = {
+    "constant": lambda progress: jnp.ones_like(progress),
+    # First the update, then the smoothness: from a fifth of the way on, as Ye et al. 2024.
+    "late": lambda progress: jnp.where(progress < 0.2, 0.0, 1.0).astype(progress.dtype),
+    "decay": lambda progress: 10 ** (1 - progress),
+}
+
+
+def deep_first(depth: float, progress: Float[Array, ""]) -> Float[Array, ""]:
+    """Weight of a layer: the deepest fifth alone at first, all after a quarter of the way.
+
+    References: Ye et al. 2024 (by tensors numbered from the input; there with a random mask of the
+      entries too, and without the first five tensors to the end).
+    """
+    return (depth > 0.8 * (1 - 4 * progress)).astype(progress.dtype)
+
+
+# Each maps the depth of a layer's parameters in (0, 1] (`networks.inspect.depths`) and the progress
+# in [0, 1) to their weight in the comparison; at the end of the way it is 1. None: it is 1 always.
+LAYERS: dict[str, Callable[[float, Array], Array] | None] = {"all": None, "deep_first": deep_first}
 
 
 class Numbers(NamedTuple):
@@ -127,6 +171,7 @@ class AttackState(NamedTuple):
     candidate: Candidate
     parameters: Any  # that the candidate's images came out of
     optimizer: Any
+    key: Array | None  # of what is drawn on the way; None where nothing is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +186,9 @@ class Method(Attack):
     optimizer: str | Callable = "adam"
     sign: str | Callable = "hard"
     schedule: str | Callable = "step"
+    layers: str | Callable = "all"  # that are compared, by the progress
+    prior_schedule: str | Callable = "constant"
+    exchange: str | Exchange = "none"  # between the seeds of a target
     representation: str | Representation = "pixels"  # what is moved
     init_from: str | Callable = "normal"  # of `INITS`
     box: bool = True
@@ -156,6 +204,11 @@ class Method(Attack):
     def needs_image_prior(self) -> bool:
         """Where what is moved are its coefficients."""
         return named(REPRESENTATIONS, self.representation).needs_prior
+
+    @property
+    def couples_seeds(self) -> bool:
+        """Where a prior looks at the other seeds, or they meet on the way."""
+        return super().couples_seeds or named(EXCHANGES, self.exchange) is not None
 
     def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Numbers:
         """Makes the traced part of settings, each one number for all seeds or one for each."""
@@ -176,25 +229,40 @@ class Method(Attack):
 
         It is not projected: the first projection comes after the first step, as published. In
         float64 it is the same image.
+
+        Raises:
+          UserError: an image is given to begin with, to which no parameters lead.
         """
         kind = known.normalization.mean.dtype
-        to_images, to_parameters, _ = named(REPRESENTATIONS, self.representation)
+        moved = named(REPRESENTATIONS, self.representation)
+        front = (self.local.epochs,) if self.by_epoch else ()
+        canvas = Canvas((*front, *shape), known.normalization, known.image_prior)
         if initial is None:
-            front = (self.local.epochs,) if self.by_epoch else ()
-            parameters = named(INITS, self.init_from)(key, (*front, *shape)).astype(kind)
+            if moved.draw is None:
+                parameters = named(INITS, self.init_from)(key, canvas.shape)
+            else:
+                parameters = moved.draw(canvas, key)
+            parameters = jax.tree.map(lambda x: x.astype(kind), parameters)
             logits = None
             if self.classes:
                 of_labels = jax.random.fold_in(key, 1)
                 logits = jax.random.normal(of_labels, (shape[0], self.classes), jnp.float32)
                 logits = logits.astype(kind)
-            initial = Candidate(to_images(known.image_prior, parameters), logits)
+            initial = Candidate(moved.to_images(canvas, parameters, jnp.zeros((), kind)), logits)
+        elif moved.to_parameters is None:
+            raise UserError(
+                f"method.representation={self.representation!r}: there is no way back to it from "
+                "an image to begin with; use pixels"
+            )
         else:
-            parameters = to_parameters(known.image_prior, initial.images)
-        moved = Moved(parameters, initial.logits)
-        return AttackState(initial, parameters, named(OPTIMIZERS, self.optimizer)().init(moved))
+            parameters = moved.to_parameters(canvas, initial.images)
+        here = Moved(parameters, initial.logits)
+        own = None if named(EXCHANGES, self.exchange) is None else jax.random.fold_in(key, 2)
+        optimizer = named(OPTIMIZERS, self.optimizer)().init(here)
+        return AttackState(initial, parameters, optimizer, own)
 
     def compare(
-        self, numbers: Numbers, known: Known, candidate: Candidate
+        self, numbers: Numbers, known: Known, candidate: Candidate, progress: Float[Array, ""]
     ) -> tuple[Comparison, PyTree, PyTree]:
         """Compares the update that a candidate would cause with the target's.
 
@@ -203,19 +271,22 @@ class Method(Attack):
           statistics of its batch.
         """
         target = known.target
+        images, labels = candidate.images, candidate.labels(target.labels)
+        weights, weigh = None, named(LAYERS, self.layers)
+        if weigh is not None:
+            batch = images[0] if self.by_epoch else images
+            deep = depths(known.loss, known.params, batch, labels)
+            weights = jax.tree.map(lambda depth: weigh(depth, progress), deep)
         if self.gram:
             between, statistics = gram.compare_updates(
-                known.loss,
-                known.params,
-                candidate.images,
-                candidate.labels(target.labels),
-                target.update,
-                self.gram,
+                known.loss, known.params, images, labels, target.update, self.gram, weights
             )
             return between, (), statistics
         simulation = Simulation(self.local, self.by_epoch, self.defense)
         update, statistics = simulate_update(simulation, known, numbers.client_lr, candidate)
-        weights = target.defense_knowledge.weights if self.defense else None
+        if self.defense:
+            known_weights = target.defense_knowledge.weights
+            weights = known_weights if weights is None else optax.tree.mul(weights, known_weights)
         return compare(update, target.update, weights), update, statistics
 
     def step(
@@ -223,26 +294,29 @@ class Method(Attack):
     ) -> tuple[AttackState, Losses]:
         """Takes one step of one trial; see `base.Attack`."""
 
-        to_images, to_parameters, _ = named(REPRESENTATIONS, self.representation)
+        to_images, to_parameters, *_ = named(REPRESENTATIONS, self.representation)
+        canvas = Canvas(state.candidate.images.shape, known.normalization, known.image_prior)
+        progress = jnp.minimum(index, numbers.iterations - 1) / numbers.iterations
 
         def shown(moved):
-            return Candidate(to_images(known.image_prior, moved.parameters), moved.logits)
+            return Candidate(to_images(canvas, moved.parameters, progress), moved.logits)
 
         def loss(moved):
             candidate = shown(moved)
-            between, update, statistics = self.compare(numbers, known, candidate)
+            between, update, statistics = self.compare(numbers, known, candidate, progress)
             view = View(
                 candidate.images, update, statistics, known.target, known.params, self.classifier
             )
-            weights = {prior: numbers.weights[key_of(prior)] for prior in self.priors}
+            factor = named(PRIOR_SCHEDULES, self.prior_schedule)(progress)
+            weights = {prior: factor * numbers.weights[key_of(prior)] for prior in self.priors}
             losses = Losses(named(OBJECTIVES, self.objective)(between), weighted_sum(weights, view))
             return losses.objective + losses.prior, losses
 
         here = Moved(state.parameters, state.candidate.logits)
         (value, losses), gradient = jax.value_and_grad(loss, has_aux=True)(here)
-        progress = jnp.minimum(index, numbers.iterations - 1) / numbers.iterations
-        sign = named(SIGNS, self.sign)(gradient.parameters, progress)
-        direction = gradient._replace(parameters=sign)
+        sign = named(SIGNS, self.sign)
+        signs = jax.tree.map(lambda x: sign(x, progress), gradient.parameters)
+        direction = gradient._replace(parameters=signs)
         optimizer = optax.with_extra_args_support(named(OPTIMIZERS, self.optimizer)())
         descent, optimizer_state = optimizer.update(
             direction,
@@ -255,10 +329,23 @@ class Method(Attack):
         rate = numbers.lr * named(SCHEDULES, self.schedule)(index, numbers.iterations)
         there = jax.tree.map(lambda x, d: x - rate * d, here, descent)
         candidate = shown(there)
-        if self.box:
-            candidate = candidate._replace(images=known.normalization.box(candidate.images))
-            there = there._replace(parameters=to_parameters(known.image_prior, candidate.images))
-        moved = AttackState(candidate, there.parameters, optimizer_state)
+        if to_parameters is not None:
+            if self.box:
+                candidate = candidate._replace(images=known.normalization.box(candidate.images))
+            there = there._replace(parameters=to_parameters(canvas, candidate.images))
+        moved = AttackState(candidate, there.parameters, optimizer_state, state.key)
+        exchange = named(EXCHANGES, self.exchange)
+        if exchange is not None:
+
+            def elsewhere():
+                place, leaves = exchange.meet(value, there)
+                place = nudged(state.key, index, place)
+                fresh = optimizer.init(place)
+                new = AttackState(shown(place), place.parameters, fresh, state.key)
+                return jax.tree.map(lambda new, old: jnp.where(leaves, new, old), new, moved)
+
+            due = is_due(exchange, index, numbers.iterations)
+            moved = lax.cond(due, elsewhere, lambda: moved)
         go = index < numbers.iterations
         return jax.tree.map(lambda new, old: jnp.where(go, new, old), moved, state), losses
 
@@ -269,6 +356,9 @@ _NAMES = {
     "optimizer": OPTIMIZERS,
     "sign": SIGNS,
     "schedule": SCHEDULES,
+    "layers": LAYERS,
+    "prior_schedule": PRIOR_SCHEDULES,
+    "exchange": EXCHANGES,
     "representation": REPRESENTATIONS,
     "init_from": INITS,
     "batch_norm": client.BATCH_NORM,
@@ -279,7 +369,7 @@ def check(method: Method) -> None:
     """Checks the names in a method.
 
     Raises:
-      UserError: one is unknown (the known ones are listed), or the optimizer cannot have the sign.
+      UserError: one is unknown (the known ones are listed), or two of them do not go together.
     """
     for field, table in _NAMES.items():
         name = getattr(method, field)
@@ -287,12 +377,26 @@ def check(method: Method) -> None:
             raise UserError(f"method.{field}={name!r}: unknown; known are {', '.join(table)}")
     if method.optimizer == "lbfgs" and method.sign != "none":
         raise UserError("method.optimizer='lbfgs': needs the gradient itself; use sign='none'")
+    if not can_meet(method.exchange, method.representation):
+        raise UserError(
+            f"method.exchange={method.exchange!r}: takes means, which the representation "
+            f"{method.representation!r} has none of; use 'halving'"
+        )
+
+
+def can_meet(exchange: str | Exchange, representation: str | Representation) -> bool:
+    """Whether what the seeds do together can be done with what they move."""
+    met, moved = named(EXCHANGES, exchange), named(REPRESENTATIONS, representation)
+    return met is None or not met.averages or moved.to_parameters is not None
 
 
 STATIC = (
     "optimizer",
     "sign",
     "schedule",
+    "layers",
+    "prior_schedule",
+    "exchange",
     "representation",
     "box",
 )  # settings that are fields of a `Method`

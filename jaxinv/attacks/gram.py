@@ -71,6 +71,7 @@ def compare_updates(
     labels: Array,
     shared: PyTree,
     rule: str,
+    weights: PyTree | None = None,
 ) -> tuple[Comparison, PyTree]:
     """Compares the update that these images would cause with the one that was shared.
 
@@ -84,6 +85,7 @@ def compare_updates(
       labels: as in `client.cross_entropy`.
       shared: the update, shaped like `params`.
       rule: one of `RULES`.
+      weights: a number for each leaf of `params`, as of `compare`; None for 1.
 
     Returns:
       The comparison, and the statistics of the batch.
@@ -106,9 +108,12 @@ def compare_updates(
     gradients, (inputs, statistics) = jax.grad(tapped, argnums=(0, 1), has_aux=True)(rest, taps)
     update, deltas = gradients
     sent = structure.flatten_up_to(shared)
-    parts = [compare(update, {i: sent[i] for i in rest})]
+    weigh = [1.0] * len(leaves) if weights is None else structure.flatten_up_to(weights)
+    of_rest = None if weights is None else {i: weigh[i] for i in rest}
+    parts = [compare(update, {i: sent[i] for i in rest}, of_rest)]
     for i, layer in layers.items():
-        parts.append(_compare_layer(layer, inputs[i], deltas[i], sent[layer.leaf]))
+        part = _compare_layer(layer, inputs[i], deltas[i], sent[layer.leaf])
+        parts.append(Comparison(*(weigh[layer.leaf] * x for x in part)))
     return jax.tree.map(lambda *x: sum(x), *parts), statistics
 
 

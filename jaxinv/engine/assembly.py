@@ -11,7 +11,6 @@ import numpy as np
 
 from jaxinv.attacks.base import Attack, Candidate
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
-from jaxinv.attacks.priors import needing
 from jaxinv.attacks.uncertainty import Posterior, Spectrum
 from jaxinv.engine import planner, trials
 from jaxinv.engine.closed_form import recover
@@ -70,7 +69,7 @@ def attack_targets(
             problem.variables["params"],
             *keys.shape,
             problem.targets.labels.shape[1],
-            bool(needing("seeds", attack.priors)),
+            attack.couples_seeds,
         )
         numbers = cast(attack.numbers(keys.shape[1], work.settings))
         result = trials.run(problem, attack, numbers, keys, resources(plan))

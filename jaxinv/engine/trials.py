@@ -109,7 +109,7 @@ def run(
     not fit, the attack is asked for a smaller form of itself.
 
     Guarantees:
-      * no trial changes another, but where a prior couples the seeds; the truth changes none;
+      * no trial changes another, but where a target's seeds are coupled; the truth changes none;
       * numbers and arrays do not recompile;
       * a run that was interrupted and goes on from its snapshot ends in the same bits.
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from jaxinv import defenses
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gauss_newton import GaussNewton
-from jaxinv.attacks.gradient_matching import RATES, Method, may_drop_gradients
+from jaxinv.attacks.gradient_matching import Method, default_rate, may_drop_gradients
 from jaxinv.attacks.gram import choose_rule
 from jaxinv.attacks.labels import LABELS, infer
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
@@ -150,7 +150,7 @@ def invert_all(
       loss: of a module's outputs and labels, the mean over the images; None for cross-entropy.
       mean, std: the model sees `(pixels - mean) / std`; scalars or one per channel.
       seeds: number of random seeds.
-      iterations, lr: steps, learning rate; None is the optimizer's (`gradient_matching.RATES`).
+      iterations, lr: steps, learning rate; None is `gradient_matching.default_rate`.
       priors: weights of priors by name (`jaxinv.attacks.priors.PRIORS`) or function.
       method: `jaxinv.Method`: objective, optimizer, sign, schedule, init, box, what the client's
         BatchNorm does and its local steps, of which the default is Geiping's on a single gradient;
@@ -207,6 +207,8 @@ def invert_all(
         attack, known = _read_labels(rule, victim, client, received, attack)
     if isinstance(attack, Method) and closed_form is None:
         attack = _with_priors(attack, weights, victim, client)
+    if attack.couples_seeds and seeds == 1:
+        raise UserError("seeds=1: with this method they look at one another; give 2 or more")
     if chain:
         attack = attack.replace(defense=chain)
     targets = _Targets(
@@ -220,7 +222,9 @@ def invert_all(
         Normalization(*(_of_channels(x, victim.image_shape) for x in (mean, std))),
         image_prior,
     )
-    rate = RATES.get(attack.optimizer, 0.1) if lr is None and isinstance(attack, Method) else lr
+    rate = lr
+    if rate is None and isinstance(attack, Method):
+        rate = default_rate(attack.optimizer, attack.representation)
     settings = {"lr": rate or 1.0, "iterations": iterations, "client_lr": client_lr or 1.0}
     settings = {**ANNEALING, **annealing, **weights, **settings}
     of_targets = attack if closed_form is None else ClosedForm(closed_form.find, attack.objective)

@@ -7,13 +7,14 @@ Then the gradient of b is the mean of dloss/dlogits over the images, whatever co
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxtyping import Array, Float
 
 from jaxinv.errors import UserError
@@ -278,19 +279,50 @@ def parameters_in_order(
 ) -> list[Use]:
     """The parameters in the order in which a call reads them first; those it does not read last."""
     flat, paths = trace(network, variables, image_shape)
-    leaves = {v: i for i, v in enumerate(flat.invars[: len(paths)])}
     made = {v: eqn for eqn in flat.eqns for v in eqn.outvars}
-    uses: dict[int, Use] = {}
+    uses = []
+    for number, eqn in _first_reads(flat, len(paths)):
+        dense = eqn is not None and eqn.primitive.name == "dot_general"
+        maps = _maps_of(eqn.invars[0], made) if dense else None
+        uses.append(Use(paths[number], flat.invars[number].aval.shape, maps))
+    return uses
+
+
+def depths(function: Callable[..., Any], params: PyTree, *arguments: Any) -> PyTree:
+    """How deep each parameter lies, in (0, 1]: its place among all, in the order of their use.
+
+    Args:
+      function: `function(params, *arguments)`, of which nothing is computed.
+      params: of n arrays; the one that is read last has depth 1, the first 1 / n.
+      arguments: arrays.
+
+    Returns:
+      Numbers of Python, in a tree shaped like the parameters.
+    """
+    leaves, structure = jax.tree.flatten(params)
+
+    def called(*given):
+        of_params, others = given[: len(leaves)], given[len(leaves) :]
+        return function(structure.unflatten(of_params), *others)
+
+    closed = jax.make_jaxpr(called)(*leaves, *arguments)
+    flat = jax.make_jaxpr(lambda *x: _inline(closed, x))(*leaves, *arguments).jaxpr
+    order = [number for number, _ in _first_reads(flat, len(leaves))]
+    return structure.unflatten([(order.index(i) + 1) / len(order) for i in range(len(order))])
+
+
+def _first_reads(flat: Jaxpr, count: int) -> list[tuple[int, JaxprEqn | None]]:
+    """The first `count` inputs in the order in which they are read, and the equations that do.
+
+    What none reads comes last.
+    """
+    numbers = {v: i for i, v in enumerate(flat.invars[:count])}
+    reads: dict[int, JaxprEqn | None] = {}
     for eqn in flat.eqns:
         for var in eqn.invars:
-            number = None if isinstance(var, Literal) else leaves.get(var)
-            if number is not None and number not in uses:
-                maps = None
-                if eqn.primitive.name == "dot_general":
-                    maps = _maps_of(eqn.invars[0], made)
-                uses[number] = Use(paths[number], var.aval.shape, maps)
-    rest = (Use(paths[i], v.aval.shape, None) for v, i in leaves.items() if i not in uses)
-    return [*uses.values(), *rest]
+            if not isinstance(var, Literal) and var in numbers:
+                reads.setdefault(numbers[var], eqn)
+    return [*reads.items(), *((i, None) for i in range(count) if i not in reads)]
 
 
 def _maps_of(var, made) -> tuple[int, int, int] | None:

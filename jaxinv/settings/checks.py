@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxinv import defenses, networks
-from jaxinv.attacks.gradient_matching import may_drop_gradients
+from jaxinv.attacks.gradient_matching import can_meet, may_drop_gradients
 from jaxinv.attacks.priors import needing
+from jaxinv.attacks.representations import REPRESENTATIONS
 from jaxinv.errors import UserError
 from jaxinv.settings.flags import flag
 from jaxinv.settings.requests import Training
@@ -100,6 +101,11 @@ def _attack(cell: Cell) -> Iterator[str]:
         yield (
             f"--optimizer lbfgs: needs the gradient itself, not --sign {cell.sign}; use --sign none"
         )
+    if not can_meet(cell.exchange, cell.representation):
+        yield (
+            f"--exchange {cell.exchange}: takes means, which --representation "
+            f"{cell.representation} has none of; use halving"
+        )
     if cell.posterior > 0 and cell.polish > 0:
         yield "--posterior: of an image that is not polished; leave --polish or it out"
     if cell.anneal_to > cell.anneal_from:
@@ -169,19 +175,30 @@ def check_used(grids: Sequence[Mapping[str, Any]], cells: Sequence[Sequence[Cell
             raise UserError(message)
 
 
+def _default(name: str) -> Any:
+    """The value of a setting where it is not given."""
+    return Cell.model_fields[name].default
+
+
 def _idle(cell: Cell) -> Iterator[tuple[str, str]]:
     """The settings off their defaults that change nothing beside the others, with the reason."""
     attacker = cell.attacker()
     assumed_steps = attacker.local.steps(attacker.images)
     steps = max(cell.local().steps(cell.images), 1 if cell.assumed_lr else assumed_steps)
-    if cell.image_prior != Cell.model_fields["image_prior"].default and not cell.has_image_prior():
+    if cell.image_prior != _default("image_prior") and not cell.has_image_prior():
         yield "image_prior", "of --representation whitened; give it, or leave the prior out"
+    if REPRESENTATIONS[cell.representation].to_parameters is None and not cell.box:
+        yield "box", f"--representation {cell.representation} makes images in the box; leave it out"
+    if REPRESENTATIONS[cell.representation].draw is not None and cell.init != _default("init"):
+        yield "init", f"--representation {cell.representation} draws its own start; leave it out"
+    if cell.prior_schedule != "constant" and not cell.priors():
+        yield "prior_schedule", "no prior has a weight; give one, such as --tv, or leave it out"
     one_step = "the client takes one step; give --client-epochs or --client-batch, or leave it out"
     if cell.width is not None and networks.NETWORKS[cell.model].width is None:
         yield "width", f"{cell.model} has one size; leave it out"
     if cell.grouping != "stored" and cell.images == 1:
         yield "grouping", "of several images; give --images, or leave it out"
-    if cell.client_lr != Cell.model_fields["client_lr"].default and steps == 1:
+    if cell.client_lr != _default("client_lr") and steps == 1:
         yield "client_lr", one_step
     if cell.assumed_lr is not None and assumed_steps == 1:
         yield "assumed_lr", one_step
@@ -215,7 +232,7 @@ def _plan(plan: Plan, cells: Sequence[Cell]) -> Iterator[str]:
         yield "--memory: a closed form takes what it takes; leave it out"
     if plan.data_dir is not None and all(cell.dataset == "tiles" for cell in cells):
         yield "--data-dir: the tiles ship with the package; leave it out"
-    coupled = [name for cell in cells for name in needing("seeds", cell.priors())]
+    coupled = [name for cell in cells for name in cell.couplings()]
     if coupled and plan.seeds == 1:
         yield f"{flag(coupled[0])}: looks at a target's other seeds; give --seeds 2 or more"
 
@@ -230,7 +247,7 @@ def check_search(plan: Plan, cell: Cell) -> None:
         raise UserError("--noise-seeds: a search draws a defense once; leave it out")
     if cell.polish > 0:
         raise UserError("--polish: takes hours for all candidates; polish the winner in a sweep")
-    if coupled := needing("seeds", cell.priors()):
+    if coupled := cell.couplings():
         raise UserError(f"{flag(coupled[0])}: would draw the candidates together; leave it out")
     check_plan(plan, [cell])
 

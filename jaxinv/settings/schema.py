@@ -15,12 +15,22 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from jaxinv import defenses, networks
 from jaxinv.attacks import ATTACKS
 from jaxinv.attacks.base import Assumed, Attack, Family
+from jaxinv.attacks.exchanges import EXCHANGES
 from jaxinv.attacks.gauss_newton import PRIOR_INITS
-from jaxinv.attacks.gradient_matching import INITS, OPTIMIZERS, RATES, SCHEDULES, SIGNS
+from jaxinv.attacks.gradient_matching import (
+    INITS,
+    LAYERS,
+    OPTIMIZERS,
+    PRIOR_SCHEDULES,
+    RATES,
+    SCHEDULES,
+    SIGNS,
+    default_rate,
+)
 from jaxinv.attacks.gram import GRAM
 from jaxinv.attacks.labels import LABELS
 from jaxinv.attacks.objectives import OBJECTIVES
-from jaxinv.attacks.priors import PRIORS
+from jaxinv.attacks.priors import PRIORS, needing
 from jaxinv.attacks.representations import REPRESENTATIONS
 from jaxinv.client import BATCH_NORM, Local
 from jaxinv.data import GROUPINGS
@@ -192,14 +202,34 @@ class Cell(Strict):
     sign: Annotated[str, of_tables(SIGNS)] = setting(
         "attack",
         "hard",
-        "Whether the optimizer sees the gradient's sign, a soft sign, or the "
-        "gradient itself (none).",
+        "Whether the optimizer sees the gradient's sign, a soft sign, one of five sizes "
+        "(quantized), or the gradient itself (none).",
+    )
+    layers: Annotated[str, of_tables(LAYERS)] = setting(
+        "attack",
+        "all",
+        "Layers whose updates are compared: all of them, or the deepest first and all after a "
+        "quarter of the steps (deep_first).",
+    )
+    exchange: Annotated[str, of_tables(EXCHANGES)] = setting(
+        "attack",
+        "none",
+        "What a target's seeds tell one another on the way, which then depend on one another: the "
+        "worse half goes on from the better half (halving), or all from their mean (consensus).",
+    )
+    representation: Annotated[str, of_tables(REPRESENTATIONS)] = setting(
+        "attack",
+        "pixels",
+        "What the optimizer moves: the pixels, the coefficients of --image-prior in units of "
+        "their standard deviations (whitened), the pixels' low frequencies and then all of them "
+        "(coarse_to_fine), or the weights of an untrained generator.",
     )
     lr: float = setting(
         "attack",
-        lambda settings: RATES[settings["optimizer"]],
+        lambda settings: default_rate(settings["optimizer"], settings["representation"]),
         "Learning rate of the attack "
-        f"(default: {', '.join(f'{rate:g} for {name}' for name, rate in RATES.items())}).",
+        f"(default: {', '.join(f'{rate:g} for {name}' for name, rate in RATES.items())}; of a "
+        "generator's weights a hundredth).",
         gt=0,
         traced=True,
     )
@@ -211,12 +241,6 @@ class Cell(Strict):
         "normal",
         "Distribution of the initial image. For the second-order attacks: mean "
         "of the image prior, or a draw from it (prior).",
-    )
-    representation: Annotated[str, of_tables(REPRESENTATIONS)] = setting(
-        "attack",
-        "pixels",
-        "What the optimizer moves: the pixels, or the coefficients of --image-prior in units of "
-        "their standard deviations (whitened).",
     )
     box: bool = setting("attack", True, "Whether pixels are clipped to [0, 1] after each step.")
     iterations: int = setting("attack", 500, "Steps of the attack.", ge=1, le=MOST_COUNT)
@@ -237,6 +261,12 @@ class Cell(Strict):
         "attack", "float32", "Floating-point precision of the attack; tensorfloat32 is for GPUs."
     )
 
+    prior_schedule: Annotated[str, of_tables(PRIOR_SCHEDULES)] = setting(
+        "priors",
+        "constant",
+        "Weights of the priors on the way: as given, from a fifth of the steps on (late), or from "
+        "ten times as much down to what is given (decay).",
+    )
     tv: float = weight(0.01, "Weight of the total variation.")
     tv_isotropic: float = weight(0.0, "Weight of the isotropic total variation.")
     tv_color: float = weight(
@@ -359,6 +389,11 @@ class Cell(Strict):
     def priors(self) -> tuple[str, ...]:
         """The priors that have a weight."""
         return tuple(name for name in PRIORS if getattr(self, name) > 0)
+
+    def couplings(self) -> tuple[str, ...]:
+        """The settings by which the seeds of a target depend on one another."""
+        met = ("exchange",) if self.exchange != "none" else ()
+        return (*needing("seeds", self.priors()), *met)
 
     def family(self) -> Family:
         """The kind of attack."""
