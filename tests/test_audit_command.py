@@ -85,6 +85,8 @@ def test_command_writes_page_and_numbers(tmp_path, capsys):
     assert numbers["ceiling"] is numbers["rank_psnr"] is None
     assert numbers["malicious_server"]["expected"] == pytest.approx(63 / 64)
     assert "imprint of 64 bins" in said
+    assert numbers["fishing"]["cosine"] > 0.999
+    assert "fishes for a class" in said
 
 
 def test_command_audits_an_update_from_a_file(tmp_path, scene):

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from jaxinv import client
+from jaxinv.attacks.imprint import read
 from jaxinv.audit import games, server
 from jaxinv.audit import identification as ident
+from jaxinv.networks.imprint import expected_alone, imprinted
 from jaxinv.types import Normalization
 from jaxinv.victim.untrained import untrained
 
@@ -21,17 +23,18 @@ def scene():
     images = random.normal(size=(24, *SHAPE)) + 0.7 * random.normal(size=(24, 1, 1, 1))
     labels = jnp.arange(24) % 10
     loss = client.loss_fn(victim.module, victim.variables)
-    return loss, victim.variables["params"], jnp.asarray(images, jnp.float32), labels
+    return victim, loss, victim.variables["params"], jnp.asarray(images, jnp.float32), labels
 
 
 def test_an_imprint_gives_every_image_alone_in_its_bin(scene):
-    loss, params, images, labels = scene
+    victim, _, _, images, labels = scene
     means = np.asarray(images).reshape(24, -1).mean(axis=1)
-    layer = server.imprint(192, 32, float(means.mean()), float(means.std()))
-    malicious = server.imprinted(loss)
-    update, _ = jax.jit(lambda p: client.gradient(malicious, p, images, labels))((layer, params))
-    found = server.read(update[0])
-    bins = np.searchsorted(-np.asarray(layer.bias), means) - 1
+    others = np.random.default_rng(1).normal(means.mean(), means.std(), 1000)
+    module, variables = imprinted(victim.module, victim.variables, 192, 32, others)
+    loss = client.loss_fn(module, variables)
+    take = jax.jit(lambda p: client.gradient(loss, p, images, labels))
+    found = read(take(variables["params"])[0]["imprint"])
+    bins = np.searchsorted(-np.asarray(variables["params"]["imprint"]["bias"]), means) - 1
     alone = [i for i in range(24) if (bins == bins[i]).sum() == 1]
     assert 5 < len(alone) < 24
     flat = np.asarray(images).reshape(24, -1)
@@ -73,12 +76,12 @@ def test_expected_number_alone(images, bins):
         for _ in range(4000)
     ]
     error = np.std(counts) / 4000**0.5
-    assert server.expected_alone(images, bins) == pytest.approx(np.mean(counts), abs=4 * error)
+    assert expected_alone(images, bins) == pytest.approx(np.mean(counts), abs=4 * error)
 
 
 def test_fishing_leaves_one_class(scene):
     """In front of the last layer the batch's gradient is that of the one image fished for."""
-    loss, params, images, _ = scene
+    _, loss, params, images, _ = scene
     labels = jnp.array([3, 0, 1, 2, 4, 5, 6, 7], jnp.int32)
     kernel, bias = server.fish_class(params["Dense_0"]["kernel"], params["Dense_0"]["bias"], 3)
     fished = {**params, "Dense_0": {"kernel": kernel, "bias": bias}}
@@ -95,10 +98,22 @@ def test_fishing_leaves_one_class(scene):
     assert max(honest.d_snr.values()) < 1
 
 
+def test_fishing_by_hand(scene):
+    """Of 4 images two share a class: 2 of 4 can be fished for, and come alone."""
+    victim, loss, *_, images, labels = scene
+    normalization = Normalization.of((0.5,) * 3, (0.25,) * 3)
+    network = games.Network(victim.module, victim.variables, normalization, loss)
+    candidates = ident.Candidates(np.asarray(images), np.asarray(labels))
+    found = server.fish(network, candidates, np.array([[0, 10, 1, 2]] * 3))
+    assert found.alone.value == 0.5
+    assert found.cosine == pytest.approx(1, abs=1e-4)
+
+
 def test_a_client_sees_an_imprint(scene):
-    loss, params, images, labels = scene
-    layer = server.imprint(192, 32, 0.0, 1.0)
-    seen = server.inspect(server.imprinted(loss), (layer, params), images[:6], labels[:6])
+    victim, loss, params, images, labels = scene
+    module, variables = imprinted(victim.module, victim.variables, 192, 32, np.linspace(-1, 1))
+    malicious = client.loss_fn(module, variables)
+    seen = server.inspect(malicious, variables["params"], images[:6], labels[:6])
     assert seen.parallel == 1
     assert server.inspect(loss, params, images[:6], labels[:6]).parallel == 0
 

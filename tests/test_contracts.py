@@ -39,6 +39,7 @@ from jaxinv.defenses.base import ClientContext, PublicFacts
 from jaxinv.engine import trials
 from jaxinv.engine.targets import ClientSettings, make_targets, order_keys
 from jaxinv.errors import UserError
+from jaxinv.networks.imprint import imprinted
 from jaxinv.networks.kinks import relu
 from jaxinv.networks.layers import BATCH_NORM_MOMENTUM
 from jaxinv.networks.mlp import MLP
@@ -503,6 +504,9 @@ def test_closed_forms(name):
     with jax.enable_x64(True):
         image = jax.random.normal(jax.random.key(5), (1, *shape), jnp.float64)
         variables = wide(jax.jit(module.init)(jax.random.key(1), image))
+        if name == "imprint":
+            module, variables = imprinted(module, variables, image.size, 8, np.linspace(-1, 1))
+            variables = wide(variables)
         loss = client.loss_fn(module, variables)
         sent, _ = jax.jit(
             lambda: client.gradient(loss, variables["params"], image, jnp.array([2]))

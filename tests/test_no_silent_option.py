@@ -39,6 +39,8 @@ CHANGES = {
     "client_batch": (LOCAL, 2),
     "client_lr": (LOCAL, 0.1),
     "shuffled": (LOCAL, True),
+    "server": ({}, "malicious"),
+    "bins": ({"server": "malicious"}, 16),
     "assumed_images": ({"images": 2, "labels": "counts"}, 1),
     "assumed_batch": (LOCAL, 2),
     "assumed_lr": (LOCAL, 0.1),

@@ -13,6 +13,7 @@ from jaxinv.attacks import (
     analytic,
     gauss_newton,
     gradient_matching,
+    imprint,
     patches,
     smoothed_gauss_newton,
     spear,
@@ -32,6 +33,7 @@ CLOSED_FORM = {
     "analytic": ClosedForm(analytic.attack, dense_layers),
     "spear": ClosedForm(spear.attack, dense_layers),
     "patches": ClosedForm(patches.attack, patches.check),
+    "imprint": ClosedForm(imprint.attack, imprint.check),
 }
 
 

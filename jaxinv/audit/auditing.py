@@ -72,6 +72,7 @@ class Audit(NamedTuple):
     identification: games.Outcome  # over games with batches like this one
     inspection: server.Inspection
     imprinted: server.Imprinted | None  # what a malicious server reads
+    fished: server.Fished | None  # whose gradient it can have alone
     ceiling: ceilings.Ceiling | None
     rank_psnr: float  # that no attacker of that prior exceeds by the layers alone, dB; inf: none
     found: tuple[Found, ...]
@@ -146,9 +147,10 @@ def audit(
     inspection = server.inspect(
         network.loss, network.params, candidates.images[:count], image_labels
     )
-    imprinted = None
+    imprinted = fished = None
     if setting.imprint_bins is not None:
         imprinted = server.play(network, candidates, members, setting.defense, setting.imprint_bins)
+        fished = server.fish(network, candidates, members)
     truth = Truth(jnp.asarray(images / np.float32(255)), jnp.asarray(image_labels))
     room = capacity(module, variables, pool.images.shape[1:])
     ceiling, found, rank_psnr = None, None, math.inf
@@ -187,6 +189,7 @@ def audit(
         outcome,
         inspection,
         imprinted,
+        fished,
         ceiling,
         rank_psnr,
         tuple(found or ()),
@@ -369,6 +372,12 @@ def verdict(found: Audit) -> Verdict:
             f"A server that puts an imprint of {read.bins:,} bins in front of the network reads "
             f"{percent(read.exact)} of the images off such an update exactly (expected without a "
             f"defense: {read.expected:.1%}). Of this one: {read.own} of {b}."
+        )
+    if found.fished is not None and b > 1:
+        anyone.append(
+            "A server that fishes for a class gets the gradient of one image alone, which every "
+            f"attack on single images may follow: {percent(found.fished.alone)} of the images are "
+            "the only ones of their class in such an update."
         )
     knows = "An attacker who knows of images what a Gaussian prior says"
     if math.isfinite(found.rank_psnr):

@@ -90,6 +90,8 @@ def to_json(found: Audit, words: str) -> dict[str, Any]:
         "reconstructions": {f.attack: {"psnr": f.psnr} | f.likeness._asdict() for f in found.found},
         "malicious_server": found.imprinted
         and found.imprinted._asdict() | {"exact": _share(found.imprinted.exact)},
+        "fishing": found.fished
+        and {"alone": _share(found.fished.alone), "cosine": found.fished.cosine},
         "mean_color_psnr": found.mean_color_psnr,
         "release_bound": found.release_bound,
         "epsilon_shown": found.epsilon_shown and found.epsilon_shown._asdict(),

@@ -12,88 +12,26 @@ References: Fowl et al. 2022 (Robbing the Fed), arXiv 2110.13057 (imprint); Wen 
 import math
 from typing import Any, NamedTuple
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy import special
 
 from jaxinv import client, defenses
+from jaxinv.attacks.imprint import read
 from jaxinv.audit import identification as ident
 from jaxinv.audit.intervals import Share, mean_share
 from jaxinv.engine.targets import noise_keys
+from jaxinv.networks.imprint import LAYER, expected_alone, imprinted
+from jaxinv.networks.inspect import find_classifier
 from jaxinv.types import PyTree
 
 EXACT = 40.0  # dB
-GAIN = 1e-3  # of what the imprint adds to the images that go on to the network
 OTHERS_BIAS = 1000.0  # of the classes that are not fished for: their softmax is 1 together
 TARGET_WEIGHT = 0.5
 DOMINANT = 1.0  # D-SNR from which on one image outweighs all others together
 PARALLEL = 0.999  # cosine from which on two units measure the same
-
-
-class Imprint(NamedTuple):
-    """The layer that a malicious server puts in front of a network: relu(x W + b)."""
-
-    kernel: Float[Array, "pixel bin"]  # each column the mean over the pixels
-    bias: Float[Array, " bin"]  # minus the lower edge of each bin
-
-
-class Read(NamedTuple):
-    """What is read off an imprinted layer's gradient."""
-
-    images: Float[np.ndarray, "bin pixel"]  # the mean image of the bin, weighted; exact if alone
-    weights: Float[np.ndarray, " bin"]  # 0 where the bin is empty
-
-
-def imprint(pixels: int, bins: int, mean: float, std: float) -> Imprint:
-    """Makes an imprint whose bins each hold the same share of images, on average.
-
-    Args:
-      pixels: numbers of an image.
-      bins: k.
-      mean, std: of the mean normalized pixel over images, taken for normal.
-    """
-    edges = mean + std * special.ndtri(np.arange(bins) / bins)
-    edges[0] = mean - 10 * std  # whatever lies below
-    kernel = np.full((pixels, bins), 1 / pixels, np.float32)
-    return Imprint(jnp.asarray(kernel), jnp.asarray(-edges, jnp.float32))
-
-
-def imprinted(loss: client.LossFn) -> client.LossFn:
-    """The loss of a network behind an imprint: parameters (`Imprint`, the network's own).
-
-    The sum over the units goes to every pixel, times `GAIN`: then the derivative is the same for
-    all units that an image activates.
-    """
-
-    def of_both(params, images, labels):
-        layer, own = params
-        active = jax.nn.relu(images.reshape(len(images), -1) @ layer.kernel + layer.bias)
-        added = GAIN * active.sum(axis=1)
-        return loss(own, images + added[:, None, None, None], labels)
-
-    return of_both
-
-
-def read(update: Imprint) -> Read:
-    """Reads the images off an imprinted layer's gradient.
-
-    Unit i is active for all images above its edge; the difference to the next unit is of the images
-    between the two edges, sum of d_j x_j and sum of d_j, whose ratio is the image if there is one.
-    """
-    kernel, bias = (np.asarray(x, np.float64) for x in update)
-    own = kernel - np.pad(kernel[:, 1:], ((0, 0), (0, 1)))
-    weights = bias - np.pad(bias[1:], (0, 1))
-    # What two sums of the same images leave of one another is rounding.
-    there = np.abs(weights) > 1e-5 * np.abs(bias).max()
-    ratio = own / np.where(there, weights, 1)
-    return Read(np.where(there, ratio, 0).T, np.where(there, weights, 0))
-
-
-def expected_alone(images: int, bins: int) -> float:
-    """How many of the images are alone in their bin, on average: B (1 - 1/k)^(B - 1)."""
-    return images * (1 - 1 / bins) ** (images - 1)
 
 
 class Imprinted(NamedTuple):
@@ -116,28 +54,29 @@ def play(
 
     Args:
       network: `games.Network`, of the honest server.
-      candidates: normalized; the server knows the mean pixels of those that are in no game.
+      candidates: normalized; the server knows how bright they are.
       members: of each game.
       defense: the client's.
       bins: of the imprint.
     """
     images, labels = np.asarray(candidates.images), np.asarray(candidates.labels)
     known = images.reshape(len(images), -1).mean(axis=1)
-    layer = imprint(images[0].size, bins, float(known.mean()), float(known.std()))
-    params, loss = (layer, network.params), imprinted(network.loss)
+    module, variables = imprinted(*network[:2], images[0].size, bins, known)
+    params, loss = variables["params"], client.loss_fn(module, variables)
     chain = defenses.parse(defense)
     keys = noise_keys(range(len(members)), [0] * len(members))
 
     @jax.jit
-    def sent(own, classes, key):
+    def read_off(own, classes, key):
         update, _ = client.gradient(loss, params, own, classes)
         strengths = defenses.strengths(chain)
-        return defenses.defend(defenses.names(chain), update, strengths, key, None)[0]
+        return read(defenses.defend(defenses.names(chain), update, strengths, key, None)[LAYER])
 
     std = np.asarray(network.normalization.std)
     shares = []
     for own, key in zip(members, keys):
-        found = read(sent(images[own], labels[own], key)).images.reshape(-1, *images.shape[1:])
+        found = np.asarray(read_off(images[own], labels[own], key).images)
+        found = found.reshape(-1, *images.shape[1:])
         gaps = np.square(std * (found[:, None] - images[own])).mean(axis=(2, 3, 4)).min(axis=0)
         shares.append((gaps < 10 ** (-EXACT / 10)).mean())
     count = members.shape[1]
@@ -145,7 +84,55 @@ def play(
     return Imprinted(mean_share(np.array(shares[1:])), expected, bins, round(shares[0] * count))
 
 
-def fish_class(kernel: Array, bias: Array, target: int) -> tuple[Array, Array]:
+class Fished(NamedTuple):
+    """What comes of fishing for one class after another."""
+
+    alone: Share  # of an update's images, those whose class no other image of it has
+    cosine: float  # least, of what is fetched for one game's images with their own gradients
+
+
+def fish(
+    network: Any, candidates: ident.Candidates, members: Int[np.ndarray, "game image"]
+) -> Fished | None:
+    """Fishes for every class of which an update holds one image, without a defense.
+
+    Args:
+      network: `games.Network`.
+      candidates: normalized.
+      members: of each game.
+
+    Returns:
+      What comes of it; None where no dense layer with a bias makes the logits.
+    """
+    images, labels = np.asarray(candidates.images), np.asarray(candidates.labels)
+    place = find_classifier(network.module, network.variables, images.shape[1:])
+    if place is None or place.bias is None or place.by_row:
+        return None
+    flat = flax.traverse_util.flatten_dict(network.params)
+
+    @jax.jit
+    def in_front(own, classes, target):
+        """The gradient of all layers in front of the classifier, which fishes for a class."""
+        own_layer = place.kernel, place.bias
+        fished = fish_class(*(flat[path] for path in own_layer), target)
+        layers = flat | dict(zip(own_layer, fished))
+        update, _ = client.gradient(
+            network.loss, flax.traverse_util.unflatten_dict(layers), own, classes
+        )
+        rest = flax.traverse_util.flatten_dict(update)
+        return jnp.concatenate([x.ravel() for k, x in rest.items() if k not in own_layer])
+
+    counts = (labels[members][:, :, None] == labels[members][:, None]).sum(axis=2)
+    first, cosines = int((counts == 1).any(axis=1).argmax()), []
+    for image in members[first][counts[first] == 1]:
+        fetched = in_front(images[members[first]], labels[members[first]], labels[image])
+        own = in_front(images[[image]], labels[[image]], labels[image])
+        product = jnp.vdot(fetched, own) / jnp.linalg.norm(fetched) / jnp.linalg.norm(own)
+        cosines.append(float(product))
+    return Fished(mean_share((counts == 1).mean(axis=1)), min(cosines, default=math.nan))
+
+
+def fish_class(kernel: Array, bias: Array, target: int | Array) -> tuple[Array, Array]:
     """The last layer under which images of one class alone have a gradient in front of it.
 
     All others' softmax is that of classes with weight zero: no derivative goes through them.

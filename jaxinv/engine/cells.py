@@ -28,11 +28,12 @@ from jaxinv.engine.targets import (
 )
 from jaxinv.errors import UserError
 from jaxinv.machine import runtime
+from jaxinv.networks.imprint import imprinted
 from jaxinv.networks.inspect import classifier_path
 from jaxinv.settings import schema
 from jaxinv.types import Normalization, PyTree, Target, Truth
 from jaxinv.victim import checkpoints
-from jaxinv.victim.untrained import Victim, untrained
+from jaxinv.victim.untrained import Victim, digest, untrained
 
 CANDIDATES = 1000  # first images of the split, among whom reconstructions are looked for
 CANDIDATE_NUMBERS = 2**24  # of all candidates' pixels: of large images there are fewer
@@ -110,6 +111,8 @@ class Loader:
         shape = dataset.images.shape[1:]
         networks.check_image_size(cell.model, cell.dataset, shape)
         victim = self._victim(cell, dataset)
+        if cell.server == "malicious":
+            victim = self._imprint(cell, victim, shape)
         if "batch_stats" not in victim.variables:
             if cell.batch_norm != "eval":
                 raise UserError(
@@ -144,10 +147,7 @@ class Loader:
 
     def _new_lineup(self, dataset: str, count: int, victim_digest: str) -> Lineup:
         """Makes a lineup of a data set's first images."""
-        try:
-            first = self._load(dataset, ids=count)
-        except UserError:  # the split is smaller
-            first = self._load(dataset, ids=None)
+        first = self._first(dataset, count)
         judge = perceptual = None
         if self._plan.judge is not None:
             shape, classes = first.images.shape[1:], tuple(first.classes)
@@ -155,6 +155,14 @@ class Loader:
         if self._plan.lpips:
             perceptual = load_perceptual()
         return line_up(first.images / np.float32(255), judge, perceptual)
+
+    def _first(self, dataset: str, count: int, split: str | None = None) -> data.Dataset:
+        """The first images of a data set's split, by default that of the targets."""
+        of_split = {} if split is None else {"split": split}
+        try:
+            return self._load(dataset, ids=count, **of_split)
+        except UserError:  # the split is smaller
+            return self._load(dataset, ids=None, **of_split)
 
     def _prior(self, cell: schema.Cell, dataset: data.Dataset) -> tuple[ImagePrior, Source]:
         """What the attacker of a cell believes of images."""
@@ -189,6 +197,15 @@ class Loader:
         trained, victim = self._trained(cell.victim)
         checkpoints.check_fits(trained, dataset)
         return victim
+
+    def _imprint(self, cell: schema.Cell, victim: Victim, shape: tuple[int, ...]) -> Victim:
+        """Puts an imprint in front of a network; the server knows how bright images are."""
+        known = self._first(cell.dataset, CANDIDATES, "train")
+        normalized = Normalization.of(known.mean, known.std).normalize(known.images / 255)
+        bright = np.asarray(normalized).mean(axis=(1, 2, 3))
+        count = int(np.prod(shape))
+        module, variables = imprinted(victim.module, victim.variables, count, cell.bins, bright)
+        return victim._replace(module=module, variables=variables, digest=digest(variables))
 
     def _dataset(self, cell: schema.Cell) -> data.Dataset:
         """The images of a cell's targets: the first ones, or those asked for."""

@@ -123,6 +123,8 @@ def _family(cell: Cell) -> Iterator[str]:
             f"--init {cell.init}: --attack {cell.attack} does not begin so; use "
             f"{' or '.join(family.inits)}"
         )
+    if cell.attack == "imprint" and cell.server == "honest":
+        yield "--attack imprint: reads what a server imprinted; give --server malicious"
     if not family.local_steps and cell.local().steps(cell.images) > 1:
         yield (
             f"--attack {cell.attack}: of one gradient; leave --client-epochs and --client-batch out"
@@ -196,6 +198,8 @@ def _idle(cell: Cell) -> Iterator[tuple[str, str]]:
     one_step = "the client takes one step; give --client-epochs or --client-batch, or leave it out"
     if cell.width is not None and networks.NETWORKS[cell.model].width is None:
         yield "width", f"{cell.model} has one size; leave it out"
+    if cell.bins != Cell.model_fields["bins"].default and cell.server == "honest":
+        yield "bins", "of an imprint; give --server malicious, or leave it out"
     if cell.grouping != "stored" and cell.images == 1:
         yield "grouping", "of several images; give --images, or leave it out"
     if cell.client_lr != _default("client_lr") and steps == 1:

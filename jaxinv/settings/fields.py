@@ -170,6 +170,7 @@ class Strict(BaseModel):
 
 
 # Of several commands.
+BINS = setting("network", 128, "Bins of a malicious server's imprint.", ge=2, le=10**5)
 DATA_DIR = setting(
     "data", None, "Folder of the tensorflow-datasets (default: $TFDS_DATA_DIR).", "DIR"
 )

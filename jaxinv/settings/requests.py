@@ -12,6 +12,7 @@ from jaxinv.client.kinds import AUTO, KINDS
 from jaxinv.data.image_prior import IMAGE_PRIORS
 from jaxinv.privacy.accounting import ACCOUNTANTS
 from jaxinv.settings.fields import (
+    BINS,
     DATA_DIR,
     JUDGE,
     MEMORY,
@@ -294,7 +295,7 @@ class Auditing(Strict):
     server: Annotated[str, of_tables(("honest", "malicious"))] = setting(
         "attack", "honest", "Whether the server also tries parameters made to imprint images."
     )
-    bins: int = setting("attack", 128, "Bins of the imprint.", ge=2, le=10**5)
+    bins: int = BINS
     quick: bool = setting("attack", False, "Whether ceiling and reconstruction are left out.")
     seed: int = setting("attack", 0, "Seed of the games.", ge=0, le=MOST_SEED)
     out: FilePath = setting("output", "runs/audit", "Folder of the page and the numbers.", "DIR")

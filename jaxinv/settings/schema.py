@@ -39,6 +39,7 @@ from jaxinv.errors import UserError
 from jaxinv.machine import runtime
 from jaxinv.machine.executors import EXECUTORS
 from jaxinv.settings.fields import (
+    BINS,
     DATA_DIR,
     JUDGE,
     MEMORY,
@@ -114,6 +115,13 @@ class Cell(Strict):
         "Attack this trained network instead: the name or folder of a checkpoint.",
         "NAME|DIR",
     )
+    server: Annotated[str, of_tables(("honest", "malicious"))] = setting(
+        "network",
+        "honest",
+        "Whether the server sends the network itself, or puts in front of it an imprint that "
+        "--attack imprint reads (malicious).",
+    )
+    bins: int = BINS
 
     batch_norm: Annotated[str, of_tables(BATCH_NORM)] = setting(
         "client",

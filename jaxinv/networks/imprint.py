@@ -1,0 +1,64 @@
+"""A network behind an imprint: the layer that a malicious server puts in front of it.
+
+Its units all measure the same, the mean pixel, and each is active above a threshold of its own: two
+neighbors differ by the images between their thresholds, so that one alone between two is in the
+update in numbers of its own, whatever the size of the batch (`jaxinv.attacks.imprint`).
+
+References: Fowl et al. 2022 (Robbing the Fed), arXiv 2110.13057.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxinv.networks.layers import flatten
+from jaxinv.types import PyTree
+
+GAIN = 1e-3  # of what the imprint adds to the images that go on to the network
+LAYER = "imprint"  # its name among the parameters
+
+
+class Imprinted(nn.Module):
+    """A network and the layer in front of it, relu(x W + b).
+
+    The sum over the units goes to every pixel, times `GAIN`: then the derivative is the same for
+    all units that an image activates.
+    """
+
+    network: nn.Module
+    bins: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channel"], train: bool = False
+    ) -> Float[Array, "batch class"]:
+        """Computes the network's logits of the images and what the imprint adds to them."""
+        active = jax.nn.relu(nn.Dense(self.bins, name=LAYER)(flatten(x)))
+        added = GAIN * active.sum(axis=1)
+        return self.network(x + added[:, None, None, None], train)
+
+
+def imprinted(
+    module: nn.Module, variables: PyTree, pixels: int, bins: int, known: Float[np.ndarray, " image"]
+) -> tuple[Imprinted, PyTree]:
+    """Puts an imprint in front of a network: its bins each hold the same share of images.
+
+    Args:
+      module, variables: the network.
+      pixels: numbers of an image.
+      bins: k.
+      known: mean normalized pixels of images like those of the clients.
+    """
+    edges = np.quantile(known, np.arange(bins) / bins)
+    edges[0] = np.mean(known) - 10 * np.std(known)  # whatever lies below
+    kernel = jnp.full((pixels, bins), 1 / pixels, jnp.float32)
+    within = {kind: {"network": tree} for kind, tree in variables.items()}
+    within["params"][LAYER] = {"kernel": kernel, "bias": jnp.asarray(-edges, jnp.float32)}
+    return Imprinted(module, bins), within
+
+
+def expected_alone(images: int, bins: int) -> float:
+    """How many of the images are alone in their bin, on average: B (1 - 1/k)^(B - 1)."""
+    return images * (1 - 1 / bins) ** (images - 1)
