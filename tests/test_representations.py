@@ -51,8 +51,8 @@ def test_a_generator_makes_each_image_of_its_own_numbers():
 
 
 def test_a_generator_takes_smaller_steps_where_none_are_given():
-    assert default_rate("adam", "generator") == pytest.approx(1e-3)
-    assert Cell(representation="generator").lr == pytest.approx(1e-3)
+    assert default_rate("adam", "generator") == pytest.approx(3e-3)
+    assert Cell(representation="generator").lr == pytest.approx(3e-3)
     assert Cell(representation="generator", lr=0.5).lr == 0.5
 
 

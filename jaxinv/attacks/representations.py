@@ -143,5 +143,5 @@ REPRESENTATIONS = {
     # Low frequencies first.
     "coarse_to_fine": Representation(keep_low, lambda canvas, images: images),
     # The weights of an untrained generator.
-    "generator": Representation(generate, None, draw_generator, pace=0.01),
+    "generator": Representation(generate, None, draw_generator, pace=0.03),
 }

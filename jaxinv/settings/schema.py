@@ -237,7 +237,7 @@ class Cell(Strict):
         lambda settings: default_rate(settings["optimizer"], settings["representation"]),
         "Learning rate of the attack "
         f"(default: {', '.join(f'{rate:g} for {name}' for name, rate in RATES.items())}; of a "
-        "generator's weights a hundredth).",
+        "generator's weights 0.03 of it).",
         gt=0,
         traced=True,
     )
