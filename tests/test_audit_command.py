@@ -175,16 +175,6 @@ def test_private_update_has_a_bound_and_epsilon(scene):
     assert "DP-SGD" in " ".join(audit.verdict(found).nobody)
 
 
-def test_method_by_what_is_known():
-    """Least squares where it is exact: no defense, one gradient, fewer candidates than numbers."""
-    assert audit.choose_method("none", 100, 101) == "ridge"
-    assert audit.choose_method("none", 101, 101) == "slab"
-    assert audit.choose_method("noise:1", 100, 101) == "slab"
-    assert audit.choose_method("none", 100, 101, steps=2) == "slab"
-    # Beyond the shortlist what it leaves out is noise to the rest.
-    assert audit.choose_method("none", 10_000, 10**6) == "slab"
-
-
 # --- The filter -----------------------------------------------------------------------------------
 
 

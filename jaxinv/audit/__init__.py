@@ -1,15 +1,6 @@
 """How much an update gives away: at least (attacks), at most (bounds), with what confidence."""
 
-from jaxinv.audit.auditing import (
-    Audit,
-    Decision,
-    Limits,
-    Setting,
-    audit,
-    choose_method,
-    filter,
-    verdict,
-)
+from jaxinv.audit.auditing import Audit, Decision, Limits, Setting, audit, filter, verdict
 from jaxinv.audit.command import main
 from jaxinv.audit.games import Pool
 from jaxinv.engine.likeness import Judge
@@ -22,7 +13,6 @@ __all__ = [
     "Pool",
     "Setting",
     "audit",
-    "choose_method",
     "filter",
     "main",
     "verdict",

@@ -23,7 +23,6 @@ from jaxinv.attacks.gradient_matching import Method
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.audit import ceiling as ceilings
 from jaxinv.audit import dp, games, server
-from jaxinv.audit import identification as ident
 from jaxinv.audit.capacity import Capacity, capacity
 from jaxinv.audit.intervals import Share
 from jaxinv.data.image_prior import ImagePrior
@@ -44,7 +43,7 @@ class Setting(NamedTuple):
     defense: str = "none"
     local: client.Local = client.Local()
     client_lr: float = 0.1
-    method: str = "auto"  # of identification: `identification.METHODS`, or by noise
+    method: str = "slab"  # of identification: `identification.METHODS`
     games: int = 100  # with batches like this one, for the intervals
     ceiling: bool = True
     reconstruct: bool = True
@@ -130,10 +129,7 @@ def audit(
     members = np.concatenate([np.arange(count)[None], drawn])  # its own game is the first
     network = games.network(module, variables, normalization)
     steps, parameters = setting.local.steps(count), optax.tree.size(network.params)
-    method = setting.method
-    if method == "auto":
-        method = choose_method(setting.defense, len(pool.labels), parameters, steps)
-    rules = games.Rules(count, method, setting.defense, setting.local, setting.client_lr)
+    rules = games.Rules(count, setting.method, setting.defense, setting.local, setting.client_lr)
     targets = games.share(network, pool, members, rules).targets
     if update is not None:
         sent = jax.tree.map(lambda x, own: x.at[0].set(own), targets.update, update)
@@ -198,15 +194,6 @@ def audit(
         shown,
         np.asarray(truth.images),
     )
-
-
-def choose_method(defense: str, candidates: int, parameters: int, steps: int = 1) -> str:
-    """The method that names most: least squares where it is exact, else slab.
-
-    It is exact of an update as it was computed, among all candidates, fewer than parameters.
-    """
-    exact = defense == defenses.NONE and steps == 1
-    return "ridge" if exact and candidates < min(parameters, ident.MOST) else "slab"
 
 
 def ceiling_of(

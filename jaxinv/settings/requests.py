@@ -285,8 +285,8 @@ class Auditing(Strict):
     games: int = setting(
         "attack", 100, "Updates like this one that give the intervals.", ge=2, le=10**6
     )
-    method: Annotated[str, of_tables(("auto", "matched", "omp", "ridge", "slab"))] = setting(
-        "attack", "auto", "Method of identification."
+    method: Annotated[str, of_tables(("matched", "omp", "ridge", "slab"))] = setting(
+        "attack", "slab", "Method of identification."
     )
     image_prior: Annotated[str, of_tables(IMAGE_PRIORS)] = setting(
         "second-order attack", "spectrum", "What the attacker knows of images."

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument("--candidates", type=int, default=2000)
         parser.add_argument("--shortlist", type=int, default=ident.MOST)
         parser.add_argument("--games", type=int, default=200)
-        parser.add_argument("--method", default="auto", choices=["auto", *ident.METHODS])
+        parser.add_argument("--method", default="slab", choices=ident.METHODS)
         parser.add_argument("--out", type=Path, default=Path("runs/audit-study"))
         asked = vars(parser.parse_args(argv))
         parts = asked.pop("parts")

@@ -30,10 +30,10 @@ def noise(asked: Options) -> None:
     for name in asked.victims:
         scene = load(name, asked.candidates)
         for images in asked.batches:
-            _play(table, asked, scene, scene.rules(asked, images, "none"), scene.play)
+            _play(table, asked, scene, scene.rules(asked, images, "none", asked.method), scene.play)
         for variance in NOISES:
             for images in asked.batches:
-                rules = scene.rules(asked, images, f"noise:{variance:g}")
+                rules = scene.rules(asked, images, f"noise:{variance:g}", asked.method)
 
                 def play(members, rules, scene=scene, variance=variance):
                     entries = optax.tree.size(scene.network.params)

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import optax
-
 from jaxinv import data
 from jaxinv.audit import games
 from jaxinv.audit import identification as ident
-from jaxinv.audit.auditing import choose_method, percent
+from jaxinv.audit.auditing import percent
 from jaxinv.audit.intervals import Share
 from jaxinv.types import Normalization
 from jaxinv.victim import checkpoints
@@ -90,10 +88,8 @@ class Scene:
         """Gives the candidates' gradients where they are kept."""
         return games.known_rows(self.network, self.candidates)
 
-    def rules(self, asked: Options, images: int, defense: str, method: str = "auto") -> games.Rules:
-        """A game's rules, with the method that is asked for or suits it."""
-        if method == "auto":
-            method = choose_method(defense, asked.candidates, optax.tree.size(self.network.params))
+    def rules(self, asked: Options, images: int, defense: str, method: str) -> games.Rules:
+        """A game's rules."""
         return games.Rules(images, method, defense, shortlist=asked.shortlist)
 
     def play(self, members: Any, rules: games.Rules) -> games.Played:
