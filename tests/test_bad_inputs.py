@@ -226,6 +226,11 @@ VALUES = {
     "unknown data": (sweep, ["--dataset", "no_such_set"], "no_such_set: unknown|no_such_set"),
     "no dense layer first": (sweep, ["--attack", "analytic"], "need a network whose first layer"),
     "no dense layer, spear": (sweep, ["--attack", "spear"], "need a network whose first layer"),
+    "more images than neurons": (
+        sweep,
+        ["--attack", "unmix", "--model", "mlp", "--width", "2", "--images", "4", "--targets", "1"],
+        "--images 4 are more than the 2 neurons",
+    ),
     "no run folder": (report, ["nowhere"], "nowhere: no run.json there"),
     "no folder": (report, [], "the following arguments are required"),
     "report NUL": (report, ["a\0b"], "cannot be read"),

@@ -9,6 +9,7 @@ import pytest
 from jaxinv import client, metrics
 from jaxinv.attacks import CLOSED_FORM
 from jaxinv.errors import UserError
+from jaxinv.networks.mlp import MLP
 from jaxinv.types import Target
 
 SHAPE = (4, 4, 2)
@@ -50,11 +51,19 @@ def test_one_image_is_exact_with_and_without_biases(bias):
         assert exact.all()
 
 
-@pytest.mark.parametrize("images", [2, 3])
-def test_spear_takes_a_batch_apart(images):
+@pytest.mark.parametrize(
+    ("name", "module", "images"),
+    [
+        ("spear", Stack(), 2),
+        ("spear", Stack(), 3),
+        ("unmix", Stack(), 3),
+        ("unmix", MLP(5, width=256), 16),
+    ],
+)
+def test_a_batch_is_taken_apart(name, module, images):
     with jax.enable_x64(True):
         batch = jax.random.normal(jax.random.key(3), (images, *SHAPE), jnp.float64)
-        found, exact = attacked("spear", Stack(), batch, jnp.arange(images) % 5)
+        found, exact = attacked(name, module, batch, jnp.arange(images) % 5)
         np.testing.assert_allclose(found, batch, atol=1e-7)
         assert exact.all()
 
@@ -67,6 +76,15 @@ def test_what_is_not_alone_at_any_neuron_is_called_a_mixture():
         found, exact = attacked("analytic", Stack(), batch, jnp.array([0, 1]))
         assert not exact.any()
         assert np.abs(np.asarray(found - batch)).max() > 1e-4
+
+
+def test_of_too_many_images_none_is_called_exact():
+    """24 images of 64 neurons: fewer zeros of each than it takes."""
+    with jax.enable_x64(True):
+        batch = jax.random.normal(jax.random.key(3), (24, *SHAPE), jnp.float64)
+        found, exact = attacked("unmix", Stack(), batch, jnp.arange(24) % 5)
+        assert np.isfinite(found).all()
+        assert not exact.any()
 
 
 def test_a_network_that_does_not_start_dense_is_refused():

@@ -383,7 +383,7 @@ def test_what_needs_the_scale_asks_for_it(theirs):
         ({"seeds": 0}, "seeds=0: must be positive"),
         ({"priors": {"tw": 1.0}}, "known are"),
         ({"priors": {"prior_batch_norm": 1.0}}, "the model has no BatchNorm"),
-        ({"method": "dlg"}, "method=dlg: give a Method, or a closed form: analytic, spear"),
+        ({"method": "dlg"}, "method=dlg: give a Method, or a closed form: analytic, spear, unmix"),
         ({"method": jaxinv.Method(local=client.Local(2))}, "client_lr: the client takes 2 steps"),
         ({"update_kind": "delta"}, "update_kind=delta: known are auto"),
         ({"precision": "half"}, "precision=half: known are"),

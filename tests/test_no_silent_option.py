@@ -21,7 +21,7 @@ from jaxinv.networks.layers import normalize
 from jaxinv.runs import results
 from jaxinv.settings import reader, schema
 
-FAMILIES = ("geiping", "bayes", "smoothed_bayes", "analytic", "spear")
+FAMILIES = ("geiping", "bayes", "smoothed_bayes", "analytic", "spear", "unmix")
 TINY = {"model": "mlp", "width": 8}
 # What a setting is tried beside, where the base cell is not enough; and its value there.
 LOCAL = {"images": 2, "client_batch": 1, "client_epochs": 2, "client_lr": 0.5}
@@ -87,6 +87,7 @@ OWN_VALUES = {
     "smoothed_bayes": OF_SECOND_ORDER,
     "analytic": {"attack": "spear"},
     "spear": {"attack": "analytic"},
+    "unmix": {"attack": "analytic"},
 }
 # How the work is done, not what: the rows may agree to rounding.
 OF_EXECUTION = {"gram"}
@@ -98,6 +99,7 @@ BASES = {
     | {"attack": "smoothed_bayes", "iterations": 2, "cg_iterations": 3, "draws": 2},
     "analytic": TINY | {"attack": "analytic"},
     "spear": TINY | {"attack": "spear"},
+    "unmix": TINY | {"attack": "unmix"},
 }
 OF_MATCHING = {
     "tv",
@@ -133,6 +135,7 @@ REFUSED = {
     "smoothed_bayes": OF_MATCHING | ANNEALED | STEPS | CONVOLVED | {"attack", "labels"},
     "analytic": OF_MATCHING | SECOND_ORDER | NO_CLOSED_FORM,
     "spear": OF_MATCHING | SECOND_ORDER | NO_CLOSED_FORM,
+    "unmix": OF_MATCHING | SECOND_ORDER | NO_CLOSED_FORM,
 }
 MEASURED = ("psnr", "ssim", "mse", "objective", "prior", "label_accuracy", "update_error", "status")
 
@@ -204,7 +207,7 @@ def test_every_setting_is_tried_with_another_value():
 
 
 # Minutes each: `pytest -m slow`.
-SLOW = {"geiping", "bayes", "smoothed_bayes", "spear"}
+SLOW = {"geiping", "bayes", "smoothed_bayes", "spear", "unmix"}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from jaxinv.attacks import (
     patches,
     smoothed_gauss_newton,
     spear,
+    unmix,
 )
 from jaxinv.attacks.base import Family
 from jaxinv.networks.inspect import dense_layers
@@ -32,6 +33,7 @@ class ClosedForm(NamedTuple):
 CLOSED_FORM = {
     "analytic": ClosedForm(analytic.attack, dense_layers),
     "spear": ClosedForm(spear.attack, dense_layers),
+    "unmix": ClosedForm(unmix.attack, dense_layers),
     "patches": ClosedForm(patches.attack, patches.check),
     "imprint": ClosedForm(imprint.attack, imprint.check),
 }

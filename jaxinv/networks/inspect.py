@@ -261,7 +261,8 @@ def dense_layers(
         jax.eval_shape(lambda image: module.apply(variables, image), image)
     if not seen or not isinstance(seen[0][0], nn.Dense) or seen[0][1] != image.size:
         raise UserError(
-            "--attack analytic and spear need a network whose first layer is dense: --model mlp"
+            "--attack analytic, spear and unmix need a network whose first layer is dense: --model "
+            "mlp"
         )
     return [layer.path for layer, _ in seen if isinstance(layer, nn.Dense)]
 

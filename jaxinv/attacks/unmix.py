@@ -1,0 +1,233 @@
+"""Unmixing: whole batches, exactly, from the gradient of a first layer that is dense with a ReLU.
+
+The gradient of the kernel W is D X, with the images X [image, channel] and D = dL/dz
+[feature, image], which the ReLU sets to zero wherever it is closed. It has the rank of the batch:
+any factors L R of it are L = D Q^-1, R = Q X for some Q, and D alone among all L Q has columns with
+zeros in about every second place. Image i is closed where a row of L is orthogonal to column i of Q:
+half of all rows lie in one hyperplane, for each image in another. So
+
+  1. whiten the rows of L, in which the columns of Q are about orthogonal to one another;
+  2. find them all at once by independent component analysis: few signals are as sparse as they are,
+     and the mean of log cosh falls with sparsity;
+  3. let each go on alone, to the direction that is orthogonal to as many rows as can be: least
+     absolute values, reweighted, until the zeros are zeros to the precision;
+  4. of all directions found keep the independent ones with the most zeros;
+  5. scale them by the bias gradient, which is the sum of D's columns.
+
+What was found is the batch if its images open the ReLU exactly where D is not zero; otherwise steps
+2 to 4 start again from another draw.
+
+References: Dimitrov et al. 2024 (SPEAR), arXiv 2403.03945, the problem and the scale; Bakarsky et
+al. 2025 (SPEAR++), sparse dictionary learning for it; Hyvarinen 1999 (FastICA); Tsakiris & Vidal
+2018 (dual principal component pursuit), hyperplanes by least absolute values.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxinv.errors import UserError
+from jaxinv.networks.inspect import dense_layers, subtree
+from jaxinv.types import PyTree, Target
+
+ROUNDS = 8  # draws after which it gives up
+OVERSAMPLING = 8  # of the random projection that finds the gradient's range
+STEPS, STILL = 500, 1e-5  # of the component analysis, at the most; cosine short of 1 that ends it
+DAMPING = 0.5  # part of the old components in the new: without it they go round in circles
+REWEIGHTINGS, WIDEST = 40, 0.3  # of a direction; |cosine| that counts as zero in the first
+INDEPENDENT = 1e-3  # part of a unit direction that is not in the span of others
+MATCHED = 0.999  # share of the ReLU's signs by which a batch is taken for found
+
+
+class Found(NamedTuple):
+    """A batch, and what the attacker can say of it."""
+
+    images: Float[Array, "image height width channel"]  # normalized
+    exact: Bool[Array, " image"]  # one for all: a wrong one is in each other
+    match: Float[Array, ""]  # share of the ReLU's signs that agree with the zeros of dL/dz
+    rounds: Int[Array, ""]  # draws made
+
+
+class _Layer(NamedTuple):
+    """The first layer and its gradient, factored: L, whose rows are whitened, and R."""
+
+    rows: Float[Array, "feature image"]  # of L, of length one; zero where no image is active
+    right: Float[Array, "image channel"]  # R
+    logits: Float[Array, "image feature"]  # R W
+    bias: Float[Array, " feature"]
+    sums: Float[Array, " image"]  # L^-1 times the bias gradient
+
+
+class _State(NamedTuple):
+    """What the next round needs."""
+
+    rounds: Array
+    chosen: Float[Array, "image image"]  # columns of Q, of length one, as rows
+    match: Array
+
+
+def attack(
+    module: nn.Module,
+    variables: PyTree,
+    target: Target,
+    images: int,
+    image_shape: tuple[int, int, int],
+    key: jax.Array,
+) -> Found:
+    """Recovers a batch from one gradient.
+
+    Args:
+      module, variables: the network.
+      target: its update is one gradient; labels are not read.
+      images: how many there are.
+      image_shape: height, width, channel.
+      key: of the draws.
+
+    Raises:
+      UserError: the first layer is not dense, has no bias, or fewer neurons than there are images.
+    """
+    path = dense_layers(module, variables, image_shape)[0]
+    own, sent = subtree(variables["params"], path), subtree(target.update, path)
+    if "bias" not in sent:
+        raise UserError("--attack unmix needs a first layer with a bias")
+    if images > len(sent["bias"]):
+        raise UserError(
+            f"--attack unmix: --images {images} are more than the {len(sent['bias'])} neurons of "
+            "the first layer"
+        )
+    of_factors, of_rounds = jax.random.split(key)
+    layer = _factor(of_factors, own, sent, images)
+
+    def more(state):
+        return (state.match < MATCHED) & (state.rounds < ROUNDS)
+
+    def draw(state):
+        start = _separate(jax.random.fold_in(of_rounds, state.rounds), layer.rows)
+        found = lax.map(lambda q: _sharpen(layer.rows, q), start)
+        chosen = _sparsest(layer.rows, jnp.concatenate([state.chosen, found]), images)
+        return _State(state.rounds + 1, chosen, _match(layer, chosen))
+
+    kind = layer.rows.dtype
+    start = _State(jnp.int32(0), jnp.eye(images, dtype=kind), jnp.zeros((), kind))
+    end = lax.while_loop(more, draw, start)
+    inverse = jnp.linalg.inv(end.chosen.T)
+    found = inverse @ layer.right / (inverse @ layer.sums)[:, None]
+    exact = jnp.broadcast_to(end.match >= MATCHED, (images,))
+    return Found(found.reshape(images, *image_shape), exact, end.match, end.rounds)
+
+
+def _factor(key: jax.Array, own: PyTree, sent: PyTree, images: int) -> _Layer:
+    """Factors the kernel's gradient by a random projection, exact for its rank is the batch's."""
+    gradient = sent["kernel"].T
+    probes = jax.random.normal(key, (gradient.shape[1], images + OVERSAMPLING), gradient.dtype)
+    basis, _ = jnp.linalg.qr(gradient @ probes)
+    turn, _, _ = jnp.linalg.svd(basis.T @ gradient, full_matrices=False)
+    left = basis @ turn[:, :images]
+    units = _units(left)
+    powers, axes = jnp.linalg.eigh(units.T @ units)
+    whiten = axes / jnp.sqrt(jnp.maximum(powers, _zero(left) * powers[-1]))
+    # left = (left whiten) whiten^-1, and left is orthonormal.
+    back = jnp.linalg.inv(whiten) @ left.T
+    right = back @ gradient
+    return _Layer(
+        _units(left @ whiten), right, right @ own["kernel"], own["bias"], back @ sent["bias"]
+    )
+
+
+def _zero(array: Array) -> float:
+    """Below it a cosine is zero but for rounding: between the precision and its square root."""
+    return float(jnp.finfo(array.dtype).eps) ** (2 / 3)
+
+
+def _units(rows: Float[Array, "row column"]) -> Float[Array, "row column"]:
+    """The rows with length one; those that are zero but for rounding with length zero."""
+    lengths = jnp.linalg.norm(rows, axis=1, keepdims=True)
+    return jnp.where(lengths > _zero(rows) * lengths.max(), rows / lengths, 0)
+
+
+def _polar(matrix: Float[Array, "image image"]) -> Float[Array, "image image"]:
+    """The orthogonal matrix that is nearest."""
+    left, _, right = jnp.linalg.svd(matrix)
+    return left @ right
+
+
+def _separate(
+    key: jax.Array, rows: Float[Array, "feature image"]
+) -> Float[Array, "component image"]:
+    """Finds orthogonal directions along which the rows are sparsest, all at once."""
+    images = rows.shape[1]
+    signals = rows * jnp.sqrt(images)  # of variance one along every direction
+
+    def more(state):
+        step, _, moved = state
+        return (step < STEPS) & (moved > STILL)
+
+    def turn(state):
+        step, now, _ = state
+        along = jnp.tanh(signals @ now.T)
+        slope = (1 - along**2).mean(axis=0)
+        newton = slope[:, None] * now - along.T @ signals / len(rows)
+        size = jnp.linalg.norm(newton, axis=1).mean()
+        after = _polar(newton + DAMPING * size * now)
+        return step + 1, after, 1 - jnp.abs((after * now).sum(axis=1)).min()
+
+    drawn = _polar(jax.random.normal(key, (images, images), rows.dtype))
+    return lax.while_loop(more, turn, (0, drawn, jnp.ones((), rows.dtype)))[1]
+
+
+def _sharpen(
+    rows: Float[Array, "feature image"], direction: Float[Array, " image"]
+) -> Float[Array, " image"]:
+    """Turns a direction until it is orthogonal to as many rows as can be, and to these exactly."""
+    zero = _zero(rows)
+    ridge = jnp.finfo(rows.dtype).eps * jnp.eye(rows.shape[1], dtype=rows.dtype)
+
+    def reweight(q, width):
+        weights = 1 / jnp.sqrt((rows @ q) ** 2 + width**2)
+        system = (rows * (weights / weights.sum())[:, None]).T @ rows
+        turned = jnp.linalg.solve(system + ridge, q)
+        return turned / jnp.linalg.norm(turned), None
+
+    widths = WIDEST * (zero / WIDEST) ** jnp.linspace(0, 1, REWEIGHTINGS, dtype=rows.dtype)
+    q, _ = lax.scan(reweight, direction, widths)
+    closed = rows * (jnp.abs(rows @ q) < zero)[:, None]
+    return jnp.linalg.eigh(closed.T @ closed)[1][:, 0]
+
+
+def _sparsest(
+    rows: Float[Array, "feature image"], pool: Float[Array, "direction image"], count: int
+) -> Float[Array, "image image"]:
+    """Takes the directions with the most zeros, each independent of those taken before it.
+
+    A mixture of images is zero where all of them are, so that each of them comes before it.
+    """
+    zeros = (jnp.abs(rows @ pool.T) < _zero(rows)).sum(axis=0)
+
+    def take(state, direction):
+        basis, chosen, taken = state
+        rest = direction - basis.T @ (basis @ direction)
+        length = jnp.linalg.norm(rest)
+        new = (length > INDEPENDENT) & (taken < count)
+
+        def put(rows, row):
+            return jnp.where(new, rows.at[taken].set(row), rows)
+
+        return (put(basis, rest / length), put(chosen, direction), taken + new), None
+
+    none = jnp.zeros((count, count), pool.dtype)
+    (_, chosen, _), _ = lax.scan(take, (none, none, 0), pool[jnp.argsort(-zeros)])
+    return chosen
+
+
+def _match(layer: _Layer, chosen: Float[Array, "image image"]) -> Float[Array, ""]:
+    """Computes the share of all features and images where the ReLU is open as D says."""
+    solved = jnp.linalg.solve(
+        chosen.T, jnp.concatenate([layer.logits, layer.sums[:, None]], axis=1)
+    )
+    logits = solved[:, :-1] / solved[:, -1:] + layer.bias
+    agree = (logits > 0) == (jnp.abs(chosen @ layer.rows.T) >= _zero(layer.rows))
+    return jnp.where(jnp.isfinite(logits), agree, False).mean(dtype=logits.dtype)
