@@ -108,6 +108,15 @@ SETTINGS = [
     (["--gram", "on", "--adaptive", "true", "--defense", "clip:1"], "--gram on: .*blind to the"),
     (["--noise-seeds", "4"], "--noise-seeds 4: no --defense here is random"),
     (["--noise-seeds", "4", "--defense", "prune:0.5"], "--noise-seeds 4: no --defense"),
+    (["--simulation", "surrogate"], "--simulation surrogate: of several local steps"),
+    (
+        ["--simulation", "surrogate", "--client-epochs", "2", "--objective", "l2"],
+        "--simulation surrogate: of several local steps .* with --objective cosine",
+    ),
+    (
+        ["--simulation=surrogate", "--images=2", "--client-epochs=2", "--assumed-batch=1"],
+        "--assumed-batch: --simulation surrogate takes one gradient",
+    ),
     (["--seeds", "1", "--exchange", "halving"], "--exchange: looks at a target's other seeds"),
     (
         ["--exchange", "consensus", "--representation", "generator"],
@@ -132,6 +141,7 @@ OF_SEARCH = [
     (["--noise-seeds", "4", "--defense", "noise:1"], "--noise-seeds: a search draws a defense"),
     (["--space", "client_lr=0.1:1"], "--client-lr 0.1: the client takes one step"),
     (["--space", "prior_group=0.1:1"], "--prior-group: would draw the candidates together"),
+    (["--simulation", "surrogate"], "--simulation surrogate: of several local steps"),
     (["--exchange", "halving"], "--exchange: would draw the candidates together"),
     (["--space", "prior_epoch_order=0.1:1"], "--prior-epoch-order compares the client's epochs"),
     (["--width", "16"], "--width 16: lenet_zhu has one size"),

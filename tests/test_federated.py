@@ -7,7 +7,7 @@ import pytest
 
 from jaxinv import client, metrics
 from jaxinv.attacks import gradient_matching as attack
-from jaxinv.attacks.base import Candidate
+from jaxinv.attacks.base import Candidate, Known
 from jaxinv.attacks.objectives import compare, cosine
 from jaxinv.client import Local
 from jaxinv.engine import planner, trials
@@ -85,6 +85,35 @@ def test_derivative_through_the_local_steps_against_finite_differences(inputs):
         difference = (objective(start + h * direction) - objective(start - h * direction)) / (2 * h)
         np.testing.assert_allclose(slope, difference, rtol=1e-6)
         assert abs(float(objective(images))) < 1e-14
+
+
+@pytest.mark.parametrize("rule", [None, "memory"])
+def test_a_surrogate_is_one_gradient_on_the_way(inputs, rule):
+    """Two thirds of the way, by hand; and it goes on to where the cosine is larger."""
+    with jax.enable_x64(True):
+        params, images, labels = inputs
+        local = Local(3, 2)
+        sent = client.update(loss, params, images, labels, local, 0.3)[0]
+        normalization = Normalization(jnp.zeros(1), jnp.ones(1))
+        known = Known(loss, params, Target(sent, labels), normalization, None)
+        method = attack.Method(simulation="surrogate", local=local, priors=(), gram=rule, box=False)
+        settings = {"lr": 0.0, "client_lr": 0.3, "iterations": 400}
+        numbers = jax.tree.map(lambda x: x.ravel()[0], method.numbers(1, settings))
+        candidate = Candidate(images, None)
+
+        def at(place):
+            return cosine(method.compare(numbers, known, candidate, 0.0, place)[0])
+
+        there = jax.tree.map(lambda w, u: w - 2 / 3 * 0.3 * u, params, sent)
+        expected = cosine(compare(jax.grad(loss, has_aux=True)(there, images, labels)[0], sent))
+        np.testing.assert_allclose(at(2 / 3), expected, atol=1e-12)
+        state = method.init(numbers, jax.random.key(0), images.shape, known, candidate)
+        step = jax.jit(lambda index, state: method.step(numbers, known, index, state)[0])
+        for index in range(400):
+            state = step(index, state)
+        np.testing.assert_array_equal(state.candidate.images, images)
+        places = jnp.linspace(0, 1, 101)
+        assert abs(state.surrogate.place - places[jnp.argmin(jax.vmap(at)(places))]) < 0.02
 
 
 def test_an_order_of_its_own_in_each_epoch(inputs):

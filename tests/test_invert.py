@@ -411,6 +411,8 @@ def test_settings_that_cannot_be_are_one_line(theirs, settings, message):
             {"exchange": "consensus", "representation": "generator"},
             "method.exchange='consensus': takes means",
         ),
+        ({"simulation": "one"}, "method.simulation='one': unknown; known are unrolled, surrogate"),
+        ({"simulation": "surrogate"}, "method.simulation='surrogate': of several local steps"),
         ({"defense": ("prune",)}, "method.defense: give it as defense=, with its strengths"),
     ],
 )

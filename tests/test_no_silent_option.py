@@ -63,6 +63,7 @@ CHANGES = {
     "schedule": ({}, "constant"),
     "init": ({}, "uniform"),
     "box": ({}, False),
+    "simulation": (LOCAL, "surrogate"),
     "representation": ({}, "whitened"),
     "layers": ({}, "deep_first"),
     "exchange": ({}, "halving"),
@@ -118,6 +119,7 @@ OF_MATCHING = {
     "representation",
     "layers",
     "exchange",
+    "simulation",
     "prior_schedule",
     "gram",
 }

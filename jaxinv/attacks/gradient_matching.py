@@ -148,6 +148,13 @@ def deep_first(depth: float, progress: Float[Array, ""]) -> Float[Array, ""]:
 # in [0, 1) to their weight in the comparison; at the end of the way it is 1. None: it is 1 always.
 LAYERS: dict[str, Callable[[float, Array], Array] | None] = {"all": None, "deep_first": deep_first}
 
+# How the attacker computes what local steps on its candidate would send.
+SIMULATIONS = {
+    "unrolled": "all steps, one after another",
+    "surrogate": "one gradient at a place on the way from the first parameters to the last",
+}
+MIDWAY, PACE = 0.5, 1e-3  # of that place: where it starts, and the rate of its own Adam
+
 
 class Numbers(NamedTuple):
     """What is traced: a change does not recompile. Each may differ from seed to seed."""
@@ -165,6 +172,13 @@ class Moved(NamedTuple):
     logits: Float[Array, "image class"] | None
 
 
+class Surrogate(NamedTuple):
+    """Where the surrogate of many local steps stands."""
+
+    place: Float[Array, ""]  # 0 at the parameters that the client received, 1 at its last
+    optimizer: Any
+
+
 class AttackState(NamedTuple):
     """What the next step of one trial needs."""
 
@@ -172,6 +186,7 @@ class AttackState(NamedTuple):
     parameters: Any  # that the candidate's images came out of
     optimizer: Any
     key: Array | None  # of what is drawn on the way; None where nothing is
+    surrogate: Surrogate | None  # None where all steps are unrolled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +204,7 @@ class Method(Attack):
     layers: str | Callable = "all"  # that are compared, by the progress
     prior_schedule: str | Callable = "constant"
     exchange: str | Exchange = "none"  # between the seeds of a target
+    simulation: str = "unrolled"  # of the client's local steps
     representation: str | Representation = "pixels"  # what is moved
     init_from: str | Callable = "normal"  # of `INITS`
     box: bool = True
@@ -259,12 +275,28 @@ class Method(Attack):
         here = Moved(parameters, initial.logits)
         own = None if named(EXCHANGES, self.exchange) is None else jax.random.fold_in(key, 2)
         optimizer = named(OPTIMIZERS, self.optimizer)().init(here)
-        return AttackState(initial, parameters, optimizer, own)
+        surrogate = None
+        if self.simulation == "surrogate":
+            place = jnp.asarray(MIDWAY, kind)
+            surrogate = Surrogate(place, named(OPTIMIZERS, "adam")().init(place))
+        return AttackState(initial, parameters, optimizer, own, surrogate)
 
     def compare(
-        self, numbers: Numbers, known: Known, candidate: Candidate, progress: Float[Array, ""]
+        self,
+        numbers: Numbers,
+        known: Known,
+        candidate: Candidate,
+        progress: Float[Array, ""],
+        place: Float[Array, ""] | None = None,
     ) -> tuple[Comparison, PyTree, PyTree]:
         """Compares the update that a candidate would cause with the target's.
+
+        Args:
+          numbers, known: as in `step`.
+          candidate: what is moved.
+          progress: in [0, 1).
+          place: of the surrogate, whose gradient of all images stands for all local steps; None
+            where these are unrolled.
 
         Returns:
           The comparison, the candidate's update (() where no weight gradients are kept), and the
@@ -272,6 +304,12 @@ class Method(Attack):
         """
         target = known.target
         images, labels = candidate.images, candidate.labels(target.labels)
+        local = self.local
+        if place is not None:
+            # The update is what the client went, divided by its rate.
+            way = optax.tree.scale(place * numbers.client_lr, target.update)
+            known = known._replace(params=optax.tree.sub(known.params, way))
+            local = client.Local()
         weights, weigh = None, named(LAYERS, self.layers)
         if weigh is not None:
             batch = images[0] if self.by_epoch else images
@@ -282,7 +320,7 @@ class Method(Attack):
                 known.loss, known.params, images, labels, target.update, self.gram, weights
             )
             return between, (), statistics
-        simulation = Simulation(self.local, self.by_epoch, self.defense)
+        simulation = Simulation(local, self.by_epoch, self.defense)
         update, statistics = simulate_update(simulation, known, numbers.client_lr, candidate)
         if self.defense:
             known_weights = target.defense_knowledge.weights
@@ -301,9 +339,11 @@ class Method(Attack):
         def shown(moved):
             return Candidate(to_images(canvas, moved.parameters, progress), moved.logits)
 
-        def loss(moved):
+        place = None if state.surrogate is None else state.surrogate.place
+
+        def loss(moved, place):
             candidate = shown(moved)
-            between, update, statistics = self.compare(numbers, known, candidate, progress)
+            between, update, statistics = self.compare(numbers, known, candidate, progress, place)
             view = View(
                 candidate.images, update, statistics, known.target, known.params, self.classifier
             )
@@ -313,7 +353,8 @@ class Method(Attack):
             return losses.objective + losses.prior, losses
 
         here = Moved(state.parameters, state.candidate.logits)
-        (value, losses), gradient = jax.value_and_grad(loss, has_aux=True)(here)
+        of_both = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+        (value, losses), (gradient, of_place) = of_both(here, place)
         sign = named(SIGNS, self.sign)
         signs = jax.tree.map(lambda x: sign(x, progress), gradient.parameters)
         direction = gradient._replace(parameters=signs)
@@ -324,7 +365,7 @@ class Method(Attack):
             here,
             value=value,
             grad=gradient,
-            value_fn=lambda moved: loss(moved)[0],
+            value_fn=lambda moved: loss(moved, place)[0],
         )
         rate = numbers.lr * named(SCHEDULES, self.schedule)(index, numbers.iterations)
         there = jax.tree.map(lambda x, d: x - rate * d, here, descent)
@@ -333,7 +374,12 @@ class Method(Attack):
             if self.box:
                 candidate = candidate._replace(images=known.normalization.box(candidate.images))
             there = there._replace(parameters=to_parameters(canvas, candidate.images))
-        moved = AttackState(candidate, there.parameters, optimizer_state, state.key)
+        surrogate = None
+        if state.surrogate is not None:
+            adam = named(OPTIMIZERS, "adam")()
+            forward, kept = adam.update(of_place, state.surrogate.optimizer)
+            surrogate = Surrogate(jnp.clip(place - PACE * forward, 0, 1), kept)
+        moved = AttackState(candidate, there.parameters, optimizer_state, state.key, surrogate)
         exchange = named(EXCHANGES, self.exchange)
         if exchange is not None:
 
@@ -341,7 +387,7 @@ class Method(Attack):
                 place, leaves = exchange.meet(value, there)
                 place = nudged(state.key, index, place)
                 fresh = optimizer.init(place)
-                new = AttackState(shown(place), place.parameters, fresh, state.key)
+                new = AttackState(shown(place), place.parameters, fresh, state.key, surrogate)
                 return jax.tree.map(lambda new, old: jnp.where(leaves, new, old), new, moved)
 
             due = is_due(exchange, index, numbers.iterations)
@@ -359,6 +405,7 @@ _NAMES = {
     "layers": LAYERS,
     "prior_schedule": PRIOR_SCHEDULES,
     "exchange": EXCHANGES,
+    "simulation": SIMULATIONS,
     "representation": REPRESENTATIONS,
     "init_from": INITS,
     "batch_norm": client.BATCH_NORM,
@@ -397,6 +444,7 @@ STATIC = (
     "layers",
     "prior_schedule",
     "exchange",
+    "simulation",
     "representation",
     "box",
 )  # settings that are fields of a `Method`
@@ -415,20 +463,42 @@ def make(settings: Any, assumed: Assumed) -> Method:
         classes=assumed.classes,
         classifier=assumed.classifier,
         gram=gram.choose_rule(settings.gram, settings.objective)
-        if may_drop_gradients(priors, assumed.local.steps(assumed.images), assumed.defense)
+        if may_drop_gradients(
+            priors, assumed.local.steps(assumed.images), assumed.defense, settings.simulation
+        )
         else None,
     )
 
 
-def may_drop_gradients(priors: Iterable[str], steps: int, defense: Sequence[str] = ()) -> bool:
+def may_be_surrogate(
+    objective: str | Callable, priors: Iterable[str], steps: int, defense: Sequence[str] = ()
+) -> bool:
+    """Whether one gradient can stand for the client's steps, of which it has not the length.
+
+    Args:
+      objective: of the comparison; a function of one's own must be blind to the scale.
+      priors: names.
+      steps: of the client, as the attacker takes it.
+      defense: names that the attacker knows.
+
+    References: Zhu et al. 2023 (SME).
+    """
+    return objective != "l2" and steps > 1 and not defense and not needing("epochs", priors)
+
+
+def may_drop_gradients(
+    priors: Iterable[str], steps: int, defense: Sequence[str] = (), simulation: str = "unrolled"
+) -> bool:
     """Whether nothing asks for the candidate's weight gradients themselves.
 
     Args:
       priors: names.
       steps: of the client, as the attacker takes it.
       defense: names that the attacker knows.
+      simulation: one of `SIMULATIONS`.
     """
-    return steps == 1 and not defense and not needing("update", priors)
+    one = steps == 1 or simulation == "surrogate"
+    return one and not defense and not needing("update", priors)
 
 
 FAMILY = Family(

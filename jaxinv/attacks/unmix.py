@@ -3,8 +3,8 @@
 The gradient of the kernel W is D X, with the images X [image, channel] and D = dL/dz
 [feature, image], which the ReLU sets to zero wherever it is closed. It has the rank of the batch:
 any factors L R of it are L = D Q^-1, R = Q X for some Q, and D alone among all L Q has columns with
-zeros in about every second place. Image i is closed where a row of L is orthogonal to column i of Q:
-half of all rows lie in one hyperplane, for each image in another. So
+zeros in about every second place. Image i is closed where a row of L is orthogonal to column i of
+Q: half of all rows lie in one hyperplane, for each image in another. So
 
   1. whiten the rows of L, in which the columns of Q are about orthogonal to one another;
   2. find them all at once by independent component analysis: few signals are as sparse as they are,

@@ -17,7 +17,12 @@ from jaxtyping import Array, Float
 from jaxinv import defenses
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gauss_newton import GaussNewton
-from jaxinv.attacks.gradient_matching import Method, default_rate, may_drop_gradients
+from jaxinv.attacks.gradient_matching import (
+    Method,
+    default_rate,
+    may_be_surrogate,
+    may_drop_gradients,
+)
 from jaxinv.attacks.gram import choose_rule
 from jaxinv.attacks.labels import LABELS, infer
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
@@ -479,7 +484,14 @@ def _with_priors(method: Method, priors: Mapping, victim: _Victim, client: _Clie
         image = jnp.zeros((1, *victim.image_shape))
         classifier = classifier_path(victim.network, victim.variables, image)
     method = method.replace(priors=tuple(priors), classifier=classifier)
-    if not may_drop_gradients(priors, client.steps, client.chain):
+    if method.simulation == "surrogate" and not may_be_surrogate(
+        method.objective, priors, client.steps, client.chain
+    ):
+        raise UserError(
+            "method.simulation='surrogate': of several local steps, with objective='cosine' and "
+            "without defense= and prior_epoch_order"
+        )
+    if not may_drop_gradients(priors, client.steps, client.chain, method.simulation):
         return method.replace(gram=None)
     return method if method.gram else method.replace(gram=choose_rule("auto", method.objective))
 

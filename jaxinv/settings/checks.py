@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxinv import defenses, networks
-from jaxinv.attacks.gradient_matching import can_meet, may_drop_gradients
+from jaxinv.attacks.gradient_matching import can_meet, may_be_surrogate, may_drop_gradients
 from jaxinv.attacks.priors import needing
 from jaxinv.attacks.representations import REPRESENTATIONS
 from jaxinv.errors import UserError
@@ -106,6 +106,19 @@ def _attack(cell: Cell) -> Iterator[str]:
             f"--exchange {cell.exchange}: takes means, which --representation "
             f"{cell.representation} has none of; use halving"
         )
+    attacker = cell.attacker()
+    steps = attacker.local.steps(attacker.images)
+    if cell.simulation == "surrogate":
+        if not may_be_surrogate(cell.objective, cell.priors(), steps, attacker.defense):
+            yield (
+                "--simulation surrogate: of several local steps (--client-epochs, --client-batch), "
+                "with --objective cosine, blind to the defense, without --prior-epoch-order"
+            )
+        if cell.assumed_batch is not None:
+            yield (
+                "--assumed-batch: --simulation surrogate takes one gradient of all images; leave "
+                "it out"
+            )
     if cell.posterior > 0 and cell.polish > 0:
         yield "--posterior: of an image that is not polished; leave --polish or it out"
     if cell.anneal_to > cell.anneal_from:
@@ -210,7 +223,7 @@ def _idle(cell: Cell) -> Iterator[tuple[str, str]]:
     if cell.shuffled and whole and not needing("epochs", cell.priors()):
         yield "shuffled", "an epoch of one step has no order; give --client-batch, or leave it out"
     dropped = may_drop_gradients(
-        cell.priors(), attacker.local.steps(attacker.images), attacker.defense
+        cell.priors(), attacker.local.steps(attacker.images), attacker.defense, cell.simulation
     )
     if cell.gram == "on" and not dropped:
         yield (

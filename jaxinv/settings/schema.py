@@ -25,6 +25,7 @@ from jaxinv.attacks.gradient_matching import (
     RATES,
     SCHEDULES,
     SIGNS,
+    SIMULATIONS,
     default_rate,
 )
 from jaxinv.attacks.gram import GRAM
@@ -224,6 +225,12 @@ class Cell(Strict):
         "none",
         "What a target's seeds tell one another on the way, which then depend on one another: the "
         "worse half goes on from the better half (halving), or all from their mean (consensus).",
+    )
+    simulation: Annotated[str, of_tables(SIMULATIONS)] = setting(
+        "attack",
+        "unrolled",
+        "What stands for the client's local steps: all of them (unrolled), or one gradient at a "
+        "place between its first parameters and its last, moved beside the images (surrogate).",
     )
     representation: Annotated[str, of_tables(REPRESENTATIONS)] = setting(
         "attack",
