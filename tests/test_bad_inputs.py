@@ -236,10 +236,15 @@ VALUES = {
     "unknown data": (sweep, ["--dataset", "no_such_set"], "no_such_set: unknown|no_such_set"),
     "no dense layer first": (sweep, ["--attack", "analytic"], "need a network whose first layer"),
     "no dense layer, spear": (sweep, ["--attack", "spear"], "need a network whose first layer"),
+    "patches of a batch": (
+        sweep,
+        ["--attack", "patches", "--model", "vit", "--images", "2", "--targets", "1"],
+        "--attack patches: is for one image",
+    ),
     "more images than neurons": (
         sweep,
         ["--attack", "unmix", "--model", "mlp", "--width", "2", "--images", "4", "--targets", "1"],
-        "--images 4 are more than the 2 neurons",
+        "--images 4 are more than the first layer's 2 neurons",
     ),
     "no run folder": (report, ["nowhere"], "nowhere: no run.json there"),
     "no folder": (report, [], "the following arguments are required"),

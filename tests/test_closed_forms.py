@@ -126,7 +126,7 @@ def test_patches_need_one_image_and_learned_positions():
     variables = jax.eval_shape(Patched(8).init, jax.random.key(0), jnp.ones((1, *SHAPE)))
     with pytest.raises(UserError, match="--images 1"):
         CLOSED_FORM["patches"].find(Patched(8), variables, None, 2, SHAPE, None)
-    CLOSED_FORM["patches"].check(Patched(8), variables, SHAPE)
+    CLOSED_FORM["patches"].check(Patched(8), variables, SHAPE, 1)
     other = jax.eval_shape(Stack().init, jax.random.key(0), jnp.ones((1, *SHAPE)))
     with pytest.raises(UserError, match="--model vit"):
-        CLOSED_FORM["patches"].check(Stack(), other, SHAPE)
+        CLOSED_FORM["patches"].check(Stack(), other, SHAPE, 1)

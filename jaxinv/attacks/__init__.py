@@ -9,6 +9,8 @@ Only `engine/trials.py` loops.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
+
 from jaxinv.attacks import (
     analytic,
     gauss_newton,
@@ -21,19 +23,28 @@ from jaxinv.attacks import (
 )
 from jaxinv.attacks.base import Family
 from jaxinv.networks.inspect import dense_layers
+from jaxinv.types import PyTree
 
 
 class ClosedForm(NamedTuple):
-    """A table entry: an attack without iterations, and which networks it is for."""
+    """A table entry: an attack without iterations, and which networks and batches it is for."""
 
     find: Callable  # (module, variables, target, images, image_shape, key) -> analytic.Recovered
-    check: Callable  # (module, variables, image_shape); raises a UserError for other networks
+    check: Callable  # (module, variables, image_shape, images); raises a UserError for others
+
+
+def _of_dense(
+    module: nn.Module, variables: PyTree, image_shape: tuple[int, int, int], images: int
+) -> None:
+    """Raises a UserError unless the network's first layer is dense."""
+    del images
+    dense_layers(module, variables, image_shape)
 
 
 CLOSED_FORM = {
-    "analytic": ClosedForm(analytic.attack, dense_layers),
-    "spear": ClosedForm(spear.attack, dense_layers),
-    "unmix": ClosedForm(unmix.attack, dense_layers),
+    "analytic": ClosedForm(analytic.attack, _of_dense),
+    "spear": ClosedForm(spear.attack, _of_dense),
+    "unmix": ClosedForm(unmix.attack, unmix.check),
     "patches": ClosedForm(patches.attack, patches.check),
     "imprint": ClosedForm(imprint.attack, imprint.check),
 }

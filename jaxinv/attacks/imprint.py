@@ -68,8 +68,10 @@ def attack(
     return Recovered(found[largest].reshape(images, *image_shape), jnp.full(images, exact))
 
 
-def check(module: nn.Module, variables: PyTree, image_shape: tuple[int, int, int]) -> None:
+def check(
+    module: nn.Module, variables: PyTree, image_shape: tuple[int, int, int], images: int
+) -> None:
     """Raises a UserError unless the network stands behind an imprint."""
-    del module, image_shape
+    del module, image_shape, images
     if LAYER not in variables["params"]:
         raise UserError("--attack imprint: reads what a server imprinted; give --server malicious")

@@ -54,9 +54,8 @@ def attack(
     Raises:
       UserError: the network has no such embedding, or there are several images.
     """
-    del module, key
-    if images > 1:
-        raise UserError("--attack patches: is for one image behind an update; give --images 1")
+    del key
+    check(module, variables, image_shape, images)
     place = find_embedding(variables["params"], image_shape)
     kernel = subtree(target.update, place.kernel)  # [row, column, channel, feature]
     deltas = subtree(target.update, place.positions)
@@ -109,7 +108,11 @@ def find_embedding(params: PyTree, image_shape: tuple[int, int, int]) -> Embeddi
     return found[0]
 
 
-def check(module: nn.Module, variables: PyTree, image_shape: tuple[int, int, int]) -> None:
-    """Raises a UserError unless the network has such an embedding."""
+def check(
+    module: nn.Module, variables: PyTree, image_shape: tuple[int, int, int], images: int
+) -> None:
+    """Raises a UserError unless there is one image, and the network has such an embedding."""
     del module
+    if images > 1:
+        raise UserError("--attack patches: is for one image behind an update; give --images 1")
     find_embedding(variables["params"], image_shape)

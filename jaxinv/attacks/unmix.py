@@ -90,15 +90,9 @@ def attack(
     Raises:
       UserError: the first layer is not dense, has no bias, or fewer neurons than there are images.
     """
+    check(module, variables, image_shape, images)
     path = dense_layers(module, variables, image_shape)[0]
     own, sent = subtree(variables["params"], path), subtree(target.update, path)
-    if "bias" not in sent:
-        raise UserError("--attack unmix needs a first layer with a bias")
-    if images > len(sent["bias"]):
-        raise UserError(
-            f"--attack unmix: --images {images} are more than the {len(sent['bias'])} neurons of "
-            "the first layer"
-        )
     of_factors, of_rounds = jax.random.split(key)
     layer = _factor(of_factors, own, sent, images)
 
@@ -118,6 +112,20 @@ def attack(
     found = inverse @ layer.right / (inverse @ layer.sums)[:, None]
     exact = jnp.broadcast_to(end.match >= MATCHED, (images,))
     return Found(found.reshape(images, *image_shape), exact, end.match, end.rounds)
+
+
+def check(
+    module: nn.Module, variables: PyTree, image_shape: tuple[int, int, int], images: int
+) -> None:
+    """Raises a UserError unless the network and the batch are as `attack` needs them."""
+    first = subtree(variables["params"], dense_layers(module, variables, image_shape)[0])
+    if "bias" not in first:
+        raise UserError("--attack unmix needs a first layer with a bias")
+    if images > len(first["bias"]):
+        raise UserError(
+            f"--attack unmix: --images {images} are more than the first layer's "
+            f"{len(first['bias'])} neurons"
+        )
 
 
 def _factor(key: jax.Array, own: PyTree, sent: PyTree, images: int) -> _Layer:

@@ -121,7 +121,8 @@ class Loader:
             if cell.prior_batch_norm > 0:
                 raise UserError(f"--prior-batch-norm: {cell.model} has no BatchNorm; give 0")
         if cell.attack in CLOSED_FORM:
-            CLOSED_FORM[cell.attack].check(victim.module, victim.variables, shape)
+            count = cell.attacker().images
+            CLOSED_FORM[cell.attack].check(victim.module, victim.variables, shape, count)
         images, labels, ids = self._targets(cell, dataset)
         prior, source = self._prior(cell, dataset) if cell.has_image_prior() else (None, None)
         return CellInputs(
