@@ -40,6 +40,7 @@ def made(folder, name):
             "defended": one | {"axes": {"defense": ["none", "noise:0.1", "noise:1"]}, "draws": 2},
             "private": one | {"axes": {"defense": ["dpsgd:1:0.5"]}, "facts": {0: TRAINED}},
             "second_order": one | {"axes": {"polish": [2]}},
+            "grid": one | {"axes": {"model": ["lenet_zhu", "convnet"], "tv": [0.1, 0.01]}},
         }[name],
     )
     if name == "second_order":
@@ -47,7 +48,7 @@ def made(folder, name):
     return folder
 
 
-STUDIES = ("plain", "seeds", "labels", "assumed", "defended", "private", "second_order")
+STUDIES = ("plain", "seeds", "labels", "assumed", "defended", "private", "second_order", "grid")
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,7 @@ OF_SEEDS = {"pixel_statistics", "best_of_k", "variance_components"}
         "defended": OF_SEEDS | {"likeness", "paired_differences", "defenses", "defense_curves"},
         "private": {"dp_sgd"},
         "second_order": {"emergence", "posterior", "spectrum"},
+        "grid": {"leaderboard", "likeness", "paired_differences"},
     }.items(),
 )
 def test_a_section_is_there_where_its_study_has_it(studies, name, own):

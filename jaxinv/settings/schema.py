@@ -438,6 +438,12 @@ class Cell(Strict):
         return make(self, assumed)
 
 
+def settings_of(group: str) -> tuple[str, ...]:
+    """The settings of a cell that stand under a heading of `--help`."""
+    fields = Cell.model_fields.items()
+    return tuple(name for name, field in fields if field.json_schema_extra["group"] == group)
+
+
 # What may differ from seed to seed in one program.
 SEARCHABLE = tuple(
     name for name, field in Cell.model_fields.items() if field.json_schema_extra["traced"]

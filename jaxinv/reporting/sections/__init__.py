@@ -11,6 +11,7 @@ from jaxinv.reporting.sections import (
     dp_sgd,
     emergence,
     labels,
+    leaderboard,
     likeness,
     paired_differences,
     per_target,
@@ -29,6 +30,7 @@ SECTIONS = tuple(
     module.SECTION
     for module in (
         summary,
+        leaderboard,
         labels,
         psnr_distribution,
         psnr_by_step,

@@ -1,0 +1,74 @@
+"""A study as attackers against tasks: what is attacked, and by whom.
+
+A *task* is what the attacker is faced with: data, network, client, defense. An *attacker* is the
+rest, but for the number of its steps, which is fitted to the network where seconds are the same.
+"""
+
+from typing import Any, NamedTuple
+
+from jaxinv.attacks import ATTACKS
+from jaxinv.reporting.study import CellSummary, StudySummary
+from jaxinv.reporting.wording import without_folders
+from jaxinv.settings import schema
+from jaxinv.settings.naming import setting_text
+from jaxinv.settings.schema import Cell
+
+OF_TASK = tuple(
+    name
+    for group in ("data", "network", "client", "defense")
+    for name in schema.settings_of(group)
+    if name != "adaptive"
+)
+FITTED = ("iterations",)
+
+
+class Board(NamedTuple):
+    """Cells by attacker and task."""
+
+    attackers: list[str]
+    tasks: list[tuple[str, ...]]  # each its settings in words
+    cells: dict[tuple[str, tuple[str, ...]], CellSummary]
+
+    def best(self, task: tuple[str, ...]) -> str:
+        """The attacker of the highest mean PSNR at a task."""
+        here = {a: self.cells[a, task].mean.mean for a in self.attackers if (a, task) in self.cells}
+        return max(here, key=lambda a: (here[a] == here[a], here[a]))  # NaN last
+
+
+def board(study: StudySummary) -> Board | None:
+    """Arranges a study's cells; None where they are no grid of attackers and tasks."""
+    asked = [cell.asked for cell in study.cells]
+    varying = [name for name in Cell.model_fields if len({repr(a[name]) for a in asked}) > 1]
+    own = [name for name in varying if name in OF_TASK]
+    cells = {}
+    for cell in study.cells:
+        task = tuple(_words(n, cell.asked) for n in own)
+        cells[_attacker(cell.asked), task] = cell
+    attackers, tasks = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+    grid = len(attackers) * len(tasks)
+    if len(cells) < len(study.cells) or min(len(attackers), len(tasks)) < 2:
+        return None
+    return Board(attackers, tasks, cells) if 2 * len(cells) > grid else None
+
+
+def _attacker(asked: dict[str, Any]) -> str:
+    """An attack by its name, and what is not as usual in it."""
+    usual = Cell(attack=asked["attack"], **ATTACKS[asked["attack"]].settings)
+    own = [
+        f"{name} {setting_text(asked[name])}"
+        for name in Cell.model_fields
+        if name not in (*OF_TASK, *FITTED) and asked[name] != getattr(usual, name)
+    ]
+    return ", ".join([asked["attack"], *own])
+
+
+def _words(name: str, asked: dict[str, Any]) -> str:
+    """A task's setting, short enough for the head of a column."""
+    value = asked[name]
+    if name == "victim" and value is None:
+        return f"{asked['model']} untrained"
+    if name == "images":
+        return f"{value} image{'s' * (value > 1)}"
+    if name in ("model", "victim", "dataset"):
+        return without_folders(str(value))
+    return f"{name} {setting_text(value)}".replace("_", " ")

@@ -1,0 +1,173 @@
+"""Section: which attacker gets most out of which task."""
+
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from jaxinv.reporting.columns import (
+    Column,
+    Definition,
+    Table,
+    baseline_column,
+    decimals,
+    percent,
+    size_columns,
+    with_interval,
+)
+from jaxinv.reporting.figures import style as ps
+from jaxinv.reporting.leaderboard import board
+from jaxinv.reporting.section import Section
+from jaxinv.reporting.statistics import Interval, paired_difference
+from jaxinv.reporting.study import CellSummary, StudySummary
+from jaxinv.reporting.wording import number_text
+
+PAPER, FULL = "#ffffff", "#5aa7d6"  # from the mean color to `FULL_GAIN`
+FULL_GAIN = 10.0  # dB
+LINE = 0.17  # inches of a line of text
+MOST_WIDTH = 3.0  # inches of the attackers' names
+
+
+class Place(NamedTuple):
+    """A row of the table."""
+
+    task: str
+    rank: int
+    attacker: str
+    cell: CellSummary
+    behind: Interval  # PSNR minus that of the task's best, paired over targets
+
+
+def places(study: StudySummary) -> list[Place]:
+    """Every task's attackers, the best first."""
+    found = board(study)
+    rows = []
+    for task in found.tasks if found else []:
+        here = {a: found.cells[a, task] for a in found.attackers if (a, task) in found.cells}
+        best = here[found.best(task)]
+        order = sorted(here, key=lambda a: np.nan_to_num(-here[a].mean.mean, nan=np.inf))
+        for rank, attacker in enumerate(order, 1):
+            cell = here[attacker]
+            same = cell.target_ids == best.target_ids and cell is not best
+            behind = paired_difference(cell.psnr, best.psnr) if same else Interval(*[np.nan] * 3)
+            rows.append(Place(", ".join(task), rank, attacker, cell, behind))
+    return rows
+
+
+@ps.styled
+def leaderboard(study: StudySummary, width: float = ps.WIDE) -> Figure:
+    """Draws attackers against tasks: PSNR over the mean color, the best of each task in bold."""
+    found = board(study)
+    attackers, tasks = found.attackers, found.tasks
+    left = min(MOST_WIDTH, width / 2.2)
+    names = [ps.wrap(name, left - 0.3, 8.8) for name in attackers]
+    heights = np.array([0.12 + LINE * max(2, len(lines)) for lines in names])
+    step = (width - left - 0.16) / len(tasks)
+    heads = [[line for part in task for line in ps.wrap(part, step, 8.2)] for task in tasks]
+    above = 0.12 + LINE * max(map(len, heads))
+    sheet = ps.Sheet(
+        width,
+        ps.Heading(
+            "Which attacker gets most out of what?",
+            "Mean PSNR in dB, below it the share of reconstructions whose nearest of 1,000 images "
+            "is their own. Shade: dB over the mean color. Bold: the most of a column.",
+        ),
+        panel_height=float(heights.sum()),
+        margins=ps.Margins(left=left, above=above, bottom=0.1),
+    )
+    (ax,) = sheet.axes
+    gains = {k: c.mean.mean - c.baseline("psnr") for k, c in found.cells.items()}
+    shade = LinearSegmentedColormap.from_list("gain", [PAPER, FULL])
+    ends = np.concatenate([[0], heights.cumsum()])
+    for row, attacker in enumerate(attackers):
+        ax.text(
+            -0.1 / step,
+            ends[row : row + 2].mean(),
+            "\n".join(names[row]),
+            ha="right",
+            va="center",
+            size=8.8,
+        )
+        for column, task in enumerate(tasks):
+            cell = found.cells.get((attacker, task))
+            if cell is None:
+                continue
+            gain = gains[attacker, task]
+            color = shade(float(np.clip(np.nan_to_num(gain) / FULL_GAIN, 0, 1)))
+            ax.add_patch(
+                ps.Rectangle((column, ends[row]), 1, heights[row], color=color, linewidth=0)
+            )
+            at = column + 0.5, ends[row : row + 2].mean()
+            is_best = found.best(task) == attacker
+            ax.annotate(
+                number_text(cell.mean.mean, 1),
+                at,
+                (0, 5),
+                textcoords="offset points",
+                ha="center",
+                va="center",
+                weight="bold" if is_best else "normal",
+            )
+            ax.annotate(
+                f"{cell.mean_of('named_by_pixels'):.0%}".replace("nan%", "–"),
+                at,
+                (0, -7),
+                textcoords="offset points",
+                ha="center",
+                va="center",
+                size=7.6,
+                color=ps.MUTED,
+            )
+    for column, lines in enumerate(heads):
+        ax.text(column + 0.5, -0.06, "\n".join(lines), ha="center", va="bottom", size=8.2)
+    ax.set_xlim(0, len(tasks))
+    ax.set_ylim(float(heights.sum()), 0)
+    ax.set_axis_off()
+    return sheet.figure
+
+
+SECTION = Section(
+    name="leaderboard",
+    title="Leaderboard",
+    when=lambda study: board(study) is not None,
+    draw=leaderboard,
+    alt="A table of attackers against tasks, shaded by the PSNR over the mean color.",
+    caption="Of attacks that were tried, on these targets. How many steps each took is in the "
+    "table: it is fair where the seconds are the same.",
+    table=Table(
+        places,
+        (
+            Column("task", lambda place: place.task, "task"),
+            Column("rank", lambda place: place.rank, "place"),
+            Column("attacker", lambda place: place.attacker, "attacker"),
+            Column("iterations", lambda place: place.cell.asked["iterations"], "steps"),
+            *size_columns(lambda place: place.cell),
+            *with_interval(
+                "psnr_mean",
+                lambda place: Interval(*place.cell.mean[:3]),
+                "PSNR in dB\n[95%]",
+                ends="psnr",
+                of_limits=1,
+            ),
+            *with_interval(
+                "behind",
+                lambda place: place.behind,
+                "behind\nthe best",
+                definition=Definition(
+                    "Behind the best",
+                    "Mean difference to the attacker of the highest mean at the same task, paired "
+                    "over targets, with its t interval.",
+                ),
+            ),
+            baseline_column(lambda place: place.cell),
+            Column("ssim", lambda place: place.cell.mean_of("ssim"), "SSIM", decimals("ssim", 3)),
+            Column(
+                "named_by_pixels",
+                lambda place: place.cell.mean_of("named_by_pixels"),
+                "named by\npixels",
+                percent("named_by_pixels", 0),
+            ),
+        ),
+    ),
+)
