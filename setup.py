@@ -1,4 +1,4 @@
-"""Puts what lies beside the package in a clone into the wheel: the sweeps and the small victims.
+"""Puts what lies beside the package in a clone into the wheel: the sweeps, the small victims and the learned priors.
 
 All other settings are in pyproject.toml.
 """
@@ -9,7 +9,11 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-SHIPPED = [*Path("sweeps").glob("*.toml"), *Path("checkpoints").glob("lenet_zhu-*/**/*")]
+SHIPPED = [
+    *Path("sweeps").glob("*.toml"),
+    *Path("checkpoints").glob("lenet_zhu-*/**/*"),
+    *Path("checkpoints").glob("prior-*/**/*"),
+]
 
 
 class BuildPy(build_py):

@@ -4,7 +4,8 @@
         --schedule one-cycle --stop-at epoch:0 epoch:2 accuracy:0.5
 
 After every epoch, and every five minutes of a long one, the state is written beside the checkpoint:
-the same command after a kill goes on from there, to the same parameters, bit for bit.
+the same command after a kill goes on from there, to the same parameters, bit for bit. `--prior` and
+`--inverter` train what an attacker learns instead (`jaxinv.learner`).
 """
 
 import shutil
@@ -23,6 +24,7 @@ from rich.progress import Progress
 
 from jaxinv import data, files, networks, rng
 from jaxinv.errors import UserError, run_command
+from jaxinv.learner import Learner
 from jaxinv.machine import runtime
 from jaxinv.privacy import accounting
 from jaxinv.settings import checks, flags, reader, requests
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags.add_training(parser)
         settings = reader.load_training(vars(parser.parse_args(argv)))
         runtime.use_compilation_cache()
-        Trainer(settings).run()
+        (Learner if settings.learns else Trainer)(settings).run()
 
     return run_command(command)
 
@@ -365,15 +367,7 @@ class Trainer:
 
     def _check_same(self, recipe: Any) -> None:
         """Raises a UserError unless a recipe found on disk is this training's."""
-        if not isinstance(recipe, dict):
-            raise UserError(f"--out {self.folder}: its recipe is damaged; delete the folder")
-        mine = self._recipe()
-        for name, value in mine.items():
-            if recipe.get(name) != value:
-                raise UserError(
-                    f"--out {self.folder}: holds a training with {name} {recipe.get(name)}, not "
-                    f"{value}; choose another --out, or repeat its settings"
-                )
+        checkpoints.check_recipe(self.folder, recipe, self._recipe())
 
     def _write_state(self) -> None:
         """Writes what a resumed training needs, then removes the state before."""
@@ -430,12 +424,11 @@ def _as_tree(state: training.TrainingState) -> PyTree:
 
 def checkpoint_folder(settings: requests.Training) -> Path:
     """Where the trained network goes: a name means a folder in `checkpoints/`."""
-    if settings.out is None:
-        width = settings.width or networks.NETWORKS[settings.model].width
-        parts = [settings.model, f"w{width}" if width else "", settings.dataset.replace("/", "-")]
-        return Path(checkpoints.FOLDER) / "-".join(filter(None, parts))
-    out = Path(settings.out)
-    return out if len(out.parts) > 1 else Path(checkpoints.FOLDER) / out
+    if settings.out is not None:
+        return checkpoints.of_name(settings.out)
+    width = settings.width or networks.NETWORKS[settings.model].width
+    parts = [settings.model, f"w{width}" if width else "", settings.dataset.replace("/", "-")]
+    return checkpoints.of_name("-".join(filter(None, parts)))
 
 
 def _describe(row: dict[str, Any]) -> str:

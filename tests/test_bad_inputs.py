@@ -130,6 +130,22 @@ SETTINGS = [
     (["--memory", "1", "--attack", "analytic", "--model", "mlp"], "--memory: a closed form takes"),
     (["--attack", "analytic", "--labels", "joint"], "--labels joint: --attack analytic takes lab"),
     (["--attack", "analytic", "--images", "2", "--assumed-batch", "1"], "--assumed-batch: --att"),
+    (["--attack", "learned"], "--attack learned: of an inverter that was trained; give --inverter"),
+    (["--inverter", "x"], "--inverter: --attack geiping does not use it"),
+    (["--attack", "learned", "--inverter", "x"], "--inverter x: no such checkpoint"),
+    (["--denoiser", "x"], "--denoiser x: of --prior-denoiser; give its weight"),
+    (["--prior-denoiser", "1", "--denoiser", "x"], "--denoiser x: no such checkpoint"),
+    (
+        ["--prior-denoiser", "1", "--denoiser", "prior-autoencoder-cifar10"],
+        "--denoiser .*prior-autoencoder-cifar10: holds no denoiser",
+    ),
+    (
+        ["--prior-denoiser", "1", "--denoiser", "lenet_zhu-tiles"],
+        "--denoiser .*lenet_zhu-tiles: info.json: kind: Field required",
+    ),
+    (["--attack", "bayes", "--prior-denoiser", "2"], "--prior-denoiser 2: of --attack bayes the"),
+    (["--prior-autoencoder", "-1"], "--prior-autoencoder -1: .*greater than or equal to 0"),
+    (["--attack", "bayes", "--prior-autoencoder", "1"], "--prior-autoencoder: --attack bayes does"),
 ]
 OF_SEARCH = [
     (["--space", "tv=1:0.1"], "give such as tv=1e-5:1e-1"),
@@ -163,6 +179,13 @@ OF_TRAINING = [
     ),
     (["--dp", "--noise-multiplier", "1", "--delta", "0.1"], "--delta 0.1: lets one of"),
     (["--dp", "--noise-multiplier", "-1", "--delta", "1e-5"], "--noise-multiplier -1: input"),
+    (["--prior", "gan"], "--prior gan: unknown; known are denoiser, autoencoder"),
+    (["--prior", "denoiser", "--inverter", "lenet_zhu-tiles"], "--inverter: not with --prior"),
+    (["--prior", "denoiser", "--model", "mlp"], "--model: of a network that is attacked, not of"),
+    (["--prior", "denoiser", "--batch", "4000"], "--batch 4000: tiles has"),
+    (["--defense", "noise:1"], "--defense: of the updates that an inverter learns from"),
+    (["--inverter", "nobody"], "--inverter nobody: no such checkpoint"),
+    (["--inverter", "lenet_zhu-cifar10"], "--inverter was trained on cifar10 with 10 classes"),
 ]
 ROWS = [
     *((sweep, *row) for row in SETTINGS),

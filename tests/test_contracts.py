@@ -40,6 +40,7 @@ from jaxinv.defenses.base import ClientContext, PublicFacts
 from jaxinv.engine import trials
 from jaxinv.engine.targets import ClientSettings, make_targets, order_keys
 from jaxinv.errors import UserError
+from jaxinv.learned import nets
 from jaxinv.networks.imprint import imprinted
 from jaxinv.networks.kinks import relu
 from jaxinv.networks.layers import BATCH_NORM_MOMENTUM
@@ -109,6 +110,10 @@ class Lab:
         self.module, self.truths = module, Truth(pixels, (jnp.arange(images) + 2)[None] % CLASSES)
         self.variables = jax.jit(module.init)(jax.random.key(1), pixels[0])
         self.truth = NORMALIZATION.normalize(pixels[0])
+        self.learned = {
+            "denoiser": nets.Denoiser(4).init(key, pixels[0], jnp.ones(images)),
+            "autoencoder": nets.Autoencoder(2).init(key, pixels[0]),
+        }
         self.prior = jax.tree.map(
             jnp.float32,
             image_prior.of_spectrum(
@@ -209,7 +214,7 @@ def keeps_promises(
     own = attack.numbers(1, {k: v for k, v in settings.items() if not isinstance(v, str)})
     own = jax.tree.map(lambda x: np.asarray(x).ravel()[0], own)
     own = jax.tree.map(lambda x: jnp.float32(x) if x.dtype.kind == "f" else jnp.int32(x), own)
-    given = (lab.variables, target, NORMALIZATION, lab.prior)
+    given = (lab.variables, target, NORMALIZATION, lab.prior, lab.learned)
     draw, step = program(lab, attack)
     states, again = draw(own, given, start), draw(own, given, start)
     jax.tree.map(np.testing.assert_array_equal, states.candidate, again.candidate)
@@ -347,7 +352,9 @@ def test_prior_as_a_function(name):
     )
 
     def penalty(images, update, statistics, target):
-        view = View(images, update, statistics, target, one.variables["params"], CLASSIFIER)
+        of_network = one.variables["params"], CLASSIFIER
+        at = NORMALIZATION, one.learned, jnp.int32(0), jnp.zeros(())
+        view = View(images, update, statistics, target, *of_network, *at)
         return PRIORS[name].penalty(view)
 
     of_seeds = jax.vmap(penalty, in_axes=(0, None, None, None), axis_name=SEEDS)

@@ -10,18 +10,21 @@ import sys
 import types
 
 import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
-from jaxinv import data, networks, sweep
+from jaxinv import data, learned, networks, sweep
 from jaxinv.attacks import levenberg_marquardt as lm
 from jaxinv.engine import assembly, cells
 from jaxinv.errors import UserError
 from jaxinv.networks.layers import normalize
 from jaxinv.runs import results
 from jaxinv.settings import reader, schema
+from jaxinv.victim import checkpoints
+from jaxinv.victim.untrained import untrained
 
-FAMILIES = ("geiping", "bayes", "smoothed_bayes", "analytic", "spear", "unmix")
+FAMILIES = ("geiping", "bayes", "smoothed_bayes", "analytic", "spear", "unmix", "learned")
 TINY = {"model": "mlp", "width": 8}
 # What a setting is tried beside, where the base cell is not enough; and its value there.
 LOCAL = {"images": 2, "client_batch": 1, "client_epochs": 2, "client_lr": 0.5}
@@ -57,6 +60,11 @@ CHANGES = {
     "prior_group": ({}, 0.1),
     "prior_features": ({}, 0.1),
     "prior_epoch_order": (LOCAL | {"shuffled": True}, 0.1),
+    "prior_autoencoder": ({}, 0.1),
+    "prior_denoiser": ({}, 0.1),
+    "autoencoder": ({"prior_autoencoder": 0.1}, "other-autoencoder"),
+    "denoiser": ({"prior_denoiser": 0.1}, "other-denoiser"),
+    "inverter": ({}, "other-inverter"),
     "optimizer": ({}, "sgd"),
     "sign": ({}, "soft"),
     "lr": ({}, 0.05),
@@ -89,6 +97,7 @@ OWN_VALUES = {
     "analytic": {"attack": "spear"},
     "spear": {"attack": "analytic"},
     "unmix": {"attack": "analytic"},
+    "learned": {"attack": "analytic"},
 }
 # How the work is done, not what: the rows may agree to rounding.
 OF_EXECUTION = {"gram"}
@@ -101,6 +110,7 @@ BASES = {
     "analytic": TINY | {"attack": "analytic"},
     "spear": TINY | {"attack": "spear"},
     "unmix": TINY | {"attack": "unmix"},
+    "learned": TINY | {"attack": "learned", "inverter": "an-inverter"},
 }
 OF_MATCHING = {
     "tv",
@@ -111,6 +121,8 @@ OF_MATCHING = {
     "prior_group",
     "prior_features",
     "prior_epoch_order",
+    "prior_autoencoder",
+    "autoencoder",
     "optimizer",
     "sign",
     "lr",
@@ -127,17 +139,30 @@ OF_MATCHING = {
 STEPS = {"client_epochs", "client_batch", "client_lr", "shuffled", "assumed_batch", "assumed_lr"}
 ANNEALED = {"anneal_from", "anneal_to", "damping", "tolerance", "posterior"}
 SMOOTHED = {"draws", "inflation"}
+DENOISED = {"prior_denoiser", "denoiser"}
 SECOND_ORDER = {"image_prior", "cg_iterations"} | ANNEALED | SMOOTHED
 CONVOLVED = {"model", "victim", "batch_norm"}  # the settings that are tried on a convolution
 NO_CLOSED_FORM = {"init", "iterations", "polish", "adaptive", "labels"} | CONVOLVED | STEPS
 REFUSED = {
-    "geiping": SECOND_ORDER,
+    "geiping": SECOND_ORDER | {"inverter"},
     # No other attack has their base cell's settings.
-    "bayes": OF_MATCHING | SMOOTHED | {"attack"},
-    "smoothed_bayes": OF_MATCHING | ANNEALED | STEPS | CONVOLVED | {"attack", "labels"},
-    "analytic": OF_MATCHING | SECOND_ORDER | NO_CLOSED_FORM,
-    "spear": OF_MATCHING | SECOND_ORDER | NO_CLOSED_FORM,
-    "unmix": OF_MATCHING | SECOND_ORDER | NO_CLOSED_FORM,
+    "bayes": OF_MATCHING | SMOOTHED | {"attack", "inverter"},
+    "smoothed_bayes": OF_MATCHING
+    | ANNEALED
+    | DENOISED
+    | STEPS
+    | CONVOLVED
+    | {"attack", "labels", "inverter"},
+    "analytic": OF_MATCHING | SECOND_ORDER | DENOISED | NO_CLOSED_FORM | {"inverter"},
+    "spear": OF_MATCHING | SECOND_ORDER | DENOISED | NO_CLOSED_FORM | {"inverter"},
+    "unmix": OF_MATCHING | SECOND_ORDER | DENOISED | NO_CLOSED_FORM | {"inverter"},
+    # An inverter is for the updates of one network, defended as it has learned; its base cell is
+    # no other attack's.
+    "learned": OF_MATCHING
+    | SECOND_ORDER
+    | DENOISED
+    | NO_CLOSED_FORM
+    | {"width", "network_seed", "defense", "attack", "images", "grouping", "assumed_images"},
 }
 MEASURED = ("psnr", "ssim", "mse", "objective", "prior", "label_accuracy", "update_error", "status")
 
@@ -153,9 +178,30 @@ class Normed(nn.Module):
         return nn.Dense(self.classes)(nn.sigmoid(x).reshape(len(x), -1))
 
 
+def learn(folder, kind, seed):
+    """A checkpoint of what an attacker has trained, but for the training."""
+    tiles = data.load("tiles", split="train")
+    shape, classes = tiles.images.shape[1:], len(tiles.classes)
+    key, width = jax.random.key(seed), 4
+    entry = learned.KINDS[kind]
+    variables = entry.network(width, int(np.prod(shape))).init(key, *entry.inputs(shape, classes))
+    victim = untrained("mlp", classes=classes, width=8, seed=0, image_shape=shape)
+    if kind == "inverter":
+        scale = dict.fromkeys(("mean", "std"), np.ones(learned.nets.BINS, np.float32))
+        variables = {**variables, "scale": scale}
+    told = {"kind": kind, "width": width, "dataset": "tiles", "images": 1, "recipe": {}}
+    told |= {"classes": tiles.classes, "image_shape": shape, "victim_digest": victim.digest}
+    told |= {"defense": "none", "epochs": 1, "steps": 1, "train_loss": 0.0, "test_loss": 0.0}
+    told |= {"seconds": 0.0, "hardware": "", "versions": {}}
+    checkpoints.write(folder, variables, learned.Info(**told).model_dump(exclude={"digest"}), [])
+
+
 @pytest.fixture
-def small(monkeypatch):
-    """A second data set, a small network, and no report, spectrum or normal matrix."""
+def small(monkeypatch, tmp_path):
+    """A second data set, a small network, trained things, and no report, spectrum or matrix."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("an-inverter", *(f"other-{kind}" for kind in learned.KINDS))):
+        learn(tmp_path / checkpoints.FOLDER / name, name.split("-")[1], seed)
     read = data.load
     dots = types.ModuleType("dots")
 

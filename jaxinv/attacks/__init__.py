@@ -16,6 +16,7 @@ from jaxinv.attacks import (
     gauss_newton,
     gradient_matching,
     imprint,
+    learned_inverter,
     patches,
     smoothed_gauss_newton,
     spear,
@@ -29,7 +30,9 @@ from jaxinv.types import PyTree
 class ClosedForm(NamedTuple):
     """A table entry: an attack without iterations, and which networks and batches it is for."""
 
-    find: Callable  # (module, variables, target, images, image_shape, key) -> analytic.Recovered
+    # (module, variables, target, images, image_shape, key) -> analytic.Recovered; of one that was
+    # trained also inverter=, normalization=
+    find: Callable
     check: Callable  # (module, variables, image_shape, images); raises a UserError for others
 
 
@@ -47,6 +50,7 @@ CLOSED_FORM = {
     "unmix": ClosedForm(unmix.attack, unmix.check),
     "patches": ClosedForm(patches.attack, patches.check),
     "imprint": ClosedForm(imprint.attack, imprint.check),
+    "learned": ClosedForm(learned_inverter.attack, learned_inverter.check),
 }
 
 
@@ -67,6 +71,7 @@ _EUCLIDEAN = {
 }
 
 _CLOSED = Family(None, frozenset(), local_steps=False, joint_labels=False)
+_TRAINED = _CLOSED._replace(reads=frozenset({"inverter"}))
 
 ATTACKS = {
     # Geiping et al. 2020, arXiv 2003.14053: the defaults of all settings.
@@ -111,6 +116,8 @@ ATTACKS = {
         {"objective": "l2", "tv": 0.0, "init": "mean", "iterations": 24, "cg_iterations": 30},
     ),
     **{name: Named(_CLOSED, {"tv": 0.0}) for name in CLOSED_FORM},
+    # Wu et al. 2023, arXiv 2210.10880.
+    "learned": Named(_TRAINED, {"tv": 0.0}),
 }
 
 

@@ -32,7 +32,7 @@ class Recovered(NamedTuple):
     """What an attack found, and what of it is the truth by the update's own evidence."""
 
     images: Float[Array, "image height width channel"]  # normalized; mixtures where not exact
-    exact: Bool[Array, " image"]
+    exact: Bool[Array, " image"] | None  # None where the update gives no evidence
 
 
 def attack(

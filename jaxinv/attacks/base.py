@@ -8,6 +8,7 @@ that it may look at is `Known`; the truth is not in it.
 import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -31,6 +32,7 @@ class Known(NamedTuple):
     target: Target
     normalization: Normalization
     image_prior: ImagePrior | None
+    learned: Mapping[str, PyTree] = MappingProxyType({})  # what it has trained for itself, by kind
 
 
 class Candidate(NamedTuple):

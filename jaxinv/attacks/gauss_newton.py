@@ -29,7 +29,7 @@ References: Nocedal & Wright 2006, chapters 7 and 10; Blake & Zisserman 1987 (gr
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -51,6 +51,7 @@ from jaxinv.attacks.base import (
 )
 from jaxinv.attacks.objectives import OBJECTIVES, compare
 from jaxinv.data.image_prior import coefficients, synthesize
+from jaxinv.learned import nets, params_of
 from jaxinv.types import PyTree, named
 
 SHIFT = 1e-3  # of the preconditioner, in units of the mean diagonal of J^T J / v
@@ -58,6 +59,7 @@ LEAST_POWER = 1e-6  # of a layer's mean square, in units of that of all: none is
 LOGITS_VARIANCE = 4.0  # of the labels' logits, where they are not known
 CG_TOLERANCE = 1e-4  # of the residual, relative to the gradient
 HALVINGS = 8
+LEVEL = 0.15  # of the noise that a denoiser is told, in units of pixels
 PROBE = 7  # names the random direction by which a mean diagonal is estimated
 SYMMETRY_BREAKING = 1e-3  # of the prior's standard deviation
 
@@ -78,6 +80,7 @@ class Numbers(NamedTuple):
     anneal_to: Float[Array, "*seed"]
     damping: Float[Array, "*seed"]
     tolerance: Float[Array, "*seed"]
+    prior_denoiser: Float[Array, "*seed"]
     client_lr: Float[Array, "*seed"]  # that the attacker simulates
     iterations: Int[Array, ""]
 
@@ -87,6 +90,18 @@ class State(NamedTuple):
 
     candidate: Candidate
     active: Bool[Array, ""]  # whether the last step was worth another
+
+
+class Belief(NamedTuple):
+    """What is believed of the unknowns at one step, beside what the update says of them."""
+
+    center: Unknowns
+    precisions: Unknowns  # diagonal
+
+    def energy(self, unknowns: Unknowns) -> Float[Array, ""]:
+        """Of the distance to the center."""
+        away = optax.tree.sub(unknowns, self.center)
+        return dot(away, multiply(self.precisions, away)) / 2
 
 
 class Linearized(NamedTuple):
@@ -128,6 +143,7 @@ class GaussNewton(Attack):
     init_from: str = "mean"  # a name of `PRIOR_INITS`
     cg_iterations: int = 80
     classes: int = 0  # where the labels are optimized beside the images, else 0
+    denoiser: bool = False  # whether the attacker's own is asked in place of the prior's mean
     any_scale: bool = True  # whether the update may be a multiple of what it is taken for
 
     Numbers = Numbers
@@ -142,6 +158,10 @@ class GaussNewton(Attack):
     def products(self) -> int:
         """Those of conjugate gradients."""
         return self.cg_iterations
+
+    def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Numbers:
+        """Makes the traced part of settings; without a word of it a denoiser has no share."""
+        return super().numbers(seeds, {"prior_denoiser": 0.0, **settings})
 
     def init(
         self,
@@ -175,10 +195,13 @@ class GaussNewton(Attack):
         residuals_of = self.residual_function(numbers, known)
         unknowns = to_unknowns(known, state.candidate)
         objective = named(OBJECTIVES, self.objective)(compare(*residuals_of(unknowns)[1]))
-        losses = Losses(objective, prior_energy(known, unknowns))
+        belief = self.belief(numbers, known, index, unknowns)
+        losses = Losses(objective, belief.energy(unknowns) / size(unknowns))
 
         def move(state):
-            moved, active = self._step(numbers, known, index, residuals_of, unknowns, state.active)
+            moved, active = self._step(
+                numbers, known, index, residuals_of, unknowns, belief, state.active
+            )
             active &= state.active
             candidate = to_candidate(known, moved)
 
@@ -190,22 +213,22 @@ class GaussNewton(Attack):
         # A real branch, also under vmap: all trials are at the same step.
         return lax.cond(index < numbers.iterations, move, lambda state: state, state), losses
 
-    def _step(self, numbers, known, index, residuals_of, unknowns, active):
+    def _step(self, numbers, known, index, residuals_of, unknowns, belief, active):
         """Moves to the next solution; says whether anything is left to gain at the last level."""
 
         def residuals(u):
             return residuals_of(u)[0]
 
-        system = self.system(numbers, known, residuals, unknowns, self.model_error(numbers, index))
-        pull = prior_precisions(known, unknowns)
+        error = self.model_error(numbers, index)
+        system = self.system(numbers, known, residuals, unknowns, error, belief.precisions)
         fit = system.linear.vjp(multiply(system.weights, system.linear.residuals))
-        slope = add(fit, multiply(pull, unknowns))
+        away = optax.tree.sub(unknowns, belief.center)
+        slope = add(fit, multiply(belief.precisions, away))
         descent = system.solve(slope, jnp.where(active, self.cg_iterations, 0))
 
         def loss(u):
             r = residuals(u)
-            energy = dot(r, multiply(system.weights, r)) + dot(u, multiply(pull, u))
-            return energy / 2
+            return dot(r, multiply(system.weights, r)) / 2 + belief.energy(u)
 
         here = loss(unknowns)
 
@@ -234,7 +257,7 @@ class GaussNewton(Attack):
         ratios = jax.tree.leaves(jax.tree.map(ratio, later, system.weights))
         falls = jnp.stack(ratios).max() > 1 + numbers.tolerance
         gains = better & (here - after > numbers.tolerance * here)
-        return moved, falls | gains
+        return moved, falls | gains | self.denoiser
 
     def system(
         self,
@@ -243,17 +266,49 @@ class GaussNewton(Attack):
         residuals: Callable[[Unknowns], PyTree],
         unknowns: Unknowns,
         error: Float[Array, ""],
+        pull: Unknowns,
     ) -> System:
-        """Linearizes the residuals, with the noise of each layer for a model error's variance."""
+        """Linearizes the residuals, with the noise of each layer for a model error's variance.
+
+        Args:
+          numbers, known: as in `step`.
+          residuals: as a function of the unknowns.
+          unknowns: around which.
+          error: the model error's variance.
+          pull: precisions of what is believed of the unknowns.
+        """
         linear = linearize(residuals, unknowns)
         weights = self.precisions(known, linear.residuals, error)
         # The mean diagonal of J^T J / v, by one random direction (Hutchinson 1989).
         seen = linear.jvp(random_signs(unknowns))
         level = dot(seen, multiply(weights, seen)) / size(unknowns)
-        pull = prior_precisions(known, unknowns)
         ridge = jax.tree.map(lambda r: r + numbers.damping * level, pull)
         scale = jax.tree.map(lambda r: 1 / (r + SHIFT * level), ridge)
         return System(linear, weights, ridge, scale)
+
+    def belief(
+        self, numbers: Numbers, known: Known, index: Int[Array, ""], unknowns: Unknowns
+    ) -> Belief:
+        """What the image prior says; in the second half of the steps a denoiser has a share in it.
+
+        By Tweedie's formula (x - D(x)) / level^2 is the slope of -log of the density of images with
+        noise of that level (Romano, Elad, Milanfar 2017, arXiv 1611.02862). D(x) stands still for a
+        step: half-quadratic splitting (Zhang et al. 2021, arXiv 2008.13751). `prior_denoiser` is
+        its share; at 1 nothing is left of the Gaussian.
+        """
+        plain, logits = prior_precisions(known, unknowns)
+        center, of_logits = jax.tree.map(jnp.zeros_like, unknowns)
+        if not self.denoiser:
+            return Belief((center, of_logits), (plain, logits))
+        normalization, prior = known.normalization, known.image_prior
+        images = to_candidate(known, unknowns).images
+        pixels = images * normalization.std + normalization.mean
+        denoised = nets.denoise(params_of(known.learned, "denoiser"), pixels, jnp.asarray(LEVEL))
+        share = jnp.where(2 * index >= numbers.iterations, numbers.prior_denoiser, 0)
+        own = share * jnp.square(normalization.std.mean() / LEVEL)
+        both = own + (1 - share) * plain
+        center = own / both * coefficients(prior, normalization.normalize(denoised) - prior.mean)
+        return Belief((center, of_logits), (both, logits))
 
     def precisions(self, known: Known, residuals: PyTree, error: Float[Array, ""]) -> PyTree:
         """1 / v of each layer, a scalar a leaf: of known noise and of the model's error.
@@ -316,11 +371,6 @@ def prior_precisions(known: Known, unknowns: Unknowns) -> Unknowns:
     return of_images, None if logits is None else jnp.full_like(logits, 1 / LOGITS_VARIANCE)
 
 
-def prior_energy(known: Known, unknowns: Unknowns) -> Float[Array, ""]:
-    """(x - mean)^T S^-1 (x - mean) / 2 per unknown: about 1/2 for a draw from the prior."""
-    return dot(unknowns, multiply(prior_precisions(known, unknowns), unknowns)) / 2 / size(unknowns)
-
-
 def linearize(residuals: Callable[[Unknowns], PyTree], unknowns: Unknowns) -> Linearized:
     """Residuals, and J and its transpose as functions: J is not stored."""
     value, jvp = jax.linearize(residuals, unknowns)
@@ -344,6 +394,7 @@ def make(settings: Any, assumed: Assumed) -> GaussNewton:
         init_from=settings.init,
         cg_iterations=settings.cg_iterations,
         classes=assumed.classes,
+        denoiser=settings.prior_denoiser > 0,
     )
 
 
@@ -362,6 +413,8 @@ FAMILY = Family(
             "damping",
             "tolerance",
             "posterior",
+            "prior_denoiser",
+            "denoiser",
         }
     ),
     inits=tuple(PRIOR_INITS),

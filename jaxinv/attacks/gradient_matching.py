@@ -345,7 +345,16 @@ class Method(Attack):
             candidate = shown(moved)
             between, update, statistics = self.compare(numbers, known, candidate, progress, place)
             view = View(
-                candidate.images, update, statistics, known.target, known.params, self.classifier
+                candidate.images,
+                update,
+                statistics,
+                known.target,
+                known.params,
+                self.classifier,
+                known.normalization,
+                known.learned,
+                index,
+                progress,
             )
             factor = named(PRIOR_SCHEDULES, self.prior_schedule)(progress)
             weights = {prior: factor * numbers.weights[key_of(prior)] for prior in self.priors}
@@ -504,7 +513,19 @@ def may_drop_gradients(
 FAMILY = Family(
     make,
     frozenset(
-        {*PRIORS, *STATIC, "lr", "init", "gram", "iterations", "polish", "adaptive", "image_prior"}
+        {
+            *PRIORS,
+            *STATIC,
+            "lr",
+            "init",
+            "gram",
+            "iterations",
+            "polish",
+            "adaptive",
+            "image_prior",
+            "autoencoder",
+            "denoiser",
+        }
     ),
     inits=tuple(INITS),
 )

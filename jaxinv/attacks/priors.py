@@ -4,17 +4,20 @@ Each maps what the attacker sees of its candidate (`View`) to a scalar. A prior 
 not computed.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxinv.attacks.analytic import features
-from jaxinv.types import PyTree, Target
+from jaxinv.learned import nets, params_of
+from jaxinv.types import Normalization, PyTree, Target
 
+USUAL_ERROR = 1e-3  # mean square, of an image that an autoencoder was trained on
+FIRST_LEVEL, LAST_LEVEL = 0.3, 0.02  # of the noise that a denoiser is given, in units of pixels
 SEEDS = "seeds"  # the axis along which the seeds of one target stand beside one another
 
 
@@ -27,6 +30,15 @@ class View(NamedTuple):
     target: Target
     params: PyTree  # of the network
     classifier: tuple[str, ...]  # path of the last dense layer's parameters
+    normalization: Normalization
+    learned: Mapping[str, PyTree]  # what the attacker has trained for itself, by kind
+    index: Int[Array, ""]  # of the attack's step
+    progress: Float[Array, ""]  # in [0, 1)
+
+    def pixels(self) -> Float[Array, "image height width channel"]:
+        """The candidate's, not clamped; those of several epochs in one row."""
+        raw = self.images * self.normalization.std + self.normalization.mean
+        return raw.reshape(-1, *raw.shape[-3:])
 
 
 def total_variation(images: Float[Array, "*batch height width channel"]) -> Float[Array, ""]:
@@ -110,6 +122,36 @@ def order_distance(images: Float[Array, "epoch image height width channel"]) -> 
     return jnp.square(means - means.mean(axis=0)).mean()
 
 
+def anomaly(view: View) -> Float[Array, ""]:
+    """Computes how far from usual the error is that an autoencoder makes of each image.
+
+    References: Sun et al. 2024 (GI-PIP), arXiv 2401.11748, and its public code.
+    """
+    pixels = view.pixels()
+    back = nets.encode(params_of(view.learned, "autoencoder"), pixels)
+    return jnp.abs(jnp.square(pixels - back).mean(axis=(1, 2, 3)) - USUAL_ERROR).mean()
+
+
+def noise_level(progress: Float[Array, ""]) -> Float[Array, ""]:
+    """The level of noise that is added before the denoiser, in units of pixels."""
+    return FIRST_LEVEL * (LAST_LEVEL / FIRST_LEVEL) ** progress
+
+
+def denoising_distance(view: View) -> Float[Array, ""]:
+    """Computes the mean square of what a denoiser takes off the pixels, with noise added.
+
+    The noise is of a level that falls geometrically; it is drawn at each step anew, the same in all
+    trials. The denoised image stands still meanwhile: the gradient is along what was taken off.
+
+    References: Romano, Elad, Milanfar 2017 (RED), arXiv 1611.02862.
+    """
+    pixels, level = view.pixels(), noise_level(view.progress)
+    noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), view.index), pixels.shape)
+    noisy = pixels + level * noise.astype(pixels.dtype)
+    denoised = nets.denoise(params_of(view.learned, "denoiser"), noisy, level)
+    return jnp.square(pixels - lax.stop_gradient(denoised)).mean()
+
+
 class Prior(NamedTuple):
     """An entry of `PRIORS`: the penalty, and what it needs beside the candidate's images."""
 
@@ -118,6 +160,7 @@ class Prior(NamedTuple):
     statistics: bool = False  # those of BatchNorm, of the candidate and of the target
     seeds: bool = False  # the target's other seeds, so that they are computed together
     epochs: bool = False  # images of their own for each of the client's epochs
+    learned: str | None = None  # a trained network: of `learned.KINDS`
 
 
 PRIORS: dict[str, Prior] = {
@@ -131,6 +174,8 @@ PRIORS: dict[str, Prior] = {
     "prior_group": Prior(lambda view: group_distance(view.images), seeds=True),
     "prior_features": Prior(feature_distance, update=True),
     "prior_epoch_order": Prior(lambda view: order_distance(view.images), epochs=True),
+    "prior_autoencoder": Prior(anomaly, learned="autoencoder"),
+    "prior_denoiser": Prior(denoising_distance, learned="denoiser"),
 }
 
 

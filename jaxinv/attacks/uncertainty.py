@@ -147,8 +147,15 @@ class Posterior(Attack):
         def draw(state):
             residuals_of = self.attack.residual_function(numbers, known)
             unknowns = gn.to_unknowns(known, state.candidate)
+            # What is believed at the attack's last step.
+            belief = self.attack.belief(numbers, known, numbers.iterations, unknowns)
             system = self.attack.system(
-                numbers, known, lambda u: residuals_of(u)[0], unknowns, numbers.anneal_to
+                numbers,
+                known,
+                lambda u: residuals_of(u)[0],
+                unknowns,
+                numbers.anneal_to,
+                belief.precisions,
             )
 
             def one(key):

@@ -5,13 +5,14 @@ What a sweep does for every cell, a search for all its candidates at once.
 
 import functools
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinv import data, defenses, metrics, networks
+from jaxinv import data, defenses, learned, metrics, networks
 from jaxinv.attacks import CLOSED_FORM
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.priors import needing
@@ -27,6 +28,7 @@ from jaxinv.engine.targets import (
     order_keys,
 )
 from jaxinv.errors import UserError
+from jaxinv.learned import Learned
 from jaxinv.machine import runtime
 from jaxinv.networks.imprint import imprinted
 from jaxinv.networks.inspect import classifier_path
@@ -53,6 +55,8 @@ class CellInputs(NamedTuple):
     image_prior: ImagePrior | None = None  # where the attack has one
     prior_source: Source | None = None
     lineup: Lineup | None = None  # among whom reconstructions are looked for
+    learned: Mapping[str, Learned] = MappingProxyType({})  # by kind
+    classes_seen: np.ndarray | None = None  # [target], whether what was learned is of its classes
     position: int = 0  # of the first target in the study's list
 
     def truths(self) -> Truth:
@@ -62,6 +66,7 @@ class CellInputs(NamedTuple):
     def of_targets(self, here: slice, draws: int) -> "CellInputs":
         """The same for some of the targets, each as often as its defense is drawn."""
         fields = ("images", "labels", "ids", "draws")
+        fields += ("classes_seen",) if self.classes_seen is not None else ()
         own = {name: np.repeat(getattr(self, name)[here], draws, axis=0) for name in fields}
         own["draws"] = own["draws"] + np.arange(len(own["draws"])) % draws
         return self._replace(**own, position=here.start)
@@ -100,6 +105,7 @@ class Loader:
         self._trained = functools.cache(_load_victim)
         self._load_prior = functools.cache(load_prior)
         self._line_up = functools.cache(self._new_lineup)
+        self._learned = functools.cache(learned.load)
 
     def __call__(self, cell: schema.Cell) -> CellInputs:
         """Loads a cell's victim and private batches.
@@ -125,6 +131,11 @@ class Loader:
             CLOSED_FORM[cell.attack].check(victim.module, victim.variables, shape, count)
         images, labels, ids = self._targets(cell, dataset)
         prior, source = self._prior(cell, dataset) if cell.has_image_prior() else (None, None)
+        known = self._learned_of(cell, shape, victim)
+        seen = None
+        if known:
+            common = set.intersection(*(set(own.info.classes) for own in known.values()))
+            seen = np.isin(np.array(dataset.classes)[labels], list(common)).all(axis=1)
         return CellInputs(
             victim,
             Normalization.of(dataset.mean, dataset.std),
@@ -135,6 +146,8 @@ class Loader:
             np.zeros(len(ids), int),
             prior,
             source,
+            learned=known,
+            classes_seen=seen,
         )
 
     def with_lineup(self, cell: schema.Cell, inputs: CellInputs) -> CellInputs:
@@ -164,6 +177,17 @@ class Loader:
             return self._load(dataset, ids=count, **of_split)
         except UserError:  # the split is smaller
             return self._load(dataset, ids=None, **of_split)
+
+    def _learned_of(
+        self, cell: schema.Cell, shape: tuple[int, ...], victim: Victim
+    ) -> dict[str, Learned]:
+        """What the attacker of a cell has trained for itself."""
+        found = {kind: self._learned(kind, name) for kind, name in cell.learned().items()}
+        for kind, own in found.items():
+            learned.check_fits(own, kind, shape)
+            if kind == "inverter":
+                learned.check_learned_from(own, victim.digest, cell.defense)
+        return found
 
     def _prior(self, cell: schema.Cell, dataset: data.Dataset) -> tuple[ImagePrior, Source]:
         """What the attacker of a cell believes of images."""
@@ -299,7 +323,14 @@ def problem_of(
         victim.module,
         inputs.images.shape[2:],
         *cast(
-            (victim.variables, targets, inputs.truths(), inputs.normalization, inputs.image_prior)
+            (
+                victim.variables,
+                targets,
+                inputs.truths(),
+                inputs.normalization,
+                inputs.image_prior,
+                {kind: own.variables for kind, own in inputs.learned.items()},
+            )
         ),
     )
 
@@ -323,6 +354,7 @@ def shapes_of(inputs: CellInputs, attack: Attack, images: int) -> trials.Problem
         None,
         inputs.normalization,
         inputs.image_prior,
+        {kind: own.variables for kind, own in inputs.learned.items()},
     )
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.result_type(x)), problem)
 

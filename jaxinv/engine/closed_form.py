@@ -32,6 +32,8 @@ def recover(problem: Problem, closed_form: Callable, objective: str, keys: jax.A
     psnr = np.full(keys.shape, np.nan) if scores is None else np.asarray(scores.psnr)
     trace = Trace(np.zeros(1, int), psnr[None], np.asarray(distance)[None], None)
     status = np.where(np.asarray(exact), "exact", "mixture")
+    if exact is None:
+        status = np.full(keys.shape, "ok")
     return Result(
         np.asarray(pixels),
         labels,
@@ -54,7 +56,9 @@ def _recover(closed_form, objective, problem, keys):
 
     def one(target, truth, key):
         count = len(target.labels)
-        found = closed_form(module, variables, target, count, problem.image_shape, key)
+        given = (module, variables, target, count, problem.image_shape, key)
+        own = {**problem.learned, "normalization": normalization} if problem.learned else {}
+        found = closed_form(*given, **own)
         update, _ = client.gradient(loss, variables["params"], found.images, target.labels)
         pixels, scores = normalization.pixels(found.images), None
         if truth is not None:
@@ -62,7 +66,8 @@ def _recover(closed_form, objective, problem, keys):
             scores = metrics.score(truth, pixels)
         distance = named(OBJECTIVES, objective)(compare(update, target.update))
         finite = jnp.isfinite(found.images).all()
-        return found.images, pixels, scores, distance, finite, found.exact.all()
+        exact = None if found.exact is None else found.exact.all()
+        return found.images, pixels, scores, distance, finite, exact
 
     def of_target(arguments):
         target, truth, own = arguments

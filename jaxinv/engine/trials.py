@@ -9,7 +9,7 @@ import collections
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +81,7 @@ class Problem(flax.struct.PyTreeNode):
     truths: Truth | None  # likewise; read by the measurements alone, which are NaN without
     normalization: Normalization
     image_prior: ImagePrior | None = None
+    learned: Mapping[str, PyTree] = flax.struct.field(default_factory=dict)  # trained, by kind
 
 
 class Resources(NamedTuple):
@@ -415,6 +416,7 @@ def run_chunk(
                 target,
                 problem.normalization,
                 problem.image_prior,
+                problem.learned,
             )
             own = own._replace(iterations=iterations)
 

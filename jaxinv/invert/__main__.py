@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from jaxinv import files
+from jaxinv import files, learned
 from jaxinv.attacks import CLOSED_FORM
 from jaxinv.client import updates
 from jaxinv.data.image_prior import ImageFacts, load_prior
@@ -121,11 +121,20 @@ def _attacker(
             info.dataset, asked.data_dir, info.image_shape, tuple(info.mean), tuple(info.std)
         )
         prior, _ = load_prior(cell.image_prior, facts)
+    trained = {kind: learned.load(kind, name) for kind, name in cell.learned().items()}
+    for kind, own in trained.items():
+        learned.check_fits(own, kind, info.image_shape)
+        if kind == "inverter":
+            learned.check_learned_from(own, info.digest, cell.defense)
+    found = {
+        "image_prior": prior,
+        "learned": {kind: own.variables for kind, own in trained.items()},
+    }
     if cell.attack in CLOSED_FORM:
-        return {"method": cell.attack, "priors": {}, "image_prior": prior}
+        return {"method": cell.attack, "priors": {}, **found}
     method = cell.make_attack(len(info.classes), ()).replace(defense=())
     priors = {name: getattr(cell, name) for name in method.priors}
-    return {"method": method, "priors": priors, "image_prior": prior}
+    return {"method": method, "priors": priors, **found}
 
 
 def _words(found: Inversion, classes: Sequence[str], with_std: bool) -> Iterator[str]:

@@ -54,7 +54,14 @@ from jaxinv.types import Normalization, PyTree, Target, named
 
 # The numbers of a second-order attack where none are given.
 ANNEALING = MappingProxyType(
-    {"anneal_from": 100.0, "anneal_to": 1e-6, "damping": 0.0, "tolerance": 1e-3, "inflation": 50.0}
+    {
+        "anneal_from": 100.0,
+        "anneal_to": 1e-6,
+        "damping": 0.0,
+        "tolerance": 1e-3,
+        "inflation": 50.0,
+        "prior_denoiser": 0.0,
+    }
 )
 # Label rules that need an update in its own scale.
 NEED_SCALE = ("ilrg", "counts")
@@ -125,6 +132,7 @@ def invert_all(
     method: Method | SecondOrder | str = Method(),  # noqa: B008
     defense: str | Defense | Callable[[PyTree], PyTree] = defenses.NONE,
     image_prior: ImagePrior | None = None,
+    learned: Mapping[str, PyTree] = MappingProxyType({}),
     annealing: Mapping[str, float] = ANNEALING,
     polish: int = 0,
     posterior: int = 0,
@@ -164,6 +172,8 @@ def invert_all(
       defense: what the clients did to their updates, as far as it is known: "clip:1,noise:1e-4", a
         `Defense`, or a function of an update.
       image_prior: of a second-order attack (`jaxinv.data.image_prior`); None: natural photographs.
+      learned: variables of what the attacker has trained (`jaxinv.learned.load`), by kind:
+        "denoiser", "autoencoder", "inverter".
       annealing: numbers of a second-order attack (`gauss_newton.Numbers`).
       polish: steps of Levenberg-Marquardt in float64 that follow the attack; of smooth networks.
       posterior: draws that give each pixel of the best images of `jaxinv.GaussNewton` a standard
@@ -226,6 +236,7 @@ def invert_all(
         strengths,
         Normalization(*(_of_channels(x, victim.image_shape) for x in (mean, std))),
         image_prior,
+        dict(learned),
     )
     rate = lr
     if rate is None and isinstance(attack, Method):
@@ -309,6 +320,7 @@ class _Targets(NamedTuple):
     strengths: tuple
     normalization: Normalization
     image_prior: ImagePrior | None
+    learned: Mapping[str, PyTree]
 
     def problem(self, cast: Cast) -> trials.Problem:
         """All targets in one precision."""
@@ -328,7 +340,7 @@ class _Targets(NamedTuple):
             *cast((self.variables,)),
             target,
             None,
-            *cast((self.normalization, self.image_prior)),
+            *cast((self.normalization, self.image_prior, self.learned)),
         )
 
 

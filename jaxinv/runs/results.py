@@ -33,7 +33,7 @@ from jaxinv.metrics import Scores
 from jaxinv.settings.fields import kind_of
 from jaxinv.settings.schema import Cell, Text
 
-SCHEMA_VERSION = 11
+SCHEMA_VERSION = 12
 
 # What `metrics.score` says of a trial; its PSNR by image stands in columns of its own.
 SCORES = tuple(name for name in Scores._fields if not name.startswith("psnr_"))
@@ -72,6 +72,8 @@ _MEASURED = [
     ("candidates", pa.int32()),  # among whom each was looked for, beside its own images
     ("prior_source", pa.string()),  # of what images the attack's prior was made; null without
     ("prior_images", pa.int32()),  # and of how many
+    ("learned_source", pa.string()),  # what the attacker has trained, of what, and its digest
+    ("learned_saw_class", pa.bool_()),  # whether images of the target's classes were in that
     ("targets_at_once", pa.int32()),  # of the plan by which the trial was computed
     ("seeds_at_once", pa.int32()),
     ("devices", pa.int32()),

@@ -19,6 +19,7 @@ def trial_rows(
     result, baseline, accuracy, shared, _ = found
     victim, shape, ids = inputs.victim, result.objective.shape, inputs.ids
     rows, lineup = shape[0] * shape[1], inputs.lineup
+    learned, seen = [own.info.source for own in inputs.learned.values()], inputs.classes_seen
 
     def spread(per_target):
         return np.repeat(np.asarray(per_target), shape[1])
@@ -62,6 +63,8 @@ def trial_rows(
             "candidates": [len(lineup.pixels)] * rows,
             "prior_source": [inputs.prior_source and inputs.prior_source.name] * rows,
             "prior_images": [inputs.prior_source and inputs.prior_source.images] * rows,
+            "learned_source": ["; ".join(learned) or None] * rows,
+            "learned_saw_class": [None] * rows if seen is None else spread(seen),
             **{name: [value] * rows for name, value in plan.items()},
             "program_bytes": [result.bytes] * rows,
         }

@@ -12,12 +12,16 @@ from jaxinv.attacks.gradient_matching import can_meet, may_be_surrogate, may_dro
 from jaxinv.attacks.priors import needing
 from jaxinv.attacks.representations import REPRESENTATIONS
 from jaxinv.errors import UserError
+from jaxinv.settings.fields import VICTIMS_OWN
 from jaxinv.settings.flags import flag
 from jaxinv.settings.requests import Training
 from jaxinv.settings.schema import Cell, Plan
 
 # The settings of a training that mean nothing without --dp.
 OF_PRIVACY = ("noise_multiplier", "target_epsilon", "clip", "delta", "accountant", "microbatch")
+
+# And those that mean nothing to a prior or an inverter.
+OF_VICTIMS = ("model", "augment", "precision", "stop_at", "dp", *OF_PRIVACY)
 
 
 def check_cell(cell: Cell) -> None:
@@ -30,6 +34,19 @@ def check_cell(cell: Cell) -> None:
     for check in CELL_CHECKS:
         for message in check(cell):
             raise UserError(message)
+
+
+def _learned(cell: Cell) -> Iterator[str]:
+    if cell.prior_denoiser > 1 and "posterior" in cell.family().reads:
+        yield (
+            f"--prior-denoiser {cell.prior_denoiser:g}: of --attack {cell.attack} the denoiser's "
+            "share in what is believed; give 1 at the most"
+        )
+    if "inverter" in cell.family().reads and cell.inverter is None:
+        yield (
+            f"--attack {cell.attack}: of an inverter that was trained; give --inverter "
+            "(python -m jaxinv.train --inverter makes them)"
+        )
 
 
 def _client(cell: Cell) -> Iterator[str]:
@@ -163,6 +180,7 @@ CELL_CHECKS: tuple[Callable[[Cell], Iterator[str]], ...] = (
     _defense,
     _attack,
     _family,
+    _learned,
 )
 
 
@@ -208,6 +226,10 @@ def _idle(cell: Cell) -> Iterator[tuple[str, str]]:
         yield "init", f"--representation {cell.representation} draws its own start; leave it out"
     if cell.prior_schedule != "constant" and not cell.priors():
         yield "prior_schedule", "no prior has a weight; give one, such as --tv, or leave it out"
+    for kind in ("denoiser", "autoencoder"):
+        default = Cell.model_fields[kind].default
+        if getattr(cell, kind) != default and kind not in cell.learned():
+            yield kind, f"of --prior-{kind}; give its weight, or leave it out"
     one_step = "the client takes one step; give --client-epochs or --client-batch, or leave it out"
     if cell.width is not None and networks.NETWORKS[cell.model].width is None:
         yield "width", f"{cell.model} has one size; leave it out"
@@ -284,6 +306,7 @@ def check_training(training: Training, given: Collection[str]) -> None:
 
 
 def _training(training: Training, given: Collection[str]) -> Iterator[str]:
+    yield from _learning(training, given)
     extra = [name for name in OF_PRIVACY if name in given]
     if extra and not training.dp:
         yield f"--{extra[0].replace('_', '-')}: a setting of DP-SGD; add --dp true"
@@ -300,3 +323,18 @@ def _training(training: Training, given: Collection[str]) -> Iterator[str]:
     for stop in training.stop_at:
         if stop.kind == "epoch" and stop.value > training.epochs:
             yield f"--stop-at epoch:{stop.value:g}: there are {training.epochs} --epochs"
+
+
+def _learning(training: Training, given: Collection[str]) -> Iterator[str]:
+    """Of a prior or an inverter."""
+    if training.prior and training.inverter:
+        yield "--inverter: not with --prior; train one after the other"
+    if training.learns:
+        asked = "--prior" if training.prior else "--inverter"
+        for name in OF_VICTIMS:
+            if name in given:
+                yield f"{flag(name)}: of a network that is attacked, not of {asked}; leave it out"
+    if training.defense != defenses.NONE and not training.inverter:
+        yield "--defense: of the updates that an inverter learns from; give --inverter"
+    if training.defense == VICTIMS_OWN:
+        yield "--defense victim: of a sweep; spell the chain, such as dpsgd:1:1"

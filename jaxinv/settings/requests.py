@@ -1,13 +1,14 @@
 """What is asked of the commands beside the sweep: training, search, inversion, audit."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from jaxinv import defenses, networks
+from jaxinv import defenses, learned, networks
 from jaxinv.client.kinds import AUTO, KINDS
 from jaxinv.data.image_prior import IMAGE_PRIORS
 from jaxinv.privacy.accounting import ACCOUNTANTS
@@ -70,6 +71,22 @@ class Training(Strict):
     )
     augment: bool = setting("data", True, "Whether images are randomly cropped and flipped.")
     data_dir: FilePath | None = DATA_DIR
+    prior: Annotated[str | None, of_tables(learned.PRIORS)] = setting(
+        "attack", None, "Train this image prior of an attacker's in place of a network."
+    )
+    inverter: FilePath | None = setting(
+        "attack",
+        None,
+        "Train an inverter of this trained network's updates, of one image each, instead: the "
+        "name or folder of a checkpoint.",
+        "NAME|DIR",
+    )
+    defense: Annotated[str, AfterValidator(spell_chain)] = setting(
+        "defense",
+        defenses.NONE,
+        "What is done to the updates that an inverter learns from, such as noise:1e-2.",
+        "CHAIN",
+    )
     model: Annotated[str, of_tables(networks.NETWORKS)] = setting(
         "network", "lenet_zhu", "Network to train."
     )
@@ -80,10 +97,23 @@ class Training(Strict):
         ge=1,
         le=MOST_WIDTH,
     )
-    epochs: int = setting("training", 120, "Passes over the training split.", ge=1, le=10**6)
-    lr: float = setting("training", 0.1, "Highest learning rate.", gt=0)
+    epochs: int = setting(
+        "training",
+        lambda settings: 10 if _learns(settings) else 120,
+        "Passes over the training split (default: 120, of a prior or an inverter 10).",
+        ge=1,
+        le=10**6,
+    )
+    lr: float = setting(
+        "training",
+        lambda settings: 1e-3 if _learns(settings) else 0.1,
+        "Highest learning rate (default: 0.1 of SGD, of a prior or an inverter 0.001 of Adam).",
+        gt=0,
+    )
     schedule: Annotated[str, of_tables(TRAINING_SCHEDULES)] = setting(
-        "training", "step", "Learning-rate schedule."
+        "training",
+        lambda settings: "cosine" if _learns(settings) else "step",
+        "Learning-rate schedule (default: step, of a prior or an inverter cosine).",
     )
     batch: int = setting(
         "training", 128, "Images per step; with --dp, the expected number.", ge=1, le=MOST_COUNT
@@ -138,9 +168,20 @@ class Training(Strict):
     out: FilePath | None = setting(
         "output",
         None,
-        "Name in checkpoints/, or a path (default: MODEL-wWIDTH-DATASET).",
+        "Name in checkpoints/, or a path (default: MODEL-wWIDTH-DATASET, prior-KIND-DATASET, "
+        "inverter-VICTIM-DEFENSE).",
         "NAME|DIR",
     )
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is something of an attacker's that is trained."""
+        return _learns(self.model_dump())
+
+
+def _learns(settings: Mapping[str, Any]) -> bool:
+    """Whether a prior or an inverter is asked for."""
+    return bool(settings.get("prior") or settings.get("inverter"))
 
 
 def _ranges(texts: Any) -> Any:

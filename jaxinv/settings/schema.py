@@ -309,6 +309,33 @@ class Cell(Strict):
         "agree, whatever their order. Needs --client-epochs 2 or more and --shuffled true.",
     )
 
+    prior_autoencoder: float = weight(
+        0.0, "Weight of the distance of --autoencoder's error from what is usual for an image."
+    )
+    prior_denoiser: float = weight(
+        0.0,
+        "Weight of the distance to what --denoiser makes of the candidate; of bayes, the share in "
+        "(0, 1] by which the denoised image takes the place of --image-prior.",
+    )
+    autoencoder: FilePath = setting(
+        "priors",
+        "prior-autoencoder-cifar10",
+        "Autoencoder of the attacker's: the name or folder of a checkpoint.",
+        "NAME|DIR",
+    )
+    denoiser: FilePath = setting(
+        "priors",
+        "prior-denoiser-cifar10",
+        "Denoiser of the attacker's: the name or folder of a checkpoint.",
+        "NAME|DIR",
+    )
+    inverter: FilePath | None = setting(
+        "attack",
+        None,
+        "Trained inverter of --attack learned: the name or folder of a checkpoint.",
+        "NAME|DIR",
+    )
+
     image_prior: Annotated[str, of_tables(IMAGE_PRIORS)] = setting(
         "second-order attack",
         "spectrum",
@@ -409,6 +436,13 @@ class Cell(Strict):
         """The settings by which the seeds of a target depend on one another."""
         met = ("exchange",) if self.exchange != "none" else ()
         return (*needing("seeds", self.priors()), *met)
+
+    def learned(self) -> dict[str, str]:
+        """The checkpoints of what the attacker has trained and uses, by kind."""
+        read = self.family().reads
+        kinds = [PRIORS[name].learned for name in self.priors() if name in read]
+        kinds += ["inverter"] if "inverter" in read else []
+        return {kind: getattr(self, kind) for kind in kinds if kind}
 
     def family(self) -> Family:
         """The kind of attack."""

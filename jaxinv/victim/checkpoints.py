@@ -47,7 +47,7 @@ class Privacy(BaseModel):
     assumptions: str
 
 
-_Size = Annotated[int, Field(ge=1, le=4096)]  # of an image; more is a damaged file
+Size = Annotated[int, Field(ge=1, le=4096)]  # of an image; more is a damaged file
 
 
 class Info(BaseModel):
@@ -59,7 +59,7 @@ class Info(BaseModel):
     width: int | None = Field(ge=1)  # None where the network has no such setting
     dataset: str
     classes: tuple[str, ...]
-    image_shape: tuple[_Size, _Size, _Size]  # height, width, channel
+    image_shape: tuple[Size, Size, Size]  # height, width, channel
     mean: tuple[FiniteFloat, ...]  # per channel, of pixels in [0, 1]: the network's normalization
     std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
     recipe: dict[str, Any]  # every setting of the training
@@ -125,18 +125,19 @@ def rounded(variables: PyTree, storage: str) -> PyTree:
     return jax.tree.map(lambda x: x.astype(storage).astype(x.dtype), variables)
 
 
-def load_victim(path_or_name: str | Path) -> TrainedVictim:
+def load_victim(path_or_name: str | Path, setting: str = "victim") -> TrainedVictim:
     """Loads a trained network.
 
     Args:
       path_or_name: a checkpoint's folder, or the name of one in `checkpoints/` of the working
         directory or of those that are shipped.
+      setting: that names it.
 
     Raises:
       UserError: there is no such checkpoint, it is incomplete or damaged, or what it holds is not
         the network its info.json names.
     """
-    folder = find(path_or_name)
+    folder = find(path_or_name, setting)
     info = read_info(folder)
     module = networks.build(info.model, classes=len(info.classes), width=info.width)
     template = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *info.image_shape)))
@@ -160,21 +161,23 @@ def read_info(folder: Path) -> Info:
         ) from None
 
 
-def check_fits(victim: TrainedVictim, dataset: data.Dataset) -> None:
+def check_fits(victim: TrainedVictim, dataset: data.Dataset, setting: str = "victim") -> None:
     """Raises a UserError unless the victim was trained for such classes and images."""
     info = victim.info
     if len(info.classes) != len(dataset.classes):
         raise UserError(
-            f"--victim was trained on {info.dataset} with {len(info.classes)} classes; "
+            f"--{setting} was trained on {info.dataset} with {len(info.classes)} classes; "
             f"--dataset {dataset.name} has {len(dataset.classes)}"
         )
     if info.image_shape != dataset.images.shape[1:]:
         wanted, got = ("x".join(map(str, s)) for s in (info.image_shape, dataset.images.shape[1:]))
-        raise UserError(f"--victim takes {wanted} images; those of --dataset {dataset.name}: {got}")
+        raise UserError(
+            f"--{setting} takes {wanted} images; those of --dataset {dataset.name}: {got}"
+        )
 
 
-def find(path_or_name: str | Path) -> Path:
-    """The folder of a checkpoint.
+def find(path_or_name: str | Path, setting: str = "victim") -> Path:
+    """The folder of a checkpoint, which a setting names.
 
     Raises:
       UserError: none of the places it may be in exists.
@@ -184,9 +187,27 @@ def find(path_or_name: str | Path) -> Path:
         if place.is_dir():
             return place
     raise UserError(
-        f"--victim {path_or_name}: no such checkpoint; give its folder, or its name in {FOLDER}/ "
-        f"(python -m jaxinv.train makes them, a clone of the repository has more)"
+        f"--{setting} {path_or_name}: no such checkpoint; give its folder, or its name in "
+        f"{FOLDER}/ (python -m jaxinv.train makes them, a clone of the repository has more)"
     )
+
+
+def of_name(out: str | Path) -> Path:
+    """Where a new checkpoint goes: a name means a folder in `checkpoints/`."""
+    out = Path(out)
+    return out if len(out.parts) > 1 else Path(FOLDER) / out
+
+
+def check_recipe(folder: Path, found: Any, asked: Mapping[str, Any]) -> None:
+    """Raises a UserError unless a recipe found on disk is that of the training asked for."""
+    if not isinstance(found, dict):
+        raise UserError(f"--out {folder}: its recipe is damaged; delete the folder")
+    for name, value in asked.items():
+        if found.get(name) != value:
+            raise UserError(
+                f"--out {folder}: holds a training with {name} {found.get(name)}, not "
+                f"{value}; choose another --out, or repeat its settings"
+            )
 
 
 def write(
