@@ -1,4 +1,4 @@
-"""Puts what lies beside the package in a clone into the wheel: the sweeps, the small victims and the learned priors.
+"""Puts what lies beside the package in a clone into the wheel: sweeps, small victims, learned priors.
 
 All other settings are in pyproject.toml.
 """
