@@ -19,6 +19,9 @@ from benchmarks.assembly import assemble, cell_of, share, tiles
 from benchmarks.attack import jax_form
 from benchmarks.race import race
 from jaxinv.attacks import CLOSED_FORM
+from jaxinv.attacks.exchanges import EXCHANGES
+from jaxinv.attacks.gradient_matching import LAYERS
+from jaxinv.attacks.representations import REPRESENTATIONS
 from jaxinv.engine import trials
 from jaxinv.engine.closed_form import recover
 from jaxinv.machine import runtime
@@ -36,12 +39,23 @@ CASES = {
     "geiping, 8 images": {"images": 8},
     "geiping, 8 images in 4 local steps": {"images": 8, "client_batch": 2},
     "geiping, 5 local epochs": {"client_epochs": 5},
+    "geiping, 5 local epochs by surrogate": {"client_epochs": 5, "simulation": "surrogate"},
+    **{
+        f"geiping, {name}": {"representation": name} for name in REPRESENTATIONS if name != "pixels"
+    },
+    **{f"geiping, {name}": {"layers": name} for name in LAYERS if name != "all"},
+    **{f"geiping, {name}": {"exchange": name} for name in EXCHANGES if name != "none"},
     "geiping on ResNet20": RESNET,
     "gradinversion on ResNet20": RESNET,
 }
 DENSE = {"model": "mlp", "width": 256, "precision": "float64"}
 # What is timed as a whole.
-WHOLE = {"bayes": {}, "analytic": DENSE, "spear": DENSE | {"images": 4}}
+WHOLE = {
+    "bayes": {},
+    "analytic": DENSE,
+    "spear": DENSE | {"images": 4},
+    "unmix": DENSE | {"images": 4},
+}
 ROUNDS = 5  # of a whole attack, at the most; the best counts
 
 

@@ -14,8 +14,8 @@ Q: half of all rows lie in one hyperplane, for each image in another. So
   4. of all directions found keep the independent ones with the most zeros;
   5. scale them by the bias gradient, which is the sum of D's columns.
 
-What was found is the batch if its images open the ReLU exactly where D is not zero; otherwise steps
-2 to 4 start again from another draw.
+An image is the truth if it opens the ReLU exactly where D is not zero; until all are, steps 2 to 4
+start again from another draw.
 
 References: Dimitrov et al. 2024 (SPEAR), arXiv 2403.03945, the problem and the scale; Bakarsky et
 al. 2025 (SPEAR++), sparse dictionary learning for it; Hyvarinen 1999 (FastICA); Tsakiris & Vidal
@@ -40,6 +40,7 @@ STEPS, STILL = 500, 1e-5  # of the component analysis, at the most; cosine short
 DAMPING = 0.5  # part of the old components in the new: without it they go round in circles
 REWEIGHTINGS, WIDEST = 40, 0.3  # of a direction; |cosine| that counts as zero in the first
 INDEPENDENT = 1e-3  # part of a unit direction that is not in the span of others
+MANY, AROUND = 0.5, 0.5  # share of images known beside which others are drawn; of a length of one
 MATCHED = 0.999  # share of the ReLU's signs by which a batch is taken for found
 
 
@@ -47,8 +48,8 @@ class Found(NamedTuple):
     """A batch, and what the attacker can say of it."""
 
     images: Float[Array, "image height width channel"]  # normalized
-    exact: Bool[Array, " image"]  # one for all: a wrong one is in each other
-    match: Float[Array, ""]  # share of the ReLU's signs that agree with the zeros of dL/dz
+    exact: Bool[Array, " image"]
+    match: Float[Array, " image"]  # share of the ReLU's signs that agree with the zeros of dL/dz
     rounds: Int[Array, ""]  # draws made
 
 
@@ -67,7 +68,7 @@ class _State(NamedTuple):
 
     rounds: Array
     chosen: Float[Array, "image image"]  # columns of Q, of length one, as rows
-    match: Array
+    match: Float[Array, " image"]
 
 
 def attack(
@@ -97,20 +98,26 @@ def attack(
     layer = _factor(of_factors, own, sent, images)
 
     def more(state):
-        return (state.match < MATCHED) & (state.rounds < ROUNDS)
+        return (state.match < MATCHED).any() & (state.rounds < ROUNDS)
 
     def draw(state):
-        start = _separate(jax.random.fold_in(of_rounds, state.rounds), layer.rows)
+        own = jax.random.fold_in(of_rounds, state.rounds)
+        known = state.match >= MATCHED
+        start = lax.cond(
+            known.mean() < MANY,
+            lambda: _separate(own, layer.rows),
+            lambda: _beside(own, state.chosen * known[:, None]),
+        )
         found = lax.map(lambda q: _sharpen(layer.rows, q), start)
         chosen = _sparsest(layer.rows, jnp.concatenate([state.chosen, found]), images)
         return _State(state.rounds + 1, chosen, _match(layer, chosen))
 
     kind = layer.rows.dtype
-    start = _State(jnp.int32(0), jnp.eye(images, dtype=kind), jnp.zeros((), kind))
+    start = _State(jnp.int32(0), jnp.eye(images, dtype=kind), jnp.zeros(images, kind))
     end = lax.while_loop(more, draw, start)
     inverse = jnp.linalg.inv(end.chosen.T)
     found = inverse @ layer.right / (inverse @ layer.sums)[:, None]
-    exact = jnp.broadcast_to(end.match >= MATCHED, (images,))
+    exact = end.match >= MATCHED
     return Found(found.reshape(images, *image_shape), exact, end.match, end.rounds)
 
 
@@ -187,6 +194,16 @@ def _separate(
     return lax.while_loop(more, turn, (0, drawn, jnp.ones((), rows.dtype)))[1]
 
 
+def _beside(
+    key: jax.Array, known: Float[Array, "direction image"]
+) -> Float[Array, "direction image"]:
+    """Draws directions around those that are orthogonal to the known ones (others are zero)."""
+    images = known.shape[1]
+    drawn, noise = jax.random.normal(key, (2, images, images), known.dtype)
+    rest = drawn - drawn @ jnp.linalg.pinv(known) @ known
+    return _units(rest) + AROUND * _units(noise)
+
+
 def _sharpen(
     rows: Float[Array, "feature image"], direction: Float[Array, " image"]
 ) -> Float[Array, " image"]:
@@ -231,11 +248,11 @@ def _sparsest(
     return chosen
 
 
-def _match(layer: _Layer, chosen: Float[Array, "image image"]) -> Float[Array, ""]:
-    """Computes the share of all features and images where the ReLU is open as D says."""
+def _match(layer: _Layer, chosen: Float[Array, "image image"]) -> Float[Array, " image"]:
+    """Computes the share of all features at which each image opens the ReLU as D says."""
     solved = jnp.linalg.solve(
         chosen.T, jnp.concatenate([layer.logits, layer.sums[:, None]], axis=1)
     )
     logits = solved[:, :-1] / solved[:, -1:] + layer.bias
     agree = (logits > 0) == (jnp.abs(chosen @ layer.rows.T) >= _zero(layer.rows))
-    return jnp.where(jnp.isfinite(logits), agree, False).mean(dtype=logits.dtype)
+    return jnp.where(jnp.isfinite(logits), agree, False).mean(axis=1, dtype=logits.dtype)
