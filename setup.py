@@ -1,4 +1,4 @@
-"""Puts what lies beside the package in a clone into the wheel: sweeps, small victims, learned priors.
+"""Puts what lies beside the package into the wheel: sweeps, small victims, learned priors.
 
 All other settings are in pyproject.toml.
 """

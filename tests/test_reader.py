@@ -104,6 +104,20 @@ def test_what_follows_from_the_attack_names_no_cell(tmp_path):
     assert [(c.tv, c.iterations) for c in made.cells] == [(0.1, 500), (0.1, 500), (0, 28)]
 
 
+@pytest.mark.parametrize(
+    ("network", "attack", "representation"),
+    [
+        ({}, "bayes", "pixels"),
+        ({"model": "resnet18"}, "smoothed_bayes", "pixels"),
+        ({"model": "resnet18", "client_epochs": "2"}, "geiping", "whitened"),
+        ({"victim": "resnet18-w16-cifar10"}, "geiping", "whitened"),
+    ],
+)
+def test_the_best_attack_is_what_won_on_such_networks(network, attack, representation):
+    cell, *_ = study(attack="best", **network).cells
+    assert (cell.attack, cell.representation) == (attack, representation)
+
+
 def test_bad_files_name_themselves(tmp_path):
     with pytest.raises(UserError, match=r"absent\.toml cannot be read"):
         study(tmp_path / "absent.toml")

@@ -121,6 +121,24 @@ ATTACKS = {
 }
 
 
+BEST = "best"
+
+
+def strongest(smooth: bool, trained: bool, steps: int) -> dict[str, Any]:
+    """The settings of `--attack best`: what has won on such networks (docs/results.md).
+
+    Args:
+      smooth: whether the network has no kinks.
+      trained: whether it has seen data.
+      steps: of the client.
+    """
+    if smooth:
+        return {"attack": "bayes"}
+    if not trained and steps == 1:
+        return {"attack": "smoothed_bayes"}
+    return {"attack": "geiping", "representation": "whitened"}
+
+
 def unused_settings(attack: str) -> set[str]:
     """The settings of other attacks that this one does not read: to give one is an error."""
     read = frozenset().union(*(named.family.reads for named in ATTACKS.values()))

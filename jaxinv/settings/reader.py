@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from jaxinv import defenses, files
-from jaxinv.attacks import ATTACKS, unused_settings
+from jaxinv import defenses, files, networks
+from jaxinv.attacks import ATTACKS, BEST, strongest, unused_settings
 from jaxinv.errors import UserError
 from jaxinv.settings.checks import check_cell, check_plan, check_search, check_training, check_used
 from jaxinv.settings.fields import VICTIMS_OWN
@@ -286,6 +286,8 @@ def _lay_over(under: Settings, over: Settings) -> Settings:
     attacks = [name for name in _listed(over.get("attack", [])) if _preset(name) is not None]
     for name in attacks:
         replaced |= set(ATTACKS[name].settings)
+    if BEST in _listed(over.get("attack", [])):  # whichever that is: it brings all its own
+        replaced |= frozenset().union(*(named.family.reads for named in ATTACKS.values()))
     if attacks:  # nor does what none of them reads stand any longer
         replaced |= set.intersection(*map(unused_settings, attacks))
     if "optimizer" in replaced | set(over):  # the rate was another one's
@@ -322,8 +324,16 @@ def _product(grid: Settings) -> list[Cell]:
     return cells
 
 
+# What `--attack best` looks at.
+OF_CLIENT = (*OF_VICTIM, "victim", "images", "client_epochs", "client_batch")
+
+
 def _cell(given: Settings) -> Cell:
     """Validates one cell: its attack's settings, and what was given over them."""
+    if given.get("attack") == BEST:
+        asked = _with_victim(_validate(Cell, {k: v for k, v in given.items() if k in OF_CLIENT}))
+        smooth, steps = networks.NETWORKS[asked.model].smooth, asked.local().steps(asked.images)
+        given = given | strongest(smooth, asked.victim is not None, steps)
     asked = (_preset(given.get("attack")) or {}) | given
     if "posterior" not in given and asked.get("polish", "0") not in (0, "0"):
         asked["posterior"] = 0  # a polished image has no error bar worth its time

@@ -173,7 +173,8 @@ class Cell(Strict):
     attack: Annotated[str, of_tables(ATTACKS)] = setting(
         "attack",
         "geiping",
-        "Named attack: a preset for the settings below. Any of them can be overridden.",
+        "Named attack: a preset for the settings below, any of which can be overridden; or best, "
+        "for what has won on such a network.",
     )
     labels: Annotated[str, of_tables(LABELS, ("joint",))] = setting(
         "attack",
