@@ -253,6 +253,16 @@ def test_the_report_shows_the_defenses(defended):
         assert [row["draws"] for row in csv.DictReader(file)][:4] == ["1", "2", "2", "1"]
 
 
+@pytest.mark.parametrize("attack", ["bayes", "gradinversion", "analytic"])
+def test_dry_run_counts_the_work_of_any_attack(tmp_path, capsys, attack):
+    words = ["--attack", attack, "--targets", "1", "--dry-run", "--out", str(tmp_path / "run")]
+    network = ["--model", "mlp", "--width", "8"] if attack == "analytic" else []
+    if attack == "gradinversion":
+        network = ["--prior-batch-norm", "0", "--seeds", "2"]
+    assert sweep.main([*words, *network]) == 0
+    assert "PFLOP in all" in capsys.readouterr().out
+
+
 def test_dry_run_prints_the_cells_and_writes_nothing(tmp_path, capsys):
     assert sweep.main([*ARGUMENTS, "--dry-run", "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out

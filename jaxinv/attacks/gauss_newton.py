@@ -29,6 +29,7 @@ References: Nocedal & Wright 2006, chapters 7 and 10; Blake & Zisserman 1987 (gr
 """
 
 import dataclasses
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -161,7 +162,7 @@ class GaussNewton(Attack):
 
     def numbers(self, seeds: int, settings: Mapping[str, Any]) -> Numbers:
         """Makes the traced part of settings; without a word of it a denoiser has no share."""
-        return super().numbers(seeds, {"prior_denoiser": 0.0, **settings})
+        return super().numbers(seeds, ChainMap(settings, {"prior_denoiser": 0.0}))
 
     def init(
         self,
