@@ -255,21 +255,24 @@ def reconstruct(
     setting: Setting,
     lineup: Lineup,
 ) -> list[Found]:
-    """Runs the best short attacks: second order with an image prior, and gradient matching.
+    """Runs the best short attacks with an image prior: second order, and gradient matching.
 
     Args:
       module, variables, normalization: the network.
       truth: the client's images, for the measures alone.
       update: that it sends.
-      image_prior: of the second-order attack.
+      image_prior: of both attacks.
       setting: what the client did.
       lineup: candidates beside the images, among whom they are looked for.
     """
     count, shape = len(truth.labels), truth.images.shape[1:]
     name, method, iterations = second_order(module, variables, shape)
     attacks = {
-        name: (method, {"seeds": 1, "image_prior": image_prior, "iterations": iterations}),
-        "gradient matching, cosine + TV": (Method(), {"seeds": 4, "iterations": 500}),
+        name: (method, {"seeds": 1, "iterations": iterations}),
+        "gradient matching, cosine + TV, whitened": (
+            Method(representation="whitened"),
+            {"seeds": 4, "iterations": 500},
+        ),
     }
     found = []
     for name, (method, more) in attacks.items():
@@ -285,6 +288,7 @@ def reconstruct(
             method=dataclasses.replace(method, local=setting.local),
             client_lr=setting.client_lr if setting.local.steps(count) > 1 else None,
             defense=setting.defense,
+            image_prior=image_prior,
             **more,
         )
         if np.isnan(result.objectives).all():
