@@ -162,7 +162,8 @@ REFUSED = {
     | SECOND_ORDER
     | DENOISED
     | NO_CLOSED_FORM
-    | {"width", "network_seed", "defense", "attack", "images", "grouping", "assumed_images"},
+    | {"width", "network_seed", "defense", "attack", "images", "grouping", "assumed_images"}
+    | {"server", "bins"},
 }
 MEASURED = ("psnr", "ssim", "mse", "objective", "prior", "label_accuracy", "update_error", "status")
 
