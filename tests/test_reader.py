@@ -109,8 +109,8 @@ def test_what_follows_from_the_attack_names_no_cell(tmp_path):
     [
         ({}, "bayes", "pixels"),
         ({"model": "resnet18"}, "smoothed_bayes", "pixels"),
-        ({"model": "resnet18", "client_epochs": "2"}, "geiping", "whitened"),
-        ({"victim": "resnet18-w16-cifar10"}, "geiping", "whitened"),
+        ({"model": "resnet18", "client_epochs": "2"}, "geiping", "generator"),
+        ({"victim": "resnet18-w16-cifar10"}, "geiping", "generator"),
     ],
 )
 def test_the_best_attack_is_what_won_on_such_networks(network, attack, representation):

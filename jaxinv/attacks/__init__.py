@@ -136,7 +136,7 @@ def strongest(smooth: bool, trained: bool, steps: int) -> dict[str, Any]:
         return {"attack": "bayes"}
     if not trained and steps == 1:
         return {"attack": "smoothed_bayes"}
-    return {"attack": "geiping", "representation": "whitened"}
+    return {"attack": "geiping", "representation": "generator"}
 
 
 def unused_settings(attack: str) -> set[str]:

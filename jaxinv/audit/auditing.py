@@ -269,8 +269,8 @@ def reconstruct(
     name, method, iterations = second_order(module, variables, shape)
     attacks = {
         name: (method, {"seeds": 1, "iterations": iterations}),
-        "gradient matching, cosine + TV, whitened": (
-            Method(representation="whitened"),
+        "gradient matching through a generator": (
+            Method(representation="generator"),
             {"seeds": 4, "iterations": 500},
         ),
     }

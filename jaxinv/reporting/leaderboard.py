@@ -11,7 +11,7 @@ from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import without_folders
 from jaxinv.settings import schema
 from jaxinv.settings.naming import setting_text
-from jaxinv.settings.schema import Cell
+from jaxinv.settings.schema import OF_VICTIM, Cell
 
 OF_TASK = tuple(
     name
@@ -39,10 +39,12 @@ def board(study: StudySummary) -> Board | None:
     """Arranges a study's cells; None where they are no grid of attackers and tasks."""
     asked = [cell.asked for cell in study.cells]
     varying = [name for name in Cell.model_fields if len({repr(a[name]) for a in asked}) > 1]
-    own = [name for name in varying if name in OF_TASK]
+    own = [name for name in OF_TASK if name in varying and name not in OF_VICTIM]
+    named = any(name in varying for name in (*OF_VICTIM, "victim"))
     cells = {}
     for cell in study.cells:
-        task = tuple(_words(n, cell.asked) for n in own)
+        words = [_words(name, cell.asked) for name in own if name != "victim"]
+        task = tuple([_network(cell.asked, varying)] * named + words)
         cells[_attacker(cell.asked), task] = cell
     attackers, tasks = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
     grid = len(attackers) * len(tasks)
@@ -53,22 +55,34 @@ def board(study: StudySummary) -> Board | None:
 
 def _attacker(asked: dict[str, Any]) -> str:
     """An attack by its name, and what is not as usual in it."""
-    usual = Cell(attack=asked["attack"], **ATTACKS[asked["attack"]].settings)
+    preset = dict(ATTACKS[asked["attack"]].settings)
+    usual = Cell(attack=asked["attack"], **preset)
+    # The rate that goes with what is moved, and how.
+    rate = Cell(**preset | {name: asked[name] for name in ("optimizer", "representation")}).lr
     own = [
-        f"{name} {setting_text(asked[name])}"
+        _words(name, asked)
         for name in Cell.model_fields
-        if name not in (*OF_TASK, *FITTED) and asked[name] != getattr(usual, name)
+        if name not in (*OF_TASK, *FITTED)
+        and asked[name] != getattr(usual, name)
+        and not (name == "lr" and asked[name] == rate)
     ]
     return ", ".join([asked["attack"], *own])
 
 
+def _network(asked: dict[str, Any], varying: list[str]) -> str:
+    """The network that is attacked: its checkpoint, or what is drawn."""
+    if asked["victim"] is not None:
+        return without_folders(str(asked["victim"]))
+    width = "" if asked["width"] is None else f" ({asked['width']})"
+    draw = f", draw {asked['network_seed']}" if "network_seed" in varying else ""
+    return f"{asked['model']}{width}{draw}" + ", untrained" * ("victim" in varying)
+
+
 def _words(name: str, asked: dict[str, Any]) -> str:
-    """A task's setting, short enough for the head of a column."""
+    """A setting, short enough for the head of a column."""
     value = asked[name]
-    if name == "victim" and value is None:
-        return f"{asked['model']} untrained"
     if name == "images":
         return f"{value} image{'s' * (value > 1)}"
-    if name in ("model", "victim", "dataset"):
+    if name in ("dataset", "representation"):
         return without_folders(str(value))
     return f"{name} {setting_text(value)}".replace("_", " ")
