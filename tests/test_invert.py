@@ -419,7 +419,7 @@ def test_settings_that_cannot_be_are_one_line(theirs, settings, message):
 def test_a_method_is_checked(theirs, settings, message):
     with pytest.raises(UserError, match=message):
         theirs.invert(method=jaxinv.Method(**settings))
-    with pytest.raises(UserError, match=r"priors\['prior_epoch_order'\]=0.1: known are prior_b"):
+    with pytest.raises(UserError, match=r"priors\['prior_epoch_order'\]=0.1: known are prior_a"):
         theirs.invert(priors={"prior_epoch_order": 0.1})
 
 

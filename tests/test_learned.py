@@ -139,6 +139,7 @@ def trained_at(folder, *flags):
 DENOISER = ("--prior", "denoiser", "--width", "2")
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     whole = trained_at(tmp_path / "whole", *DENOISER)
     assert whole.info.test_loss < 1.1

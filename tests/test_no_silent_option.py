@@ -305,7 +305,8 @@ def test_every_part_of_a_plan_is_used(small, tmp_path, monkeypatch):
         "data_dir": str(tmp_path),
         "out": str(tmp_path / "run"),
     }
-    assert {*asked, "targets"} == set(schema.Plan.model_fields)  # targets: the runs above
+    # Targets: the runs above; how a reconstruction is judged: tests/test_likeness.py.
+    assert {*asked, "targets", "judge", "lpips"} == set(schema.Plan.model_fields)
     read, folders = sys.modules["dots"].read, []
 
     def watched(name, split, ids, data_dir):

@@ -67,7 +67,7 @@ SECOND_ORDER = {
 
 
 # The others by `pytest -m slow`: each compiles a program of its own.
-_OFTEN = ("one image, with error bars", "four local steps", "more images than there are")
+_OFTEN = ("one image, with error bars",)
 
 
 @pytest.mark.parametrize(
