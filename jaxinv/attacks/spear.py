@@ -25,16 +25,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxinv.attacks.factors import MATCHED, agree, images_of, independent, least_cosine, left_factor
 from jaxinv.errors import UserError
 from jaxinv.networks.inspect import dense_layers, subtree
 from jaxinv.types import PyTree, Target
 
 SAMPLES = 2**20  # sets of rows, at the most
 DISTINCT = 3  # directions kept, times the images
-OVERSAMPLING = 8  # of the random projection that finds the gradient's range
 PARALLEL = 1 - 1e-6  # cosine of directions taken for one
-INDEPENDENT = 1e-3  # part of a unit direction that is not in the span of others
-MATCHED = 0.999  # share of the ReLU's signs by which a batch is taken for found
 
 
 class Found(NamedTuple):
@@ -111,22 +109,18 @@ def attack(
     nothing = jnp.zeros((DISTINCT * images, images), kind)
     start = _State(jnp.int32(0), nothing, jnp.eye(images, dtype=kind), jnp.zeros((), kind))
     end = lax.while_loop(more, draw, start)
-    inverse = jnp.linalg.inv(end.chosen.T)
-    found = inverse @ layer.right / (inverse @ layer.sums)[:, None]
+    found = images_of(layer, end.chosen)
     exact = jnp.broadcast_to(end.match >= MATCHED, (images,))
     return Found(found.reshape(images, *image_shape), exact, end.match, end.samples)
 
 
 def _factor(key: jax.Array, own: PyTree, sent: PyTree, images: int) -> _Layer:
-    """Factors the kernel's gradient by a random projection, exact for its rank is the batch's."""
+    """Factors the kernel's gradient."""
     gradient = sent["kernel"].T
-    probes = jax.random.normal(key, (gradient.shape[1], images + OVERSAMPLING), gradient.dtype)
-    basis, _ = jnp.linalg.qr(gradient @ probes)
-    turn, _, _ = jnp.linalg.svd(basis.T @ gradient, full_matrices=False)
-    left = basis @ turn[:, :images]
+    left = left_factor(key, gradient, images)
     right = left.T @ gradient
     lengths = jnp.linalg.norm(left, axis=1)
-    alive = lengths > _zero(left) * lengths.max()
+    alive = lengths > least_cosine(left) * lengths.max()
     rows = jnp.where(alive[:, None], left / lengths[:, None], 0)
     return _Layer(
         rows,
@@ -138,11 +132,6 @@ def _factor(key: jax.Array, own: PyTree, sent: PyTree, images: int) -> _Layer:
         jnp.argsort(~alive),
         alive.sum(),
     )
-
-
-def _zero(array: Array) -> float:
-    """Below it a cosine is zero but for rounding: between the precision and its square root."""
-    return float(jnp.finfo(array.dtype).eps) ** (2 / 3)
 
 
 def _draw(key: jax.Array, layer: _Layer, samples: int) -> Float[Array, "sample image"]:
@@ -170,7 +159,7 @@ def _distinct(
 
     Each is made orthogonal to all the rows that are zero for it, in least squares.
     """
-    closed = jnp.abs(layer.rows @ directions.T) < _zero(layer.rows)
+    closed = jnp.abs(layer.rows @ directions.T) < least_cosine(layer.rows)
     zeros = jnp.where((directions != 0).any(axis=1), closed.sum(axis=0), 0)
 
     def take(zeros, _):
@@ -189,12 +178,7 @@ def _distinct(
 
 def _match(layer: _Layer, chosen: Float[Array, "image image"]) -> Float[Array, ""]:
     """Computes the share of all features and images where the ReLU is open as D says."""
-    solved = jnp.linalg.solve(
-        chosen.T, jnp.concatenate([layer.logits, layer.sums[:, None]], axis=1)
-    )
-    logits = solved[:, :-1] / solved[:, -1:] + layer.bias
-    agree = (logits > 0) == (jnp.abs(chosen @ layer.rows.T) >= _zero(layer.rows))
-    return jnp.where(jnp.isfinite(logits), agree, False).mean(dtype=logits.dtype)
+    return agree(layer, chosen).mean(dtype=chosen.dtype)
 
 
 def _choose(
@@ -203,19 +187,7 @@ def _choose(
     """Starts from the sparsest independent directions; swaps one while that betters the match."""
     images = pool.shape[1]
 
-    def add(state, direction):
-        basis, chosen, count = state
-        rest = direction - basis.T @ (basis @ direction)
-        length = jnp.linalg.norm(rest)
-        new = (length > INDEPENDENT) & (count < images)
-
-        def put(rows, row):
-            return jnp.where(new, rows.at[count].set(row), rows)
-
-        return (put(basis, rest / length), put(chosen, direction), count + new), None
-
-    none = jnp.zeros((images, images), pool.dtype)
-    (_, start, _), _ = lax.scan(add, (none, none, 0), pool)
+    start = independent(pool, images)
 
     def swap(state):
         chosen, match, _ = state

@@ -30,18 +30,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxinv.attacks.factors import MATCHED, agree, images_of, independent, least_cosine, left_factor
 from jaxinv.errors import UserError
 from jaxinv.networks.inspect import dense_layers, subtree
 from jaxinv.types import PyTree, Target
 
 ROUNDS = 8  # draws after which it gives up
-OVERSAMPLING = 8  # of the random projection that finds the gradient's range
 STEPS, STILL = 500, 1e-5  # of the component analysis, at the most; cosine short of 1 that ends it
 DAMPING = 0.5  # part of the old components in the new: without it they go round in circles
 REWEIGHTINGS, WIDEST = 40, 0.3  # of a direction; |cosine| that counts as zero in the first
-INDEPENDENT = 1e-3  # part of a unit direction that is not in the span of others
 MANY, AROUND = 0.5, 0.5  # share of images known beside which others are drawn; of a length of one
-MATCHED = 0.999  # share of the ReLU's signs by which a batch is taken for found
 
 
 class Found(NamedTuple):
@@ -115,8 +113,7 @@ def attack(
     kind = layer.rows.dtype
     start = _State(jnp.int32(0), jnp.eye(images, dtype=kind), jnp.zeros(images, kind))
     end = lax.while_loop(more, draw, start)
-    inverse = jnp.linalg.inv(end.chosen.T)
-    found = inverse @ layer.right / (inverse @ layer.sums)[:, None]
+    found = images_of(layer, end.chosen)
     exact = end.match >= MATCHED
     return Found(found.reshape(images, *image_shape), exact, end.match, end.rounds)
 
@@ -136,15 +133,12 @@ def check(
 
 
 def _factor(key: jax.Array, own: PyTree, sent: PyTree, images: int) -> _Layer:
-    """Factors the kernel's gradient by a random projection, exact for its rank is the batch's."""
+    """Factors the kernel's gradient."""
     gradient = sent["kernel"].T
-    probes = jax.random.normal(key, (gradient.shape[1], images + OVERSAMPLING), gradient.dtype)
-    basis, _ = jnp.linalg.qr(gradient @ probes)
-    turn, _, _ = jnp.linalg.svd(basis.T @ gradient, full_matrices=False)
-    left = basis @ turn[:, :images]
+    left = left_factor(key, gradient, images)
     units = _units(left)
     powers, axes = jnp.linalg.eigh(units.T @ units)
-    whiten = axes / jnp.sqrt(jnp.maximum(powers, _zero(left) * powers[-1]))
+    whiten = axes / jnp.sqrt(jnp.maximum(powers, least_cosine(left) * powers[-1]))
     # left = (left whiten) whiten^-1, and left is orthonormal.
     back = jnp.linalg.inv(whiten) @ left.T
     right = back @ gradient
@@ -153,15 +147,10 @@ def _factor(key: jax.Array, own: PyTree, sent: PyTree, images: int) -> _Layer:
     )
 
 
-def _zero(array: Array) -> float:
-    """Below it a cosine is zero but for rounding: between the precision and its square root."""
-    return float(jnp.finfo(array.dtype).eps) ** (2 / 3)
-
-
 def _units(rows: Float[Array, "row column"]) -> Float[Array, "row column"]:
     """The rows with length one; those that are zero but for rounding with length zero."""
     lengths = jnp.linalg.norm(rows, axis=1, keepdims=True)
-    return jnp.where(lengths > _zero(rows) * lengths.max(), rows / lengths, 0)
+    return jnp.where(lengths > least_cosine(rows) * lengths.max(), rows / lengths, 0)
 
 
 def _polar(matrix: Float[Array, "image image"]) -> Float[Array, "image image"]:
@@ -208,7 +197,7 @@ def _sharpen(
     rows: Float[Array, "feature image"], direction: Float[Array, " image"]
 ) -> Float[Array, " image"]:
     """Turns a direction until it is orthogonal to as many rows as can be, and to these exactly."""
-    zero = _zero(rows)
+    zero = least_cosine(rows)
     ridge = jnp.finfo(rows.dtype).eps * jnp.eye(rows.shape[1], dtype=rows.dtype)
 
     def reweight(q, width):
@@ -230,29 +219,11 @@ def _sparsest(
 
     A mixture of images is zero where all of them are, so that each of them comes before it.
     """
-    zeros = (jnp.abs(rows @ pool.T) < _zero(rows)).sum(axis=0)
+    zeros = (jnp.abs(rows @ pool.T) < least_cosine(rows)).sum(axis=0)
 
-    def take(state, direction):
-        basis, chosen, taken = state
-        rest = direction - basis.T @ (basis @ direction)
-        length = jnp.linalg.norm(rest)
-        new = (length > INDEPENDENT) & (taken < count)
-
-        def put(rows, row):
-            return jnp.where(new, rows.at[taken].set(row), rows)
-
-        return (put(basis, rest / length), put(chosen, direction), taken + new), None
-
-    none = jnp.zeros((count, count), pool.dtype)
-    (_, chosen, _), _ = lax.scan(take, (none, none, 0), pool[jnp.argsort(-zeros)])
-    return chosen
+    return independent(pool[jnp.argsort(-zeros)], count)
 
 
 def _match(layer: _Layer, chosen: Float[Array, "image image"]) -> Float[Array, " image"]:
     """Computes the share of all features at which each image opens the ReLU as D says."""
-    solved = jnp.linalg.solve(
-        chosen.T, jnp.concatenate([layer.logits, layer.sums[:, None]], axis=1)
-    )
-    logits = solved[:, :-1] / solved[:, -1:] + layer.bias
-    agree = (logits > 0) == (jnp.abs(chosen @ layer.rows.T) >= _zero(layer.rows))
-    return jnp.where(jnp.isfinite(logits), agree, False).mean(axis=1, dtype=logits.dtype)
+    return agree(layer, chosen).mean(axis=1, dtype=chosen.dtype)
