@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import BaseModel, ValidationError, field_validator
 from rich.console import Console
 
 from jaxinv import data, defenses, files, learned, rng
@@ -21,28 +20,20 @@ from jaxinv.learned import training
 from jaxinv.machine import runtime
 from jaxinv.settings import requests
 from jaxinv.types import Normalization, PyTree
-from jaxinv.victim import checkpoints
+from jaxinv.victim import checkpoints, states
 from jaxinv.victim.training import epoch_order
 
 STEPS_PER_CALL = 50  # between two looks at the clock
 STATE_SECONDS = 60.0  # what a kill may cost
 
 
-class WrittenState(BaseModel):
+class WrittenState(states.WrittenState):
     """What a state on disk says beside its arrays."""
 
-    log: list[dict[str, int | float]]
-    within: float
-    seconds: float
-    digest: str
-    recipe: dict[str, Any]
+    COLUMNS = frozenset({"epoch", "step", "train_loss", "test_loss"})
 
-    @field_validator("log")
-    @classmethod
-    def _has_columns(cls, log: list) -> list:
-        if any(not {"epoch", "step", "train_loss", "test_loss"} <= row.keys() for row in log):
-            raise ValueError("a row lacks a column")
-        return log
+    within: float
+    recipe: dict[str, Any]
 
 
 class Learner:
@@ -185,7 +176,7 @@ class Learner:
             "within": self.within,
             "seconds": self.seconds,
         }
-        checkpoints.write(self.state_folder / "state", _as_tree(self.state), fields, self.log)
+        states.write(self.state_folder, int(self.state.step), self.state, fields, self.log)
 
     def _resume(self) -> None:
         """Takes up the state on disk, where there is one.
@@ -193,22 +184,10 @@ class Learner:
         Raises:
           UserError: it is damaged, or of another training.
         """
-        folder = self.state_folder / "state"
-        if not folder.exists():
+        found = states.read(self.state_folder, self.state, WrittenState, self._check_same)
+        if found is None:
             return
-        fields = checkpoints.read_fields(folder)
-        self._check_same(fields.get("recipe"))
-        try:
-            told = WrittenState.model_validate(fields)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(
-                f"{folder}/info.json: is not what a training writes "
-                f"({'.'.join(map(str, first['loc']))}: {first['msg']}); delete that folder"
-            ) from None
-        tree = checkpoints.read(folder, _as_tree(self.state), told.digest, "this training's state")
-        leaves = [jnp.asarray(tree[name]) for name in sorted(tree)]
-        self.state = jax.tree.unflatten(jax.tree.structure(self.state), leaves)
+        folder, self.state, told = found
         self.log, self.within, self.seconds = told.log, told.within, told.seconds
         if (
             not 0
@@ -260,11 +239,6 @@ def _name(settings: requests.Training) -> str:
         return f"prior-{settings.prior}-{settings.dataset.replace('/', '-')}"
     victim = Path(settings.inverter or "").name
     return f"inverter-{victim}-{settings.defense.replace(':', '').replace(',', '-')}"
-
-
-def _as_tree(state: training.State) -> PyTree:
-    """The state's leaves by number: Orbax gives back no named tuples."""
-    return {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
 
 
 def _describe(row: dict[str, Any]) -> str:

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import BaseModel, ValidationError, field_validator
 from rich.console import Console
 from rich.progress import Progress
 
@@ -28,8 +27,8 @@ from jaxinv.learner import Learner
 from jaxinv.machine import runtime
 from jaxinv.privacy import accounting
 from jaxinv.settings import checks, flags, reader, requests
-from jaxinv.types import Normalization, PyTree
-from jaxinv.victim import checkpoints, training
+from jaxinv.types import Normalization
+from jaxinv.victim import checkpoints, states, training
 from jaxinv.victim.untrained import untrained
 
 STEPS_PER_CALL = 50  # between two moves of the progress bar
@@ -43,21 +42,12 @@ class EpochSums(NamedTuple):
     correct: float = 0.0
 
 
-class WrittenState(BaseModel):
+class WrittenState(states.WrittenState):
     """What a state on disk says beside its arrays."""
 
-    log: list[dict[str, int | float]]
-    within: EpochSums
-    seconds: float
-    digest: str
+    COLUMNS = frozenset({"step", "train_accuracy", "test_accuracy"})
 
-    @field_validator("log")
-    @classmethod
-    def _has_columns(cls, log: list) -> list:
-        columns = {"step", "train_accuracy", "test_accuracy"}
-        if any(not columns <= row.keys() for row in log):
-            raise ValueError("a row lacks a column")
-        return log
+    within: EpochSums
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -370,18 +360,14 @@ class Trainer:
         checkpoints.check_recipe(self.folder, recipe, self._recipe())
 
     def _write_state(self) -> None:
-        """Writes what a resumed training needs, then removes the state before."""
+        """Writes what a resumed training needs."""
         fields = {
             "recipe": self._recipe(),
             "log": self.log,
             "within": self.within,
             "seconds": self.seconds,
         }
-        name = f"step{int(self.state.step):08d}"
-        checkpoints.write(self.state_folder / name, _as_tree(self.state), fields, self.log)
-        for old in self.state_folder.iterdir():
-            if old.name != name:
-                shutil.rmtree(old, ignore_errors=True)
+        states.write(self.state_folder, int(self.state.step), self.state, fields, self.log)
 
     def _resume(self) -> bool:
         """Takes up the last state written; tells whether there is one.
@@ -389,37 +375,18 @@ class Trainer:
         Raises:
           UserError: it is damaged, or of another training.
         """
-        kept = sorted(self.state_folder.glob("step*"))
-        if not kept:
+        found = states.read(self.state_folder, self.state, WrittenState, self._check_same)
+        if found is None:
             return False
-        fields = checkpoints.read_fields(kept[-1])
-        self._check_same(fields.get("recipe"))
-        try:
-            told = WrittenState.model_validate(fields)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(
-                f"{kept[-1]}/info.json: is not what a training writes "
-                f"({'.'.join(map(str, first['loc']))}: {first['msg']}); delete that folder"
-            ) from None
-        template = _as_tree(self.state)
-        tree = checkpoints.read(kept[-1], template, told.digest, "this training's state")
-        structure = jax.tree.structure(self.state)
-        leaves = [tree[name] for name in sorted(tree)]
-        self.state = jax.tree.unflatten(structure, map(jnp.asarray, leaves))
+        folder, self.state, told = found
         self.log, self.seconds, self.within = told.log, told.seconds, told.within
         self.epoch = len(self.log)
         if not 0 <= self._steps_within() <= self.steps_per_epoch:
             raise UserError(
-                f"{kept[-1]}/info.json: logs {self.epoch} epochs, its state has taken "
+                f"{folder}/info.json: logs {self.epoch} epochs, its state has taken "
                 f"{int(self.state.step)} steps; delete that folder"
             )
         return True
-
-
-def _as_tree(state: training.TrainingState) -> PyTree:
-    """The state's leaves by number: Orbax gives back no named tuples."""
-    return {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
 
 
 def checkpoint_folder(settings: requests.Training) -> Path:

@@ -1,0 +1,97 @@
+"""A training in work on disk: each state under a name of its steps, whole before the last one goes.
+
+A kill leaves the newest whole state, whenever it comes.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import BaseModel, ValidationError, field_validator
+
+from jaxinv.errors import UserError
+from jaxinv.types import PyTree
+from jaxinv.victim import checkpoints
+
+
+class WrittenState(BaseModel):
+    """What a state on disk says beside its arrays."""
+
+    COLUMNS: ClassVar[frozenset[str]]  # that every row of the log has
+
+    log: list[dict[str, int | float]]
+    seconds: float
+    digest: str
+
+    @field_validator("log")
+    @classmethod
+    def _has_columns(cls, log: list) -> list:
+        if any(not row.keys() >= cls.COLUMNS for row in log):
+            raise ValueError("a row lacks a column")
+        return log
+
+
+Told = TypeVar("Told", bound=WrittenState)
+
+
+def write(
+    folder: Path,
+    step: int,
+    state: PyTree,
+    fields: Mapping[str, Any],
+    log: Sequence[Mapping[str, Any]],
+) -> None:
+    """Writes what a resumed training needs, then removes the state before.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    name = f"step{step:08d}"
+    checkpoints.write(folder / name, _as_tree(state), fields, log)
+    for old in folder.iterdir():
+        if old.name != name:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def read(
+    folder: Path, state: PyTree, kind: type[Told], check_recipe: Callable[[Any], None]
+) -> tuple[Path, PyTree, Told] | None:
+    """Reads the last state written.
+
+    Args:
+      folder: of the states.
+      state: one of the same structure and shapes.
+      kind: what it says beside its arrays, with a digest.
+      check_recipe: raises a UserError where a recipe is of another training.
+
+    Returns:
+      Its folder, the state, and what it says; None where there is none.
+
+    Raises:
+      UserError: it is damaged, or of another training.
+    """
+    kept = sorted(folder.glob("step*"))
+    if not kept:
+        return None
+    fields = checkpoints.read_fields(kept[-1])
+    check_recipe(fields.get("recipe"))
+    try:
+        told = kind.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{kept[-1]}/info.json: is not what a training writes "
+            f"({'.'.join(map(str, first['loc']))}: {first['msg']}); delete that folder"
+        ) from None
+    tree = checkpoints.read(kept[-1], _as_tree(state), told.digest, "this training's state")
+    leaves = [jnp.asarray(tree[name]) for name in sorted(tree)]
+    return kept[-1], jax.tree.unflatten(jax.tree.structure(state), leaves), told
+
+
+def _as_tree(state: PyTree) -> PyTree:
+    """The state's leaves by number: Orbax gives back no named tuples."""
+    return {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
