@@ -53,6 +53,19 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("jaxinv")
 
 
+# Every compiled program keeps mappings of memory, of which Linux grants a process 65,530 by default:
+# the one that is loaded beyond them ends in a segmentation fault, far into the suite.
+MOST_MAPPINGS = 15_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_mappings():
+    yield
+    mappings = Path("/proc/self/maps")  # of Linux alone
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+
+
 class Problem:
     """Two targets of one 8x8 image on LeNetZhu, small enough to attack in a test."""
 

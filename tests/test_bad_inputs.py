@@ -226,7 +226,6 @@ VALUES = {
         ["--judge", "lenet_zhu-tiles", "--victim", "lenet_zhu-tiles"],
         "--judge lenet_zhu-tiles: is the victim; name a network without a part",
     ),
-    "lpips": (sweep, ["--lpips", "true"], "--lpips: needs a package; pip install"),
     "long victim": (sweep, ["--victim", "a" * 5000], r"--victim a+\.\.\.: too long"),
     "long out": (sweep, ["--out", "x" * 300], r"--out x+\.\.\.: too long"),
     "out with NUL": (sweep, ["--out", "a\0b"], r"--out 'a\\x00b': no name of a file"),

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from jaxinv import client, data
 from jaxinv.audit import page
-from jaxinv.audit.auditing import Setting, audit, verdict
+from jaxinv.audit.auditing import Setting, audit
 from jaxinv.audit.games import Pool
+from jaxinv.audit.verdict import verdict
 from jaxinv.client import updates
 from jaxinv.data.image_prior import ImageFacts, load_prior
 from jaxinv.engine.likeness import load_judge

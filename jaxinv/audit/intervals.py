@@ -18,6 +18,10 @@ class Share(NamedTuple):
     high: float
     trials: int  # independent ones
 
+    def __str__(self) -> str:
+        """In percent."""
+        return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}]"
+
 
 def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> Share:
     """Computes the exact interval of a binomial share.

@@ -13,8 +13,9 @@ from PIL import Image
 
 from jaxinv import files
 from jaxinv.audit import identification as ident
-from jaxinv.audit.auditing import Audit, percent, verdict
+from jaxinv.audit.auditing import Audit
 from jaxinv.audit.intervals import Share
+from jaxinv.audit.verdict import verdict
 
 _STYLE = """
 body { font: 16px/1.5 Inter, "Helvetica Neue", "DejaVu Sans", sans-serif; color: #1c2128;
@@ -128,10 +129,10 @@ def render(found: Audit, words: str) -> str:
         "<h2>Identification</h2>",
         _table(
             [
-                ["images named, of those in the update", percent(outcome.recall)],
-                ["updates with all images named", percent(outcome.whole)],
+                ["images named, of those in the update", str(outcome.recall)],
+                ["updates with all images named", str(outcome.whole)],
                 *(
-                    [f"members found at {r:.1%} false positives", percent(s)]
+                    [f"members found at {r:.1%} false positives", str(s)]
                     for r, s in outcome.true_positives.items()
                 ),
                 ["a guess", f"{outcome.chance:.2%}"],

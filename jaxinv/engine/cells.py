@@ -86,11 +86,8 @@ def measure_likeness(inputs: CellInputs, result: trials.Result) -> Likeness:
     """Measures every trial beyond PSNR: each field [target, seed]."""
     pixels, truths = np.asarray(result.pixels), inputs.truths().images
     guess = np.asarray(inputs.normalization.mean)
-    trials = [
-        [likeness(one, truth, guess, inputs.lineup) for one in own]
-        for own, truth in zip(np.nan_to_num(pixels), truths)
-    ]
-    return Likeness(*np.moveaxis(np.array(trials), -1, 0))
+    own = [likeness(x, t, guess, inputs.lineup) for x, t in zip(np.nan_to_num(pixels), truths)]
+    return Likeness(*map(np.stack, zip(*own)))
 
 
 class Loader:

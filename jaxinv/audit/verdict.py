@@ -1,0 +1,133 @@
+"""An audit in words: what anyone could read off an update, what nobody can, what was not tried."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxinv.audit.auditing import Audit
+
+EXACT = 100.0  # dB from which on an image is exact
+
+NOT_TRIED = (
+    "an attacker with a learned image prior (a diffusion model, a trained generator)",
+    "updates of several rounds together",
+    "candidates that differ from the true images a little, and labels that are not known",
+    "BatchNorm in training mode, where images see one another",
+    "hours of attack: each ran for seconds to minutes, from one to four seeds",
+)
+
+
+class Verdict(NamedTuple):
+    """What an audit says, in sentences."""
+
+    anyone: list[str]  # could read off this update
+    nobody: list[str]
+    not_tried: list[str]
+
+
+def verdict(found: Audit) -> Verdict:
+    """Says what was found in plain words."""
+    said = Verdict([], [], list(NOT_TRIED))
+    for topic in (_names, _capacity, _reconstruction, _server, _bounds, _privacy, _warnings):
+        topic(found, said)
+    return said
+
+
+def _names(found: Audit, said: Verdict) -> None:
+    outcome = found.identification
+    said.anyone.append(
+        f"Whoever holds {outcome.candidates:,} candidates, {_images(found)} among them, names "
+        f"{outcome.recall} of the images of such an update; a guess names "
+        f"{outcome.chance:.2%}. Of this one: {found.named} of {found.images}."
+    )
+
+
+def _capacity(found: Audit, said: Verdict) -> None:
+    room, count = found.capacity, found.images
+    if count <= room.images:
+        said.anyone.append(
+            "Nothing in the network's layers forbids exact images: one gradient can determine up "
+            f"to {room.images:,.1f} of them, and here are {count}."
+        )
+    else:
+        said.nobody.append(
+            f"From the gradient alone nobody determines more than {1 - room.free(count):.0%} of "
+            f"the numbers of {_images(found)}: the network's layers let through "
+            f"{room.images:,.1f} images (binding: {room.binding.layer}). The rest must come from "
+            "knowledge of images."
+        )
+
+
+def _reconstruction(found: Audit, said: Verdict) -> None:
+    best = found.best
+    if best is not None:
+        said.anyone.append(
+            f"The best of {len(found.found)} short attacks ({best.attack}) recovers "
+            f"{_images(found)} at {best.psnr:.1f} dB; the mean color has "
+            f"{found.mean_color_psnr:.1f}. Of what it recovers "
+            f"{best.likeness.named_by_pixels:.0%} is nearest to its own image among the "
+            f"{found.identification.candidates:,} candidates."
+        )
+
+
+def _server(found: Audit, said: Verdict) -> None:
+    read, fished = found.imprinted, found.fished
+    if read is not None:
+        said.anyone.append(
+            f"A server that puts an imprint of {read.bins:,} bins in front of the network reads "
+            f"{read.exact} of the images off such an update exactly (expected without a "
+            f"defense: {read.expected:.1%}). Of this one: {read.own} of {found.images}."
+        )
+    if fished is not None and found.images > 1:
+        said.anyone.append(
+            "A server that fishes for a class gets the gradient of one image alone, which every "
+            f"attack on single images may follow: {fished.alone} of the images are the only ones "
+            "of their class in such an update."
+        )
+
+
+def _bounds(found: Audit, said: Verdict) -> None:
+    knows = "An attacker who knows of images what a Gaussian prior says"
+    if math.isfinite(found.rank_psnr):
+        said.nobody.append(f"{knows} does not exceed {found.rank_psnr:.1f} dB by the layers alone.")
+    ceiling = found.ceiling
+    if ceiling is None or not ceiling.solved:
+        return
+    top = ", ".join(f"{p:.1f}" for p in ceiling.psnr[:8])
+    if ceiling.psnr.min() > EXACT:
+        said.anyone.append(
+            f"Near the true images nothing but rounding hides them: the ceiling is {top} dB."
+        )
+    else:
+        said.nobody.append(
+            f"{knows} does not exceed, on average over the noise, {top} dB (the prior alone: "
+            f"{float(np.mean(ceiling.prior_psnr)):.1f}). A local bound, at these images."
+        )
+
+
+def _privacy(found: Audit, said: Verdict) -> None:
+    if found.release_bound is not None:
+        said.nobody.append(
+            "By DP-SGD no attacker who sees this release alone names one given image among "
+            f"{found.identification.candidates:,} more often than in {found.release_bound:.3%} of "
+            "the cases."
+        )
+
+
+def _warnings(found: Audit, said: Verdict) -> None:
+    seen = found.inspection
+    if seen.dominated and found.images > 1:
+        said.anyone.append(
+            f"One image outweighs all others in the gradients of {len(seen.dominated)} layers: "
+            "look at the parameters you were sent."
+        )
+    if seen.parallel > 0:
+        said.anyone.append(
+            f"{seen.parallel:.0%} of a dense layer's units measure the same thing: this is how a "
+            "malicious server imprints images."
+        )
+
+
+def _images(found: Audit) -> str:
+    return "its image" if found.images == 1 else f"its {found.images} images"
