@@ -53,8 +53,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("jaxinv")
 
 
-# Every compiled program keeps mappings of memory, of which Linux grants a process 65,530 by default:
-# the one that is loaded beyond them ends in a segmentation fault, far into the suite.
+# Every compiled program keeps mappings of memory, of which Linux grants a process 65,530: the one
+# that is loaded beyond them ends in a segmentation fault, far into the suite.
 MOST_MAPPINGS = 15_000
 
 
