@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxinv import data
-from jaxinv.audit import games
-from jaxinv.audit import identification as ident
+from jaxinv.audit import games, measuring
 from jaxinv.audit.intervals import Share
 from jaxinv.types import Normalization
 from jaxinv.victim import checkpoints
@@ -66,7 +65,7 @@ class Scene:
     dataset: data.Dataset
 
     @functools.cached_property
-    def candidates(self) -> ident.Candidates:
+    def candidates(self) -> measuring.Candidates:
         """Normalized."""
         return self.network.normalize(self.pool)
 
@@ -75,7 +74,7 @@ class Scene:
         """The exact products of the candidates' gradients with one another."""
         if self.known_rows is not None:
             return self.known_rows().gram
-        return ident.gram(self.network.loss, self.network.params, self.candidates)
+        return measuring.gram(self.network.loss, self.network.params, self.candidates)
 
     @functools.cached_property
     def root(self) -> Any:
@@ -83,7 +82,7 @@ class Scene:
         return games.root(self.gram)
 
     @functools.cached_property
-    def known_rows(self) -> Callable[[], ident.Rows] | None:
+    def known_rows(self) -> Callable[[], measuring.Rows] | None:
         """Gives the candidates' gradients where they are kept."""
         return games.known_rows(self.network, self.candidates)
 
