@@ -10,7 +10,7 @@ from jaxinv.audit.study import figure, scene
 
 @pytest.fixture
 def asked(tmp_path):
-    return scene.Options(("a",), (1, 8), ("none",), 100, 100, 20, "slab", Path(tmp_path))
+    return scene.Options(("a",), (1, 8), ("none",), (0.1,), 100, 100, 20, "slab", Path(tmp_path))
 
 
 def test_rows_are_kept_and_not_computed_again(asked, capsys):

@@ -220,15 +220,17 @@ def ceiling_of(
         return ceilings.ceiling(update_of, images, image_prior, noise, normalization.std, context)
 
 
-def ceiling_curve(network: games.Network, truth: Truth, image_prior: ImagePrior) -> ceilings.Curve:
-    """The same of one image without a defense, against the variance of noise to come."""
-    with runtime.arithmetic("float64") as cast:
-        module, variables, normalization, _ = network
-        variables, normalization, image_prior, truth = cast(
-            (variables, normalization, image_prior, truth)
-        )
-        images, context = normalization.normalize(truth.images), (variables, truth.labels)
-        return ceilings.curve(_gradient_of(module), images, image_prior, normalization.std, context)
+def ceiling_curve(
+    network: games.Network, truth: Truth, image_prior: ImagePrior, most: int | None = None
+) -> ceilings.Curve:
+    """The same of one image without a defense, against the variance of noise to come.
+
+    In float32: for noise above 1e-3. Other arguments are `ceiling_of`'s and `ceiling.curve`'s.
+    """
+    module, variables, normalization, _ = network
+    images, context = normalization.normalize(truth.images), (variables, truth.labels)
+    update_of = _gradient_of(module)
+    return ceilings.curve(update_of, images, image_prior, normalization.std, context, most)
 
 
 @functools.lru_cache(maxsize=16)

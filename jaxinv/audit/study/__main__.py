@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument("--victims", nargs="+", default=list(scene.VICTIMS))
         parser.add_argument("--batches", nargs="+", type=int, default=list(scene.BATCHES))
         parser.add_argument("--defenses", nargs="+", default=list(scene.DEFENSES))
+        parser.add_argument("--noises", nargs="+", type=float, default=list(scene.NOISES))
         parser.add_argument("--candidates", type=int, default=2000)
         parser.add_argument("--shortlist", type=int, default=ident.MOST)
         parser.add_argument("--games", type=int, default=200)

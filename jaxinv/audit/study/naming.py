@@ -7,7 +7,7 @@ import optax
 
 from jaxinv.audit import games
 from jaxinv.audit import identification as ident
-from jaxinv.audit.study.scene import NOISES, Options, Row, Scene, Table, load, with_interval
+from jaxinv.audit.study.scene import Options, Row, Scene, Table, load, with_interval
 
 
 def identification(asked: Options) -> None:
@@ -31,7 +31,7 @@ def noise(asked: Options) -> None:
         scene = load(name, asked.candidates)
         for images in asked.batches:
             _play(table, asked, scene, scene.rules(asked, images, "none", asked.method), scene.play)
-        for variance in NOISES:
+        for variance in asked.noises:
             for images in asked.batches:
                 rules = scene.rules(asked, images, f"noise:{variance:g}", asked.method)
 

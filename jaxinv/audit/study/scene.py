@@ -48,6 +48,7 @@ class Options:
     victims: Sequence[str]
     batches: Sequence[int]
     defenses: Sequence[str]
+    noises: Sequence[float]  # variances
     candidates: int
     shortlist: int
     games: int
@@ -63,6 +64,7 @@ class Scene:
     network: games.Network
     pool: games.Pool
     dataset: data.Dataset
+    trained: bool
 
     @functools.cached_property
     def candidates(self) -> measuring.Candidates:
@@ -101,7 +103,8 @@ def load(name: str, candidates: int) -> Scene:
     images = data.load("cifar10", split=split, ids=candidates)
     normalization = Normalization.of(images.mean, images.std)
     pool = games.Pool(images.images, images.labels)
-    if "-" in name:
+    trained = "-" in name
+    if trained:
         victim = checkpoints.load_victim(name)
     else:
         model, _, width = name.partition(":")
@@ -109,7 +112,7 @@ def load(name: str, candidates: int) -> Scene:
             model, classes=10, width=int(width) if width else None, seed=0, image_shape=(32, 32, 3)
         )
     network = games.network(victim.module, victim.variables, normalization)
-    return Scene(name, network, pool, images)
+    return Scene(name, network, pool, images, trained)
 
 
 class Table:
