@@ -313,15 +313,23 @@ def test_local_steps_by_the_midpoint(scene):
     assert errors[1] < 0.2 * errors[0]
 
 
-def test_unknown_labels_are_tried_all(scene):
-    network, pool = scene
-    members = games.draw(4, 1, N)
-    shared = games.share(*scene, members, games.Rules())
-    every = ident.all_labels(network.normalize(pool), 10)
-    measured = measuring.measure(network.loss, network.params, every, shared.targets.update)
-    ranking = ident.best_of_labels(ident.identify_among(measured, 1, "matched"), 10)
-    assert ranking.scores.shape == (4, N)
-    assert (np.asarray(ranking.picks)[:, 0] == members[:, 0]).all()
+@pytest.mark.parametrize("images", [1, 4])
+def test_unknown_labels_are_tried_all(scene, images):
+    members = games.draw(4, images, N)
+    outcome = games.count(play(scene, members, images=images, classes=10))
+    assert outcome.candidates == N
+    assert outcome.recall.value == 1
+
+
+def test_an_image_is_named_once_whatever_its_labels():
+    """Of three images with two labels each: the first twice, then the best of the others."""
+    scores = np.array([[9.0, 8, 1, 2, 0, 3]])
+    found = ident.best_of_labels(ident.Ranking(scores, np.array([[0, 1]])), 2)
+    np.testing.assert_array_equal(found.scores, [[9, 2, 3]])
+    np.testing.assert_array_equal(found.picks, [[0, 2]])
+    # A pick stands before what scores higher.
+    found = ident.best_of_labels(ident.Ranking(scores, np.array([[2, 0]])), 2)
+    np.testing.assert_array_equal(np.sort(found.picks), [[0, 1]])
 
 
 def test_sketch_keeps_inner_products_and_sums():

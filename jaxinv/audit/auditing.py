@@ -41,6 +41,7 @@ class Setting(NamedTuple):
     local: client.Local = client.Local()
     client_lr: float = 0.1
     method: str = "slab"  # of identification: `identification.METHODS`
+    labels_known: bool = True  # to the attacker who names images
     games: int = 100  # with batches like this one, for the intervals
     ceiling: bool = True
     reconstruct: bool = True
@@ -126,6 +127,11 @@ def audit(
     members = np.concatenate([np.arange(count)[None], drawn])  # its own game is the first
     network = games.network(module, variables, normalization)
     rules = games.Rules(count, setting.method, setting.defense, setting.local, setting.client_lr)
+    if not setting.labels_known:
+        logits = jax.eval_shape(
+            functools.partial(module.apply, variables), images[:1] / np.float32(255)
+        )
+        rules = rules._replace(classes=logits.shape[-1])
     targets = games.share(network, pool, members, rules).targets
     if update is not None:
         sent = jax.tree.map(lambda x, own: x.at[0].set(own), targets.update, update)

@@ -65,15 +65,16 @@ def run(asked: requests.Auditing) -> None:
         judge = load_judge(asked.judge, info.image_shape, info.classes)
         check_no_part(judge, victim.digest)
     setting = Setting(
-        asked.defense,
-        client.Local(asked.client_epochs, asked.client_batch),
-        asked.client_lr,
-        asked.method,
-        asked.games,
-        not asked.quick,
-        not asked.quick,
-        asked.seed,
-        asked.bins if asked.server == "malicious" else None,
+        defense=asked.defense,
+        local=client.Local(asked.client_epochs, asked.client_batch),
+        client_lr=asked.client_lr,
+        method=asked.method,
+        labels_known=asked.labels == "known",
+        games=asked.games,
+        ceiling=not asked.quick,
+        reconstruct=not asked.quick,
+        seed=asked.seed,
+        imprint_bins=asked.bins if asked.server == "malicious" else None,
     )
     found = audit(
         victim.module,

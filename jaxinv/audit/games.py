@@ -90,6 +90,7 @@ class Rules(NamedTuple):
     local: client.Local = client.Local()
     client_lr: float = 0.1
     shortlist: int = ident.MOST  # candidates that the method sees; of more, the best
+    classes: int | None = None  # that every candidate may be of: its label is not known
 
 
 class Outcome(NamedTuple):
@@ -283,6 +284,8 @@ def attack(
     if steps > 1:
         sent = jax.tree.map(lambda x: x[0], updates)
         params = measuring.midpoint(params, sent, rules.client_lr, steps)
+    if rules.classes is not None:
+        candidates, rows = ident.all_labels(candidates, rules.classes), None
     known = None if rows is None or steps > 1 or clip is not None else rows()
     measured = measuring.measure(
         network.loss,
@@ -295,9 +298,10 @@ def attack(
         noisy=variance > 0,
         known=known,
     )
-    return ident.identify_among(
+    ranking = ident.identify_among(
         measured, rules.images, rules.method, weight, variance, rules.shortlist
     )
+    return ranking if rules.classes is None else ident.best_of_labels(ranking, rules.classes)
 
 
 def count(played: Played) -> Outcome:

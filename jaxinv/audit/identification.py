@@ -56,14 +56,23 @@ def all_labels(candidates: Candidates, classes: int) -> Candidates:
     The candidate of position j * classes + c is image j as class c; `best_of_labels` puts the
     scores back together.
     """
-    images = jnp.repeat(candidates.images, classes, axis=0)
-    return Candidates(images, jnp.tile(jnp.arange(classes), len(candidates.labels)))
+    images = np.repeat(candidates.images, classes, axis=0)
+    return Candidates(images, np.tile(np.arange(classes, dtype=np.int32), len(candidates.labels)))
 
 
 def best_of_labels(ranking: Ranking, classes: int) -> Ranking:
-    """The scores of the images, each at its best label; picks name images."""
-    shape = (*ranking.scores.shape[:-1], -1, classes)
-    return Ranking(jnp.reshape(ranking.scores, shape).max(axis=-1), ranking.picks // classes)
+    """The images instead: each at its best label, and as many named as before, none twice.
+
+    Args:
+      ranking: of `all_labels`.
+      classes: as there.
+    """
+    updates, images = ranking.picks.shape
+    scores = np.reshape(ranking.scores, (updates, -1, classes)).max(axis=2)
+    named = np.zeros(scores.shape, bool)
+    np.put_along_axis(named, np.asarray(ranking.picks) // classes, True, axis=1)
+    # Where one was named with two labels, the best of the others stands in for it.
+    return Ranking(scores, np.lexsort((-scores, ~named), axis=1)[:, :images])
 
 
 # --- The methods: (products, images, weight, variance) -> ranking, of all updates at once ---------
