@@ -126,6 +126,16 @@ def test_a_curve_is_the_ceiling_at_every_variance(linear):
     assert curve.psnr(np.inf) == pytest.approx(found.prior_psnr[0], abs=1e-6)
 
 
+def test_a_curve_never_falls_for_what_an_attacker_is_told(linear):
+    prior, images, *_ = linear
+    counts = (1, 17, images.size - 1, images.size)
+    curves = [ceil.curve(_linear_only, images, prior, STD, most=most) for most in counts]
+    assert tuple(len(curve.seen) for curve in curves) == counts
+    for variance in (1e-3, 0.05, 20.0):
+        found = [curve.psnr(variance) for curve in curves]
+        assert found == sorted(found, reverse=True)
+
+
 def test_a_curve_knows_what_its_own_image_costs(linear):
     """The posterior mean's error at one image, by textbook; on average it is the ceiling."""
     prior, images, _, matrix, _ = linear

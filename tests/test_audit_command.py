@@ -107,10 +107,21 @@ def test_command_audits_an_update_from_a_file(tmp_path, scene):
         "--update",
         str(tmp_path / "update.npz"),
     ]
-    for ids, named in (("3,17", 0), ("40,41", 2)):
-        assert audit.main([*arguments, "--ids", ids, "--out", str(tmp_path / ids)]) == 0
-        numbers = json.loads((tmp_path / ids / "audit.json").read_text())
+    for ids, labels, named in (
+        ("3,17", "known", 0),
+        ("40,41", "known", 2),
+        ("40,41", "unknown", 2),
+    ):
+        out = tmp_path / f"{ids}-{labels}"
+        assert audit.main([*arguments, f"--ids={ids}", f"--labels={labels}", f"--out={out}"]) == 0
+        numbers = json.loads((out / "audit.json").read_text())
         assert numbers["identification"]["named_of_this_update"] == named
+        unknown = labels == "unknown"
+        assert ("without their labels" in numbers["verdict"]["anyone"][0]) == unknown
+        assert (
+            any("labels that are not known" in x for x in numbers["verdict"]["not_tried"])
+            != unknown
+        )
 
 
 @pytest.mark.parametrize(

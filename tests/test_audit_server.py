@@ -7,8 +7,7 @@ import pytest
 
 from jaxinv import client
 from jaxinv.attacks.imprint import read
-from jaxinv.audit import games, server
-from jaxinv.audit import identification as ident
+from jaxinv.audit import games, measuring, server
 from jaxinv.networks.imprint import expected_alone, imprinted
 from jaxinv.types import Normalization
 from jaxinv.victim.untrained import untrained
@@ -56,7 +55,7 @@ def test_a_malicious_server_reads_as_many_as_expected(defense, read_back):
     network = games.network(
         victim.module, victim.variables, Normalization.of((0.5,) * 3, (0.25,) * 3)
     )
-    candidates = ident.Candidates(np.float32(images), labels)
+    candidates = measuring.Candidates(np.float32(images), labels)
     found = server.play(network, candidates, games.draw(41, 8, 400), defense, 16)
     assert found.expected == pytest.approx((15 / 16) ** 7)
     assert found.exact.trials == 40
@@ -103,7 +102,7 @@ def test_fishing_by_hand(scene):
     victim, loss, *_, images, labels = scene
     normalization = Normalization.of((0.5,) * 3, (0.25,) * 3)
     network = games.Network(victim.module, victim.variables, normalization, loss)
-    candidates = ident.Candidates(np.asarray(images), np.asarray(labels))
+    candidates = measuring.Candidates(np.asarray(images), np.asarray(labels))
     found = server.fish(network, candidates, np.array([[0, 10, 1, 2]] * 3))
     assert found.alone.value == 0.5
     assert found.cosine == pytest.approx(1, abs=1e-4)

@@ -10,7 +10,7 @@ from jaxinv.audit.study import figure, scene
 
 @pytest.fixture
 def asked(tmp_path):
-    return scene.Options(("a",), (1, 8), ("none",), 100, 100, 20, "slab", Path(tmp_path))
+    return scene.Options(("a",), (1, 8), ("none",), (0.1,), 100, 100, 20, "slab", Path(tmp_path))
 
 
 def test_rows_are_kept_and_not_computed_again(asked, capsys):
@@ -47,7 +47,7 @@ def test_figure_draws_what_the_rows_say():
         for i in range(2)
     ]
     drawn = figure.draw(named, bounded, ["a"], [1, 8])
-    left, right = drawn.axes[:2]
+    left, right = drawn.axes[0], drawn.axes[-1]
     lines = [line for line in left.lines if len(line.get_xdata()) == 3]
     assert len(lines) == 2
     assert list(lines[0].get_xdata()) == pytest.approx([-4, -1, 1])

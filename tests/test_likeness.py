@@ -28,7 +28,7 @@ def tiles():
 @pytest.fixture(scope="module")
 def judge():
     info = jaxinv.load_victim("lenet_zhu-tiles").info
-    return load_judge("lenet_zhu-tiles", info.image_shape, info.classes, "another")
+    return load_judge("lenet_zhu-tiles", info.image_shape, info.classes)
 
 
 def test_the_image_itself(tiles, judge):

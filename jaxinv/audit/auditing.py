@@ -41,6 +41,7 @@ class Setting(NamedTuple):
     local: client.Local = client.Local()
     client_lr: float = 0.1
     method: str = "slab"  # of identification: `identification.METHODS`
+    labels_known: bool = True  # to the attacker who names images
     games: int = 100  # with batches like this one, for the intervals
     ceiling: bool = True
     reconstruct: bool = True
@@ -126,6 +127,11 @@ def audit(
     members = np.concatenate([np.arange(count)[None], drawn])  # its own game is the first
     network = games.network(module, variables, normalization)
     rules = games.Rules(count, setting.method, setting.defense, setting.local, setting.client_lr)
+    if not setting.labels_known:
+        logits = jax.eval_shape(
+            functools.partial(module.apply, variables), images[:1] / np.float32(255)
+        )
+        rules = rules._replace(classes=logits.shape[-1])
     targets = games.share(network, pool, members, rules).targets
     if update is not None:
         sent = jax.tree.map(lambda x, own: x.at[0].set(own), targets.update, update)
@@ -220,15 +226,17 @@ def ceiling_of(
         return ceilings.ceiling(update_of, images, image_prior, noise, normalization.std, context)
 
 
-def ceiling_curve(network: games.Network, truth: Truth, image_prior: ImagePrior) -> ceilings.Curve:
-    """The same of one image without a defense, against the variance of noise to come."""
-    with runtime.arithmetic("float64") as cast:
-        module, variables, normalization, _ = network
-        variables, normalization, image_prior, truth = cast(
-            (variables, normalization, image_prior, truth)
-        )
-        images, context = normalization.normalize(truth.images), (variables, truth.labels)
-        return ceilings.curve(_gradient_of(module), images, image_prior, normalization.std, context)
+def ceiling_curve(
+    network: games.Network, truth: Truth, image_prior: ImagePrior, most: int | None = None
+) -> ceilings.Curve:
+    """The same of one image without a defense, against the variance of noise to come.
+
+    In float32: for noise above 1e-3. Other arguments are `ceiling_of`'s and `ceiling.curve`'s.
+    """
+    module, variables, normalization, _ = network
+    images, context = normalization.normalize(truth.images), (variables, truth.labels)
+    update_of = _gradient_of(module)
+    return ceilings.curve(update_of, images, image_prior, normalization.std, context, most)
 
 
 @functools.lru_cache(maxsize=16)

@@ -33,6 +33,7 @@ from jaxinv.types import PyTree
 
 MOST_DENSE = 6144  # unknowns of which the whole matrix is made
 COLUMNS = 16  # of it at once
+ENTRIES = 2**13  # of an update whose products are summed at once
 ROUNDING = 2.0**-24  # of float32: relative, at the most
 PROBES = 16
 CG_ITERATIONS = 400
@@ -164,31 +165,54 @@ def curve(
     prior: ImagePrior,
     std: Float[Array, " channel"],
     context: tuple = (),
+    most: int | None = None,
 ) -> Curve:
     """Computes `ceiling` of one image for every variance at once, for one matrix of eigenvectors.
 
+    The derivatives may be of float32, which err by 1e-6 of the largest; their products are float64.
+
     Args:
       update_of, images, prior, std, context: as in `ceiling`.
+      most: coefficients of the prior, those of most variance, that are to be found; the attacker
+        knows all others, which makes the ceiling higher and never lower. None: all.
     """
-    return Curve(*map(np.asarray, _curve(update_of, images, prior, std, context)))
+    variances = np.broadcast_to(prior.variances, images.shape).ravel()
+    found = np.argsort(-variances, kind="stable")[:most]
+    roots = np.sqrt(variances[found])
+    directions = [
+        np.asarray(_directions(prior, some, scales))
+        for some, scales in zip(*(_parts(x, COLUMNS) for x in (found, roots)))
+    ]
+    rows = [np.asarray(_derivatives(update_of, images, some, context)) for some in directions]
+    directions, rows = (np.concatenate(x)[: len(found)] for x in (directions, rows))
+    total = np.zeros((len(found), len(found)))
+    for start in range(0, rows.shape[1], ENTRIES):
+        part = rows[:, start : start + ENTRIES].astype(np.float64)
+        total += part @ part.T
+    seen, vectors = np.linalg.eigh(total)
+    own = np.asarray(coefficients(prior, images - prior.mean)).ravel()[found] / roots
+    pixels = (np.asarray(std) * directions).reshape(len(found), -1)
+    return Curve(seen, vectors.T @ pixels, vectors.T @ own)
+
+
+def _parts(values: np.ndarray, size: int) -> np.ndarray:
+    """Cuts an array into rows of one size, the last filled up with its last value."""
+    at = np.minimum(np.arange(-(-len(values) // size) * size), len(values) - 1)
+    return values[at].reshape(-1, size)
+
+
+@jax.jit
+def _directions(prior, places, scales):
+    """Images of single coefficients of a prior, each of a scale."""
+    unit = jax.nn.one_hot(places, prior.mean.size, dtype=prior.mean.dtype) * scales[:, None]
+    return synthesize(prior, unit.reshape(-1, *prior.mean.shape))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _curve(update_of, images, prior, std, context):
-    spread = jnp.broadcast_to(jnp.sqrt(prior.variances), images.shape).ravel()
-    start = coefficients(prior, images - prior.mean).ravel()
-
-    def residuals(row):
-        own = prior.mean + synthesize(prior, row.reshape(images.shape))
-        return flat(update_of(own, *context))
-
-    normal = spread[:, None] * normal_matrix(residuals, start, COLUMNS) * spread
-    seen, vectors = jnp.linalg.eigh((normal + normal.T) / 2)
-
-    def pixels(direction):
-        return (std * synthesize(prior, (spread * direction).reshape(images.shape))).ravel()
-
-    return seen, lax.map(pixels, vectors.T), vectors.T @ (start / spread)
+def _derivatives(update_of, images, directions, context):
+    """The derivative of the update along each direction, [direction, entry]."""
+    _, along = jax.linearize(lambda x: flat(update_of(x, *context)), images)
+    return jax.vmap(along)(directions[:, None])
 
 
 @functools.partial(jax.jit, static_argnums=0)

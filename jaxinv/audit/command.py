@@ -14,7 +14,7 @@ from jaxinv.audit.games import Pool
 from jaxinv.audit.verdict import verdict
 from jaxinv.client import updates
 from jaxinv.data.image_prior import ImageFacts, load_prior
-from jaxinv.engine.likeness import load_judge
+from jaxinv.engine.likeness import check_no_part, load_judge
 from jaxinv.errors import UserError, run_command
 from jaxinv.machine import runtime
 from jaxinv.settings import flags, reader, requests
@@ -62,17 +62,19 @@ def run(asked: requests.Auditing) -> None:
         prior, _ = load_prior(asked.image_prior, facts)
     judge = None
     if asked.judge is not None:
-        judge = load_judge(asked.judge, info.image_shape, info.classes, victim.digest)
+        judge = load_judge(asked.judge, info.image_shape, info.classes)
+        check_no_part(judge, victim.digest)
     setting = Setting(
-        asked.defense,
-        client.Local(asked.client_epochs, asked.client_batch),
-        asked.client_lr,
-        asked.method,
-        asked.games,
-        not asked.quick,
-        not asked.quick,
-        asked.seed,
-        asked.bins if asked.server == "malicious" else None,
+        defense=asked.defense,
+        local=client.Local(asked.client_epochs, asked.client_batch),
+        client_lr=asked.client_lr,
+        method=asked.method,
+        labels_known=asked.labels == "known",
+        games=asked.games,
+        ceiling=not asked.quick,
+        reconstruct=not asked.quick,
+        seed=asked.seed,
+        imprint_bins=asked.bins if asked.server == "malicious" else None,
     )
     found = audit(
         victim.module,

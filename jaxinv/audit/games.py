@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 
 from jaxinv import client, defenses, rng
 from jaxinv.audit import identification as ident
+from jaxinv.audit import measuring
 from jaxinv.audit.intervals import Share, clopper_pearson, mean_share
 from jaxinv.defenses.base import DefenseKnowledge
 from jaxinv.engine.targets import ClientSettings, SharedUpdates, make_targets, noise_keys
@@ -39,10 +40,10 @@ class Network(NamedTuple):
         """Where the gradients are taken."""
         return self.variables["params"]
 
-    def normalize(self, pool: "Pool") -> ident.Candidates:
+    def normalize(self, pool: "Pool") -> measuring.Candidates:
         """A pool as the network sees it."""
         images = self.normalization.normalize(pool.images / np.float32(255))
-        return ident.Candidates(np.asarray(images), np.asarray(pool.labels, np.int32))
+        return measuring.Candidates(np.asarray(images), np.asarray(pool.labels, np.int32))
 
 
 def network(module: nn.Module, variables: PyTree, normalization: Normalization) -> Network:
@@ -57,16 +58,18 @@ def _loss_of(module: nn.Module) -> client.LossFn:
     return client.loss_fn(module, {})
 
 
-def known_rows(network: Network, candidates: ident.Candidates) -> Callable[[], ident.Rows] | None:
+def known_rows(
+    network: Network, candidates: measuring.Candidates
+) -> Callable[[], measuring.Rows] | None:
     """Gives the candidates' gradients and their products, computed once; None: too many to keep."""
     count = len(candidates.labels)
-    if count * max(count, optax.tree.size(network.params)) * 4 > ident.STORED:
+    if count * max(count, optax.tree.size(network.params)) * 4 > measuring.STORED:
         return None
 
     @functools.cache
     def rows():
-        found = ident.gradients(network.loss, network.params, candidates)
-        return ident.Rows(found, found @ found.T)
+        found = measuring.gradients(network.loss, network.params, candidates)
+        return measuring.Rows(found, found @ found.T)
 
     return rows
 
@@ -87,6 +90,7 @@ class Rules(NamedTuple):
     local: client.Local = client.Local()
     client_lr: float = 0.1
     shortlist: int = ident.MOST  # candidates that the method sees; of more, the best
+    classes: int | None = None  # that every candidate may be of: its label is not known
 
 
 class Outcome(NamedTuple):
@@ -140,7 +144,7 @@ def play(
     pool: Pool,
     members: Int[np.ndarray, "game image"],
     rules: Rules,
-    rows: Callable[[], ident.Rows] | None = None,
+    rows: Callable[[], measuring.Rows] | None = None,
 ) -> Played:
     """Plays games among the candidates of a pool.
 
@@ -157,11 +161,11 @@ def play(
 
 def answer(
     network: Network,
-    candidates: ident.Candidates,
+    candidates: measuring.Candidates,
     targets: Target,
     members: np.ndarray,
     rules: Rules,
-    rows: Callable[[], ident.Rows] | None = None,
+    rows: Callable[[], measuring.Rows] | None = None,
 ) -> Played:
     """The attacker's part of games: the members are noted down, not looked at.
 
@@ -231,7 +235,7 @@ def simulate(
     cross = clean + variance**0.5 * noise
     power = (taken * (clean + 2 * variance**0.5 * noise)).sum(axis=1)
     power += variance * (np.square(drawn).sum(axis=1) + rest)
-    products = ident.Products(gram, np.float32(cross), np.float32(power), entries)
+    products = measuring.Products(gram, np.float32(cross), np.float32(power), entries)
     images = members.shape[1]
     ranking = ident.identify(products, images, method, 1 / images, variance)
     return Played(members, np.asarray(ranking.scores), np.asarray(ranking.picks))
@@ -244,11 +248,11 @@ RESCALED = {"clip", "sign"}  # after which the weight of an image is not known
 
 def attack(
     network: Network,
-    candidates: ident.Candidates,
+    candidates: measuring.Candidates,
     updates: PyTree,
     knowledge: DefenseKnowledge | tuple,
     rules: Rules,
-    rows: Callable[[], ident.Rows] | None = None,
+    rows: Callable[[], measuring.Rows] | None = None,
 ) -> ident.Ranking:
     """Names the images of updates, knowing what the client does.
 
@@ -279,9 +283,11 @@ def attack(
     params = network.params
     if steps > 1:
         sent = jax.tree.map(lambda x: x[0], updates)
-        params = ident.midpoint(params, sent, rules.client_lr, steps)
+        params = measuring.midpoint(params, sent, rules.client_lr, steps)
+    if rules.classes is not None:
+        candidates, rows = ident.all_labels(candidates, rules.classes), None
     known = None if rows is None or steps > 1 or clip is not None else rows()
-    measured = ident.measure(
+    measured = measuring.measure(
         network.loss,
         params,
         candidates,
@@ -292,9 +298,10 @@ def attack(
         noisy=variance > 0,
         known=known,
     )
-    return ident.identify_among(
+    ranking = ident.identify_among(
         measured, rules.images, rules.method, weight, variance, rules.shortlist
     )
+    return ranking if rules.classes is None else ident.best_of_labels(ranking, rules.classes)
 
 
 def count(played: Played) -> Outcome:

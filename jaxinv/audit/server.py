@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinv import client, defenses
 from jaxinv.attacks.imprint import read
-from jaxinv.audit import identification as ident
+from jaxinv.audit import measuring
 from jaxinv.audit.intervals import Share, mean_share
 from jaxinv.engine.targets import noise_keys
 from jaxinv.networks.imprint import LAYER, expected_alone, imprinted
@@ -45,7 +45,7 @@ class Imprinted(NamedTuple):
 
 def play(
     network: Any,
-    candidates: ident.Candidates,
+    candidates: measuring.Candidates,
     members: Int[np.ndarray, "game image"],
     defense: str,
     bins: int,
@@ -92,7 +92,7 @@ class Fished(NamedTuple):
 
 
 def fish(
-    network: Any, candidates: ident.Candidates, members: Int[np.ndarray, "game image"]
+    network: Any, candidates: measuring.Candidates, members: Int[np.ndarray, "game image"]
 ) -> Fished | None:
     """Fishes for every class of which an update holds one image, without a defense.
 
@@ -172,7 +172,9 @@ def inspect(
       images: normalized.
       labels: theirs.
     """
-    rows = ident.gradients(loss, params, ident.Candidates(np.asarray(images), np.asarray(labels)))
+    rows = measuring.gradients(
+        loss, params, measuring.Candidates(np.asarray(images), np.asarray(labels))
+    )
     ends = np.cumsum([math.prod(x.shape) for x in jax.tree.leaves(params)])
     paths = jax.tree_util.tree_leaves_with_path(params)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]

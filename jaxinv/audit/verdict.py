@@ -9,10 +9,11 @@ from jaxinv.audit.auditing import Audit
 
 EXACT = 100.0  # dB from which on an image is exact
 
+LABELS_NOT_TRIED = "labels that are not known (--labels unknown)"
 NOT_TRIED = (
     "an attacker with a learned image prior (a diffusion model, a trained generator)",
     "updates of several rounds together",
-    "candidates that differ from the true images a little, and labels that are not known",
+    "candidates that differ from the true images a little",
     "BatchNorm in training mode, where images see one another",
     "hours of attack: each ran for seconds to minutes, from one to four seeds",
 )
@@ -28,7 +29,7 @@ class Verdict(NamedTuple):
 
 def verdict(found: Audit) -> Verdict:
     """Says what was found in plain words."""
-    said = Verdict([], [], list(NOT_TRIED))
+    said = Verdict([], [], [LABELS_NOT_TRIED] * found.setting.labels_known + list(NOT_TRIED))
     for topic in (_names, _capacity, _reconstruction, _server, _bounds, _privacy, _warnings):
         topic(found, said)
     return said
@@ -36,9 +37,10 @@ def verdict(found: Audit) -> Verdict:
 
 def _names(found: Audit, said: Verdict) -> None:
     outcome = found.identification
+    without = "" if found.setting.labels_known else "without their labels, "
     said.anyone.append(
-        f"Whoever holds {outcome.candidates:,} candidates, {_images(found)} among them, names "
-        f"{outcome.recall} of the images of such an update; a guess names "
+        f"Whoever holds {outcome.candidates:,} candidates, {without}{_images(found)} among them, "
+        f"names {outcome.recall} of the images of such an update; a guess names "
         f"{outcome.chance:.2%}. Of this one: {found.named} of {found.images}."
     )
 

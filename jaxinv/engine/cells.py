@@ -19,7 +19,15 @@ from jaxinv.attacks.priors import needing
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, Source, load_prior
 from jaxinv.engine import planner, trials
 from jaxinv.engine.assembly import ClosedForm, Work, attack_targets
-from jaxinv.engine.likeness import Likeness, Lineup, likeness, line_up, load_judge, load_perceptual
+from jaxinv.engine.likeness import (
+    Likeness,
+    Lineup,
+    check_no_part,
+    likeness,
+    line_up,
+    load_judge,
+    load_perceptual,
+)
 from jaxinv.engine.targets import (
     ClientSettings,
     SharedUpdates,
@@ -154,15 +162,16 @@ class Loader:
           UserError: the judge is not there or does not suit the data, or LPIPS is not there.
         """
         count = min(CANDIDATES, CANDIDATE_NUMBERS // inputs.images[0, 0].size)
-        return inputs._replace(lineup=self._line_up(cell.dataset, count, inputs.victim.digest))
+        lineup = self._line_up(cell.dataset, count)
+        check_no_part(lineup.judge, inputs.victim.digest)
+        return inputs._replace(lineup=lineup)
 
-    def _new_lineup(self, dataset: str, count: int, victim_digest: str) -> Lineup:
+    def _new_lineup(self, dataset: str, count: int) -> Lineup:
         """Makes a lineup of a data set's first images."""
         first = self._first(dataset, count)
         judge = perceptual = None
         if self._plan.judge is not None:
-            shape, classes = first.images.shape[1:], tuple(first.classes)
-            judge = load_judge(self._plan.judge, shape, classes, victim_digest)
+            judge = load_judge(self._plan.judge, first.images.shape[1:], tuple(first.classes))
         if self._plan.lpips:
             perceptual = load_perceptual()
         return line_up(first.images / np.float32(255), judge, perceptual)

@@ -63,22 +63,24 @@ def _looked(module, variables, images):
     return features.reshape(len(images), -1), module.apply(variables, images)
 
 
-def load_judge(
-    name: str, image_shape: tuple[int, ...], classes: tuple[str, ...], victim_digest: str
-) -> Judge:
+def load_judge(name: str, image_shape: tuple[int, ...], classes: tuple[str, ...]) -> Judge:
     """Loads a judge of reconstructions.
 
     Raises:
-      UserError: it is not there, is the victim itself, or sees other images or classes.
+      UserError: it is not there, or sees other images or classes.
     """
     found = checkpoints.load_victim(name)
     info = found.info
-    if found.digest == victim_digest:
-        raise UserError(f"--judge {name}: is the victim; name a network without a part in this")
     if (tuple(info.image_shape), tuple(info.classes)) != (tuple(image_shape), tuple(classes)):
         raise UserError(f"--judge {name}: was trained on other images or classes")
     normalization = Normalization.of(info.mean, info.std)
     return Judge(name, found.digest, found.module, found.variables, normalization)
+
+
+def check_no_part(judge: Judge | None, victim_digest: str) -> None:
+    """Refuses a judge that is the victim itself."""
+    if judge is not None and judge.digest == victim_digest:
+        raise UserError(f"--judge {judge.name}: is the victim; name a network without a part in it")
 
 
 class Lineup(NamedTuple):

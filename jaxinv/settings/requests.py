@@ -329,6 +329,11 @@ class Auditing(Strict):
     method: Annotated[str, of_tables(("matched", "omp", "ridge", "slab"))] = setting(
         "attack", "slab", "Method of identification."
     )
+    labels: Annotated[str, of_tables(("known", "unknown"))] = setting(
+        "attack",
+        "known",
+        "Whether whoever names images knows their labels, or tries every class of each.",
+    )
     image_prior: Annotated[str, of_tables(IMAGE_PRIORS)] = setting(
         "second-order attack", "spectrum", "What the attacker knows of images."
     )

@@ -1,7 +1,8 @@
 """`python -m jaxinv.audit.study`: tables and figure of what updates leak, for docs/results.md.
 
     python -m jaxinv.audit.study noise [--victims lenet_zhu lenet_zhu-cifar10 ...] [--games 200]
-    python -m jaxinv.audit.study identification methods harder false-alarms privacy ceiling cost
+    python -m jaxinv.audit.study identification methods labels harder false-alarms privacy
+    python -m jaxinv.audit.study capacity ceiling cost
     python -m jaxinv.audit.study figure
 
 Each part prints its table as Markdown and keeps its rows in `OUT/PART.csv`: what is there is not
@@ -23,6 +24,7 @@ PARTS: dict[str, Callable[[scene.Options], None]] = {
     "identification": naming.identification,
     "noise": naming.noise,
     "methods": naming.methods,
+    "labels": naming.labels,
     "harder": harder.harder,
     "false-alarms": harder.false_alarms,
     "privacy": privacy.private,
@@ -42,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument("--victims", nargs="+", default=list(scene.VICTIMS))
         parser.add_argument("--batches", nargs="+", type=int, default=list(scene.BATCHES))
         parser.add_argument("--defenses", nargs="+", default=list(scene.DEFENSES))
+        parser.add_argument("--noises", nargs="+", type=float, default=list(scene.NOISES))
         parser.add_argument("--candidates", type=int, default=2000)
         parser.add_argument("--shortlist", type=int, default=ident.MOST)
         parser.add_argument("--games", type=int, default=200)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from jaxinv.audit import games
+from jaxinv.audit import games, measuring
 from jaxinv.audit import identification as ident
 from jaxinv.audit.study.scene import Options, Row, Table, load
 
@@ -23,14 +23,14 @@ def cost(asked: Options) -> None:
         members = games.draw(1, images, asked.candidates)
         update = games.share(scene.network, scene.pool, members, games.Rules(images)).targets.update
         of, whole = (scene.network.loss, scene.network.params), scene.candidates
-        few = ident.Candidates(*(x[: ident.CHUNK] for x in whole))
+        few = measuring.Candidates(*(x[: measuring.CHUNK] for x in whole))
         # The same program: sketches where those of all candidates are.
-        fits = asked.candidates * optax.tree.size(scene.network.params) * 4 <= ident.STORED
-        ident.scores(*of, few, update)
-        ident.measure(*of, few, update, stored=ident.STORED if fits else 0)
+        fits = asked.candidates * optax.tree.size(scene.network.params) * 4 <= measuring.STORED
+        measuring.scores(*of, few, update)
+        measuring.measure(*of, few, update, stored=measuring.STORED if fits else 0)
         spent = {}
-        spent["scores by jvp"], _ = _timed(ident.scores, *of, whole, update)
-        spent["one pass"], measured = _timed(ident.measure, *of, whole, update)
+        spent["scores by jvp"], _ = _timed(measuring.scores, *of, whole, update)
+        spent["one pass"], measured = _timed(measuring.measure, *of, whole, update)
         for method in ident.METHODS:
             last = (measured, images, method, 1 / images, 0.0, asked.shortlist)
             ident.identify_among(*last)

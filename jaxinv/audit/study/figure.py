@@ -10,6 +10,7 @@ from jaxinv.audit.study.scene import NOISES, Options, Row, Table
 from jaxinv.reporting.figures import style as ps
 
 NONE = 1e-4  # where on the axis no noise stands
+COLUMNS = 4
 
 
 def figure(asked: Options) -> None:
@@ -35,28 +36,48 @@ def draw(
     heading = ps.Heading(
         "Noise takes the pixels of an image long before it takes its name",
         "Named: images of an update that are named among 2,000 candidates, 95% intervals. PSNR: of "
-        "one image, what the second-order attack attains and the local ceiling of an attacker with "
-        "a Gaussian image prior; bars: standard deviation over images.",
+        "one image, what the strongest attack on such a network attains and the local ceiling of "
+        "an attacker with a Gaussian image prior; bars: standard deviation over images.",
         keys=[*keys, ps.Key("dash", ps.BASELINE, "ceiling"), ps.Key("thin", ps.FAINT, "no update")],
     )
-    count = len(of_names) + len(of_pixels)
-    margins = ps.Margins(gap=0.45, above=0.3)
-    sheet = ps.Sheet(width, heading, panels=count, columns=3, panel_height=2.2, margins=margins)
+    # Names in rows of their own, in the order asked for; below them pixels.
+    names = -(-len(of_names) // COLUMNS) * COLUMNS
+    sheet = ps.Sheet(
+        width,
+        heading,
+        panels=names + len(of_pixels),
+        columns=COLUMNS,
+        panel_height=1.75,
+        margins=ps.Margins(left=0.62, gap=0.36, above=0.3),
+    )
     axes = list(sheet.axes)
     for ax, victim in zip(axes, of_names):
         for images, color in colors.items():
             rows = [r for r in named if r["victim"] == victim and r["images"] == images]
             _named(ax, rows, color)
-        ax.set_title(f"Named: {victim}", weight="bold")
+        ax.set_title(_title(victim), weight="bold", size=8.5)
         ps.percent_axis(ax)
-    for ax, victim in zip(axes[len(of_names) :], of_pixels):
+    for ax in axes[len(of_names) : names]:
+        ax.set_axis_off()
+    for ax, victim in zip(axes[names:], of_pixels):
         _decibels(ax, [r for r in bounded if r["victim"] == victim], colors[batches[0]])
-        ax.set_title(f"PSNR (dB): {victim}", weight="bold")
-    for ax in axes:
+        ax.set_title(_title(victim), weight="bold", size=8.5)
+    for number, ax in enumerate(axes):
         ax.set_xlabel("variance of the noise")
-        ax.set_xticks(_place([NONE, *NOISES]), ["none", *(f"{v:g}" for v in NOISES)])
+        ax.set_xticks(_place([NONE, *NOISES]), ["none", "", "0.01", "", "1", "10"])
         ax.set_xlim(-4.3, 1.3)
+        if number % COLUMNS == 0:
+            ax.set_ylabel("images named" if number < names else "PSNR (dB)")
     return sheet.figure
+
+
+def _title(victim: str) -> str:
+    """`convnet-w16-cifar10` as convnet (16), trained; `convnet:16` as untrained."""
+    model, _, recipe = victim.partition("-")
+    model, _, width = model.partition(":")
+    if recipe.startswith("w"):
+        width = recipe.split("-")[0][1:]
+    return f"{model}{f' ({width})' if width else ''}, {'trained' if recipe else 'untrained'}"
 
 
 def _place(variances) -> np.ndarray:

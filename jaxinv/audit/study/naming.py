@@ -7,7 +7,9 @@ import optax
 
 from jaxinv.audit import games
 from jaxinv.audit import identification as ident
-from jaxinv.audit.study.scene import NOISES, Options, Row, Scene, Table, load, with_interval
+from jaxinv.audit.study.scene import Options, Row, Scene, Table, load, with_interval
+
+CLASSES = 10  # of CIFAR-10
 
 
 def identification(asked: Options) -> None:
@@ -31,7 +33,7 @@ def noise(asked: Options) -> None:
         scene = load(name, asked.candidates)
         for images in asked.batches:
             _play(table, asked, scene, scene.rules(asked, images, "none", asked.method), scene.play)
-        for variance in NOISES:
+        for variance in asked.noises:
             for images in asked.batches:
                 rules = scene.rules(asked, images, f"noise:{variance:g}", asked.method)
 
@@ -57,6 +59,19 @@ def methods(asked: Options) -> None:
     table.show("victim", "defense", "images", "method", "games", "chance", "recall", "seconds")
 
 
+def labels(asked: Options) -> None:
+    """Recall where the labels of the candidates are not known, and where they are."""
+    table = Table(asked, "labels")
+    for name in asked.victims:
+        scene = load(name, asked.candidates)
+        for defense in asked.defenses:
+            for images in asked.batches:
+                for classes in (None, CLASSES):
+                    rules = scene.rules(asked, images, defense, asked.method)
+                    _play(table, asked, scene, rules._replace(classes=classes), scene.play)
+    table.show("victim", "defense", "images", "labels", "games", "chance", "recall")
+
+
 def _play(table: Table, asked: Options, scene: Scene, rules: games.Rules, play: Callable) -> None:
     """Plays the games of one row, unless it is there."""
     key: Row = {
@@ -67,6 +82,7 @@ def _play(table: Table, asked: Options, scene: Scene, rules: games.Rules, play: 
         "candidates": asked.candidates,
         "shortlist": min(asked.shortlist, asked.candidates),
         "games": asked.games,
+        "labels": "known" if rules.classes is None else "unknown",
     }
     if not table.lacks(**key):
         return

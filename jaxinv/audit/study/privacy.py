@@ -1,7 +1,6 @@
 """Epsilon shown by naming one image, beside the one promised."""
 
-from jaxinv.audit import dp, games
-from jaxinv.audit import identification as ident
+from jaxinv.audit import dp, games, measuring
 from jaxinv.audit.study.scene import Options, Row, Table, load
 
 MULTIPLIERS = (0.3, 0.5, 1.0, 2.0, 4.0)
@@ -13,7 +12,7 @@ def private(asked: Options) -> None:
     table = Table(asked, "privacy")
     for name in asked.victims:
         scene = load(name, asked.candidates)
-        clipped = ident.gradients(
+        clipped = measuring.gradients(
             scene.network.loss, scene.network.params, scene.candidates, clip=1.0
         )
         targets = games.draw(asked.games, 1, asked.candidates)[:, 0]

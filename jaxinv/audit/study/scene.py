@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxinv import data
-from jaxinv.audit import games
-from jaxinv.audit import identification as ident
+from jaxinv.audit import games, measuring
 from jaxinv.audit.intervals import Share
 from jaxinv.types import Normalization
 from jaxinv.victim import checkpoints
@@ -49,6 +48,7 @@ class Options:
     victims: Sequence[str]
     batches: Sequence[int]
     defenses: Sequence[str]
+    noises: Sequence[float]  # variances
     candidates: int
     shortlist: int
     games: int
@@ -64,9 +64,10 @@ class Scene:
     network: games.Network
     pool: games.Pool
     dataset: data.Dataset
+    trained: bool
 
     @functools.cached_property
-    def candidates(self) -> ident.Candidates:
+    def candidates(self) -> measuring.Candidates:
         """Normalized."""
         return self.network.normalize(self.pool)
 
@@ -75,7 +76,7 @@ class Scene:
         """The exact products of the candidates' gradients with one another."""
         if self.known_rows is not None:
             return self.known_rows().gram
-        return ident.gram(self.network.loss, self.network.params, self.candidates)
+        return measuring.gram(self.network.loss, self.network.params, self.candidates)
 
     @functools.cached_property
     def root(self) -> Any:
@@ -83,7 +84,7 @@ class Scene:
         return games.root(self.gram)
 
     @functools.cached_property
-    def known_rows(self) -> Callable[[], ident.Rows] | None:
+    def known_rows(self) -> Callable[[], measuring.Rows] | None:
         """Gives the candidates' gradients where they are kept."""
         return games.known_rows(self.network, self.candidates)
 
@@ -102,7 +103,8 @@ def load(name: str, candidates: int) -> Scene:
     images = data.load("cifar10", split=split, ids=candidates)
     normalization = Normalization.of(images.mean, images.std)
     pool = games.Pool(images.images, images.labels)
-    if "-" in name:
+    trained = "-" in name
+    if trained:
         victim = checkpoints.load_victim(name)
     else:
         model, _, width = name.partition(":")
@@ -110,7 +112,7 @@ def load(name: str, candidates: int) -> Scene:
             model, classes=10, width=int(width) if width else None, seed=0, image_shape=(32, 32, 3)
         )
     network = games.network(victim.module, victim.variables, normalization)
-    return Scene(name, network, pool, images)
+    return Scene(name, network, pool, images, trained)
 
 
 class Table:
