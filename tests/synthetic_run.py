@@ -165,6 +165,7 @@ class _Block:
             "same_class": np.nan if bad else float(psnr > 15),
             "rdlv": np.nan if bad else min(psnr, 40) / 10 - 1,
             "avd": np.nan if bad else 1 / max(psnr, 1),
+            "capacity": 1.9,
             "judge_digest": "1" * 64,
             "candidates": 1000,
             "objective": np.nan if bad else 10 ** (-min(psnr, 60) / 14 + 0.08 * random.normal()),

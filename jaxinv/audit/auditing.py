@@ -23,7 +23,7 @@ from jaxinv.attacks.gradient_matching import Method
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.audit import ceiling as ceilings
 from jaxinv.audit import dp, games, server
-from jaxinv.audit.capacity import Capacity, capacity
+from jaxinv.client.capacity import Capacity, capacity
 from jaxinv.data.image_prior import ImagePrior
 from jaxinv.engine.likeness import Judge, Likeness, Lineup, likeness, line_up
 from jaxinv.errors import UserError

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxinv.audit import games, server
 from jaxinv.audit.auditing import ceiling_of
-from jaxinv.audit.capacity import capacity
+from jaxinv.client.capacity import capacity
 from jaxinv.data.image_prior import ImagePrior
 from jaxinv.errors import UserError
 from jaxinv.types import Normalization, PyTree, Truth

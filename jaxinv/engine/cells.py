@@ -4,6 +4,7 @@ What a sweep does for every cell, a search for all its candidates at once.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from jaxinv import data, defenses, learned, metrics, networks
 from jaxinv.attacks import CLOSED_FORM
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.priors import needing
+from jaxinv.client.capacity import capacity
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, Source, load_prior
 from jaxinv.engine import planner, trials
 from jaxinv.engine.assembly import ClosedForm, Work, attack_targets
@@ -65,6 +67,7 @@ class CellInputs(NamedTuple):
     lineup: Lineup | None = None  # among whom reconstructions are looked for
     learned: Mapping[str, Learned] = MappingProxyType({})  # by kind
     classes_seen: np.ndarray | None = None  # [target], whether what was learned is of its classes
+    capacity: float = math.nan  # images that one gradient can determine; NaN: of several steps
     position: int = 0  # of the first target in the study's list
 
     def truths(self) -> Truth:
@@ -111,6 +114,7 @@ class Loader:
         self._load_prior = functools.cache(load_prior)
         self._line_up = functools.cache(self._new_lineup)
         self._learned = functools.cache(learned.load)
+        self._capacities: dict[tuple, float] = {}
 
     def __call__(self, cell: schema.Cell) -> CellInputs:
         """Loads a cell's victim and private batches.
@@ -153,7 +157,18 @@ class Loader:
             source,
             learned=known,
             classes_seen=seen,
+            capacity=self._capacity(cell, victim, shape),
         )
+
+    def _capacity(self, cell: schema.Cell, victim: Victim, shape: tuple[int, ...]) -> float:
+        """How many images the cell's update can determine at the most, by the layers alone."""
+        if cell.attacker().local.steps(cell.images) > 1:
+            return math.nan
+        key = victim.module, shape, cell.batch_norm
+        if key not in self._capacities:
+            found = capacity(victim.module, victim.variables, shape, cell.batch_norm)
+            self._capacities[key] = found.images
+        return self._capacities[key]
 
     def with_lineup(self, cell: schema.Cell, inputs: CellInputs) -> CellInputs:
         """Adds the candidates among whom a cell's reconstructions are looked for.

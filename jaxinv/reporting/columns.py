@@ -249,6 +249,23 @@ def baseline_column(
     )
 
 
+def capacity_column(cell: Callable[[Any], CellSummary] = lambda item: item) -> Column:
+    """Makes the column of how many images an update can determine, shown beside batches."""
+    return Column(
+        "capacity",
+        lambda item: cell(item).facts["capacity"],
+        "images\nat most",
+        decimals("capacity", 1),
+        when=lambda study: any(len(ids) > 1 for c in study.cells for ids in c.image_ids),
+        definition=Definition(
+            "Images at most",
+            "How many images one gradient of the network can determine, by its layers alone, "
+            "whoever attacks: of more than that some part is left open, which only knowledge of "
+            "images can fill. Nothing is said of several local steps.",
+        ),
+    )
+
+
 def _size(row: Row) -> Shown:
     """How many trials: targets x draws of noise, where there are several, x seeds."""
     counts = [row["targets"], *([] if row["draws"] == 1 else [row["draws"]]), row["seeds"]]

@@ -17,7 +17,7 @@ from jaxinv.reporting.wording import without_folders
 from jaxinv.runs.results import BASELINES, METRICS, BlockImages, Run
 from jaxinv.settings.naming import label_text, naming_settings
 
-_FACTS = ("defense", "victim", "victim_accuracy", "victim_epsilon", "victim_delta")
+_FACTS = ("defense", "victim", "victim_accuracy", "victim_epsilon", "victim_delta", "capacity")
 _AVERAGED = ("objective", "psnr", "mse")  # what `consensus.Trials` has of each seed
 
 

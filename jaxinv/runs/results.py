@@ -33,7 +33,7 @@ from jaxinv.metrics import Scores
 from jaxinv.settings.fields import kind_of
 from jaxinv.settings.schema import Cell, Text
 
-SCHEMA_VERSION = 12
+SCHEMA_VERSION = 13
 
 # What `metrics.score` says of a trial; its PSNR by image stands in columns of its own.
 SCORES = tuple(name for name in Scores._fields if not name.startswith("psnr_"))
@@ -68,6 +68,7 @@ _MEASURED = [
     ("victim_accuracy", pa.float64()),  # on the test split; null where it was not trained
     ("victim_epsilon", pa.float64()),  # of its training with DP-SGD, else null; by PLD
     ("victim_delta", pa.float64()),
+    ("capacity", pa.float64()),  # images that one gradient can determine; NaN: of several steps
     ("judge_digest", pa.string()),  # sha256 of who judged the reconstructions; null: nobody
     ("candidates", pa.int32()),  # among whom each was looked for, beside its own images
     ("prior_source", pa.string()),  # of what images the attack's prior was made; null without

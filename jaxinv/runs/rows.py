@@ -59,6 +59,7 @@ def trial_rows(
             "victim_accuracy": [victim.accuracy] * rows,
             "victim_epsilon": [victim.epsilon] * rows,
             "victim_delta": [victim.delta] * rows,
+            "capacity": [inputs.capacity] * rows,
             "judge_digest": [lineup.judge and lineup.judge.digest] * rows,
             "candidates": [len(lineup.pixels)] * rows,
             "prior_source": [inputs.prior_source and inputs.prior_source.name] * rows,

@@ -10,8 +10,8 @@ from jaxinv.attacks import strongest
 from jaxinv.attacks.gradient_matching import Method
 from jaxinv.audit import games
 from jaxinv.audit.auditing import ceiling_curve, has_kinks, second_order
-from jaxinv.audit.capacity import capacity
 from jaxinv.audit.study.scene import Options, Row, Scene, Table, load, markdown
+from jaxinv.client.capacity import capacity
 from jaxinv.data.image_prior import ImageFacts, load_prior
 from jaxinv.invert import invert_all
 from jaxinv.types import Truth

@@ -11,6 +11,7 @@ from jaxinv.reporting.columns import (
     Definition,
     Table,
     baseline_column,
+    capacity_column,
     decimals,
     percent,
     size_columns,
@@ -160,6 +161,7 @@ SECTION = Section(
                     "over targets, with its t interval.",
                 ),
             ),
+            capacity_column(lambda place: place.cell),
             baseline_column(lambda place: place.cell),
             Column("ssim", lambda place: place.cell.mean_of("ssim"), "SSIM", decimals("ssim", 3)),
             Column(

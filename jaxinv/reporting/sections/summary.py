@@ -9,6 +9,7 @@ from jaxinv.reporting.columns import (
     Shown,
     Table,
     baseline_column,
+    capacity_column,
     decimals,
     decimals_or_failed,
     name_columns,
@@ -97,6 +98,7 @@ SUMMARY = Table(
     (
         *name_columns("PSNR in dB"),
         *size_columns(),
+        capacity_column(),
         *with_interval(
             "psnr_mean",
             lambda cell: Interval(*cell.mean[:3]),

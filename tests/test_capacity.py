@@ -10,7 +10,7 @@ import pytest
 
 from jaxinv import client
 from jaxinv import networks as models
-from jaxinv.audit.capacity import capacity
+from jaxinv.client.capacity import capacity
 from jaxinv.networks import layers
 
 

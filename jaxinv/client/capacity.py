@@ -12,7 +12,7 @@ derivative d, so that of its K x C numbers (K - C) C are new, none where K <= C.
 scale behind it add nothing.
 
 This holds for any network and any attacker: what is not determined, a prior must supply. For smooth
-networks of convolutions and dense layers it is met (`tests/test_audit_capacity.py`, numerical ranks
+networks of convolutions and dense layers it is met (`tests/test_capacity.py`, numerical ranks
 in float64); with kinks, pooled maxima, GroupNorm or weights that several layers share the rank may
 be lower, and the number is a bound.
 """
