@@ -256,6 +256,7 @@ def capacity_column(cell: Callable[[Any], CellSummary] = lambda item: item) -> C
         lambda item: cell(item).facts["capacity"],
         "images\nat most",
         decimals("capacity", 1),
+        terminal=True,
         when=lambda study: any(len(ids) > 1 for c in study.cells for ids in c.image_ids),
         definition=Definition(
             "Images at most",
