@@ -29,9 +29,9 @@ def draw(
 ) -> Figure:
     """Draws names and decibels over the variance of the noise: a panel for each victim's rows."""
     colors = dict(zip(batches, ps.cell_colors(len(batches))))
-    of_names, of_pixels = (
-        [v for v in victims if any(r["victim"] == v for r in rows)] for rows in (named, bounded)
-    )
+    of_names = [v for v in victims if any(r["victim"] == v for r in named)]
+    noises = {v: {r["variance"] for r in bounded if r["victim"] == v} for v in victims}
+    of_pixels = [v for v in victims if len(noises[v]) > 1]  # a curve, not a point
     keys = [ps.Key("line", c, "1 image" if b == 1 else f"{b} images") for b, c in colors.items()]
     heading = ps.Heading(
         "Noise takes the pixels of an image long before it takes its name",
@@ -40,12 +40,10 @@ def draw(
         "an attacker with a Gaussian image prior; bars: standard deviation over images.",
         keys=[*keys, ps.Key("dash", ps.BASELINE, "ceiling"), ps.Key("thin", ps.FAINT, "no update")],
     )
-    # Names in rows of their own, in the order asked for; below them pixels.
-    names = -(-len(of_names) // COLUMNS) * COLUMNS
     sheet = ps.Sheet(
         width,
         heading,
-        panels=names + len(of_pixels),
+        panels=len(of_names) + len(of_pixels),
         columns=COLUMNS,
         panel_height=1.75,
         margins=ps.Margins(left=0.62, gap=0.36, above=0.3),
@@ -55,19 +53,17 @@ def draw(
         for images, color in colors.items():
             rows = [r for r in named if r["victim"] == victim and r["images"] == images]
             _named(ax, rows, color)
-        ax.set_title(_title(victim), weight="bold", size=8.5)
+        ax.set_title(_title(victim), weight="bold", size=8.2)
         ps.percent_axis(ax)
-    for ax in axes[len(of_names) : names]:
-        ax.set_axis_off()
-    for ax, victim in zip(axes[names:], of_pixels):
+    for ax, victim in zip(axes[len(of_names) :], of_pixels):
         _decibels(ax, [r for r in bounded if r["victim"] == victim], colors[batches[0]])
-        ax.set_title(_title(victim), weight="bold", size=8.5)
+        ax.set_title(f"PSNR: {_title(victim)}", weight="bold", size=8.2)
     for number, ax in enumerate(axes):
         ax.set_xlabel("variance of the noise")
         ax.set_xticks(_place([NONE, *NOISES]), ["none", "", "0.01", "", "1", "10"])
         ax.set_xlim(-4.3, 1.3)
-        if number % COLUMNS == 0:
-            ax.set_ylabel("images named" if number < names else "PSNR (dB)")
+        if number % COLUMNS == 0 and number < len(of_names):
+            ax.set_ylabel("images named")
     return sheet.figure
 
 
