@@ -33,6 +33,9 @@ from jaxinv.networks import kinks
 from jaxinv.privacy import accounting
 from jaxinv.types import Normalization, PyTree, Truth
 
+# A short attack: its name, the method, its steps. `second_order` is the other.
+FIRST_ORDER = "gradient matching through a generator", Method(representation="generator"), 500
+
 
 class Setting(NamedTuple):
     """What the client did, and how much is tried."""
@@ -271,16 +274,9 @@ def reconstruct(
     """
     module, variables, normalization, _ = network
     count, shape = len(truth.labels), truth.images.shape[1:]
-    name, method, iterations = second_order(module, variables, shape)
-    attacks = {
-        name: (method, {"seeds": 1, "iterations": iterations}),
-        "gradient matching through a generator": (
-            Method(representation="generator"),
-            {"seeds": 4, "iterations": 500},
-        ),
-    }
+    attacks = ((second_order(module, variables, shape), 1), (FIRST_ORDER, 4))
     found = []
-    for name, (method, more) in attacks.items():
+    for (name, method, iterations), seeds in attacks:
         result = invert(
             module,
             variables,
@@ -294,7 +290,8 @@ def reconstruct(
             client_lr=setting.client_lr if setting.local.steps(count) > 1 else None,
             defense=setting.defense,
             image_prior=image_prior,
-            **more,
+            seeds=seeds,
+            iterations=iterations,
         )
         if np.isnan(result.objectives).all():
             continue

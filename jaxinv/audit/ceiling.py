@@ -28,6 +28,7 @@ from jaxtyping import Array, Float
 
 from jaxinv.attacks import gauss_newton as gn
 from jaxinv.attacks.levenberg_marquardt import flat, normal_matrix
+from jaxinv.audit.measuring import parts
 from jaxinv.data.image_prior import ImagePrior, coefficients, synthesize
 from jaxinv.types import PyTree
 
@@ -180,8 +181,7 @@ def curve(
     found = np.argsort(-variances, kind="stable")[:most]
     roots = np.sqrt(variances[found])
     directions = [
-        np.asarray(_directions(prior, some, scales))
-        for some, scales in zip(*(_parts(x, COLUMNS) for x in (found, roots)))
+        np.asarray(_directions(prior, found[at], roots[at])) for at in parts(len(found), COLUMNS)
     ]
     rows = [np.asarray(_derivatives(update_of, images, some, context)) for some in directions]
     directions, rows = (np.concatenate(x)[: len(found)] for x in (directions, rows))
@@ -193,12 +193,6 @@ def curve(
     own = np.asarray(coefficients(prior, images - prior.mean)).ravel()[found] / roots
     pixels = (np.asarray(std) * directions).reshape(len(found), -1)
     return Curve(seen, vectors.T @ pixels, vectors.T @ own)
-
-
-def _parts(values: np.ndarray, size: int) -> np.ndarray:
-    """Cuts an array into rows of one size, the last filled up with its last value."""
-    at = np.minimum(np.arange(-(-len(values) // size) * size), len(values) - 1)
-    return values[at].reshape(-1, size)
 
 
 @jax.jit

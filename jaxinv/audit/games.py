@@ -90,7 +90,7 @@ class Rules(NamedTuple):
     local: client.Local = client.Local()
     client_lr: float = 0.1
     shortlist: int = ident.MOST  # candidates that the method sees; of more, the best
-    classes: int | None = None  # that every candidate may be of: its label is not known
+    classes: int | None = None  # of which `answer` tries each: labels are not known
 
 
 class Outcome(NamedTuple):
@@ -174,10 +174,14 @@ def answer(
       targets: what the clients shared, with a leading axis of games.
       members: of each game.
     """
+    if rules.classes is not None:
+        candidates, rows = ident.all_labels(candidates, rules.classes), None
     rankings = [
         attack(network, candidates, update, knowledge, rules, rows)
         for update, knowledge in _together(targets, rules)
     ]
+    if rules.classes is not None:
+        rankings = [ident.best_of_labels(r, rules.classes) for r in rankings]
     scores = np.concatenate([np.asarray(r.scores) for r in rankings])
     return Played(members, scores, np.concatenate([np.asarray(r.picks) for r in rankings]))
 
@@ -284,8 +288,6 @@ def attack(
     if steps > 1:
         sent = jax.tree.map(lambda x: x[0], updates)
         params = measuring.midpoint(params, sent, rules.client_lr, steps)
-    if rules.classes is not None:
-        candidates, rows = ident.all_labels(candidates, rules.classes), None
     known = None if rows is None or steps > 1 or clip is not None else rows()
     measured = measuring.measure(
         network.loss,
@@ -298,10 +300,9 @@ def attack(
         noisy=variance > 0,
         known=known,
     )
-    ranking = ident.identify_among(
+    return ident.identify_among(
         measured, rules.images, rules.method, weight, variance, rules.shortlist
     )
-    return ranking if rules.classes is None else ident.best_of_labels(ranking, rules.classes)
 
 
 def count(played: Played) -> Outcome:

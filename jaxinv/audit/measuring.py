@@ -155,13 +155,13 @@ def _compiled_pass(loss, clipped, size):
 def _chunks(candidates: Candidates, size: int) -> list[Candidates]:
     """Cuts candidates into chunks of one size, the last filled up with the last candidate."""
     count = len(candidates.labels)
-    size = min(size, count)
-    at = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
+    images, labels = map(np.asarray, candidates)
+    return [Candidates(images[at], labels[at]) for at in parts(count, min(size, count))]
 
-    def pick(x, i):
-        return np.asarray(x)[i]
 
-    return [Candidates(pick(candidates.images, i), pick(candidates.labels, i)) for i in at]
+def parts(count: int, size: int) -> Int[np.ndarray, "part size"]:
+    """Cuts positions into parts of one size, the last filled up with the last: one program."""
+    return np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
 
 
 def sketch(rows: Float[np.ndarray, "row entry"], size: int) -> Float[np.ndarray, "row size"]:

@@ -87,7 +87,7 @@ class Lineup(NamedTuple):
     """Candidates among whom a reconstruction is looked for, seen by the judge once."""
 
     pixels: Images
-    features: np.ndarray | None  # [candidate, feature]; None without a judge
+    directions: np.ndarray | None  # of features, [candidate, feature]; None without a judge
     judge: Judge | None
     perceptual: Callable[[Images, Images], np.ndarray] | None  # LPIPS of pairs
 
@@ -104,8 +104,8 @@ def line_up(
       judge: a network that had no part in the update.
       perceptual: `load_perceptual()`.
     """
-    features = None if judge is None else judge.look(others)[0]
-    return Lineup(others, features, judge, perceptual)
+    directions = None if judge is None else _directions(judge.look(others)[0])
+    return Lineup(others, directions, judge, perceptual)
 
 
 def load_perceptual() -> Callable[[Images, Images], np.ndarray]:
@@ -154,22 +154,20 @@ def likeness(
     """
     trials, images = pixels.shape[:2]
     flat = pixels.reshape(-1, *truth.shape[1:])  # the trials one after the other
-    expected = np.tile(truth, (trials, 1, 1, 1))
     named_by_judge = same = lpips = np.full((trials, images), math.nan)
     if lineup.judge is not None:
         (seen, classes), (known, expected_classes) = map(lineup.judge.look, (flat, truth))
-        seen, known, others = map(_directions, (seen, known, lineup.features))
-        named_by_judge = _named(seen, known, others)
+        named_by_judge = _named(_directions(seen), _directions(known), lineup.directions)
         same = classes.reshape(trials, images) == expected_classes
     if lineup.perceptual is not None:
-        lpips = np.asarray(lineup.perceptual(flat, expected))
-    gained = _similarity_gained(jnp.asarray(flat), jnp.asarray(expected), guess)
+        lpips = np.asarray(lineup.perceptual(flat, np.tile(truth, (trials, 1, 1, 1))))
+    gained = _similarity_gained(jnp.asarray(pixels), jnp.asarray(truth), guess)
     measured = Likeness(
         _named(flat, truth, lineup.pixels),
         named_by_judge,
         same,
         np.asarray(gained),
-        variation_distance(flat, expected),
+        variation_distance(pixels, truth),
         lpips,
     )
     return Likeness(*(x.reshape(trials, images).mean(axis=1) for x in measured))
@@ -178,7 +176,7 @@ def likeness(
 @jax.jit
 def _similarity_gained(pixels, truth, guess):
     before = metrics.ssim(jnp.broadcast_to(guess, truth.shape), truth)
-    return (metrics.ssim(pixels, truth) - before) / before
+    return (jax.vmap(metrics.ssim, (0, None))(pixels, truth) - before) / before
 
 
 def _directions(features: np.ndarray) -> np.ndarray:
@@ -201,18 +199,20 @@ def _named(found: np.ndarray, truth: np.ndarray, others: np.ndarray) -> np.ndarr
     return own <= squares.min(axis=1) + rounding
 
 
-def variation_distance(pixels: Images, truth: Images) -> Float[np.ndarray, " image"]:
+def variation_distance(
+    pixels: Float[np.ndarray, "*trial image height width channel"], truth: Images
+) -> Float[np.ndarray, "*trial image"]:
     """The absolute variation distance of each image."""
     first, second = zip(_variations(pixels), _variations(truth))
-    errors = [np.square(a - b).mean(axis=(1, 2, 3)) for a, b in (first, second)]
+    errors = [np.square(a - b).mean(axis=(-3, -2, -1)) for a, b in (first, second)]
     return np.sqrt(errors[0] + SECOND * errors[1])
 
 
-def _variations(images: Images) -> tuple[np.ndarray, np.ndarray]:
+def _variations(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Magnitudes of the sums of vertical and horizontal differences, first and second."""
     images = np.asarray(images, np.float64)
     found = []
     for order in (1, 2):
-        across, down = np.diff(images, order, axis=2), np.diff(images, order, axis=1)
-        found.append(np.abs(across[:, order:] + down[:, :, order:]))
+        across, down = np.diff(images, order, axis=-2), np.diff(images, order, axis=-3)
+        found.append(np.abs(across[..., order:, :, :] + down[..., order:, :]))
     return found[0], found[1]

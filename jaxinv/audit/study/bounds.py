@@ -7,9 +7,8 @@ from scipy import stats
 
 from jaxinv import metrics
 from jaxinv.attacks import strongest
-from jaxinv.attacks.gradient_matching import Method
 from jaxinv.audit import games
-from jaxinv.audit.auditing import ceiling_curve, has_kinks, second_order
+from jaxinv.audit.auditing import FIRST_ORDER, ceiling_curve, has_kinks, second_order
 from jaxinv.audit.study.scene import Options, Row, Scene, Table, load, markdown
 from jaxinv.client.capacity import capacity
 from jaxinv.data.image_prior import ImageFacts, load_prior
@@ -18,7 +17,6 @@ from jaxinv.types import Truth
 
 BLOCK = 10  # images that are attacked together
 COEFFICIENTS = 768  # that an attacker must find: 99.5% of an image's variance
-STEPS = 500  # of gradient matching
 SHAPE = (32, 32, 3)
 
 
@@ -88,9 +86,10 @@ def _attained(scene: Scene, images: list[int], variance: float, prior) -> list[f
     module, variables = scene.network[:2]
     smooth = not has_kinks(module, variables, SHAPE)
     if strongest(smooth, scene.trained, steps=1)["attack"] == "geiping":
-        method, iterations = Method(representation="generator"), STEPS
+        attack = FIRST_ORDER
     else:
-        _, method, iterations = second_order(module, variables, SHAPE)
+        attack = second_order(module, variables, SHAPE)
+    _, method, iterations = attack
     found = invert_all(
         module,
         variables,

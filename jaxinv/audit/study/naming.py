@@ -1,7 +1,7 @@
 """Images named: by network, batch, noise, defense and method."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import optax
 
@@ -14,13 +14,7 @@ CLASSES = 10  # of CIFAR-10
 
 def identification(asked: Options) -> None:
     """Recall by network, batch and defense, as the client sends it."""
-    table = Table(asked, "identification")
-    for name in asked.victims:
-        scene = load(name, asked.candidates)
-        for defense in asked.defenses:
-            for images in asked.batches:
-                rules = scene.rules(asked, images, defense, asked.method)
-                _play(table, asked, scene, rules, scene.play)
+    table = _table(asked, "identification", lambda rules: [rules])
     table.show(
         "victim", "defense", "images", "method", "games", "chance", "recall", "whole", "tpr_at_0.01"
     )
@@ -48,28 +42,30 @@ def noise(asked: Options) -> None:
 
 def methods(asked: Options) -> None:
     """Every method on the same games."""
-    table = Table(asked, "methods")
-    for name in asked.victims:
-        scene = load(name, asked.candidates)
-        for defense in asked.defenses:
-            for images in asked.batches:
-                for method in ident.METHODS:
-                    rules = scene.rules(asked, images, defense, method)
-                    _play(table, asked, scene, rules, scene.play)
+    table = _table(
+        asked, "methods", lambda rules: [rules._replace(method=name) for name in ident.METHODS]
+    )
     table.show("victim", "defense", "images", "method", "games", "chance", "recall", "seconds")
 
 
 def labels(asked: Options) -> None:
     """Recall where the labels of the candidates are not known, and where they are."""
-    table = Table(asked, "labels")
-    for name in asked.victims:
-        scene = load(name, asked.candidates)
+    table = _table(asked, "labels", lambda rules: [rules, rules._replace(classes=CLASSES)])
+    table.show("victim", "defense", "images", "labels", "games", "chance", "recall")
+
+
+def _table(
+    asked: Options, name: str, variants: Callable[[games.Rules], Sequence[games.Rules]]
+) -> Table:
+    """Plays every victim, defense and batch by each variant of the rules."""
+    table = Table(asked, name)
+    for victim in asked.victims:
+        scene = load(victim, asked.candidates)
         for defense in asked.defenses:
             for images in asked.batches:
-                for classes in (None, CLASSES):
-                    rules = scene.rules(asked, images, defense, asked.method)
-                    _play(table, asked, scene, rules._replace(classes=classes), scene.play)
-    table.show("victim", "defense", "images", "labels", "games", "chance", "recall")
+                for rules in variants(scene.rules(asked, images, defense, asked.method)):
+                    _play(table, asked, scene, rules, scene.play)
+    return table
 
 
 def _play(table: Table, asked: Options, scene: Scene, rules: games.Rules, play: Callable) -> None:
