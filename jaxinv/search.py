@@ -79,7 +79,7 @@ def run(study: requests.SearchStudy, command: str) -> None:
       UserError: data or shapes do not fit, or the folder holds another search.
     """
     console, search, folder = Console(markup=False), study.search, study.folder
-    runtime.use_compilation_cache()
+    runtime.set_up_compiler()
     runtime.use_all_cores()
     runtime.check_precision(study.cell.precision)
     inputs = cells.Loader(study.plan, split="train")(study.cell)

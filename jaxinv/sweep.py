@@ -90,7 +90,7 @@ def run_study(
     console = Console(markup=False)
     if workers.executor != "local":
         jax.config.update("jax_platforms", "cpu")  # this machine's accelerators are the workers'
-    runtime.use_compilation_cache()
+    runtime.set_up_compiler()
     runtime.use_all_cores()
     load = Loader(study.plan)
     all_inputs = [load.with_lineup(cell, load(cell)) for cell in study.cells]
@@ -187,7 +187,7 @@ def run_cell(study: schema.Study, index: int) -> str:
     Returns:
       The worker's devices in words.
     """
-    runtime.use_compilation_cache()
+    runtime.set_up_compiler()
     runtime.use_all_cores()
     cell, load = study.cells[index], Loader(study.plan)
     inputs = load.with_lineup(cell, load(cell))

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = flags.FlagParser("python -m jaxinv.train", __doc__.split("\n")[0])
         flags.add_training(parser)
         settings = reader.load_training(vars(parser.parse_args(argv)))
-        runtime.use_compilation_cache()
+        runtime.set_up_compiler()
         (Learner if settings.learns else Trainer)(settings).run()
 
     return run_command(command)

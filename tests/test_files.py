@@ -1,5 +1,6 @@
 """A folder's lock: kept while a process works there, free when it is gone."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -61,7 +62,21 @@ def test_without_a_cache_that_can_be_written_programs_are_not_kept(variable, tmp
     before = jax.config.jax_compilation_cache_dir
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        runtime.use_compilation_cache()
+        runtime.set_up_compiler()
         assert jax.config.jax_compilation_cache_dir is None
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize(
+    ("asked", "used"),
+    [
+        ("", "--xla_gpu_enable_triton_gemm=false"),
+        ("--xla_a=1", "--xla_a=1 --xla_gpu_enable_triton_gemm=false"),
+        ("--xla_gpu_enable_triton_gemm=true", "--xla_gpu_enable_triton_gemm=true"),
+    ],
+)
+def test_products_on_gpus_are_left_to_cublas_unless_it_is_said_otherwise(asked, used, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", asked)
+    runtime.set_up_compiler()
+    assert os.environ["XLA_FLAGS"] == used

@@ -54,7 +54,7 @@ def run(asked: requests.Auditing) -> None:
                 f"--update {asked.update}: lacks layers; give all that the client sends"
             )
     others = others_of(name, asked)
-    runtime.use_compilation_cache()
+    runtime.set_up_compiler()
     prior = None
     if not asked.quick:
         spread = tuple(info.mean), tuple(info.std)

@@ -55,7 +55,7 @@ def run(asked: requests.Inverting, cell: schema.Cell) -> None:
     console, folder = Console(), _folder(asked.out)
     victim = checkpoints.load_victim(cell.victim)
     update, statistics = _received(asked, cell, victim)
-    runtime.use_compilation_cache()
+    runtime.set_up_compiler()
     runtime.use_all_cores()
     runtime.check_precision(cell.precision)
 

@@ -19,6 +19,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from jaxinv.errors import UserError
 from jaxinv.types import PyTree
 
+NO_TRITON = "--xla_gpu_enable_triton_gemm=false"
+
 
 def use_all_cores() -> None:
     """Makes every CPU core a JAX device, so that trials share the cores as they share GPUs."""
@@ -71,12 +73,18 @@ def arithmetic(precision: str) -> Generator[Callable[[PyTree], PyTree]]:
         yield cast
 
 
-def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX was told where to.
+def set_up_compiler() -> None:
+    """Leaves products on NVIDIA GPUs to cuBLAS, and keeps compiled programs in the user's cache.
 
-    Where there is none that can be written, they are compiled anew by every process; JAX would
-    warn of each.
+    Of each product of a step XLA would else compile and time dozens of Triton kernels, on all cores
+    and for minutes (docs/performance.md). It reads the flag before it compiles its first program;
+    on other devices the flag means nothing. What XLA_FLAGS says itself stands, and so does a cache
+    that JAX was told of. Where no cache can be written, every process compiles its programs anew;
+    JAX would warn of each.
     """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if NO_TRITON.partition("=")[0] not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {NO_TRITON}".strip()
     if jax.config.jax_compilation_cache_dir is None:
         with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: a user without a home
             base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument("--out", type=Path, default=Path("runs/audit-study"))
         asked = vars(parser.parse_args(argv))
         parts = asked.pop("parts")
-        runtime.use_compilation_cache()
+        runtime.set_up_compiler()
         for part in parts:
             PARTS[part](scene.Options(**asked))
 
