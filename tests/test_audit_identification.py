@@ -250,6 +250,33 @@ def test_swaps_repair_a_greedy_choice():
     assert sorted(np.asarray(ident.identify(products, 2, "omp", 0.5).picks)[0]) == [0, 1]
 
 
+def test_slab_explains_what_a_greedy_choice_does_where_gradients_are_dependent():
+    """An image's gradients with all its labels, weighted by their probabilities, add up to zero.
+
+    Of so many solutions of least squares none need be near the images.
+    """
+    images, classes, batch = 80, 4, 8
+    left: dict[str, list] = {"omp": [], "slab": []}
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        errors = random.dirichlet(np.full(classes, 5.0), images)[:, None] - np.eye(classes)
+        features = random.standard_normal((images, 20))
+        rows = np.einsum("icd,if->icdf", errors, features).reshape(images * classes, -1)
+        members = random.choice(images, batch, replace=False)
+        update = rows[members * classes + random.integers(0, classes, batch)].mean(axis=0)
+        products = measuring.Products(
+            np.float32(rows @ rows.T),
+            np.float32(rows @ update)[None],
+            np.float32([update @ update]),
+            rows.shape[1],
+        )
+        for method, lengths in left.items():
+            picks = np.asarray(ident.identify(products, batch, method, 1 / batch).picks[0])
+            lengths.append(np.linalg.norm(update - rows[picks].sum(axis=0) / batch))
+    assert np.all(np.array(left["slab"]) <= np.array(left["omp"]) + 1e-6)
+    assert np.sum(np.array(left["slab"]) < 1e-6) >= 8
+
+
 def test_unknown_weight_finds_the_same_images(scene):
     members = games.draw(3, 4, N)
     played = play(scene, members, images=4, method="omp", defense="clip:0.01")

@@ -13,7 +13,8 @@ the methods see are the inner products of gradients and update (`measuring.Produ
   that explains more (orthogonal matching pursuit with weights that are all the same);
 * ridge: the best linear estimate over all candidates at once. Without noise it is least squares,
   exact as long as there are fewer candidates than parameters;
-* slab: the most probable set (weights 0 or `weight`: spike and slab) near the linear estimate.
+* slab: the most probable set (weights 0 or `weight`: spike and slab) near the linear estimate or
+  near the greedy choice.
 
 One pass over the candidates gives them (`measuring.measure`). Of more than `MOST` candidates the
 methods see a shortlist, the best by what a greedy choice among all leaves of the update, then by
@@ -118,8 +119,20 @@ def ridge(products: Products, images: int, weight: Array | None, variance: Array
 
 
 def slab(products: Products, images: int, weight: Array | None, variance: Array) -> Ranking:
-    """The most probable set (weights 0 or w: spike and slab), from where `ridge` ends, by swaps."""
-    return _settle(products, ridge(products, images, weight, variance).picks, weight, variance)
+    """The most probable set (weights 0 or w: spike and slab), by swaps from two starts.
+
+    From where `ridge` ends, and from the greedy choice: of gradients that depend on one another, as
+    those of one image with all its labels do, least squares has no one solution.
+    """
+    linear = ridge(products, images, weight, variance).picks
+    greedy = _each(lambda own, w: _greedy(own, images, w), products, weight)
+    settled = [_settle(products, picks, weight, variance) for picks in (linear, greedy)]
+    explained = [
+        _each(lambda own, picks, w: _explained(own, picks, w), products, found.picks, weight)
+        for found in settled
+    ]
+    better = explained[1] > explained[0]
+    return jax.tree.map(lambda *both: jnp.where(better[:, None], both[1], both[0]), *settled)
 
 
 METHODS: dict[str, Callable[[Products, int, Array | None, Array], Ranking]] = {
@@ -288,6 +301,11 @@ def _greedy(products: Products, images: int, weight: Array | None) -> Int[Array,
     zero = jnp.zeros((), cross.dtype)
     start = (jnp.zeros(len(cross), bool), jnp.zeros_like(cross), zero, zero)
     return lax.scan(pick, start, None, length=images)[1]
+
+
+def _explained(products: Products, picks: Array, weight: Array | None) -> Array:
+    """How much of |u|^2 the picks explain."""
+    return _merit(weight, products.cross[picks].sum(), products.gram[picks][:, picks].sum())
 
 
 def _settle(products: Products, picks: Array, weight: Array | None, variance: Array) -> Ranking:
