@@ -170,13 +170,8 @@ class Learner:
 
     def _write_state(self) -> None:
         """Writes what a resumed training needs."""
-        fields = {
-            "recipe": self._recipe(),
-            "log": self.log,
-            "within": self.within,
-            "seconds": self.seconds,
-        }
-        states.write(self.state_folder, int(self.state.step), self.state, fields, self.log)
+        told = {"log": self.log, "within": self.within, "seconds": self.seconds}
+        states.write(self.state_folder, self.state, told | {"recipe": self._recipe()})
 
     def _resume(self) -> None:
         """Takes up the state on disk, where there is one.
@@ -184,20 +179,12 @@ class Learner:
         Raises:
           UserError: it is damaged, or of another training.
         """
-        found = states.read(self.state_folder, self.state, WrittenState, self._check_same)
-        if found is None:
-            return
-        folder, self.state, told = found
-        self.log, self.within, self.seconds = told.log, told.within, told.seconds
-        if (
-            not 0
-            <= int(self.state.step) - len(self.log) * self.steps_per_epoch
-            <= (self.steps_per_epoch)
-        ):
-            raise UserError(
-                f"{folder}/info.json: logs {len(self.log)} epochs, its state has taken "
-                f"{int(self.state.step)} steps; delete that folder"
-            )
+        found = states.read(
+            self.state_folder, self.state, WrittenState, self.steps_per_epoch, self._check_same
+        )
+        if found is not None:
+            self.state, told = found
+            self.log, self.within, self.seconds = told.log, told.within, told.seconds
 
     def _save(self) -> None:
         """Keeps what was learned."""

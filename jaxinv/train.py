@@ -361,13 +361,8 @@ class Trainer:
 
     def _write_state(self) -> None:
         """Writes what a resumed training needs."""
-        fields = {
-            "recipe": self._recipe(),
-            "log": self.log,
-            "within": self.within,
-            "seconds": self.seconds,
-        }
-        states.write(self.state_folder, int(self.state.step), self.state, fields, self.log)
+        told = {"log": self.log, "within": self.within, "seconds": self.seconds}
+        states.write(self.state_folder, self.state, told | {"recipe": self._recipe()})
 
     def _resume(self) -> bool:
         """Takes up the last state written; tells whether there is one.
@@ -375,18 +370,14 @@ class Trainer:
         Raises:
           UserError: it is damaged, or of another training.
         """
-        found = states.read(self.state_folder, self.state, WrittenState, self._check_same)
-        if found is None:
-            return False
-        folder, self.state, told = found
-        self.log, self.seconds, self.within = told.log, told.seconds, told.within
-        self.epoch = len(self.log)
-        if not 0 <= self._steps_within() <= self.steps_per_epoch:
-            raise UserError(
-                f"{folder}/info.json: logs {self.epoch} epochs, its state has taken "
-                f"{int(self.state.step)} steps; delete that folder"
-            )
-        return True
+        found = states.read(
+            self.state_folder, self.state, WrittenState, self.steps_per_epoch, self._check_same
+        )
+        if found is not None:
+            self.state, told = found
+            self.log, self.within, self.seconds = told.log, told.within, told.seconds
+            self.epoch = len(self.log)
+        return found is not None
 
 
 def checkpoint_folder(settings: requests.Training) -> Path:

@@ -4,7 +4,7 @@ A kill leaves the newest whole state, whenever it comes.
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -38,38 +38,42 @@ class WrittenState(BaseModel):
 Told = TypeVar("Told", bound=WrittenState)
 
 
-def write(
-    folder: Path,
-    step: int,
-    state: PyTree,
-    fields: Mapping[str, Any],
-    log: Sequence[Mapping[str, Any]],
-) -> None:
+def write(folder: Path, state: PyTree, told: Mapping[str, Any]) -> None:
     """Writes what a resumed training needs, then removes the state before.
+
+    Args:
+      folder: of the states.
+      state: with the `step` it has come to.
+      told: its recipe, and what its `WrittenState` says but for the digest.
 
     Raises:
       UserError: the folder cannot be written.
     """
-    name = f"step{step:08d}"
-    checkpoints.write(folder / name, _as_tree(state), fields, log)
+    name = f"step{int(state.step):08d}"
+    checkpoints.write(folder / name, _as_tree(state), told, told["log"])
     for old in folder.iterdir():
         if old.name != name:
             shutil.rmtree(old, ignore_errors=True)
 
 
 def read(
-    folder: Path, state: PyTree, kind: type[Told], check_recipe: Callable[[Any], None]
-) -> tuple[Path, PyTree, Told] | None:
+    folder: Path,
+    state: PyTree,
+    kind: type[Told],
+    steps_per_epoch: int,
+    check_recipe: Callable[[Any], None],
+) -> tuple[PyTree, Told] | None:
     """Reads the last state written.
 
     Args:
       folder: of the states.
       state: one of the same structure and shapes.
       kind: what it says beside its arrays, with a digest.
+      steps_per_epoch: of which the log has a row each.
       check_recipe: raises a UserError where a recipe is of another training.
 
     Returns:
-      Its folder, the state, and what it says; None where there is none.
+      The state, and what it says; None where there is none.
 
     Raises:
       UserError: it is damaged, or of another training.
@@ -89,7 +93,13 @@ def read(
         ) from None
     tree = checkpoints.read(kept[-1], _as_tree(state), told.digest, "this training's state")
     leaves = [jnp.asarray(tree[name]) for name in sorted(tree)]
-    return kept[-1], jax.tree.unflatten(jax.tree.structure(state), leaves), told
+    found = jax.tree.unflatten(jax.tree.structure(state), leaves)
+    if not 0 <= int(found.step) - len(told.log) * steps_per_epoch <= steps_per_epoch:
+        raise UserError(
+            f"{kept[-1]}/info.json: logs {len(told.log)} epochs, its state has taken "
+            f"{int(found.step)} steps; delete that folder"
+        )
+    return found, told
 
 
 def _as_tree(state: PyTree) -> PyTree:
