@@ -157,6 +157,17 @@ def test_a_curve_knows_what_its_own_image_costs(linear):
     assert np.mean(errors) == pytest.approx(ceiling, abs=4 * np.std(errors) / 40**0.5)
 
 
+def test_a_curve_tells_when_the_contrast_of_an_image_is_divided_away(linear):
+    prior, images, *_ = linear
+
+    def update_of(x):
+        left = x - prior.mean
+        return {"a": left / jnp.linalg.norm(left)}
+
+    assert ceil.curve(update_of, images, prior, STD).itself == pytest.approx(0, abs=1e-6)
+    assert ceil.curve(_linear_only, images, prior, STD).itself > 0.1
+
+
 def _linear_only(x):
     return linear_update(x)[0]
 

@@ -156,6 +156,15 @@ class Curve(NamedTuple):
         scatter = np.square(self.pixels).mean(axis=1) * left * (1 - left)
         return -10 * math.log10(np.square(bias).mean() + scatter.sum())
 
+    @property
+    def itself(self) -> float:
+        """How much the update says along the truth (less the prior's mean), where the mean is 1.
+
+        Next to nothing where a network divides each image's contrast away. The ceiling, a mean over
+        images that have nothing to do with the directions, does not see that; `psnr_here` does.
+        """
+        return float(np.average(self.seen, weights=np.square(self.own)) / self.seen.mean())
+
     def _left(self, variance: float) -> Float[np.ndarray, " direction"]:
         return 1 / (np.maximum(self.seen, 0) / variance + 1)
 

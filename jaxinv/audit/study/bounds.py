@@ -47,7 +47,8 @@ def ceiling(asked: Options) -> None:
                     own_curve = curves[key["image"]]
                     row = key | {"ceiling": own_curve.psnr(variance), "attained": psnr}
                     row |= {"here": own_curve.psnr_here(variance)}
-                    table.add(row | {"prior": own_curve.psnr(np.inf)})
+                    row |= {"prior": own_curve.psnr(np.inf), "itself": own_curve.itself}
+                    table.add(row)
     summary = []
     for key in dict.fromkeys((r["victim"], r["variance"]) for r in table.used):
         rows = [r for r in table.used if (r["victim"], r["variance"]) == key]
@@ -65,6 +66,7 @@ def ceiling(asked: Options) -> None:
                 f"{gap.mean() + half:.2f}]",
                 "above": f"{(gap > 0).sum()} of {len(gap)}",
                 "posterior mean": here.mean(),
+                "seen of itself": float(np.nanmedian([r["itself"] for r in rows])),
                 "Spearman": _spearman(top, got),
                 "of the posterior mean": _spearman(here, got),
             }
