@@ -132,6 +132,7 @@ def work(folder, answer):
 """
 
 
+@pytest.mark.slow  # it waits for half a minute
 def test_slurm_makes_a_killed_call_again(tmp_path, monkeypatch):
     # As `jaxinv.machine.executors` imports it.
     monkeypatch.setenv("SUBMITIT_LOG_LEVEL", "NOCONFIG")

@@ -110,6 +110,7 @@ def test_lenet_gives_the_exact_image_away(exact):
     assert end.trace.psnr.ravel()[1] > end.trace.psnr.ravel()[0] + 40
 
 
+@pytest.mark.slow
 def test_a_spectrum_says_what_of_the_image_is_determined(exact):
     given, end, keys = exact
     with jax.enable_x64(True):

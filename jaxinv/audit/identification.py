@@ -126,13 +126,17 @@ def slab(products: Products, images: int, weight: Array | None, variance: Array)
     """
     linear = ridge(products, images, weight, variance).picks
     greedy = _each(lambda own, w: _greedy(own, images, w), products, weight)
-    settled = [_settle(products, picks, weight, variance) for picks in (linear, greedy)]
-    explained = [
-        _each(lambda own, picks, w: _explained(own, picks, w), products, found.picks, weight)
-        for found in settled
-    ]
-    better = explained[1] > explained[0]
-    return jax.tree.map(lambda *both: jnp.where(better[:, None], both[1], both[0]), *settled)
+    settled = lax.map(  # one after the other, by one program
+        lambda picks: _settle(products, picks, weight, variance), jnp.stack([linear, greedy])
+    )
+    merit = _each(
+        lambda own, first, second, w: jnp.stack([_explained(own, p, w) for p in (first, second)]),
+        products,
+        *settled.picks,
+        weight,
+    )
+    better = (merit[:, 1] > merit[:, 0])[:, None]
+    return jax.tree.map(lambda both: jnp.where(better, both[1], both[0]), settled)
 
 
 METHODS: dict[str, Callable[[Products, int, Array | None, Array], Ranking]] = {
