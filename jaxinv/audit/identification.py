@@ -88,8 +88,7 @@ def matched(products: Products, images: int, weight: Array | None, variance: Arr
 
 def omp(products: Products, images: int, weight: Array | None, variance: Array) -> Ranking:
     """Greedy picks, then swaps; the scores are log-odds given the other picks."""
-    picks = _each(lambda own, w: _greedy(own, images, w), products, weight)
-    return _settle(products, picks, weight, variance)
+    return _settle(products, _greedy_of_all(products, images, weight), weight, variance)
 
 
 def ridge(products: Products, images: int, weight: Array | None, variance: Array) -> Ranking:
@@ -124,19 +123,16 @@ def slab(products: Products, images: int, weight: Array | None, variance: Array)
     From where `ridge` ends, and from the greedy choice: of gradients that depend on one another, as
     those of one image with all its labels do, least squares has no one solution.
     """
+
+    def settled(picks):
+        found = _settle(products, picks, weight, variance)
+        return found, _each(_explained, products, found.picks, weight)
+
     linear = ridge(products, images, weight, variance).picks
-    greedy = _each(lambda own, w: _greedy(own, images, w), products, weight)
-    settled = lax.map(  # one after the other, by one program
-        lambda picks: _settle(products, picks, weight, variance), jnp.stack([linear, greedy])
-    )
-    merit = _each(
-        lambda own, first, second, w: jnp.stack([_explained(own, p, w) for p in (first, second)]),
-        products,
-        *settled.picks,
-        weight,
-    )
-    better = (merit[:, 1] > merit[:, 0])[:, None]
-    return jax.tree.map(lambda both: jnp.where(better, both[1], both[0]), settled)
+    starts = jnp.stack([linear, _greedy_of_all(products, images, weight)])
+    found, explained = lax.map(settled, starts)  # one after the other, by one program
+    better = (explained[1] > explained[0])[:, None]
+    return jax.tree.map(lambda both: jnp.where(better, both[1], both[0]), found)
 
 
 METHODS: dict[str, Callable[[Products, int, Array | None, Array], Ranking]] = {
@@ -305,6 +301,11 @@ def _greedy(products: Products, images: int, weight: Array | None) -> Int[Array,
     zero = jnp.zeros((), cross.dtype)
     start = (jnp.zeros(len(cross), bool), jnp.zeros_like(cross), zero, zero)
     return lax.scan(pick, start, None, length=images)[1]
+
+
+def _greedy_of_all(products: Products, images: int, weight: Array | None) -> Array:
+    """The greedy picks of every update."""
+    return _each(lambda own, w: _greedy(own, images, w), products, weight)
 
 
 def _explained(products: Products, picks: Array, weight: Array | None) -> Array:
