@@ -10,6 +10,7 @@ from jaxinv import client
 from jaxinv.audit import games, measuring
 from jaxinv.audit import identification as ident
 from jaxinv.audit.intervals import clopper_pearson, mean_share
+from jaxinv.audit.study.scene import Scene
 from jaxinv.types import Normalization
 from jaxinv.victim.untrained import untrained
 
@@ -218,6 +219,22 @@ def test_too_many_candidates_are_not_kept(scene, monkeypatch):
     assert outcome.recall.value == 1
 
 
+def test_too_many_candidates_are_named_by_exact_products(scene, monkeypatch):
+    """In as many passes as the study has time for: what the kept gradients say."""
+    network, pool = scene
+    members, rules = games.draw(3, 3, N), games.Rules(3, "ridge")
+
+    def played():
+        return Scene("tiny", network, pool, None, False).play_exactly(members, rules)
+
+    kept = played()
+    monkeypatch.setattr(measuring, "STORED", 4 * N * 1000)
+    monkeypatch.setattr(measuring, "SKETCH", 60)
+    found = played()
+    np.testing.assert_array_equal(np.sort(found.picks), np.sort(kept.picks))
+    np.testing.assert_allclose(found.scores, kept.scores, atol=0.05 * np.abs(kept.scores).max())
+
+
 def test_gradients_that_are_nearly_the_same_are_told_apart():
     """As an untrained MobileNetV2's: what tells them apart is lost in a linear estimate."""
     random = np.random.default_rng(0)
@@ -322,6 +339,29 @@ def test_quantized_updates_are_weighted_by_layer(scene):
     members = games.draw(3, 3, N)
     outcome = games.count(play(scene, members, images=3, defense="quantize:4", method="slab"))
     assert outcome.recall.value == 1
+
+
+@pytest.mark.parametrize("defense", ["quantize:4", "prune:0.9", "dpsgd:0.5:0.01"])
+def test_kept_gradients_give_the_products_of_a_pass(scene, defense, monkeypatch):
+    """Weights, masks and clipping are put on what was kept; a pass computes them anew."""
+    network, _ = scene
+    members = games.draw(3, 2, N)
+    seen = []
+
+    def note(measured, *rest):
+        seen.append(measured.products())
+        return ident.identify(seen[-1], *rest[:-1])
+
+    monkeypatch.setattr(ident, "identify_among", note)
+    rules, candidates = games.Rules(2, defense=defense), network.normalize(scene[1])
+    for rows in (None, games.known_rows(network, candidates)):
+        games.play(*scene, members, rules, rows)
+    half = len(seen) // 2
+    assert half == (1 if "dpsgd" in defense else 3)
+    for of_pass, of_kept in zip(seen[:half], seen[half:]):
+        scale = np.abs(of_pass.gram).max()
+        np.testing.assert_allclose(of_kept.gram, of_pass.gram, rtol=1e-4, atol=1e-5 * scale)
+        np.testing.assert_allclose(of_kept.cross, of_pass.cross, rtol=1e-3, atol=1e-5 * scale)
 
 
 def test_local_steps_by_the_midpoint(scene):

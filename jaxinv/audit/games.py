@@ -61,15 +61,15 @@ def _loss_of(module: nn.Module) -> client.LossFn:
 def known_rows(
     network: Network, candidates: measuring.Candidates
 ) -> Callable[[], measuring.Rows] | None:
-    """Gives the candidates' gradients and their products, computed once; None: too many to keep."""
+    """Gives the candidates' gradients, computed once; None: too many to keep."""
     count = len(candidates.labels)
     if count * max(count, optax.tree.size(network.params)) * 4 > measuring.STORED:
         return None
 
     @functools.cache
     def rows():
-        found = measuring.gradients(network.loss, network.params, candidates)
-        return measuring.Rows(found, found @ found.T)
+        sizes = tuple(x.size for x in jax.tree.leaves(network.params))
+        return measuring.Rows(measuring.gradients(network.loss, network.params, candidates), sizes)
 
     return rows
 
@@ -288,7 +288,7 @@ def attack(
     if steps > 1:
         sent = jax.tree.map(lambda x: x[0], updates)
         params = measuring.midpoint(params, sent, rules.client_lr, steps)
-    known = None if rows is None or steps > 1 or clip is not None else rows()
+    known = None if rows is None or steps > 1 else rows()
     measured = measuring.measure(
         network.loss,
         params,

@@ -8,6 +8,7 @@ References: Charikar, Chen & Farach-Colton 2002 (count sketch).
 """
 
 import functools
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -44,11 +45,30 @@ class Products(NamedTuple):
     entries: int | Array  # of an update
 
 
-class Rows(NamedTuple):
-    """The candidates' gradients, and their products with one another."""
+@dataclass(frozen=True)
+class Rows:
+    """The candidates' gradients, and their products with one another, once they are asked for."""
 
     rows: Float[np.ndarray, "candidate entry"]
-    gram: Float[np.ndarray, "candidate candidate"]
+    sizes: tuple[int, ...]  # entries of each leaf
+
+    @functools.cached_property
+    def gram(self) -> Float[np.ndarray, "candidate candidate"]:
+        """Over all entries."""
+        return self.rows @ self.rows.T
+
+    @functools.cached_property
+    def of_leaves(self) -> Float[np.ndarray, "leaf candidate candidate"] | None:
+        """Over each leaf's entries alone; None: too many to keep."""
+        if 4 * len(self.sizes) * len(self.rows) ** 2 > STORED:
+            return None
+        leaves = np.split(self.rows, np.cumsum(self.sizes)[:-1], axis=1)
+        return np.stack([leaf @ leaf.T for leaf in leaves])
+
+    def clipped(self, norm: float) -> "Rows":
+        """The gradients as a client with DP-SGD clips them."""
+        norms = np.sqrt(np.maximum(np.diagonal(self.gram), 1e-20))
+        return Rows(self.rows * np.minimum(1, norm / norms)[:, None], self.sizes)
 
 
 def scores(
@@ -103,7 +123,7 @@ def gradients(
     """
     entries = optax.tree.size(params)
     ones, none = np.ones(entries, np.float32), np.zeros((1, entries), np.float32)
-    passes = _passes(loss, params, candidates, none, ones, clip, None)
+    passes = _passes(loss, params, candidates, none, ones, clip)
     return np.concatenate([np.asarray(rows[:, part]) for rows, *_ in passes])
 
 
@@ -123,11 +143,11 @@ def gram(
     return total
 
 
-def _passes(loss, params, candidates, updates, along, clip, size):
+def _passes(loss, params, candidates, updates, along, clip, size=None):
     """Of each chunk of candidates: gradients times `along` or their sketches, squares, products."""
-    of_chunk = _compiled_pass(loss, clip is not None, size)
+    of_chunk = _compiled_pass(loss, size)
     signs = _signs(len(along))
-    limit = jnp.float32(0 if clip is None else clip)
+    limit = jnp.float32(jnp.inf if clip is None else clip)
     chunk = min(CHUNK, -(-len(candidates.labels) // AT_ONCE) * AT_ONCE)
     left = len(candidates.labels)
     for part in _chunks(candidates, chunk):
@@ -136,14 +156,13 @@ def _passes(loss, params, candidates, updates, along, clip, size):
 
 
 @functools.cache
-def _compiled_pass(loss, clipped, size):
+def _compiled_pass(loss, size):
     @jax.jit
     def of_chunk(params, part, updates, along, clip, signs):
         def one(example):
             image, label = example
             found, _ = client.gradient(loss, params, image[None], label[None])
-            factor = clip_factor(found, clip) if clipped else 1.0
-            row = factor * along * flat(found)
+            row = clip_factor(found, clip) * along * flat(found)
             kept = row if size is None else _added(row, signs, size)
             return kept, jnp.vdot(row, row), updates @ row
 
@@ -202,8 +221,7 @@ class Measured(NamedTuple):
             return Products(self.gram[some][:, some], cross, power, self.entries)
         rows = self.rows[some]
         if self.along is not None:
-            used = np.flatnonzero(self.along)
-            rows = (rows if len(used) == len(self.along) else rows[:, used]) * self.along[used]
+            rows = rows * self.along
         gram = rows @ rows.T
         np.fill_diagonal(gram, self.squares[some])
         return Products(gram, cross, power, self.entries)
@@ -247,11 +265,11 @@ def measure(
     """
     entries = optax.tree.size(params)
     shared = np.asarray(jax.vmap(flat)(updates))
-    along = None
+    along = precisions = None
     if variances is not None:
-        scales = jax.tree.map(lambda v: jnp.where(jnp.isinf(v), 0, v**-0.5), variances)
-        spread = jax.tree.map(lambda s, x: jnp.full(x.shape, s, x.dtype), scales, params)
-        along = np.asarray(flat(spread))
+        precisions = np.array([1 / v for v in jax.tree.leaves(variances)], np.float32)
+        sizes = [x.size for x in jax.tree.leaves(params)]
+        along = np.repeat(np.sqrt(precisions), sizes)
         shared = shared * along
     if sent_only:
         if len(shared) > 1:
@@ -260,12 +278,8 @@ def measure(
         along = sent if along is None else sent * along
     power = np.einsum("ij,ij->i", shared, shared)
     if known is not None:
-        if along is None:
-            squares, cross = np.diagonal(known.gram), shared @ known.rows.T
-            return Measured(known.rows, None, known.gram, squares, cross, power, entries)
-        squares = np.einsum("ij,ij,j->i", known.rows, known.rows, np.square(along))
-        cross = (shared * along) @ known.rows.T
-        return Measured(known.rows, along, None, squares, cross, power, entries)
+        known = known if clip is None else known.clipped(clip)
+        return _of_known(known, shared, power, along, precisions, sent_only)
     size = SKETCH if len(candidates.labels) * entries * 4 > stored else None
     along = np.ones(entries, np.float32) if along is None else along
     rows = np.empty((len(candidates.labels), size or entries), np.float32)
@@ -280,6 +294,26 @@ def measure(
         # All of it sketched is the same linear problem, exact products among sketched ones are not.
         cross, squares = sketch(shared, size) @ rows.T, np.einsum("ij,ij->i", rows, rows)
     return Measured(rows, None, None, squares, cross, power, entries)
+
+
+def _of_known(known, shared, power, along, precisions, sent_only):
+    """What the candidates' kept gradients give, each entry of them times `along`."""
+    rows, entries, gram = known.rows, known.rows.shape[1], None
+    if sent_only:  # few entries are left, of which a copy is small
+        used = np.flatnonzero(along)
+        rows, along, shared = rows[:, used] * along[used], None, shared[:, used]
+    elif along is None:
+        gram = known.gram
+    elif known.of_leaves is not None:  # leaves of one variance each: no entry is looked at again
+        gram = np.tensordot(precisions, known.of_leaves, axes=1)
+    cross = (shared if along is None else shared * along) @ rows.T
+    if gram is not None:
+        squares = np.diagonal(gram)
+    elif along is None:
+        squares = np.einsum("ij,ij->i", rows, rows)
+    else:
+        squares = np.square(rows) @ np.square(along)
+    return Measured(rows, along, gram, squares, cross, power, entries)
 
 
 def midpoint(params: PyTree, update: PyTree, rate: float | Array, steps: int) -> PyTree:

@@ -26,7 +26,8 @@ def noise(asked: Options) -> None:
     for name in asked.victims:
         scene = load(name, asked.candidates)
         for images in asked.batches:
-            _play(table, asked, scene, scene.rules(asked, images, "none", asked.method), scene.play)
+            rules = scene.rules(asked, images, "none", asked.method)
+            _play(table, asked, scene, rules, scene.play_exactly)
         for variance in asked.noises:
             for images in asked.batches:
                 rules = scene.rules(asked, images, f"noise:{variance:g}", asked.method)

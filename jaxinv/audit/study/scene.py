@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxinv import data
 from jaxinv.audit import games, measuring
+from jaxinv.audit import identification as ident
 from jaxinv.audit.intervals import Share
 from jaxinv.types import Normalization
 from jaxinv.victim import checkpoints
@@ -95,6 +98,18 @@ class Scene:
     def play(self, members: Any, rules: games.Rules) -> games.Played:
         """Plays games among the candidates."""
         return games.play(self.network, self.pool, members, rules, self.known_rows)
+
+    def play_exactly(self, members: Any, rules: games.Rules) -> games.Played:
+        """The same without a defense, by exact products where `play` has those of sketches."""
+        if self.known_rows is not None:
+            return self.play(members, rules)
+        sent = games.share(self.network, self.pool, members, rules).targets.update
+        of = self.network.loss, self.network.params, self.candidates
+        measured = measuring.measure(*of, sent, noisy=True)._replace(gram=self.gram)
+        ranking = ident.identify_among(
+            measured, rules.images, rules.method, 1 / rules.images, most=rules.shortlist
+        )
+        return games.Played(members, np.asarray(ranking.scores), np.asarray(ranking.picks))
 
 
 def load(name: str, candidates: int) -> Scene:
