@@ -243,6 +243,13 @@ def test_flower_example_runs(capsys):
     assert "32 images: sent" in said
 
 
+@pytest.mark.slow
+def test_fishing_example_finds_the_one_image(tmp_path):
+    example = runpy.run_path("examples/fishing.py")
+    assert example["main"](tmp_path / "fished.png") > 30
+    assert (tmp_path / "fished.png").exists()
+
+
 def test_games_draw_no_image_twice():
     members = games.draw(50, 6, 20)
     assert all(len(set(row)) == 6 for row in members)

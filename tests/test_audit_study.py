@@ -33,6 +33,20 @@ def test_rows_are_kept_and_not_computed_again(asked, capsys):
     ]
 
 
+def test_sizes_of_updates_stand_beside_one_another(asked, capsys):
+    table = scene.Table(asked, "noise")
+    for images, defense in ((8, "none"), (1, "none"), (1, "sign")):
+        key = {"victim": "a", "images": images, "defense": defense, "chance": images / 100}
+        table.add(key | scene.with_interval("recall", Share(images / 10, 0, 1, 20)))
+    table.show_by_images("victim", "defense")
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "| victim | defense | 1 images (1.00%) | 8 images (8.00%) |",
+        "|---|---|---|---|",
+        "| a | none | 10.0% [0.0%, 100.0%] | 80.0% [0.0%, 100.0%] |",
+        "| a | sign | 10.0% [0.0%, 100.0%] |  |",
+    ]
+
+
 def test_figure_draws_what_the_rows_say():
     shares = {"recall": 0.5, "recall_low": 0.4, "recall_high": 0.6}
     named = [

@@ -3,7 +3,8 @@
 An optimizer that takes steps of one length in every direction, as Adam and the gradient's sign do,
 goes where the coordinates point. In pixels that is as far into noise as into anything that looks
 like an image; in coordinates in which images are equally spread in all directions it is not. Low
-frequencies alone, or the weights of an untrained generator, leave it fewer directions to go.
+frequencies alone leave it fewer directions to go; the weights of an untrained generator are more
+(some 140,000), along which images change smoothly.
 
 References: Olah et al. 2017, doi 10.23915/distill.00007 (decorrelated coordinates in place of a
   regularizer, for the visualization of features); Yue et al. 2022, arXiv 2206.04055 (ROG: the image

@@ -15,9 +15,7 @@ CLASSES = 10  # of CIFAR-10
 def identification(asked: Options) -> None:
     """Recall by network, batch and defense, as the client sends it."""
     table = _table(asked, "identification", lambda rules: [rules])
-    table.show(
-        "victim", "defense", "images", "method", "games", "chance", "recall", "whole", "tpr_at_0.01"
-    )
+    table.show_by_images("victim", "defense", "method", "candidates", "games")
 
 
 def noise(asked: Options) -> None:
@@ -38,7 +36,7 @@ def noise(asked: Options) -> None:
                     return games.simulate(*known, members, rules.method, variance)
 
                 _play(table, asked, scene, rules, play)
-    table.show("victim", "defense", "images", "method", "games", "chance", "recall")
+    table.show_by_images("victim", "defense", "method", "games")
 
 
 def methods(asked: Options) -> None:

@@ -162,6 +162,19 @@ class Table:
         """Prints the rows that were used."""
         markdown(self.used, columns)
 
+    def show_by_images(self, *columns: str, share: str = "recall") -> None:
+        """Prints one share of the rows that were used, with a column for each size of an update."""
+
+        def size(row):
+            return f"{row['images']} images ({row['chance']:.2%})"
+
+        wide: dict[tuple, Row] = {}
+        for row in self.used:
+            line = wide.setdefault(tuple(row[c] for c in columns), {c: row[c] for c in columns})
+            line |= {size(row) + end: row[share + end] for end in ("", "_low", "_high")}
+        sizes = dict.fromkeys(map(size, sorted(self.used, key=lambda row: row["images"])))
+        markdown(list(wide.values()), (*columns, *sizes))
+
 
 def _number(text: str) -> Any:
     for kind in (int, float):
@@ -181,7 +194,7 @@ def markdown(rows: Sequence[Row], columns: Sequence[str]) -> None:
     """Prints rows as a table."""
 
     def shown(row, column):
-        value = row[column]
+        value = row.get(column, "")
         if f"{column}_low" in row:
             return str(Share(value, row[f"{column}_low"], row[f"{column}_high"], 0))
         return f"{value:.4g}" if isinstance(value, float) else str(value)

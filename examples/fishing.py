@@ -1,0 +1,84 @@
+"""One image out of a batch, for a server that may send other parameters: fishing for a class.
+
+    python examples/fishing.py
+
+A client shares one gradient of 19 photographs, 18 of six classes and one of a seventh. The server
+set the weights of all other classes in the last layer to zero and their biases high, so that no
+derivative goes back through them: in front of that layer the gradient is of the one image alone,
+divided by 19. A second-order attack on single images then finds it; the gradient that an honest
+server gets determines two images at most. The picture has the client's images, the one that was
+fished for, and what was found. What a client can look for beforehand: examples/flower_filter.py.
+
+References: Wen et al. 2022 (Fishing for user data), arXiv 2202.00580.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+import jaxinv
+from jaxinv import client, data, metrics
+from jaxinv.audit.server import fish_class
+from jaxinv.reporting.figures.pictures import tile
+from jaxinv.types import Normalization
+
+WANTED = 1  # the class that the server fishes for
+OTHERS = 3  # images of each other class
+SCALE = 4  # of single images in the picture
+
+
+def main(picture: str = "fished.png") -> float:
+    """Plays a round, attacks what the server got, and writes the truth beside what was found."""
+    victim = jaxinv.load_victim("lenet_zhu-tiles")
+    tiles = data.load("tiles", split="test", ids=64)
+    own = np.flatnonzero(tiles.labels == WANTED)[:1]
+    rest = [np.flatnonzero(tiles.labels == c)[:OTHERS] for c in set(tiles.labels) - {WANTED}]
+    batch = np.concatenate([own, *rest])
+
+    # The server.
+    params = dict(victim.variables["params"])
+    kernel, bias = fish_class(params["Dense_0"]["kernel"], params["Dense_0"]["bias"], WANTED)
+    params["Dense_0"] = {"kernel": kernel, "bias": bias}
+    fished = {**victim.variables, "params": params}
+
+    # The client, who suspects nothing.
+    normalization = Normalization.of(victim.info.mean, victim.info.std)
+    images = normalization.normalize(tiles.images[batch] / np.float32(255))
+    loss = client.loss_fn(victim.module, fished)
+    update, _ = client.gradient(loss, params, images, tiles.labels[batch])
+
+    # The server again: the layers in front of the last one.
+    in_front = {name: layer for name, layer in update.items() if name != "Dense_0"}
+    found = jaxinv.invert(
+        victim.module,
+        fished,
+        jax.tree.map(lambda x: x * len(batch), in_front),
+        image_shape=victim.info.image_shape,
+        labels=[WANTED],
+        mean=victim.info.mean,
+        std=victim.info.std,
+        method=jaxinv.GaussNewton(),
+        iterations=28,
+        seeds=1,
+    ).best[0]
+
+    every = tiles.images[batch] / np.float32(255)
+    psnr = float(metrics.psnr(jnp.asarray(found), jnp.asarray(every[0])))
+    sheet = tile(every)
+    singles = [x.repeat(SCALE, 0).repeat(SCALE, 1) for x in (every[0], found)]
+    height = max(len(sheet), len(singles[0]))
+    parts = [
+        np.pad(x, ((0, height - len(x)), (8, 8), (0, 0)), constant_values=1)
+        for x in (sheet, *singles)
+    ]
+    pixels = np.round(np.concatenate(parts, axis=1) * 255).astype(np.uint8)
+    Image.fromarray(pixels.repeat(2, 0).repeat(2, 1)).save(picture)
+    print(f"the only {tiles.classes[WANTED]} of {len(batch)} images: {psnr:.1f} dB ({picture})")
+    return psnr
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])
