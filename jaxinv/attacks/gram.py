@@ -30,7 +30,8 @@ from jaxtyping import Array, Float
 
 from jaxinv import client
 from jaxinv.attacks.objectives import Comparison, compare
-from jaxinv.networks.convolution import Geometry, conv_p, patches
+from jaxinv.networks.convolution import conv_p, patches
+from jaxinv.networks.trilinear import Geometry
 from jaxinv.types import PyTree
 
 # Which layers, of T positions, K inputs and C features, do without their weight gradient.
