@@ -137,10 +137,7 @@ def _read_seconds(root: Path) -> dict[str, float]:
 
 
 def _write(path: Path, text: str) -> None:
-    try:
-        files.write_file(path, lambda file: file.write(text.encode()))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    files.write_file(path, lambda file: file.write(text.encode()))
 
 
 if __name__ == "__main__":

@@ -112,17 +112,18 @@ def run_study(
     if len(waiting) < len(blocks):
         console.print(f"{study.folder}: {len(blocks) - len(waiting)} of {len(blocks)} blocks done")
     total, left = (sum(work_of(block, study) for block in some) for some in (blocks, waiting))
-    try:
-        with files.locked(study.folder), runtime.progress_bar(console) as bar:
-            task = bar.add_task("", total=total, completed=total - left)
-            if executor is None:
-                run_here(study, waiting, all_inputs, bar, task)
-            else:
-                run_elsewhere(study, waiting, executor, bar, task)
-    except UserError:
-        if is_new:
-            results.discard(study.folder)
-        raise
+    with files.locked(study.folder):  # a folder that another is at work in is not ours to discard
+        try:
+            with runtime.progress_bar(console) as bar:
+                task = bar.add_task("", total=total, completed=total - left)
+                if executor is None:
+                    run_here(study, waiting, all_inputs, bar, task)
+                else:
+                    run_elsewhere(study, waiting, executor, bar, task)
+        except UserError:
+            if is_new:
+                results.discard(study.folder)
+            raise
     report.build(study.folder, console=console)
 
 
@@ -227,10 +228,7 @@ def open_run(study: schema.Study, inputs: CellInputs, command: str) -> None:
                 "choose another --out, or repeat that run's settings to resume it"
             )
     there["sessions"].append(session(command))
-    try:
-        results.write_config(folder, there)
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from None
+    results.write_config(folder, there)
 
 
 def session(command: str) -> dict:

@@ -92,18 +92,23 @@ def write_run(
 def write_extras(folder, cell=0):
     """Writes beside a cell's trials what a second-order attack and a polish say of each target."""
     random = np.random.default_rng(0)
-    for path in (folder / "images").glob(f"c{cell:04d}-*.npz"):
+    for number, path in enumerate(sorted((folder / "images").glob(f"c{cell:04d}-*.npz"))):
         truths = np.load(path)["truths"] / 255
         std = random.uniform(0.05, 0.2, truths.shape)
         (folder / "extras").mkdir(exist_ok=True)
+        spectrum = {}  # of the first targets alone
+        if number == 0:
+            spectrum = {
+                "values": np.geomspace(1, 1e-6, 20) * np.ones((len(truths), 1)),
+                "directions": random.normal(size=(len(truths), 2, *truths.shape[1:])),
+            }
         np.savez(
             folder / "extras" / path.name,
+            **spectrum,
             best=truths + std * random.normal(size=truths.shape),
             std=std,
             frames=np.stack([255 - 255 * truths, 255 * truths], axis=1).astype(np.uint8),
             frame_steps=np.tile([0, 7], (len(truths), 1)),
-            values=np.geomspace(1, 1e-6, 20) * np.ones((len(truths), 1)),
-            directions=random.normal(size=(len(truths), 2, *truths.shape[1:])),
         )
 
 

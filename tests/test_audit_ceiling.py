@@ -208,16 +208,6 @@ def test_probes_that_were_stopped_early_say_so(linear, monkeypatch):
     assert not found.solved
 
 
-def test_quick_bound_is_never_above_the_trace(linear):
-    prior, images, variances, *_ = linear
-
-    def update_of(x):
-        return linear_update(x)[0]
-
-    dense = ceil.ceiling(update_of, images, prior, variances, np.ones(2))
-    assert 0 < ceil.quick_bound(update_of, images, prior, variances) <= dense.mse.mean()
-
-
 def test_a_leaf_that_tells_nothing_is_left_out(linear):
     prior, images, variances, matrix, noise = linear
 

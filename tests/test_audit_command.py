@@ -156,6 +156,25 @@ def test_command_audits_an_update_from_a_file(tmp_path, scene):
             ],
             "--judge lenet_zhu-tiles: is the victim",
         ),
+        (["--victim", "lenet_zhu-tiles", "--ids", "3,3"], "--ids: give each image once"),
+        (
+            ["--victim", "lenet_zhu-tiles", "--ids", "3", "--defense", "victim"],
+            "--defense victim: of a sweep",
+        ),
+        (
+            [
+                *("--victim", "lenet_zhu-tiles", "--ids", "3,4", "--client-epochs", "2"),
+                *("--defense", "dpsgd:1:1"),
+            ],
+            "--defense dpsgd:1:1: of one gradient",
+        ),
+        (
+            [
+                *("--victim", "lenet_zhu-tiles", "--ids", "3,4", "--client-epochs", "2"),
+                *("--server", "malicious"),
+            ],
+            "--server malicious: reads one gradient",
+        ),
         (["--victim", "nobody", "--ids", "3"], "--victim nobody: no such checkpoint"),
         (["--victim", "lenet_zhu-tiles", "--ids", "3", "--defense", "wall"], "unknown defense"),
     ],

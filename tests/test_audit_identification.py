@@ -335,6 +335,16 @@ def test_known_dp_noise_and_clipping(scene):
         assert low <= outcome.recall.value <= high
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_layer_that_was_perturbed_is_left_out(scene, kept):
+    """Soteria's zeros in the classifier are no measurement, and the other layers say enough."""
+    network, pool = scene
+    rows = games.known_rows(network, network.normalize(pool)) if kept else None
+    rules = games.Rules(3, defense="soteria:0.5")
+    outcome = games.count(games.play(*scene, games.draw(3, 3, N), rules, rows))
+    assert outcome.recall.value == 1
+
+
 def test_quantized_updates_are_weighted_by_layer(scene):
     members = games.draw(3, 3, N)
     outcome = games.count(play(scene, members, images=3, defense="quantize:4", method="slab"))

@@ -102,6 +102,14 @@ def test_arrays_that_are_no_images_are_one_line(tmp_path, rng_numpy, kind, messa
     assert "\n" not in str(raised.value)
 
 
+def test_pictures_of_16_bits_keep_their_grays(tmp_path):
+    (tmp_path / "scans" / "one").mkdir(parents=True)
+    ramp = np.linspace(0, 65535, 60).astype(np.uint16).reshape(6, 10)
+    Image.fromarray(ramp).save(tmp_path / "scans" / "one" / "a.png")
+    found = data.load(str(tmp_path / "scans")).images[0, ..., 0]
+    np.testing.assert_array_equal(found, np.round(ramp / 257))
+
+
 def test_pictures_that_differ_or_are_torn_are_named(tmp_path, pictures):
     pictures("xray", 1)
     Image.fromarray(np.zeros((3, 3), np.uint8)).save(tmp_path / "xray" / "ill" / "z.png")

@@ -39,7 +39,7 @@ def made(folder, name):
             "assumed": one | {"axes": {"assumed_images": [1, 2]}, "images": 2},
             "defended": one | {"axes": {"defense": ["none", "noise:0.1", "noise:1"]}, "draws": 2},
             "private": one | {"axes": {"defense": ["dpsgd:1:0.5"]}, "facts": {0: TRAINED}},
-            "second_order": one | {"axes": {"polish": [2]}},
+            "second_order": one | {"axes": {"polish": [2]}, "block_targets": 1},
             "grid": one | {"axes": {"model": ["lenet_zhu", "convnet"], "tv": [0.1, 0.01]}},
         }[name],
     )

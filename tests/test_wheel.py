@@ -42,6 +42,11 @@ def test_the_wheel_has_the_sweeps_and_the_small_victims(installed, pytestconfig)
     assert victims == ["lenet_zhu-tiles"]
 
 
+def test_the_wheel_has_the_pages(installed):
+    pages = {path.name for path in (installed / "jaxinv/reporting").glob("*.[ch][st][sm]*")}
+    assert pages == {"page.html", "page.css", "gallery.html"}
+
+
 # One process: most of its time goes into imports.
 COMMANDS = """
 import sys, jaxinv

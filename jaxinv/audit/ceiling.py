@@ -76,7 +76,11 @@ def rounding_variances(update: PyTree) -> PyTree:
     The floor under every noise: no update is sent with more digits. Errors are uniform, up to half
     a unit in the last place, relative to the leaf's root mean square.
     """
-    return jax.tree.map(lambda x: jnp.mean(jnp.square(x)) * ROUNDING**2 / 3, update)
+
+    def one(leaf):  # of a leaf of zeros not 0: nothing is known without end
+        return jnp.maximum(jnp.mean(jnp.square(leaf)) * ROUNDING**2 / 3, jnp.finfo(leaf.dtype).tiny)
+
+    return jax.tree.map(one, update)
 
 
 def noise_variances(update: PyTree, known: PyTree | None = None) -> PyTree:
@@ -288,13 +292,13 @@ def _system(residuals, start, images, prior):
 
 def _prior_variance(prior: ImagePrior, std: Array) -> Float[Array, "height width channel"]:
     """The variance of each pixel under the prior."""
-    size = prior.variances.size
-    rows = jnp.diag(jnp.sqrt(prior.variances).ravel()).reshape(size, *prior.variances.shape)
+    roots = jnp.sqrt(prior.variances).ravel()
 
-    def one(total, row):
+    def one(total, place):
+        row = jnp.zeros_like(roots).at[place].set(roots[place]).reshape(prior.variances.shape)
         return (total + jnp.square(std * synthesize(prior, row)), None)
 
-    return lax.scan(one, jnp.zeros_like(prior.variances), rows)[0]
+    return lax.scan(one, jnp.zeros_like(prior.variances), jnp.arange(roots.size))[0]
 
 
 def rank_bound(prior: ImagePrior, std: Array, images: int, determined: int) -> float:
@@ -312,32 +316,6 @@ def rank_bound(prior: ImagePrior, std: Array, images: int, determined: int) -> f
     variances = np.broadcast_to(np.asarray(prior.variances, np.float64), prior.mean.shape)
     left = np.sort(np.tile(variances.ravel(), images))[: images * variances.size - determined]
     return float(np.square(np.min(std)) * left.sum() / (images * variances.size))
-
-
-def quick_bound(
-    update_of: UpdateFn,
-    images: Float[Array, "image height width channel"],
-    prior: ImagePrior,
-    variances: PyTree,
-) -> float:
-    """Bounds the mean squared error by traces alone: d / (tr(J^T J / v) + tr S^-1), normalized.
-
-    By the means' inequality never above the mean of the posterior's variances; a few products with
-    J in place of a matrix, for the largest networks.
-    """
-    precisions = _precisions(variances)
-    residuals, start = _weighted(update_of, images, prior, precisions, ())
-    linear = gn.linearize(residuals, start)
-    keys = jax.random.split(jax.random.key(gn.PROBE), PROBES)
-
-    def power(key):
-        signs = jax.random.rademacher(key, start.shape, jnp.int32).astype(start.dtype)
-        seen = linear.jvp(signs)
-        return jnp.vdot(seen, seen)
-
-    trace = lax.map(power, keys).mean()
-    ridge = jnp.broadcast_to(1 / prior.variances, images.shape).sum()
-    return float(start.size / (trace + ridge))
 
 
 def influence(

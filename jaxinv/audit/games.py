@@ -20,7 +20,8 @@ from jaxinv.audit import identification as ident
 from jaxinv.audit import measuring
 from jaxinv.audit.intervals import Share, clopper_pearson, mean_share
 from jaxinv.defenses.base import DefenseKnowledge
-from jaxinv.engine.targets import ClientSettings, SharedUpdates, make_targets, noise_keys
+from jaxinv.engine.targets import ClientSettings, SharedUpdates, make_targets
+from jaxinv.networks.inspect import classifier_path
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
 FALSE_POSITIVES = (0.01, 0.001)  # rates at which the rate of true positives is reported
@@ -125,8 +126,12 @@ def share(
     chain = defenses.parse(rules.defense)
     names = defenses.names(chain)
     truths = Truth(pool.images[members] / np.float32(255), pool.labels[members])
-    clients = ClientSettings(local=rules.local, defense=names, known_defense=names)
-    keys = noise_keys(range(len(members)), [0] * len(members))
+    classifier = ()
+    if any(defenses.DEFENSES[name].tells_classifier for name in names):
+        classifier = classifier_path(network.module, network.variables, pool.images[:1])
+    clients = ClientSettings(
+        local=rules.local, defense=names, known_defense=names, classifier=classifier
+    )
     return make_targets(
         network.module,
         network.variables,
@@ -135,7 +140,6 @@ def share(
         clients,
         rules.client_lr,
         strengths=defenses.strengths(chain),
-        draw_keys=keys,
     )
 
 
@@ -281,7 +285,11 @@ def attack(
         if (leaves == leaves[0]).all():
             variance = float(leaves[0])
         else:
-            variances, variance = own.variances, 1.0
+            # Where nothing was added an entry is known as well as identification can use.
+            square = optax.tree.norm(updates, squared=True) / optax.tree.size(updates)
+            least = ident.LEAST_VARIANCE * float(square)
+            variances = jax.tree.map(lambda v: np.maximum(v, least), own.variances)
+            variance = 1.0
         if "dpsgd" in names:
             clip = float(own.strengths[0][0])
     params = network.params

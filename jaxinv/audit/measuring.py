@@ -222,9 +222,7 @@ class Measured(NamedTuple):
         rows = self.rows[some]
         if self.along is not None:
             rows = rows * self.along
-        gram = rows @ rows.T
-        np.fill_diagonal(gram, self.squares[some])
-        return Products(gram, cross, power, self.entries)
+        return Products(rows @ rows.T, cross, power, self.entries)
 
 
 def measure(

@@ -138,7 +138,7 @@ def render(found: Audit, words: str) -> str:
                 ["a guess", f"{outcome.chance:.2%}"],
                 ["candidates, games", f"{outcome.candidates:,}, {outcome.games}"],
                 *(
-                    [["solved among the best by the matched filter", f"{ident.MOST:,}"]]
+                    [["solved among a shortlist of", f"{ident.MOST:,}"]]
                     if outcome.candidates > ident.MOST
                     else []
                 ),

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinv import files
 from jaxinv.client import pytorch
 from jaxinv.errors import UserError
 from jaxinv.networks.inspect import Use
@@ -131,7 +132,7 @@ def _read(path: str | Path, use: Callable[[dict[str, "Entry"], str], PyTree]) ->
 def save(path: str | Path, update: PyTree, statistics: PyTree = None) -> None:
     """Writes an update, and the statistics that are sent along, as the .npz that `load` reads."""
     along = {f"batch_stats/{name}": x for name, x in names_of(statistics).items()}
-    np.savez(path, **names_of(update), **along)
+    files.write_file(Path(path), lambda f: np.savez(f, **names_of(update), **along))
 
 
 def names_of(tree: PyTree) -> dict[str, np.ndarray]:

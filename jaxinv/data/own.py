@@ -9,6 +9,7 @@ Classes are in alphabetical order, and the pictures of a class too. All have one
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,8 +95,7 @@ class _Folder:
             file = self._files[split][position][0]
             try:
                 with Image.open(file) as picture:
-                    mode = "L" if picture.mode in ("1", "L", "LA", "I;16") else "RGB"
-                    pixels = np.asarray(picture.convert(mode), np.uint8)
+                    pixels = _eight_bits(picture)
             except Exception as error:  # damaged pictures raise all sorts of errors
                 raise UserError(f"--dataset {file}: cannot be read ({error})") from None
             images.append(pixels[..., None] if pixels.ndim == 2 else pixels)
@@ -105,6 +105,16 @@ class _Folder:
                     "pictures one size and kind"
                 )
         return np.stack(images) if images else np.zeros((0, 1, 1, 1), np.uint8)
+
+
+def _eight_bits(picture: Any) -> np.ndarray:
+    """A picture's pixels, uint8, of one channel where it is gray."""
+    if picture.mode in ("I", "I;16"):  # of 16 bits, which Pillow would cut off at 255
+        return np.round(np.clip(np.asarray(picture) / 257, 0, 255)).astype(np.uint8)
+    if picture.mode == "F":
+        raise ValueError("numbers without a white; give 8 or 16 bits a channel")
+    mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
+    return np.asarray(picture.convert(mode), np.uint8)
 
 
 class _Arrays:

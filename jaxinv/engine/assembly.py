@@ -14,7 +14,6 @@ from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
 from jaxinv.attacks.uncertainty import Posterior, Spectrum
 from jaxinv.engine import planner, trials
 from jaxinv.engine.closed_form import recover
-from jaxinv.errors import UserError
 from jaxinv.machine import runtime
 from jaxinv.types import Normalization, PyTree
 
@@ -118,7 +117,9 @@ def polish(
     columns = (
         np.concatenate([old, np.asarray(new)[1:]]) for old, new in zip(before[1:], after[1:])
     )
-    return polished._replace(trace=trials.Trace(steps, *columns), labels=result.labels)
+    return polished._replace(
+        trace=trials.Trace(steps, *columns), labels=result.labels, frames=result.frames
+    )
 
 
 def _one_hot_logits(result: trials.Result) -> np.ndarray | None:
@@ -162,7 +163,7 @@ def around_best(
     numbers = cast(attack.numbers(1, own))
     try:
         found = trials.run(problem, attack, numbers, keys[rows, best][:, None], resources, initial)
-    except UserError:
+    except planner.DoesNotFit:
         return None
     return {name: x[:, 0] for name, x in found.outcome.items()}
 

@@ -187,7 +187,8 @@ def _directions(features: np.ndarray) -> np.ndarray:
 def _named(found: np.ndarray, truth: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Whether no candidate is nearer to a row of `found` than its own, the truth's rows in turn.
 
-    The truth may be among the others: what is as near but for rounding is not nearer.
+    The truth may be among the others: what is as near but for rounding is not nearer. A judge's
+    features are float32, and their last digits depend on the batch in which it saw an image.
     """
     found, truth, others = (
         x.reshape(len(x), -1).astype(np.float64) for x in (found, truth, others)
@@ -195,7 +196,7 @@ def _named(found: np.ndarray, truth: np.ndarray, others: np.ndarray) -> np.ndarr
     candidates = np.concatenate([truth, others])
     squares = np.square(candidates).sum(axis=1) - 2 * found @ candidates.T
     own = squares[np.arange(len(found)), np.arange(len(found)) % len(truth)]
-    rounding = 1e-12 * (np.square(found).sum(axis=1) + np.square(candidates).sum(axis=1).max())
+    rounding = 1e-6 * (np.square(found).sum(axis=1) + np.square(candidates).sum(axis=1).max())
     return own <= squares.min(axis=1) + rounding
 
 

@@ -127,16 +127,20 @@ def program_bytes(program: jax.stages.Compiled) -> int:
     )
 
 
+class DoesNotFit(UserError):
+    """One trial alone takes more memory than there is."""
+
+
 def smaller(plan: GroupPlan, needed: float, limit: float) -> GroupPlan:
     """Halves a group until it should fit, by its memory growing as its trials do.
 
     Raises:
-      UserError: one trial alone does not fit.
+      DoesNotFit: one trial alone does not.
     """
     while needed > limit:
         half = plan.halved()
         if half is None:
-            raise UserError(
+            raise DoesNotFit(
                 f"--memory: one trial needs {needed / 2**30:.3g} GiB of a device, "
                 f"{limit / 2**30:.3g} are there; raise --memory, or take a narrower network"
             )

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxinv import client, defenses, rng
 from jaxinv.attacks import labels
-from jaxinv.attacks.objectives import compare
+from jaxinv.attacks.objectives import compare, cosine
 from jaxinv.defenses.base import ClientContext, PublicFacts
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
@@ -102,7 +102,7 @@ def _make_targets(
             context = ClientContext(module, variables, images, classes)
             update = defenses.defend(clients.defense, update, strengths, draw_key, context)
         between = compare(update, bare)
-        kept = between.cross / jnp.sqrt(between.own * between.shared)
+        kept = 1 - cosine(between)
         error = jnp.sqrt(between.distance / between.shared)
         count = clients.assumed_images or len(truth.labels)
         knowledge = ()

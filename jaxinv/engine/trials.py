@@ -139,10 +139,7 @@ def run(
         program = run_chunk.lower(*chunk, one, one, one, grid.target, grid.seed, states).compile()
         needed = planner.program_bytes(program)
         if needed > memory:
-            if plan.halved() is None and (smaller := attack.smaller()) is not None:
-                attack = smaller
-            else:
-                plan = planner.smaller(plan, needed, memory)
+            attack, plan = _reduced(attack, plan, needed, memory)
             continue
         resources.announce(planner.describe(plan, needed))
         try:
@@ -152,11 +149,20 @@ def run(
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            plan = planner.smaller(plan, needed, 0.99 * needed)  # there was less than needed
+            attack, plan = _reduced(attack, plan, needed, 0.99 * needed)  # there was less
     ends = work.states.candidate, attack.outcome(work.states)
     candidates, outcome = jax.tree.map(grid.gather, ends)
     found = collect(problem, attack, candidates, outcome, work.trace, plan, needed)
     return found._replace(frames=work.frames)
+
+
+def _reduced(
+    attack: Attack, plan: planner.GroupPlan, needed: float, limit: float
+) -> tuple[Attack, planner.GroupPlan]:
+    """Fewer trials at once, or where it is one already a smaller form of the attack."""
+    if plan.halved() is None and (form := attack.smaller()) is not None:
+        return form, plan
+    return attack, planner.smaller(plan, needed, limit)
 
 
 class Chunk(NamedTuple):

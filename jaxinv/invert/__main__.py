@@ -167,14 +167,10 @@ def _write(folder: Path, found: Inversion, shown: np.ndarray) -> None:
     }
     if found.std is not None:
         arrays["std"] = found.std
-    try:
-        files.write_file(folder / "reconstructions.npz", lambda f: np.savez_compressed(f, **arrays))
-        style.save(draw(found, shown), folder / "reconstructions", ("png",))
-        if found.std is not None:
-            style.save(draw_std(found), folder / "std", ("png",))
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise UserError(f"--out {folder}: cannot be written ({reason})") from None
+    files.write_file(folder / "reconstructions.npz", lambda f: np.savez_compressed(f, **arrays))
+    style.save(draw(found, shown), folder / "reconstructions", ("png",))
+    if found.std is not None:
+        style.save(draw_std(found), folder / "std", ("png",))
 
 
 def beside(found: Inversion) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxinv import defenses
+from jaxinv.attacks import ATTACKS
 from jaxinv.errors import UserError
 from jaxinv.reporting import consensus as cs
 from jaxinv.reporting import statistics as st
@@ -233,8 +234,19 @@ def summarize(run: Run, success_psnr: float) -> StudySummary:
     """Arranges a run's rows as cells.
 
     Raises:
-      UserError: a cell lacks some seed of a target, which no finished block does.
+      UserError: a cell lacks some seed of a target, which no finished block does, or names an
+        attack or a defense that this process does not know.
     """
+    for cell in run.config["cells"]:
+        try:
+            defenses.parse(cell["defense"])
+            if cell["attack"] not in ATTACKS:
+                raise ValueError(f"unknown attack {cell['attack']}")
+        except ValueError as error:
+            raise UserError(
+                f"{run.folder}: {error}; one of your own is to be entered before "
+                "`jaxinv.report.build` is called"
+            ) from None
     return StudySummary(
         run, [_cell(run, int(number), success_psnr) for number in np.unique(run.trials["cell"])]
     )

@@ -14,6 +14,7 @@ A *block* is one cell on a group of targets, named `c0003-t0008` (cell 3, target
 Every file is written under a temporary name, flushed to disk and renamed.
 """
 
+import itertools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -225,8 +226,12 @@ def _read_arrays(folder: Path, kind: str, cell: int) -> dict[str, np.ndarray]:
         for path in sorted((folder / kind).glob(f"c{cell:04d}-*.npz")):
             if is_done(folder, path.stem):
                 blocks.append(read_npz(path))
-        names = blocks[0] if blocks else ()
-        return {name: np.concatenate([block[name] for block in blocks]) for name in names}
+        found = {}
+        for name in blocks[0] if blocks else ():
+            # What is found of the first targets alone stands in the first blocks alone.
+            having = itertools.takewhile(lambda block, name=name: name in block, blocks)
+            found[name] = np.concatenate([block[name] for block in having])
+        return found
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); delete trials/{path.stem}.parquet and run the "

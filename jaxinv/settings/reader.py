@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from jaxinv import defenses, files, networks
 from jaxinv.attacks import ATTACKS, BEST, strongest, unused_settings
+from jaxinv.client import Local
 from jaxinv.errors import UserError
 from jaxinv.settings.checks import check_cell, check_plan, check_search, check_training, check_used
 from jaxinv.settings.fields import VICTIMS_OWN
@@ -153,6 +154,15 @@ def load_auditing(flags: Mapping[str, Any]) -> Auditing:
     if "ids" not in given:
         raise UserError("--ids: the client's images; give their positions in the data set, 17,23")
     asked = _validate(Auditing, given)
+    if asked.defense == VICTIMS_OWN:
+        raise UserError("--defense victim: of a sweep; spell it out, such as dpsgd:1:1")
+    if len(set(asked.ids)) < len(asked.ids):
+        raise UserError("--ids: give each image once")
+    if asked.candidates < 2 * len(asked.ids):
+        raise UserError(
+            f"--candidates {asked.candidates}: an update of {len(asked.ids)} images needs "
+            f"{2 * len(asked.ids)} to choose among, or more"
+        )
     if len(asked.ids) % (asked.client_batch or 1):
         raise UserError(f"--client-batch {asked.client_batch}: does not divide the images of --ids")
     if "bins" in given and asked.server == "honest":
@@ -162,6 +172,11 @@ def load_auditing(flags: Mapping[str, Any]) -> Auditing:
         raise UserError(
             f"--server malicious: its imprint is not made for --defense {asked.defense}"
         )
+    if Local(asked.client_epochs, asked.client_batch).steps(len(asked.ids)) > 1:
+        if any(defenses.DEFENSES[name].of_each_image for name in chain):
+            raise UserError(f"--defense {asked.defense}: of one gradient; leave local steps out")
+        if asked.server == "malicious":
+            raise UserError("--server malicious: reads one gradient; leave local steps out")
     return asked
 
 

@@ -22,6 +22,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
+from jaxinv import files
+
 WIDE, NARROW = 8.4, 4.3  # inches: a page's column, and a phone
 INK, MUTED, FAINT, GRID = "#1c2128", "#5b6470", "#9aa3ad", "#e6e9ed"
 BASELINE = "#7a828c"
@@ -84,7 +86,8 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 def save(figure: Figure, path: Path, formats: Sequence[str] = ("png", "svg")) -> None:
     """Writes `path` with each format's suffix; the same figure gives the same bytes."""
     for suffix in formats:
-        path.with_suffix(f".{suffix}").write_bytes(to_bytes(figure, suffix))
+        content = to_bytes(figure, suffix)
+        files.write_file(path.with_suffix(f".{suffix}"), lambda f, own=content: f.write(own))
 
 
 def to_bytes(figure: Figure, suffix: str) -> bytes:

@@ -149,13 +149,20 @@ def _draw_point(ax: Axes, x: float, row: PrivateCell, panel: Panel, color: objec
 def _epsilon_axis(ax: Axes, rows: Sequence[PrivateCell]) -> Callable[[float], float]:
     """Sets up a logarithmic axis with a place for infinity; returns where each epsilon stands."""
     known = [r.epsilon for r in rows if math.isfinite(r.epsilon) and r.epsilon > 0]
-    low, high = math.log10(min(known)), math.log10(max(known))
+    low, high = (math.log10(end(known or [1.0])) for end in (min, max))
     end = high + max(0.35, 0.2 * (high - low))
     ticks = _nice(10**low, 10**high)
     ax.set_xticks([*map(math.log10, ticks), end], [*(f"{t:g}" for t in ticks), "∞"])
     ax.set_xlim(low - 0.12 * (end - low), end + 0.12 * (end - low))
     ax.set_xlabel("epsilon")
-    return lambda epsilon: end if math.isinf(epsilon) else math.log10(epsilon)
+
+    def place(epsilon: float) -> float:
+        if math.isinf(epsilon):
+            return end
+        # An untrained network has promised nothing yet, 0: it stands at the left end.
+        return math.log10(epsilon) if epsilon > 0 else low - 0.1 * (end - low)
+
+    return place
 
 
 def _group(row: PrivateCell) -> str:

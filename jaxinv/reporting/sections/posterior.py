@@ -41,7 +41,7 @@ def read_posteriors(study: StudySummary) -> list[tuple[CellSummary, Posterior]]:
     for cell in study.cells:
         extras = cell.extras()
         if "std" in extras:
-            truths = cell.pictures().truths / 255
+            truths = cell.pictures().truths[: len(extras["std"])] / 255
             orders = [_order(*pair) for pair in zip(truths, extras["best"])]
             own = (
                 np.stack([x[o] for x, o in zip(extras[name], orders)]) for name in ("best", "std")
