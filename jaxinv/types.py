@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -12,6 +13,11 @@ PyTree = Any
 def named(table: Mapping[str, Any], entry: Any) -> Any:
     """An entry of a table by its name; what is no name is itself such an entry."""
     return table[entry] if isinstance(entry, str) else entry
+
+
+def path_name(path: tuple) -> str:
+    """The name of a leaf of a tree by its path, `Conv_0/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 class Truth(NamedTuple):

@@ -141,11 +141,11 @@ def test_simulated_games_are_those_of_clients(scene):
     """Under hardly any noise the scores are those of the update without."""
     network, pool = scene
     rows = measuring.gradients(network.loss, network.params, network.normalize(pool))
-    members = games.draw(3, 5, N)
+    members = games.draw(3, 3, N)
     gram = rows @ rows.T
     known = gram, games.root(gram), rows.shape[1]
     quick = games.simulate(*known, members, "matched", 1e-12)
-    slow = play(scene, members, images=5, method="matched")
+    slow = play(scene, members, images=3, method="matched")
     np.testing.assert_allclose(quick.scores, slow.scores, atol=1e-4)
     noisy = games.simulate(*known, members, "slab", variance=1e4)
     assert games.count(noisy).recall.value < 1
@@ -177,7 +177,7 @@ def test_known_gradients_give_the_same_shortlist(scene):
     """Of gradients that were kept and of one pass over the candidates, with a defense's scales."""
     network, pool = scene
     candidates = network.normalize(pool)
-    members = games.draw(2, 3, N)
+    members = games.draw(3, 3, N)
     for defense in ("none", "prune:0.5", "quantize:8"):
         rules = games.Rules(3, "slab", defense, shortlist=16)
         kept = games.play(*scene, members, rules, games.known_rows(network, candidates))
@@ -204,7 +204,7 @@ def test_one_that_was_left_out_stands_out_of_the_rest():
 
 
 def test_a_shortlist_of_all_is_no_shortlist(scene):
-    members = games.draw(2, 3, N)
+    members = games.draw(3, 3, N)
     whole, short = (play(scene, members, images=3, shortlist=n) for n in (N, N - 1))
     np.testing.assert_array_equal(np.sort(whole.picks), np.sort(short.picks))
 
@@ -295,8 +295,8 @@ def test_slab_explains_what_a_greedy_choice_does_where_gradients_are_dependent()
 
 
 def test_unknown_weight_finds_the_same_images(scene):
-    members = games.draw(3, 4, N)
-    played = play(scene, members, images=4, method="omp", defense="clip:0.01")
+    members = games.draw(3, 3, N)
+    played = play(scene, members, images=3, method="omp", defense="clip:0.01")
     assert games.count(played).recall.value == 1
 
 
@@ -322,8 +322,8 @@ def test_named_under_noise_as_often_as_theory_says():
 
 
 def test_pruned_updates_are_compared_where_they_were_sent(scene):
-    members = games.draw(3, 2, N)
-    outcome = games.count(play(scene, members, images=2, defense="prune:0.9"))
+    members = games.draw(3, 3, N)
+    outcome = games.count(play(scene, members, images=3, defense="prune:0.9"))
     assert outcome.recall.value == 1
 
 
@@ -355,7 +355,7 @@ def test_quantized_updates_are_weighted_by_layer(scene):
 def test_kept_gradients_give_the_products_of_a_pass(scene, defense, monkeypatch):
     """Weights, masks and clipping are put on what was kept; a pass computes them anew."""
     network, _ = scene
-    members = games.draw(3, 2, N)
+    members = games.draw(3, 3, N)
     seen = []
 
     def note(measured, *rest):
@@ -363,7 +363,7 @@ def test_kept_gradients_give_the_products_of_a_pass(scene, defense, monkeypatch)
         return ident.identify(seen[-1], *rest[:-1])
 
     monkeypatch.setattr(ident, "identify_among", note)
-    rules, candidates = games.Rules(2, defense=defense), network.normalize(scene[1])
+    rules, candidates = games.Rules(3, defense=defense), network.normalize(scene[1])
     for rows in (None, games.known_rows(network, candidates)):
         games.play(*scene, members, rules, rows)
     half = len(seen) // 2
@@ -381,7 +381,7 @@ def test_local_steps_by_the_midpoint(scene):
     assert outcome.recall.value == 1
     # To first order the sum of the steps' gradients is the midpoint's, times epochs / batch.
     network, pool = scene
-    shared = games.share(*scene, members[:1], games.Rules(4, local=local, client_lr=0.01))
+    shared = games.share(*scene, members, games.Rules(4, local=local, client_lr=0.01))
     update = jax.tree.map(lambda x: x[0], shared.targets.update)
     errors = []
     for at in (network.params, measuring.midpoint(network.params, update, 0.01, 4)):
@@ -425,7 +425,7 @@ def test_sketch_keeps_inner_products_and_sums():
 def test_sketched_candidates_are_named_all_the_same(scene, monkeypatch):
     monkeypatch.setattr(measuring, "SKETCH", 256)
     network, pool = scene
-    members = games.draw(4, 3, N)
+    members = games.draw(3, 3, N)
     shared = games.share(*scene, members, games.Rules(images=3))
     measured = measuring.measure(
         network.loss, network.params, network.normalize(pool), shared.targets.update, stored=0
@@ -456,7 +456,7 @@ def test_a_sketched_problem_is_solved_exactly(scene, monkeypatch):
     """Least squares of 48 unknowns in 56 sums, each far off: nothing is lost without noise."""
     monkeypatch.setattr(measuring, "SKETCH", 56)
     network, pool = scene
-    members = games.draw(6, 3, N)
+    members = games.draw(3, 3, N)
     shared = games.share(*scene, members, games.Rules(images=3))
     measured = measuring.measure(
         network.loss, network.params, network.normalize(pool), shared.targets.update, stored=0

@@ -14,7 +14,6 @@ from PIL import Image
 from jaxinv import files
 from jaxinv.audit import identification as ident
 from jaxinv.audit.auditing import Audit
-from jaxinv.audit.intervals import Share
 from jaxinv.audit.verdict import verdict
 
 _STYLE = """
@@ -69,9 +68,9 @@ def to_json(found: Audit, words: str) -> dict[str, Any]:
             "solved_among": min(outcome.candidates, ident.MOST),
             "games": outcome.games,
             "named_of_this_update": found.named,
-            "recall": _share(outcome.recall),
-            "whole_updates": _share(outcome.whole),
-            "true_positives": {f"{r:g}": _share(s) for r, s in outcome.true_positives.items()},
+            "recall": outcome.recall._asdict(),
+            "whole_updates": outcome.whole._asdict(),
+            "true_positives": {f"{r:g}": s._asdict() for r, s in outcome.true_positives.items()},
             "chance": outcome.chance,
         },
         "inspection": {
@@ -90,18 +89,14 @@ def to_json(found: Audit, words: str) -> dict[str, Any]:
         "rank_psnr": found.rank_psnr,
         "reconstructions": {f.attack: {"psnr": f.psnr} | f.likeness._asdict() for f in found.found},
         "malicious_server": found.imprinted
-        and found.imprinted._asdict() | {"exact": _share(found.imprinted.exact)},
+        and found.imprinted._asdict() | {"exact": found.imprinted.exact._asdict()},
         "fishing": found.fished
-        and {"alone": _share(found.fished.alone), "cosine": found.fished.cosine},
+        and {"alone": found.fished.alone._asdict(), "cosine": found.fished.cosine},
         "mean_color_psnr": found.mean_color_psnr,
         "release_bound": found.release_bound,
         "epsilon_shown": found.epsilon_shown and found.epsilon_shown._asdict(),
     }
     return _finite(fields)
-
-
-def _share(share: Share) -> dict[str, float]:
-    return share._asdict()
 
 
 def _finite(value: Any) -> Any:

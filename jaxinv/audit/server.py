@@ -25,7 +25,7 @@ from jaxinv.audit.intervals import Share, mean_share
 from jaxinv.engine.targets import noise_keys
 from jaxinv.networks.imprint import LAYER, expected_alone, imprinted
 from jaxinv.networks.inspect import find_classifier
-from jaxinv.types import PyTree
+from jaxinv.types import PyTree, path_name
 
 EXACT = 40.0  # dB
 OTHERS_BIAS = 1000.0  # of the classes that are not fished for: their softmax is 1 together
@@ -178,7 +178,7 @@ def inspect(
     )
     ends = np.cumsum([math.prod(x.shape) for x in jax.tree.leaves(params)])
     paths = jax.tree_util.tree_leaves_with_path(params)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    names = [path_name(path) for path, _ in paths]
     parts = np.split(rows, ends[:-1], axis=1)
     return Inspection(
         {name: d_snr(np.linalg.norm(part, axis=1)) for name, part in zip(names, parts)},

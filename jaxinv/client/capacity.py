@@ -29,19 +29,9 @@ from jax.extend.core import Literal
 
 from jaxinv import client
 from jaxinv.networks.convolution import conv_p
-from jaxinv.types import PyTree
+from jaxinv.networks.inspect import CALLS
+from jaxinv.types import PyTree, path_name
 
-_CALLS = {
-    "pjit",
-    "jit",
-    "closed_call",
-    "core_call",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "checkpoint",
-    "remat",
-    "remat2",
-}
 # What leaves its one image-dependent operand to be read off the result.
 _INVERTIBLE = {
     "add",
@@ -177,10 +167,7 @@ class _Graph:
 
     def __init__(self, loss: client.LossFn, params: PyTree, shape: tuple[int, ...]):
         leaves, structure = jax.tree.flatten(params)
-        names = [
-            jax.tree_util.keystr(path, simple=True, separator="/")
-            for path, _ in jax.tree_util.tree_leaves_with_path(params)
-        ]
+        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.float32) for x in leaves]
         images = jax.ShapeDtypeStruct(shape, jnp.float32)
         labels = jnp.zeros(shape[0], jnp.int32)
@@ -207,7 +194,7 @@ class _Graph:
         for eqn in jaxpr.eqns:
             operands = [read(v) for v in eqn.invars]
             inner = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
-            if eqn.primitive.name in _CALLS and inner is not None:
+            if eqn.primitive.name in CALLS and inner is not None:
                 outputs = self._inline(inner, operands)
             else:
                 number = len(self.equations)

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxinv.errors import UserError
 from jaxinv.networks.inspect import Classifier
-from jaxinv.types import PyTree
+from jaxinv.types import PyTree, path_name
 
 AUTO = "auto"
 SAME_WEIGHTS = 0.9  # cosine with the old parameters from which new ones are taken for such
@@ -184,7 +184,7 @@ def check_numbers(tree: PyTree, name: str) -> None:
         or too small to be squared in float32.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        of = jax.tree_util.keystr(path, simple=True, separator="/")
+        of = path_name(path)
         kind = getattr(leaf, "dtype", np.asarray(leaf).dtype)
         if not (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)):
             raise UserError(f"{name}: {of} holds {kind}; an update is of real numbers")

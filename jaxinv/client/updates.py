@@ -27,7 +27,7 @@ from jaxinv import files
 from jaxinv.client import pytorch
 from jaxinv.errors import UserError
 from jaxinv.networks.inspect import Use
-from jaxinv.types import PyTree
+from jaxinv.types import PyTree, path_name
 
 FORMATS = ".npz, .safetensors, or a folder of Orbax"
 ROOM = 2**20  # bytes that a file may hold beside the parameters
@@ -140,7 +140,7 @@ def names_of(tree: PyTree) -> dict[str, np.ndarray]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
 
     def name(path):
-        return jax.tree_util.keystr(path, simple=True, separator="/")
+        return path_name(path)
 
     return {name(path): np.asarray(leaf) for path, leaf in leaves}
 

@@ -23,7 +23,17 @@ from jaxinv.types import PyTree
 
 FEATURES_AT_ONCE = 8  # images that go through the network together
 # Equations with a jaxpr inside that they only call.
-_CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint"}
+CALLS = {
+    "pjit",
+    "jit",
+    "closed_call",
+    "core_call",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "checkpoint",
+    "remat",
+    "remat2",
+}  # equations that hold others
 # Those that give a value another shape or type.
 _SAME = {
     "reshape",
@@ -177,7 +187,7 @@ def _inline(closed: ClosedJaxpr, arguments) -> list:
     for eqn in jaxpr.eqns:
         operands = [read(v) for v in eqn.invars]
         inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-        if eqn.primitive.name in _CALLS and inner is not None:
+        if eqn.primitive.name in CALLS and inner is not None:
             inner = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
             outputs = _inline(inner, operands)
         else:

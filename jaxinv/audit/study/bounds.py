@@ -13,6 +13,7 @@ from jaxinv.audit.study.scene import Options, Row, Scene, Table, load, markdown
 from jaxinv.client.capacity import capacity
 from jaxinv.data.image_prior import ImageFacts, load_prior
 from jaxinv.invert import invert_all
+from jaxinv.reporting.statistics import target_interval
 from jaxinv.types import Truth
 
 BLOCK = 10  # images that are attacked together
@@ -54,7 +55,7 @@ def ceiling(asked: Options) -> None:
         rows = [r for r in table.used if (r["victim"], r["variance"]) == key]
         top, here, got = (np.array([r[n] for r in rows]) for n in ("ceiling", "here", "attained"))
         gap = got - top
-        half = stats.t.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / len(gap) ** 0.5
+        mean, low, high = target_interval(gap)
         summary.append(
             {
                 "victim": key[0],
@@ -62,8 +63,7 @@ def ceiling(asked: Options) -> None:
                 "images": len(rows),
                 "ceiling": top.mean(),
                 "attained": got.mean(),
-                "attained - ceiling": f"{gap.mean():.2f} [{gap.mean() - half:.2f}, "
-                f"{gap.mean() + half:.2f}]",
+                "attained - ceiling": f"{mean:.2f} [{low:.2f}, {high:.2f}]",
                 "above": f"{(gap > 0).sum()} of {len(gap)}",
                 "posterior mean": here.mean(),
                 "seen of itself": float(np.nanmedian([r["itself"] for r in rows])),
