@@ -19,6 +19,7 @@ from benchmarks import (
     scaling,
     time_to_quality,
     training,
+    training_profile,
 )
 from jaxinv.data.image_prior import ImageFacts, load_prior
 from jaxinv.victim.untrained import untrained
@@ -83,6 +84,16 @@ def test_training(capsys, monkeypatch):
 
 
 @pytest.mark.slow
+def test_operations_of_a_profile_have_a_kind():
+    program = """
+  %fusion.1 = f32[2]{0} fusion(%p), calls=%c, metadata={op_name="jit(f)/jvp(M)/Conv_0/add"}
+  ROOT %mul.2 = f32[2]{0} multiply(%p, %p), metadata={op_name="jit(f)/transpose(jvp(M))/Norm_0/mul"}
+"""
+    operations = training_profile.read_operations(program)
+    kinds = {name: training_profile.kind_of(operation) for name, operation in operations.items()}
+    assert kinds == {"fusion.1": "convolution, forward", "mul.2": "normalization, backward"}
+
+
 def test_time_to_quality(capsys, monkeypatch, tmp_path):
     toy = {"geiping": ((3,), 0), "bayes-polish": ((2,), 1)}
     for name, (steps, polish) in toy.items():
