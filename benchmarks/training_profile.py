@@ -2,8 +2,9 @@
 
     python -m benchmarks.training_profile [--networks mobilenetv2:32 ...] [--steps 2]
 
-The core-seconds of every fused loop and library call of the compiled step, by what the network's
-code calls the operation that it ends in: what is fused into it is counted there.
+The seconds of every fused loop and library call of the compiled step, by what the network's code
+calls the operation that it ends in: what is fused into it is counted there. Loops are counted on
+each core; of library calls the trace has the core alone that called.
 """
 
 import argparse
@@ -56,7 +57,6 @@ def print_profiles(console: Console, networks: Sequence[str], steps: int, progra
     for network in networks:
         seconds, of_kind = profile(network, steps, programs)
         total = sum(of_kind.values())
-        busy = total / seconds / len(os.sched_getaffinity(0))
         title = f"{network}: {BATCH / seconds:.0f} images / s, {total:.2f} core-seconds a step"
         table = Table(
             "kind", "core-seconds", "share", title=f"{title}, {busy:.0%} of the cores' time"
