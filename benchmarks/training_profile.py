@@ -58,9 +58,7 @@ def print_profiles(console: Console, networks: Sequence[str], steps: int, progra
         seconds, of_kind = profile(network, steps, programs)
         total = sum(of_kind.values())
         title = f"{network}: {BATCH / seconds:.0f} images / s, {total:.2f} core-seconds a step"
-        table = Table(
-            "kind", "core-seconds", "share", title=f"{title}, {busy:.0%} of the cores' time"
-        )
+        table = Table("kind", "core-seconds", "share", title=title)
         for kind, spent in of_kind.most_common():
             table.add_row(kind, f"{spent:.2f}", f"{spent / total:.0%}")
         console.print(table)
