@@ -36,8 +36,10 @@ class WrittenState(states.WrittenState):
     recipe: dict[str, Any]
 
 
-class Learner:
+class Learner(states.Resumable):
     """One training: what is fixed for all of it, and the state that moves."""
+
+    STATE = WrittenState
 
     def __init__(self, settings: requests.Training):
         """Loads the data, and of an inverter the victim.
@@ -163,28 +165,6 @@ class Learner:
         read = {"prior", "inverter", "dataset", "epochs", "lr", "schedule", "batch", "seed"}
         read |= {"defense"} if self.settings.inverter is not None else set()
         return self.settings.model_dump(include=read) | {"width": self.width}
-
-    def _check_same(self, recipe: Any) -> None:
-        """Raises a UserError unless a recipe found on disk is this training's."""
-        checkpoints.check_recipe(self.folder, recipe, self._recipe())
-
-    def _write_state(self) -> None:
-        """Writes what a resumed training needs."""
-        told = {"log": self.log, "within": self.within, "seconds": self.seconds}
-        states.write(self.state_folder, self.state, told | {"recipe": self._recipe()})
-
-    def _resume(self) -> None:
-        """Takes up the state on disk, where there is one.
-
-        Raises:
-          UserError: it is damaged, or of another training.
-        """
-        found = states.read(
-            self.state_folder, self.state, WrittenState, self.steps_per_epoch, self._check_same
-        )
-        if found is not None:
-            self.state, told = found
-            self.log, self.within, self.seconds = told.log, told.within, told.seconds
 
     def _save(self) -> None:
         """Keeps what was learned."""

@@ -63,8 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(command)
 
 
-class Trainer:
+class Trainer(states.Resumable):
     """One training: what is fixed for all of it, and the state that moves."""
+
+    STATE = WrittenState
 
     def __init__(self, settings: requests.Training):
         """Loads the data and builds the network.
@@ -355,29 +357,10 @@ class Trainer:
         self._check_same(checkpoints.read_fields(self.folder).get("recipe"))
         return True
 
-    def _check_same(self, recipe: Any) -> None:
-        """Raises a UserError unless a recipe found on disk is this training's."""
-        checkpoints.check_recipe(self.folder, recipe, self._recipe())
-
-    def _write_state(self) -> None:
-        """Writes what a resumed training needs."""
-        told = {"log": self.log, "within": self.within, "seconds": self.seconds}
-        states.write(self.state_folder, self.state, told | {"recipe": self._recipe()})
-
     def _resume(self) -> bool:
-        """Takes up the last state written; tells whether there is one.
-
-        Raises:
-          UserError: it is damaged, or of another training.
-        """
-        found = states.read(
-            self.state_folder, self.state, WrittenState, self.steps_per_epoch, self._check_same
-        )
-        if found is not None:
-            self.state, told = found
-            self.log, self.within, self.seconds = told.log, told.within, told.seconds
-            self.epoch = len(self.log)
-        return found is not None
+        there = super()._resume()
+        self.epoch = len(self.log)
+        return there
 
 
 def checkpoint_folder(settings: requests.Training) -> Path:

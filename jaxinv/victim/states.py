@@ -24,6 +24,7 @@ class WrittenState(BaseModel):
     COLUMNS: ClassVar[frozenset[str]]  # that every row of the log has
 
     log: list[dict[str, int | float]]
+    within: Any  # of the epoch in work, what its row will be made of
     seconds: float
     digest: str
 
@@ -33,6 +34,49 @@ class WrittenState(BaseModel):
         if any(not row.keys() >= cls.COLUMNS for row in log):
             raise ValueError("a row lacks a column")
         return log
+
+
+class Resumable:
+    """A training that goes on where it was stopped.
+
+    Whoever is one sets the fields below, and says what has a say in its parameters: `_recipe`.
+    """
+
+    STATE: ClassVar[type[WrittenState]]  # what a state of it says beside its arrays
+
+    folder: Path  # of what comes of it
+    state_folder: Path
+    state: Any  # with the `step` that it has come to
+    steps_per_epoch: int
+    log: list[dict[str, Any]]  # a row for each epoch
+    within: Any  # of the epoch in work, what its row will be made of
+    seconds: float
+
+    def _recipe(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _check_same(self, recipe: Any) -> None:
+        """Raises a UserError unless a recipe found on disk is this training's."""
+        checkpoints.check_recipe(self.folder, recipe, self._recipe())
+
+    def _write_state(self) -> None:
+        """Writes what a resumed training needs."""
+        told = {"log": self.log, "within": self.within, "seconds": self.seconds}
+        write(self.state_folder, self.state, told | {"recipe": self._recipe()})
+
+    def _resume(self) -> bool:
+        """Takes up the last state written; tells whether there is one.
+
+        Raises:
+          UserError: it is damaged, or of another training.
+        """
+        found = read(
+            self.state_folder, self.state, self.STATE, self.steps_per_epoch, self._check_same
+        )
+        if found is not None:
+            self.state, told = found
+            self.log, self.within, self.seconds = told.log, told.within, told.seconds
+        return found is not None
 
 
 Told = TypeVar("Told", bound=WrittenState)
