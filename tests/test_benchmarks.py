@@ -94,6 +94,7 @@ def test_operations_of_a_profile_have_a_kind():
     assert kinds == {"fusion.1": "convolution, forward", "mul.2": "normalization, backward"}
 
 
+@pytest.mark.slow
 def test_time_to_quality(capsys, monkeypatch, tmp_path):
     toy = {"geiping": ((3,), 0), "bayes-polish": ((2,), 1)}
     for name, (steps, polish) in toy.items():

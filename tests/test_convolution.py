@@ -175,7 +175,9 @@ class Inverted(nn.Module):
         return nn.Dense(3)(x.mean((1, 2)))
 
 
-@pytest.mark.parametrize("name", [*SHALLOW, *WHOLE])
+@pytest.mark.parametrize(
+    "name", [pytest.param("convnet", marks=pytest.mark.slow), *list(SHALLOW)[1:], *WHOLE]
+)
 def test_a_network_attacked_equals_plain_autodiff_in_float64(name):
     size = 9 if "convnet" in name else 8
     with jax.enable_x64(True):

@@ -161,6 +161,7 @@ def test_the_module_is_left_as_it_was(theirs):
     theirs.module.train()
 
 
+@pytest.mark.slow  # docs/from_pytorch.md is the same, and its code is run
 def test_the_example_goes_from_a_model_to_a_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     example = runpy.run_path(str(EXAMPLES / "from_pytorch.py"))
