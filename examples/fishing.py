@@ -66,7 +66,7 @@ def main(picture: str = "fished.png") -> float:
     ).best[0]
 
     every = tiles.images[batch] / np.float32(255)
-    psnr = float(metrics.psnr(jnp.asarray(found), jnp.asarray(every[0])))
+    psnr = float(metrics.psnr(jnp.asarray(found[None]), jnp.asarray(every[:1]))[0])
     sheet = tile(every)
     singles = [x.repeat(SCALE, 0).repeat(SCALE, 1) for x in (every[0], found)]
     height = max(len(sheet), len(singles[0]))
