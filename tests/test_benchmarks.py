@@ -83,7 +83,6 @@ def test_training(capsys, monkeypatch):
     assert "images / s" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_operations_of_a_profile_have_a_kind():
     program = """
   %fusion.1 = f32[2]{0} fusion(%p), calls=%c, metadata={op_name="jit(f)/jvp(M)/Conv_0/add"}

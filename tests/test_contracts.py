@@ -509,6 +509,7 @@ def test_label_rules(rule):
     found, again = jax.jit(read)(update), jax.jit(read)(update)
     assert found.tolist() == again.tolist() == one.truths.labels[0].tolist()
     assert found.dtype == np.int32
+    assert read(update).tolist() == found.tolist()
 
 
 # Learned ones are of what they have learned: tests/test_learned.py.

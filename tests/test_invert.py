@@ -109,13 +109,10 @@ def test_recovers_an_image_and_its_label_from_a_gradient(theirs, found):
     assert second.labels.tolist() == [2]
     assert theirs.psnr(second.best) > theirs.psnr(found.best) + 5
     assert second.verdict == "matched"
-
-
-@pytest.mark.slow
-def test_a_polish_follows_the_second_order_attack(theirs):
-    settings = {"seeds": 1, "iterations": 16, "image_prior": smooth_prior(8)}
-    exact = theirs.invert(method=jaxinv.GaussNewton(), polish=2, **settings)
-    assert theirs.psnr(exact.best) > 60
+    exact = theirs.invert(
+        seeds=1, iterations=16, method=jaxinv.GaussNewton(), image_prior=smooth_prior(8), polish=2
+    )
+    assert theirs.psnr(exact.best) > theirs.psnr(second.best) + 10
     assert exact.std is None
     assert exact.verdict == "matched"
 

@@ -127,7 +127,7 @@ def share(
     names = defenses.names(chain)
     truths = Truth(pool.images[members] / np.float32(255), pool.labels[members])
     classifier = ()
-    if any(defenses.DEFENSES[name].tells_classifier for name in names):
+    if defenses.asks_for_classifier(names):
         classifier = classifier_path(network.module, network.variables, pool.images[:1])
     clients = ClientSettings(
         local=rules.local, defense=names, known_defense=names, classifier=classifier

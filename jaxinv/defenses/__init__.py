@@ -11,6 +11,7 @@ what the defense added to each layer (`variance`), infinite where nothing of it 
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +95,11 @@ def strengths(chain: Chain) -> tuple[tuple[float, ...], ...]:
 def is_random(chain: Chain) -> bool:
     """Whether another draw gives another update."""
     return any(DEFENSES[name].random for name in names(chain))
+
+
+def asks_for_classifier(chain: Sequence[str | Defense]) -> bool:
+    """Whether an attacker who knows of a chain has to know the network's last dense layer."""
+    return any(named(DEFENSES, name).tells_classifier for name in chain)
 
 
 def defend(

@@ -382,8 +382,8 @@ def shapes_of(inputs: CellInputs, attack: Attack, images: int) -> trials.Problem
 
 def classifier_of(cell: schema.Cell, inputs: CellInputs) -> tuple[str, ...]:
     """The path of the network's last dense layer, where the attacker asks for it; else ()."""
-    known = (defenses.DEFENSES[name].tells_classifier for name in cell.attacker().defense)
-    if needing("update", cell.priors()) or any(known):
+    known = defenses.asks_for_classifier(cell.attacker().defense)
+    if needing("update", cell.priors()) or known:
         victim = inputs.victim
         return classifier_path(victim.module, victim.variables, inputs.images[0])
     return ()

@@ -50,7 +50,7 @@ from jaxinv.invert.verdict import Guesses, guesses, verdict
 from jaxinv.machine import runtime
 from jaxinv.networks.inspect import Classifier, classifier_path, find_classifier
 from jaxinv.networks.user import UserNetwork, plain
-from jaxinv.types import Normalization, PyTree, Target, named
+from jaxinv.types import Normalization, PyTree, Target
 
 # The numbers of a second-order attack where none are given.
 ANNEALING = MappingProxyType(
@@ -524,7 +524,7 @@ def _defense(defense: Any) -> tuple[tuple, tuple]:
 
 def _path(chain: tuple, victim: _Victim) -> tuple[str, ...]:
     """Where the classifier is, for a defense that asks."""
-    if not any(named(defenses.DEFENSES, name).tells_classifier for name in chain):
+    if not defenses.asks_for_classifier(chain):
         return ()
     image = jnp.zeros((1, *victim.image_shape))
     return classifier_path(victim.network, victim.variables, image)

@@ -3,6 +3,7 @@
 A kill leaves the newest whole state, whenever it comes.
 """
 
+import abc
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,7 +37,7 @@ class WrittenState(BaseModel):
         return log
 
 
-class Resumable:
+class Resumable(abc.ABC):
     """A training that goes on where it was stopped.
 
     Whoever is one sets the fields below, and says what has a say in its parameters: `_recipe`.
@@ -52,8 +53,9 @@ class Resumable:
     within: Any  # of the epoch in work, what its row will be made of
     seconds: float
 
+    @abc.abstractmethod
     def _recipe(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """Every setting that has a say in the parameters, as JSON knows it."""
 
     def _check_same(self, recipe: Any) -> None:
         """Raises a UserError unless a recipe found on disk is this training's."""
