@@ -20,7 +20,7 @@ from jaxinv.settings.naming import label_text, naming_settings
 TRIALS_PER_BLOCK = 128  # what a kill may cost: about a minute of LeNetZhu per 500 steps
 POLISHED_PER_BLOCK = 16  # a polish takes ten times as long as the attack before it
 FRAMES = 12  # pictures of the way that are kept of every target's pick
-UPDATES_PER_BLOCK = 2**27  # bytes of them, in memory at once
+UPDATES_PER_BLOCK = 2**29  # bytes of them, in memory at once: eight of ResNet18 (64)
 
 
 class Block(NamedTuple):
