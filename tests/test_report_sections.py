@@ -5,6 +5,7 @@ import io
 import pkgutil
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from jaxinv import report
 from jaxinv.reporting import columns, page, sections
 from jaxinv.reporting.figures import style
 from jaxinv.reporting.figures.pictures import shape_of
+from jaxinv.reporting.published import published
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.sections import SECTIONS
 from jaxinv.reporting.sections.spectrum import spectrum
@@ -22,6 +24,7 @@ from jaxinv.reporting.sections.success_rate import success_rate
 from jaxinv.reporting.study import summarize
 from jaxinv.reporting.wording import without_folders
 from jaxinv.runs.results import read_run
+from jaxinv.settings import schema
 
 MARKUP = "<b>x</b> & [/b] $\\foo$ {y}"
 TRAINED = {"victim": "net", "victim_accuracy": 0.5, "victim_epsilon": 8.0, "victim_delta": 1e-5}
@@ -336,3 +339,22 @@ def test_strands_use_the_width_and_do_not_overlap(tmp_path):
         for other_left, other_right, other_bottom, other_top in boxes[:index]:
             apart_x = left >= other_right or other_left >= right
             assert apart_x or top >= other_bottom or other_top >= bottom
+
+
+@pytest.mark.parametrize(
+    ("settings", "accuracy", "psnr"),
+    [
+        ({"model": "resnet20", "width": 64}, np.nan, 19.83),
+        ({"model": "resnet20", "width": 64, "victim": "mine"}, 0.91, 13.95),
+        ({"model": "convnet", "width": None, "images": 4}, np.nan, 16.92),  # published width
+        ({"model": "resnet20", "width": 64, "victim": "mine-epoch1"}, 0.3, None),  # half trained
+        ({"model": "resnet20", "width": 16}, np.nan, None),
+        ({"model": "resnet20", "width": 64, "images": 4}, np.nan, None),
+        ({"model": "resnet20", "width": 64, "defense": "noise:0.1"}, np.nan, None),
+        ({"model": "convnet", "images": 4, "width": 64, "client_batch": 2}, np.nan, None),
+    ],
+)
+def test_published_figures_stand_beside_the_tasks_that_they_are_of(settings, accuracy, psnr):
+    asked = schema.Cell(dataset="cifar10", model="convnet").model_dump() | settings
+    reported = published(SimpleNamespace(asked=asked, facts={"victim_accuracy": accuracy}))
+    assert psnr is None if reported is None else reported.psnr == psnr

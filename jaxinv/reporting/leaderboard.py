@@ -50,7 +50,7 @@ def board(study: StudySummary) -> Board | None:
     grid = len(attackers) * len(tasks)
     if len(cells) < len(study.cells) or min(len(attackers), len(tasks)) < 2:
         return None
-    return Board(attackers, tasks, cells) if 2 * len(cells) > grid else None
+    return Board(attackers, tasks, cells) if 3 * len(cells) > grid else None
 
 
 def _attacker(asked: dict[str, Any]) -> str:

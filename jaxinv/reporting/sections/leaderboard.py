@@ -1,5 +1,6 @@
 """Section: which attacker gets most out of which task."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,8 @@ from matplotlib.figure import Figure
 from jaxinv.reporting.columns import (
     Column,
     Definition,
+    Row,
+    Shown,
     Table,
     baseline_column,
     capacity_column,
@@ -19,6 +22,7 @@ from jaxinv.reporting.columns import (
 )
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.leaderboard import board
+from jaxinv.reporting.published import published
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.statistics import Interval, paired_difference
 from jaxinv.reporting.study import CellSummary, StudySummary
@@ -28,6 +32,7 @@ PAPER, FULL = "#ffffff", "#5aa7d6"  # from the mean color to `FULL_GAIN`
 FULL_GAIN = 10.0  # dB
 LINE = 0.17  # inches of a line of text
 MOST_WIDTH = 3.0  # inches of the attackers' names
+LOW_ROW = 0.28  # inches of a row below the attackers
 
 
 class Place(NamedTuple):
@@ -56,6 +61,23 @@ def places(study: StudySummary) -> list[Place]:
     return rows
 
 
+def _published_psnr(cell: CellSummary) -> float:
+    """What was published of a cell's task, in dB; NaN where nothing was."""
+    reported = published(cell)
+    return math.nan if reported is None else reported.psnr
+
+
+def _published_by(cell: CellSummary) -> str:
+    """By whom, and how far their images differ."""
+    reported = published(cell)
+    return "" if reported is None else reported.words
+
+
+def _as_published(row: Row) -> Shown:
+    """The published mean, and whose it is on the line below."""
+    return Shown(number_text(row["published_psnr"], 2), below=row["published_by"])
+
+
 @ps.styled
 def leaderboard(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws attackers against tasks: PSNR over the mean color, the best of each task in bold."""
@@ -65,6 +87,11 @@ def leaderboard(study: StudySummary, width: float = ps.WIDE) -> Figure:
     names = [ps.wrap(name, left - 0.3, 8.8) for name in attackers]
     heights = np.array([0.12 + LINE * max(2, len(lines)) for lines in names])
     step = (width - left - 0.16) / len(tasks)
+    best = [found.cells[found.best(task), task] for task in tasks]
+    below = {"mean color": [cell.baseline("psnr") for cell in best]}
+    if not np.isnan(papers := [_published_psnr(cell) for cell in best]).all():
+        below["published, other images"] = papers
+    tall = float(heights.sum()) + LOW_ROW * len(below)
     heads = [[line for part in task for line in ps.wrap(part, step, 8.2)] for task in tasks]
     above = 0.12 + LINE * max(map(len, heads))
     sheet = ps.Sheet(
@@ -74,7 +101,7 @@ def leaderboard(study: StudySummary, width: float = ps.WIDE) -> Figure:
             "Mean PSNR in dB, below it the share of reconstructions whose nearest of 1,000 images "
             "is their own. Shade: dB over the mean color. Bold: the most of a column.",
         ),
-        panel_height=float(heights.sum()),
+        panel_height=tall,
         margins=ps.Margins(left=left, above=above, bottom=0.1),
     )
     (ax,) = sheet.axes
@@ -120,10 +147,17 @@ def leaderboard(study: StudySummary, width: float = ps.WIDE) -> Figure:
                 size=7.6,
                 color=ps.MUTED,
             )
+    for row, (name, figures) in enumerate(below.items()):
+        middle = heights.sum() + LOW_ROW * (row + 0.5)
+        ax.text(-0.1 / step, middle, name, ha="right", va="center", size=8.8, color=ps.MUTED)
+        for column, psnr in enumerate(figures):
+            if not np.isnan(psnr):
+                words = number_text(psnr, 1)
+                ax.text(column + 0.5, middle, words, ha="center", va="center", color=ps.MUTED)
     for column, lines in enumerate(heads):
         ax.text(column + 0.5, -0.06, "\n".join(lines), ha="center", va="bottom", size=8.2)
     ax.set_xlim(0, len(tasks))
-    ax.set_ylim(float(heights.sum()), 0)
+    ax.set_ylim(tall, 0)
     ax.set_axis_off()
     return sheet.figure
 
@@ -163,6 +197,20 @@ SECTION = Section(
             ),
             capacity_column(lambda place: place.cell),
             baseline_column(lambda place: place.cell),
+            Column(
+                "published_psnr",
+                lambda place: _published_psnr(place.cell),
+                "published",
+                _as_published,
+                when=lambda study: any(map(published, study.cells)),
+                definition=Definition(
+                    "Published",
+                    "The highest mean PSNR in dB that a paper known to us reports of such a "
+                    "network and as many images, with the spread over its images. They are other "
+                    "images than these, and one start each.",
+                ),
+            ),
+            Column("published_by", lambda place: _published_by(place.cell)),
             Column("ssim", lambda place: place.cell.mean_of("ssim"), "SSIM", decimals("ssim", 3)),
             Column(
                 "named_by_pixels",

@@ -55,7 +55,9 @@ def psnr_by_step(study: StudySummary, width: float = ps.WIDE) -> Figure:
                 _draw_bands(ax, steps, by_target[target], color)
         psnr_panel(sheet, index, ax, limits, study.baseline_of(target))
         ax.set_title(f"target {target}")
-        ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
+        # A label at the right edge would run into the next panel's 0.
+        ticks = MaxNLocator(4, steps=[1, 2, 5, 10], integer=True, prune="upper")
+        ax.xaxis.set_major_locator(ticks)
         ax.margins(x=0)
         if sheet.is_last_row(index):
             ax.set_xlabel("iterations")
