@@ -8,7 +8,7 @@ import pytest
 from jaxinv.client import Local
 from jaxinv.errors import UserError
 from jaxinv.settings import flags, reader, requests, schema
-from jaxinv.settings.naming import naming_settings
+from jaxinv.settings.naming import label_text, naming_settings
 from jaxinv.settings.schema import RENAMED
 
 
@@ -225,3 +225,9 @@ def test_a_setting_is_refused_only_where_no_cell_has_a_use_for_it():
     assert len(made.cells) == 2
     made = study(noise_seeds="2", defense=["none", "noise:1e-3"], tv="0.01")
     assert len(made.cells) == 2
+
+
+def test_a_label_says_what_it_means_that_a_setting_is_not_given():
+    assert label_text({"victim": None, "width": None, "tv": 0.01}) == (
+        "victim = untrained, width = published, tv = 0.01"
+    )

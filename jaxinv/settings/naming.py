@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+UNSET = {"victim": "untrained", "width": "published", "client_batch": "whole batch"}  # not given
+
 
 def naming_settings(
     axes: Mapping[str, Sequence], cells: Sequence[Mapping[str, Any]], number: int
@@ -29,7 +31,12 @@ def naming_settings(
 
 def label_text(settings: Mapping[str, Any]) -> str:
     """Names a cell by its naming settings, "tv = 0.01, lr = 0.1"."""
-    return ", ".join(f"{name} = {setting_text(value)}" for name, value in settings.items())
+    return ", ".join(f"{name} = {_said(name, value)}" for name, value in settings.items())
+
+
+def _said(name: str, value: Any) -> str:
+    """Prints a setting's value, or what it means that it is not given."""
+    return UNSET.get(name, "None") if value is None else setting_text(value)
 
 
 def setting_text(value: Any) -> str:
