@@ -162,12 +162,29 @@ class _Source(NamedTuple):
     behind: frozenset[int]  # parameters read on the way
 
 
+class _Equation(NamedTuple):
+    """An equation of the loss. Values have names: "images", ("parameter", leaf), or (equation,
+    output, shape); a constant's is None."""
+
+    kind: str
+    eqn: Any
+    operands: list
+    made: list
+
+
 class _Graph:
-    """A loss as a list of equations, and the bound of the cut behind each."""
+    """A loss as a list of equations, and the bound of the cut behind each of those on images.
+
+    Attributes:
+      names: [cut], the last layer with weights in front of it.
+      bounds: [cut], numbers that cross it, and gradients in front that those do not give.
+      reasons: why the bound may not be met.
+      closing: numbers of the last layer's gradient that the others give.
+    """
 
     def __init__(self, loss: client.LossFn, params: PyTree, shape: tuple[int, ...]):
         leaves, structure = jax.tree.flatten(params)
-        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        self.leaf_names = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
         shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.float32) for x in leaves]
         images = jax.ShapeDtypeStruct(shape, jnp.float32)
         labels = jnp.zeros(shape[0], jnp.int32)
@@ -175,16 +192,16 @@ class _Graph:
             shapes, images
         )
         self.sizes = [math.prod(x.shape) for x in shapes]
-        self.equations: list[tuple[str, Any, list, list]] = []
+        self.equations: list[_Equation] = []
         inputs = [("parameter", i) for i in range(len(leaves))] + ["images"]
         outputs = self._inline(closed.jaxpr, inputs)
-        self._analyze(names, outputs, math.prod(shape))
+        self._find_dependence()
+        self.sources: dict[Any, _Source] = {}
+        self.names, self.bounds, self.reasons, self.closing = [], [], [], 0
+        self._walk(outputs, math.prod(shape))
 
     def _inline(self, jaxpr, inputs: list) -> list:
-        """Appends a jaxpr's equations, those of inner calls in their place; returns its outputs.
-
-        A value is a name: what it was at the start, or (number of the equation, output, shape).
-        """
+        """Appends a jaxpr's equations, those of inner calls in their place; returns its outputs."""
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
         values = dict(zip(jaxpr.invars, inputs))
 
@@ -199,80 +216,92 @@ class _Graph:
             else:
                 number = len(self.equations)
                 outputs = [(number, i, tuple(v.aval.shape)) for i, v in enumerate(eqn.outvars)]
-                self.equations.append((eqn.primitive.name, eqn, operands, outputs))
+                self.equations.append(_Equation(eqn.primitive.name, eqn, operands, outputs))
             values.update(zip(eqn.outvars, outputs))
         return [read(v) for v in jaxpr.outvars]
 
-    def _analyze(self, names: list[str], outputs: list, unknowns: int) -> None:
-        depends: dict[Any, bool] = {"images": True}
-        reads: dict[Any, frozenset[int]] = {
-            ("parameter", i): frozenset({i}) for i in range(len(names))
-        }
-        sources: dict[Any, _Source] = {}
-        last_use = {
-            value: n for n, (_, _, operands, _) in enumerate(self.equations) for value in operands
-        }
-        last_use.update({value: len(self.equations) for value in outputs})
-        read_by = []  # parameters that each equation reads and brings to the images
-        for _, _, operands, made in self.equations:
-            of_images = any(depends.get(v, False) for v in operands)
-            params = frozenset().union(
-                *(reads.get(v, frozenset()) for v in operands if not depends.get(v, False))
-            )
-            for value in made:
-                depends[value] = of_images
-                reads[value] = frozenset() if of_images else params
-            read_by.append(params if of_images else frozenset())
-        times = Counter(i for params in read_by for i in params)
-        layers = Counter(
-            i
-            for params, (kind, *_) in zip(read_by, self.equations)
-            if kind in _LAYERS
-            for i in params
-        )
-        self.names, self.bounds, self.reasons = [], [], []
-        self.closing = 0  # numbers of the last layer's gradient that the others give
-        before: frozenset[int] = frozenset()
-        live: dict[Any, int] = {"images": unknowns}
-        layer, kinks_since = "the images", set()
-        for number, (kind, eqn, operands, made) in enumerate(self.equations):
-            of_images = [v for v in operands if depends.get(v, False)]
-            before |= read_by[number]
-            found = self._layer(kind, eqn, operands, depends, reads, times, names)
-            if found is not None:
-                layer = found.name
-                positions = made[0][2]
-                self.closing = found.inputs + 1 if len(positions) == 2 else 0
-                if kinks_since:
-                    self.reasons += [k for k in sorted(kinks_since) if k not in self.reasons]
-                    kinks_since = set()
-                sources[made[0]] = found
-            elif kind in _INVERTIBLE and len(of_images) == 1 and of_images[0] in sources:
-                own = sources[of_images[0]]
-                if all(times[i] == 1 for i in read_by[number]):
-                    sources[made[0]] = own._replace(behind=own.behind | read_by[number])
-            if of_images and kind in _KINKS:
-                kinks_since.add(f"kinks ({kind})")
-            if of_images and kind in _STATISTICS:
-                kinks_since.add(f"normalization by the images' own statistics ({kind})")
-            for value in made:
-                if depends[value] and last_use.get(value, -1) > number:
-                    live[value] = math.prod(value[2])
-            for value in [v for v in live if last_use.get(v, -1) <= number]:
-                del live[value]
-            if of_images:
-                self.names.append(layer)
-                self.bounds.append(self._bound(live, before, sources))
-        shared = [names[i] for i, n in layers.items() if n > 1]
-        if shared:
-            self.reasons.append(f"weights of several layers ({', '.join(shared[:3])})")
+    def _find_dependence(self) -> None:
+        """Finds what is made of the images, and the parameters that each equation brings to it."""
+        self.of_images: set = {"images"}
+        self.reads = {("parameter", i): frozenset({i}) for i in range(len(self.leaf_names))}
+        self.brings: list[frozenset[int]] = []  # [equation]
+        for equation in self.equations:
+            params = frozenset().union(*(self.reads.get(v, ()) for v in equation.operands))
+            on_images = not self.of_images.isdisjoint(equation.operands)
+            if on_images:
+                self.of_images |= set(equation.made)
+            else:
+                self.reads |= dict.fromkeys(equation.made, params)
+            self.brings.append(params if on_images else frozenset())
+        self.times = Counter(i for params in self.brings for i in params)
 
-    def _bound(self, live, before, sources) -> tuple[int, int]:
+    def _walk(self, outputs: list, unknowns: int) -> None:
+        """Cuts the graph behind every equation on images in turn."""
+        last_use = {v: n for n, e in enumerate(self.equations) for v in e.operands}
+        last_use |= dict.fromkeys(outputs, len(self.equations))
+        live = {"images": unknowns}  # what crosses the cut, with its size
+        in_front: frozenset[int] = frozenset()
+        layer, since = "the images", set()  # what was met since the last layer
+        for number, equation in enumerate(self.equations):
+            on_images = [v for v in equation.operands if v in self.of_images]
+            if not on_images:
+                continue
+            in_front |= self.brings[number]
+            if (found := self._layer(equation)) is not None:
+                layer = found.name
+                positions = equation.made[0][2]
+                self.closing = found.inputs + 1 if len(positions) == 2 else 0
+                # Of what comes behind the last layer, nothing is read.
+                self.reasons += [reason for reason in sorted(since) if reason not in self.reasons]
+                since = set()
+            else:
+                found = self._read_back(equation, on_images, self.brings[number])
+            if found is not None:
+                self.sources[equation.made[0]] = found
+            if equation.kind in _KINKS:
+                since.add(f"kinks ({equation.kind})")
+            if equation.kind in _STATISTICS:
+                since.add(f"normalization by the images' own statistics ({equation.kind})")
+            live |= {v: math.prod(v[2]) for v in equation.made}
+            live = {v: size for v, size in live.items() if last_use.get(v, -1) > number}
+            self.names.append(layer)
+            self.bounds.append(self._bound(live, in_front))
+        self._find_shared()
+
+    def _layer(self, equation: _Equation) -> _Source | None:
+        """An equation as a layer z = A W with weights of its own, W [K, C] in one parameter."""
+        if equation.kind not in _LAYERS:
+            return None
+        inputs, weights = equation.operands[:2]
+        params = self.reads.get(weights, frozenset())
+        if inputs not in self.of_images or weights in self.of_images or len(params) != 1:
+            return None
+        (leaf,) = params
+        eqn = equation.eqn
+        features = eqn.outvars[0].aval.shape[-1]
+        size = math.prod(eqn.invars[1].aval.shape)
+        if equation.kind == "conv_general_dilated" and eqn.params["feature_group_count"] != 1:
+            return None
+        if size != self.sizes[leaf] or size % features or self.times[leaf] != 1:
+            return None
+        return _Source(self.leaf_names[leaf], leaf, size // features, features, frozenset())
+
+    def _read_back(
+        self, equation: _Equation, on_images: list, brought: frozenset[int]
+    ) -> _Source | None:
+        """The layer whose output is known from the equation's result; None where it is not."""
+        own = self.sources.get(on_images[0])
+        if own is None or len(on_images) > 1 or equation.kind not in _INVERTIBLE:
+            return None
+        if any(self.times[i] > 1 for i in brought):
+            return None
+        return own._replace(behind=own.behind | brought)
+
+    def _bound(self, live: dict[Any, int], in_front: frozenset[int]) -> tuple[int, int]:
         """Numbers that cross, and gradients in front that they do not give."""
-        crossing, known = 0, set()
-        fixed = 0
+        crossing, fixed, known = 0, 0, set()
         for value, size in live.items():
-            source = sources.get(value)
+            source = self.sources.get(value)
             if source is None:
                 crossing += size
                 continue
@@ -281,22 +310,16 @@ class _Graph:
             if source.leaf not in known:
                 known |= {source.leaf, *source.behind}
                 fixed += max(source.inputs - source.features, 0) * source.features
-        fixed += sum(self.sizes[i] for i in before - known)
-        return crossing, fixed
+        return crossing, fixed + sum(self.sizes[i] for i in in_front - known)
 
-    def _layer(self, kind, eqn, operands, depends, reads, times, names) -> _Source | None:
-        """An equation as a layer z = A W with weights of its own, W [K, C] in one parameter."""
-        if kind not in _LAYERS:
-            return None
-        inputs, weights = operands[:2]
-        params = reads.get(weights, frozenset())
-        if not depends.get(inputs, False) or depends.get(weights, False) or len(params) != 1:
-            return None
-        (leaf,) = params
-        features = eqn.outvars[0].aval.shape[-1]
-        size = math.prod(eqn.invars[1].aval.shape)
-        if kind == "conv_general_dilated" and eqn.params["feature_group_count"] != 1:
-            return None
-        if size != self.sizes[leaf] or size % features or times[leaf] != 1:
-            return None
-        return _Source(names[leaf], leaf, size // features, features, frozenset())
+    def _find_shared(self) -> None:
+        """Names the weights that several layers share, as a reason."""
+        layers = Counter(
+            i
+            for equation, params in zip(self.equations, self.brings)
+            if equation.kind in _LAYERS
+            for i in params
+        )
+        shared = [self.leaf_names[i] for i, times in layers.items() if times > 1]
+        if shared:
+            self.reasons.append(f"weights of several layers ({', '.join(shared[:3])})")
