@@ -41,9 +41,8 @@ class Received(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A table entry: what was sent, and how it becomes a gradient."""
+    """A table entry: how what was sent becomes a gradient."""
 
-    what: str
     # (sent, parameters before) -> something in the gradient's direction
     turn: Callable[[PyTree, PyTree], PyTree]
     # (images, the client's rate or None) -> what that is to be divided by; None: unknown
@@ -54,32 +53,21 @@ def _minus(left, right):
     return jax.tree.map(np.subtract, left, right)
 
 
+def _of_rate(images: int, rate: float | None) -> float | None:
+    """The scale of a difference of parameters: the client's rate times the gradient."""
+    return rate
+
+
 KINDS: dict[str, Kind] = {
-    "gradient": Kind(
-        "the gradient of the mean loss, or of several steps the sum of theirs",
-        lambda sent, old: sent,
-        lambda images, rate: 1.0,
-    ),
-    "summed-gradient": Kind(
-        "the gradient of the loss summed over the images",
-        lambda sent, old: sent,
-        lambda images, rate: float(images),
-    ),
-    "old-minus-new": Kind(
-        "parameters before minus after the client's work: its rate times the gradient",
-        lambda sent, old: sent,
-        lambda images, rate: rate,
-    ),
-    "new-minus-old": Kind(
-        "parameters after minus before the client's work",
-        lambda sent, old: jax.tree.map(np.negative, sent),
-        lambda images, rate: rate,
-    ),
-    "weights": Kind(
-        "the parameters after the client's work",
-        lambda sent, old: _minus(old, sent),
-        lambda images, rate: rate,
-    ),
+    # The gradient of the mean loss, or of several steps the sum of theirs.
+    "gradient": Kind(lambda sent, old: sent, lambda images, rate: 1.0),
+    # The gradient of the loss summed over the images.
+    "summed-gradient": Kind(lambda sent, old: sent, lambda images, rate: float(images)),
+    # The parameters before minus those after the client's work, and the other way round.
+    "old-minus-new": Kind(lambda sent, old: sent, _of_rate),
+    "new-minus-old": Kind(lambda sent, old: jax.tree.map(np.negative, sent), _of_rate),
+    # The parameters after the client's work.
+    "weights": Kind(lambda sent, old: _minus(old, sent), _of_rate),
 }
 
 
@@ -125,11 +113,7 @@ def understand(
     if not _norm(gradient) > 0:
         raise UserError(f"{name}: the new parameters are the old ones; the client took no step")
     layer = _last_layer(classifier, gradient, old if params is None else params)
-    if layer is not None and _direction(layer.error, images) < 0:
-        why = (
-            f"{layer.name} has {int(np.sum(layer.error < 0))} negative entries, that of the "
-            f"gradient of {images} image{'s' if images > 1 else ''} at most {images}"
-        )
+    if layer is not None and (why := _wrong_way(layer, images)):
         if given or kind == "weights":
             raise UserError(f"{name}: update_kind={kind} points the wrong way: {why}")
         remarks.append(f"read as new minus old parameters: {why}")
@@ -137,16 +121,11 @@ def understand(
     own = KINDS[kind].scale(images, rate)
     scale = _Scale(own or 1.0, own is not None)
     if layer is not None:
-        if given and kind.endswith("gradient") and layer.size > 2.002 * steps * scale.divisor:
-            raise UserError(
-                f"{name}: update_kind={kind}: the absolute values of {layer.name} sum to "
-                f"{layer.size:.3g}; those of a mean gradient to {2 * steps} at the most"
-            )
+        if given:
+            _check_size(kind, layer, steps, scale.divisor, name)
         scale = _found_scale(scale, layer, given, images, steps)
-        if scale.remark:
-            remarks.append(scale.remark)
-    multiplied = scale.factor is not None and scale.exact and abs(scale.factor - 1) > CLOSE
-    if multiplied or not kind.endswith("gradient"):  # a difference of rounded parameters
+        remarks += [scale.remark] if scale.remark else []
+    if scale.is_multiple or not kind.endswith("gradient"):  # a difference of rounded parameters
         rounding *= max(1.0, _norm(old) / _norm(sent if kind != "weights" else gradient))
     gradient = _map(lambda x: x / scale.divisor, gradient)
     return Received(gradient, scale.known, kind, scale.factor, rounding, tuple(remarks))
@@ -160,6 +139,11 @@ class _Scale(NamedTuple):
     factor: float | None = None  # of the mean gradient, where the numbers tell
     exact: bool = False
     remark: str = ""
+
+    @property
+    def is_multiple(self) -> bool:
+        """Whether the numbers show a multiple of the mean gradient."""
+        return self.factor is not None and self.exact and abs(self.factor - 1) > CLOSE
 
 
 def _found_scale(own: _Scale, layer: "_LastLayer", given: bool, images: int, steps: int) -> _Scale:
@@ -223,6 +207,25 @@ def _check_weights(kind: str, sent: PyTree, old: PyTree, name: str) -> None:
         raise UserError(
             f"{name}: update_kind={kind}: its cosine with the network's own parameters is "
             f"{cosine:.4f}: these are new weights; use weights"
+        )
+
+
+def _wrong_way(layer: "_LastLayer", images: int) -> str:
+    """Says what shows that an update points against the gradient; "" where nothing does."""
+    if _direction(layer.error, images) >= 0:
+        return ""
+    return (
+        f"{layer.name} has {int(np.sum(layer.error < 0))} negative entries, that of the "
+        f"gradient of {images} image{'s' if images > 1 else ''} at most {images}"
+    )
+
+
+def _check_size(kind: str, layer: "_LastLayer", steps: int, divisor: float, name: str) -> None:
+    """Refuses what was said to be a gradient and is larger than one can be."""
+    if kind.endswith("gradient") and layer.size > 2.002 * steps * divisor:
+        raise UserError(
+            f"{name}: update_kind={kind}: the absolute values of {layer.name} sum to "
+            f"{layer.size:.3g}; those of a mean gradient to {2 * steps} at the most"
         )
 
 
