@@ -57,7 +57,7 @@ def quarter(seeds: Int[np.ndarray, "*set"] | int) -> Any:
     return -(-seeds // 4)
 
 
-def curves(targets: Iterable[Sequence[Trials]], level: float = st.LEVEL) -> Consensus:
+def curves(targets: Iterable[Sequence[Trials]]) -> Consensus:
     """Computes what averaging k seeds reaches, with t intervals over targets.
 
     Several images of a target are stored in the truth's order, which no attacker has. Each seed's
@@ -84,7 +84,7 @@ def curves(targets: Iterable[Sequence[Trials]], level: float = st.LEVEL) -> Cons
         best, whole = np.moveaxis(table.mean(axis=1), 1, 0)
 
     def interval(values):
-        return st.BestOfK(values, *st.target_interval(values, level))
+        return st.BestOfK(values, *st.target_interval(values))
 
     return Consensus(interval(best), interval(whole), table[:, 0, 0, -1])
 

@@ -68,9 +68,7 @@ class SuccessRate(NamedTuple):
     effective_trials: float  # independent trials that carry as much information
 
 
-def target_interval(
-    values: Float[np.ndarray, "target ..."], level: float = LEVEL
-) -> tuple[Numbers, Numbers, Numbers]:
+def target_interval(values: Float[np.ndarray, "target ..."]) -> tuple[Numbers, Numbers, Numbers]:
     """Computes mean and t interval over the first axis.
 
     Returns:
@@ -84,11 +82,11 @@ def target_interval(
         if targets < 2:
             return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
         standard_error = values.std(axis=0, ddof=1) / np.sqrt(targets)
-        half = special.stdtrit(targets - 1, (1 + level) / 2) * standard_error
+        half = special.stdtrit(targets - 1, (1 + LEVEL) / 2) * standard_error
         return mean, mean - half, mean + half
 
 
-def mean_interval(values: Float[np.ndarray, "target seed"], level: float = LEVEL) -> MeanInterval:
+def mean_interval(values: Float[np.ndarray, "target seed"]) -> MeanInterval:
     """Computes the grand mean, its interval over targets, and the spread between seeds.
 
     The interval is Student's t of the per-target means, `mean ± t(targets - 1) s / sqrt(targets)`:
@@ -99,15 +97,13 @@ def mean_interval(values: Float[np.ndarray, "target seed"], level: float = LEVEL
     target has no interval; one seed has no spread.
     """
     values = _as_table(values)
-    mean, low, high = target_interval(values.mean(axis=1), level)
+    mean, low, high = target_interval(values.mean(axis=1))
     _, within = _mean_squares(values)
     return MeanInterval(float(mean), float(low), float(high), float(np.sqrt(within)))
 
 
 def paired_difference(
-    values: Float[np.ndarray, "target seed"],
-    reference: Float[np.ndarray, "target reference_seed"],
-    level: float = LEVEL,
+    values: Float[np.ndarray, "target seed"], reference: Float[np.ndarray, "target reference_seed"]
 ) -> Interval:
     """Computes the mean difference of two cells that share their targets and seeds.
 
@@ -120,7 +116,7 @@ def paired_difference(
         raise ValueError(f"cells differ in targets: {len(values)} and {len(reference)}")
     with np.errstate(invalid="ignore"):
         differences = values.mean(axis=1) - reference.mean(axis=1)
-    return Interval(*(float(v) for v in target_interval(differences, level)))
+    return Interval(*(float(v) for v in target_interval(differences)))
 
 
 def variance_components(
@@ -128,7 +124,6 @@ def variance_components(
     *,
     bootstrap_seed: int = 0,
     resamples: int = 2000,
-    level: float = LEVEL,
 ) -> VarianceComponents:
     """Splits the variance into targets, draws of noise and seeds: balanced nested random effects.
 
@@ -152,7 +147,6 @@ def variance_components(
       values: one number per trial, for instance PSNR in dB; with or without an axis of draws.
       bootstrap_seed: names the resampling; the same seed gives the same intervals.
       resamples: number of bootstrap resamples.
-      level: coverage of the intervals.
 
     References: Searle, Casella, McCulloch, Variance Components, 1992, ch. 3; Davison, Hinkley,
       Bootstrap Methods and their Application, 1997, sec. 3.8.
@@ -164,7 +158,7 @@ def variance_components(
     if not np.isfinite(values).all():
         return VarianceComponents(*(Interval(np.nan, np.nan, np.nan) for _ in estimates))
     draws = np.stack(_resample_components(values, bootstrap_seed, resamples), axis=-1)
-    tails = [(1 - level) / 2, (1 + level) / 2]
+    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     intervals = []
     for estimate, column in zip(estimates, draws.T):
         column = column[~np.isnan(column)]  # icc of a resample without any variance
@@ -177,7 +171,6 @@ def variance_components(
 def best_of_k(
     values: Float[np.ndarray, "target seed"],
     scores: Float[np.ndarray, "target seed"],
-    level: float = LEVEL,
     draws: int = 1,
 ) -> BestOfK:
     """Computes the exact expected value of the best of k seeds, the best having the lowest score.
@@ -210,7 +203,7 @@ def best_of_k(
         curve[:] = terms.sum(axis=1)
         curve[: np.isnan(score).sum()] = np.nan
     curves = curves.reshape(targets, draws, seeds).mean(axis=1)
-    return BestOfK(curves, *target_interval(curves, level))
+    return BestOfK(curves, *target_interval(curves))
 
 
 def choose_lowest(scores: Float[np.ndarray, "target seed"]) -> Int[np.ndarray, " target"]:
@@ -224,9 +217,7 @@ def choose_lowest(scores: Float[np.ndarray, "target seed"]) -> Int[np.ndarray, "
     return np.where(failed.all(axis=1), -1, np.where(on_failure, first_valid, position))
 
 
-def success_rate(
-    psnr: Float[np.ndarray, "target seed"], threshold: float, level: float = LEVEL
-) -> SuccessRate:
+def success_rate(psnr: Float[np.ndarray, "target seed"], threshold: float) -> SuccessRate:
     """Computes the share of trials with PSNR above a threshold, failures counting as misses.
 
     Trials of one target succeed together, so n = targets x seeds trials are worth only Kish's
@@ -243,7 +234,7 @@ def success_rate(
     icc = _components(hits[:, None])[-1]
     effective = float(targets) if np.isnan(icc) else hits.size / (1 + (seeds - 1) * icc)
     rate = hits.mean()
-    z = special.ndtri((1 + level) / 2)
+    z = special.ndtri((1 + LEVEL) / 2)
     shrink = 1 + z**2 / effective
     center = (rate + z**2 / (2 * effective)) / shrink
     half = z * np.sqrt(rate * (1 - rate) / effective + z**2 / (4 * effective**2)) / shrink
