@@ -8,7 +8,7 @@ import pytest
 from jaxinv.client import Local
 from jaxinv.errors import UserError
 from jaxinv.settings import flags, reader, requests, schema
-from jaxinv.settings.naming import label_text, naming_settings
+from jaxinv.settings.naming import heading_text, label_text, naming_settings
 from jaxinv.settings.schema import RENAMED
 
 
@@ -231,3 +231,8 @@ def test_a_label_says_what_it_means_that_a_setting_is_not_given():
     assert label_text({"victim": None, "width": None, "tv": 0.01}) == (
         "victim = untrained, width = published, tv = 0.01"
     )
+
+
+def test_a_heading_leaves_out_the_names_of_words():
+    settings = {"representation": "generator", "victim": None, "width": None, "tv": 0.01}
+    assert heading_text(settings) == "generator, untrained, width = published, tv = 0.01"

@@ -16,7 +16,7 @@ from jaxinv.reporting import consensus as cs
 from jaxinv.reporting import statistics as st
 from jaxinv.reporting.wording import without_folders
 from jaxinv.runs.results import BASELINES, METRICS, BlockImages, Run
-from jaxinv.settings.naming import label_text, naming_settings
+from jaxinv.settings.naming import heading_text, label_text, naming_settings
 
 _FACTS = ("defense", "victim", "victim_accuracy", "victim_epsilon", "victim_delta", "capacity")
 _AVERAGED = ("objective", "psnr", "mse")  # what `consensus.Trials` has of each seed
@@ -45,6 +45,11 @@ class CellSummary:
     success_psnr: float  # dB
     pictures: Callable[[], BlockImages]  # reads them from disk
     extras: Callable[[], dict[str, np.ndarray]]  # what is beside them, of some attacks
+
+    @property
+    def heading(self) -> str:
+        """The label in fewer words, for where there is little room."""
+        return heading_text(self.settings) or self.label
 
     @property
     def psnr(self) -> Float[np.ndarray, "target seed"]:

@@ -34,6 +34,16 @@ def label_text(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} = {_said(name, value)}" for name, value in settings.items())
 
 
+def heading_text(settings: Mapping[str, Any]) -> str:
+    """The same over a picture, "tv = 0.01, generator": words that name nothing else stand alone."""
+    return ", ".join(
+        _said(name, value)
+        if isinstance(value, str) or (name == "victim" and value is None)
+        else label_text({name: value})
+        for name, value in settings.items()
+    )
+
+
 def _said(name: str, value: Any) -> str:
     """Prints a setting's value, or what it means that it is not given."""
     return UNSET.get(name, "None") if value is None else setting_text(value)

@@ -42,7 +42,7 @@ def psnr_by_step(study: StudySummary, width: float = ps.WIDE) -> Figure:
                 else "One seed."
             )
             + left_out(study, cells, targets),
-            keys=[ps.Key("line", c, cell.label) for c, cell in zip(colors, cells)]
+            keys=[ps.Key("line", c, cell.heading) for c, cell in zip(colors, cells)]
             + [ps.Key("dash", ps.BASELINE, "mean color")],
         ),
         panels=len(targets),
