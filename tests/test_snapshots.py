@@ -158,7 +158,7 @@ def test_every_point_is_measured_once_whatever_the_calls(total, most):
     every, points = trials._points_every(total), 5
     step, measured = 0, []
     for _ in range(10_000):
-        stride, count = trials._next_call(step, every, total, points, most)
+        stride, count = trials._next_call(step, total, points, most)
         assert 1 <= count <= points
         taken = np.minimum(step + stride * np.arange(count), total)
         measured += [t for t in taken.tolist() if t % every == 0 or t == total]

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,30 @@ class Snapshots:
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not there, or of other blocks too
             self._folder.rmdir()
+
+
+class Keeper:
+    """Keeps a run's work while it goes on: every `SECONDS`, at an interrupt, and at its end."""
+
+    def __init__(self, path: Path | None):
+        """Starts the clock; without a path nothing is kept."""
+        self._path, self._written = path, time.monotonic()
+
+    def keep(self, work: PyTree, now: bool, is_end: bool) -> None:
+        """Writes the work if it is time.
+
+        Args:
+          work: as it stands.
+          now: whether it is, whatever the clock says.
+          is_end: whether nothing is left to do; what took `SHORT` seconds is then not worth it.
+
+        Raises:
+          UserError: the disk is full, or the folder cannot be written.
+        """
+        over = time.monotonic() - self._written
+        if self._path is not None and (now or over > (min(SHORT, SECONDS) if is_end else SECONDS)):
+            write(self._path, work)
+            self._written = time.monotonic()
 
 
 def write(path: Path, work: PyTree) -> None:

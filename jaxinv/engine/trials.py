@@ -214,36 +214,26 @@ def _finished(
     many as fit `CALL_SECONDS`. They are calls of one program, and no result depends on it.
     """
     total = int(chunk.numbers.iterations)
-    every, shown_at = _points_every(total), frame_steps(total, resources.frames)
-    path, pace = None, None  # seconds that a step takes
+    shown_at = frame_steps(total, resources.frames)
+    path, pace = None, math.inf  # seconds that a step takes
     if resources.snapshots is not None:
         arrays = (chunk.problem, chunk.numbers, grid.target, grid.seed, work.states)
         path = resources.snapshots.of_run(chunk[:3], arrays)
         work = _resumed(path, work, resources)
-    written = time.monotonic()
+    keeper = snapshots.Keeper(path)
     with runtime.held_interrupts(path is not None) as interrupts:
         while work.step <= total:
+            step, frames = int(work.step), len(work.frames.step)
+            stop = shown_at[frames] if frames < len(shown_at) else total + 1
+            if step == stop:
+                work = _with_frame(chunk, grid, work)
+                continue
             began = time.monotonic()
-            if len(work.frames.step) < len(shown_at):
-                ahead = shown_at[len(work.frames.step)] - int(work.step)
-                if ahead == 0:
-                    work = _with_frame(chunk, grid, work)
-                    continue
-            else:
-                ahead = total + 1
-            most = min(ahead, 1 if pace is None else int(CALL_SECONDS / pace))
-            stride, count = _next_call(int(work.step), every, total, chunk.points, most)
+            most = min(stop - step, max(1, int(CALL_SECONDS / pace)))
+            stride, count = _next_call(step, total, chunk.points, most)
             work = _called(chunk, grid, work, stride, count, resources.progress)
-            now = time.monotonic()
-            pace = max(now - began, 1e-6) / (stride * count)
-            over = now - written
-            if path is not None and (
-                interrupts
-                or over > snapshots.SECONDS
-                or (work.step > total and over > snapshots.SHORT)
-            ):
-                snapshots.write(path, work)
-                written = now
+            pace = max(time.monotonic() - began, 1e-6) / (stride * count)
+            keeper.keep(work, now=bool(interrupts), is_end=work.step > total)
             if interrupts:
                 raise KeyboardInterrupt
     return work
@@ -263,16 +253,16 @@ def _points_every(total: int) -> int:
     return max(1, -(-total // TRACE_POINTS))
 
 
-def _next_call(step: int, every: int, total: int, points: int, most: int) -> tuple[int, int]:
+def _next_call(step: int, total: int, points: int, most: int) -> tuple[int, int]:
     """Chooses the steps between two points of the next call, and the number of points.
 
     Args:
       step: steps taken.
-      every: steps between two points of the trace.
       total: steps in all.
       points: room for them in a call.
       most: steps that it should take.
     """
+    every = _points_every(total)
     if step < total and (most < every or step % every):  # a part of the way to the next point
         return min(max(1, most), every - step % every, total - step), 1
     # The last point takes no step: it measures the end.
