@@ -32,6 +32,7 @@ PAPER, FULL = "#ffffff", "#5aa7d6"  # from the mean color to `FULL_GAIN`
 FULL_GAIN = 10.0  # dB
 LINE = 0.17  # inches of a line of text
 MOST_WIDTH = 3.0  # inches of the attackers' names
+GAP = 0.06  # inches between the heads of two columns
 LOW_ROW = 0.28  # inches of a row below the attackers
 
 
@@ -93,6 +94,8 @@ def leaderboard(study: StudySummary, width: float = ps.WIDE) -> Figure:
         below["published, other images"] = papers
     tall = float(heights.sum()) + LOW_ROW * len(below)
     heads = [[line for part in task for line in ps.wrap(part, step, 8.2)] for task in tasks]
+    widest = max(ps.text_width(line, 8.2) for lines in heads for line in lines)
+    size = 8.2 * min(1, (step - GAP) / widest)  # a word is not broken
     above = 0.12 + LINE * max(map(len, heads))
     sheet = ps.Sheet(
         width,
@@ -155,7 +158,7 @@ def leaderboard(study: StudySummary, width: float = ps.WIDE) -> Figure:
                 words = number_text(psnr, 1)
                 ax.text(column + 0.5, middle, words, ha="center", va="center", color=ps.MUTED)
     for column, lines in enumerate(heads):
-        ax.text(column + 0.5, -0.06, "\n".join(lines), ha="center", va="bottom", size=8.2)
+        ax.text(column + 0.5, -0.06, "\n".join(lines), ha="center", va="bottom", size=size)
     ax.set_xlim(0, len(tasks))
     ax.set_ylim(tall, 0)
     ax.set_axis_off()
