@@ -163,8 +163,11 @@ class _Source(NamedTuple):
 
 
 class _Equation(NamedTuple):
-    """An equation of the loss. Values have names: "images", ("parameter", leaf), or (equation,
-    output, shape); a constant's is None."""
+    """An equation of the loss.
+
+    Values have names: "images", ("parameter", leaf) or (equation, output, shape); a constant's is
+    None.
+    """
 
     kind: str
     eqn: Any
@@ -199,6 +202,7 @@ class _Graph:
         self.sources: dict[Any, _Source] = {}
         self.names, self.bounds, self.reasons, self.closing = [], [], [], 0
         self._walk(outputs, math.prod(shape))
+        self._find_shared()
 
     def _inline(self, jaxpr, inputs: list) -> list:
         """Appends a jaxpr's equations, those of inner calls in their place; returns its outputs."""
@@ -251,7 +255,7 @@ class _Graph:
                 layer = found.name
                 positions = equation.made[0][2]
                 self.closing = found.inputs + 1 if len(positions) == 2 else 0
-                # Of what comes behind the last layer, nothing is read.
+                # What stands behind the last layer takes nothing: no gradient is left to find.
                 self.reasons += [reason for reason in sorted(since) if reason not in self.reasons]
                 since = set()
             else:
@@ -266,7 +270,6 @@ class _Graph:
             live = {v: size for v, size in live.items() if last_use.get(v, -1) > number}
             self.names.append(layer)
             self.bounds.append(self._bound(live, in_front))
-        self._find_shared()
 
     def _layer(self, equation: _Equation) -> _Source | None:
         """An equation as a layer z = A W with weights of its own, W [K, C] in one parameter."""

@@ -77,13 +77,14 @@ class Keeper:
         Args:
           work: as it stands.
           now: whether it is, whatever the clock says.
-          is_end: whether nothing is left to do; what took `SHORT` seconds is then not worth it.
+          is_end: whether nothing is left to do; what took less than `SHORT` seconds is then not
+            worth it.
 
         Raises:
           UserError: the disk is full, or the folder cannot be written.
         """
-        over = time.monotonic() - self._written
-        if self._path is not None and (now or over > (min(SHORT, SECONDS) if is_end else SECONDS)):
+        most = min(SHORT, SECONDS) if is_end else SECONDS
+        if self._path is not None and (now or time.monotonic() - self._written > most):
             write(self._path, work)
             self._written = time.monotonic()
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from jaxinv import networks
+from jaxinv.client import Local
 from jaxinv.reporting.study import CellSummary
 
 TRAINED = 0.5  # test accuracy from which a victim is one of the papers' trained networks
@@ -41,8 +42,8 @@ def published(cell: CellSummary) -> Published | None:
     """What was published of a cell's task; None where nothing like it was."""
     asked = cell.asked
     plain = dict(dataset="cifar10", defense="none", server="honest", batch_norm="eval")
-    several_steps = asked["client_epochs"] > 1 or asked["client_batch"] is not None
-    if several_steps or any(asked[name] != value for name, value in plain.items()):
+    steps = Local(asked["client_epochs"], asked["client_batch"]).steps(asked["images"])
+    if steps > 1 or any(asked[name] != value for name, value in plain.items()):
         return None
     accuracy = cell.facts["victim_accuracy"]
     if asked["victim"] is not None and not accuracy >= TRAINED:

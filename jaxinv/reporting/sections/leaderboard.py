@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
@@ -108,48 +109,21 @@ def leaderboard(study: StudySummary, width: float = ps.WIDE) -> Figure:
         margins=ps.Margins(left=left, above=above, bottom=0.1),
     )
     (ax,) = sheet.axes
-    gains = {k: c.mean.mean - c.baseline("psnr") for k, c in found.cells.items()}
     shade = LinearSegmentedColormap.from_list("gain", [PAPER, FULL])
     ends = np.concatenate([[0], heights.cumsum()])
     for row, attacker in enumerate(attackers):
-        ax.text(
-            -0.1 / step,
-            ends[row : row + 2].mean(),
-            "\n".join(names[row]),
-            ha="right",
-            va="center",
-            size=8.8,
-        )
+        middle = ends[row : row + 2].mean()
+        ax.text(-0.1 / step, middle, "\n".join(names[row]), ha="right", va="center", size=8.8)
         for column, task in enumerate(tasks):
             cell = found.cells.get((attacker, task))
             if cell is None:
                 continue
-            gain = gains[attacker, task]
+            gain = cell.mean.mean - cell.baseline("psnr")
             color = shade(float(np.clip(np.nan_to_num(gain) / FULL_GAIN, 0, 1)))
             ax.add_patch(
                 ps.Rectangle((column, ends[row]), 1, heights[row], color=color, linewidth=0)
             )
-            at = column + 0.5, ends[row : row + 2].mean()
-            is_best = found.best(task) == attacker
-            ax.annotate(
-                number_text(cell.mean.mean, 1),
-                at,
-                (0, 5),
-                textcoords="offset points",
-                ha="center",
-                va="center",
-                weight="bold" if is_best else "normal",
-            )
-            ax.annotate(
-                f"{cell.mean_of('named_by_pixels'):.0%}".replace("nan%", "–"),
-                at,
-                (0, -7),
-                textcoords="offset points",
-                ha="center",
-                va="center",
-                size=7.6,
-                color=ps.MUTED,
-            )
+            _draw_numbers(ax, (column + 0.5, middle), cell, found.best(task) == attacker)
     for row, (name, figures) in enumerate(below.items()):
         middle = heights.sum() + LOW_ROW * (row + 0.5)
         ax.text(-0.1 / step, middle, name, ha="right", va="center", size=8.8, color=ps.MUTED)
@@ -163,6 +137,15 @@ def leaderboard(study: StudySummary, width: float = ps.WIDE) -> Figure:
     ax.set_ylim(tall, 0)
     ax.set_axis_off()
     return sheet.figure
+
+
+def _draw_numbers(ax: Axes, at: tuple[float, float], cell: CellSummary, is_best: bool) -> None:
+    """Writes a cell's mean PSNR, and the share of its reconstructions that name their image."""
+    middle = {"textcoords": "offset points", "ha": "center", "va": "center"}
+    weight = "bold" if is_best else "normal"
+    ax.annotate(number_text(cell.mean.mean, 1), at, (0, 5), weight=weight, **middle)
+    share = f"{cell.mean_of('named_by_pixels'):.0%}".replace("nan%", "–")
+    ax.annotate(share, at, (0, -7), size=7.6, color=ps.MUTED, **middle)
 
 
 SECTION = Section(
