@@ -9,6 +9,7 @@ from jaxinv import client
 from jaxinv.attacks.imprint import read
 from jaxinv.audit import games, measuring, server
 from jaxinv.networks.imprint import expected_alone, imprinted
+from jaxinv.networks.inspect import classifier_features, find_classifier
 from jaxinv.types import Normalization
 from jaxinv.victim.untrained import untrained
 
@@ -95,6 +96,38 @@ def test_fishing_leaves_one_class(scene):
     honest = server.inspect(loss, params, images[:8], labels)
     assert not honest.dominated
     assert max(honest.d_snr.values()) < 1
+
+
+def test_fishing_within_a_class_leaves_what_is_below_the_threshold(scene):
+    """8 images of one class: with the edge above the lowest of a feature, that image is alone."""
+    victim, loss, params, images, _ = scene
+    labels = jnp.full(8, 3, jnp.int32)
+    place = find_classifier(victim.module, victim.variables, SHAPE)
+    features = np.asarray(
+        classifier_features(victim.module, victim.variables, images[:8], place), np.float64
+    )
+    feature = server.most_normal(features)
+    lowest, second = np.argsort(features[:, feature])[:2]
+    edge = (features[lowest, feature] + features[second, feature]) / 2
+    layer = params["Dense_0"]["kernel"], params["Dense_0"]["bias"]
+    kernel, bias = server.fish_feature(*layer, 3, feature, edge)
+    fished = {**params, "Dense_0": {"kernel": kernel, "bias": bias}}
+    batch, _ = client.gradient(loss, fished, images[:8], labels)
+    alone, _ = client.gradient(loss, fished, images[lowest][None], labels[:1])
+    for name in ("Conv_0", "Conv_1", "Conv_2"):
+        own = np.asarray(alone[name]["kernel"])
+        error = np.abs(8 * batch[name]["kernel"] - own).max()
+        assert error < 1e-5 * np.abs(own).max()
+    ratios = server.d_snrs(loss, fished, images[:8], labels)
+    assert all(ratio > 100 for name, ratio in ratios.items() if "Conv" in name)
+
+
+def test_the_most_normal_feature():
+    """Of a normal, a rectified, a constant and a two-valued one."""
+    random = np.random.default_rng(0)
+    normal = random.normal(size=(400, 2))
+    columns = [np.maximum(normal[:, 0], 0), normal[:, 1], np.ones(400), random.integers(0, 2, 400)]
+    assert server.most_normal(np.stack(columns, axis=1)) == 1
 
 
 def test_fishing_by_hand(scene):

@@ -1,9 +1,10 @@
 """A malicious server: parameters made so that updates give images away, and how a client sees it.
 
 An honest server sends the network as it was trained. One that sends other parameters can have each
-image in numbers of its own (`imprint`), or have one image's gradient alone (`fish_class`), whatever
-the size of the batch. Both are closed forms: what they recover is exact. The client's side are the
-detectors: one image that dominates a layer's gradient, and units that measure the same thing.
+image in numbers of its own (`imprint`), or have one image's gradient alone, whatever the size of
+the batch (`fish_class`; `fish_feature` where all images are of one class). All are closed forms:
+what they recover is exact. The client's side are the detectors: one image that dominates a layer's
+gradient, and units that measure the same thing.
 
 References: Fowl et al. 2022 (Robbing the Fed), arXiv 2110.13057 (imprint); Wen et al. 2022 (Fishing
   for user data), arXiv 2202.00580; Garov et al. 2024 (SEER; the D-SNR), arXiv 2306.03013.
@@ -16,7 +17,8 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
+from scipy import stats
 
 from jaxinv import client, defenses
 from jaxinv.attacks.imprint import read
@@ -30,6 +32,7 @@ from jaxinv.types import PyTree, path_name
 EXACT = 40.0  # dB
 OTHERS_BIAS = 1000.0  # of the classes that are not fished for: their softmax is 1 together
 TARGET_WEIGHT = 0.5
+FEATURE_WEIGHT = 1e5  # so much that next to no image lies on the edge (300 in the paper)
 DOMINANT = 1.0  # D-SNR from which on one image outweighs all others together
 PARALLEL = 0.999  # cosine from which on two units measure the same
 
@@ -147,6 +150,37 @@ def fish_class(kernel: Array, bias: Array, target: int | Array) -> tuple[Array, 
     return fished, jnp.full_like(bias, OTHERS_BIAS).at[target].set(0.0)
 
 
+def fish_feature(
+    kernel: Array, bias: Array, target: int | Array, feature: int, threshold: ArrayLike
+) -> tuple[Array, Array]:
+    """The last layer under which a class's images have a gradient where a feature is low.
+
+    Above the threshold they are classified for sure, and no derivative comes back. For a batch of
+    one class: an image of another has it the other way round. Of B images one is alone below the
+    feature's 1/B quantile with a chance of (1 - 1/B)^(B - 1).
+
+    Args:
+      kernel: of the last dense layer, [feature, class].
+      bias: likewise, [class].
+      target: the class of the batch.
+      feature: by which its images are told apart.
+      threshold: of that.
+    """
+    fished = jnp.zeros_like(kernel).at[feature, target].set(FEATURE_WEIGHT)
+    return fished, jnp.zeros_like(bias).at[target].set(-FEATURE_WEIGHT * threshold)
+
+
+def most_normal(features: Float[np.ndarray, "image feature"]) -> int:
+    """The feature whose distribution is nearest to a normal one: few images share its values.
+
+    By the statistic of Kolmogorov and Smirnov; a feature that is constant does not count.
+    """
+    spread = features.std(axis=0)
+    unit = (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    distances = [stats.kstest(column, "norm").statistic for column in unit.T]
+    return int(np.where(spread > 0, distances, np.inf).argmin())
+
+
 class Inspection(NamedTuple):
     """What a client sees in its own gradients, before it sends their mean."""
 
@@ -173,21 +207,38 @@ def inspect(
       images: normalized.
       labels: theirs.
     """
-    rows = measuring.gradients(
-        loss, params, measuring.Candidates(np.asarray(images), np.asarray(labels))
-    )
-    ends = np.cumsum([math.prod(x.shape) for x in jax.tree.leaves(params)])
-    paths = jax.tree_util.tree_leaves_with_path(params)
-    names = [path_name(path) for path, _ in paths]
-    parts = np.split(rows, ends[:-1], axis=1)
+    rows, parts = _by_leaf(loss, params, images, labels)
     return Inspection(
-        {name: d_snr(np.linalg.norm(part, axis=1)) for name, part in zip(names, parts)},
+        _d_snrs(parts),
         uniqueness(rows.astype(np.float64) @ rows.T.astype(np.float64)),
         max(
             (parallel_units(np.asarray(x)) for x in jax.tree.leaves(params) if x.ndim == 2),
             default=0.0,
         ),
     )
+
+
+def d_snrs(
+    loss: client.LossFn,
+    params: PyTree,
+    images: Float[Array, "image height width channel"],
+    labels: Int[Array, " image"],
+) -> dict[str, float]:
+    """The D-SNR of each leaf's gradient, as `inspect` has it."""
+    return _d_snrs(_by_leaf(loss, params, images, labels)[1])
+
+
+def _by_leaf(loss, params, images, labels):
+    """The images' gradients, a row each, and the same for each leaf."""
+    own = measuring.Candidates(np.asarray(images), np.asarray(labels))
+    rows = measuring.gradients(loss, params, own)
+    ends = np.cumsum([math.prod(x.shape) for x in jax.tree.leaves(params)])
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    return rows, dict(zip(names, np.split(rows, ends[:-1], axis=1)))
+
+
+def _d_snrs(parts: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: d_snr(np.linalg.norm(part, axis=1)) for name, part in parts.items()}
 
 
 def d_snr(norms: Float[np.ndarray, " image"]) -> float:

@@ -1,7 +1,7 @@
 """`python -m jaxinv.audit.study`: tables and figure of what updates leak, for docs/results.md.
 
     python -m jaxinv.audit.study noise [--victims lenet_zhu lenet_zhu-cifar10 ...] [--games 200]
-    python -m jaxinv.audit.study identification methods labels harder false-alarms privacy
+    python -m jaxinv.audit.study identification methods labels harder false-alarms fishing privacy
     python -m jaxinv.audit.study capacity ceiling cost
     python -m jaxinv.audit.study figure
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jaxinv.audit import identification as ident
-from jaxinv.audit.study import bounds, costs, figure, harder, naming, privacy, scene
+from jaxinv.audit.study import bounds, costs, figure, fishing, harder, naming, privacy, scene
 from jaxinv.errors import run_command
 from jaxinv.machine import runtime
 
@@ -27,6 +27,7 @@ PARTS: dict[str, Callable[[scene.Options], None]] = {
     "labels": naming.labels,
     "harder": harder.harder,
     "false-alarms": harder.false_alarms,
+    "fishing": fishing.fishing,
     "privacy": privacy.private,
     "ceiling": bounds.ceiling,
     "capacity": bounds.capacities,
