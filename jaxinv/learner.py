@@ -74,7 +74,7 @@ class Learner(states.Resumable):
             self.victim = checkpoints.load_victim(settings.inverter, "inverter")
             checkpoints.check_fits(self.victim, self.dataset, "inverter")
             chain = defenses.parse(settings.defense)
-            of_victim = self.victim.module, defenses.names(chain)
+            of_victim = self.victim.module, defenses.names(chain), settings.images
             normalization = Normalization.of(self.dataset.mean, self.dataset.std)
             self.context = training.Updates(
                 self.victim.variables, normalization, defenses.strengths(chain), None
@@ -86,11 +86,10 @@ class Learner(states.Resumable):
         steps = settings.epochs * self.steps_per_epoch
         self.task = training.Task(loss, settings.lr, settings.schedule, steps)
         shape, classes = self.dataset.images.shape[1:], len(self.dataset.classes)
-        entry = learned.KINDS[self.kind]
-        module = entry.network(settings.width, int(np.prod(shape)))
+        module, inputs = learned.network(self.kind, settings.width, shape, classes, settings.images)
         self.width = module.width
         key = rng.stream_key(rng.Stream.TRAINING, settings.seed)
-        params = module.init(key, *entry.inputs(shape, classes))["params"]
+        params = module.init(key, *inputs)["params"]
         optimizer = self.task.optimizer().init(params)
         self.state = training.State(params, optimizer, jnp.int32(0))
         self.log: list[dict[str, Any]] = []
@@ -163,7 +162,7 @@ class Learner(states.Resumable):
     def _recipe(self) -> dict[str, Any]:
         """Every setting that has a say in the parameters, as JSON knows it."""
         read = {"prior", "inverter", "dataset", "epochs", "lr", "schedule", "batch", "seed"}
-        read |= {"defense"} if self.settings.inverter is not None else set()
+        read |= {"defense", "images"} if self.settings.inverter is not None else set()
         return self.settings.model_dump(include=read) | {"width": self.width}
 
     def _save(self) -> None:
@@ -183,6 +182,7 @@ class Learner(states.Resumable):
             images=len(self.dataset.labels),
             classes=self.dataset.classes,
             image_shape=self.dataset.images.shape[1:],
+            update_images=settings.images,
             victim=settings.inverter,
             victim_digest=self.victim and self.victim.digest,
             defense=settings.defense if self.victim else None,
@@ -205,7 +205,8 @@ def _name(settings: requests.Training) -> str:
     if settings.prior is not None:
         return f"prior-{settings.prior}-{settings.dataset.replace('/', '-')}"
     victim = Path(settings.inverter or "").name
-    return f"inverter-{victim}-{settings.defense.replace(':', '').replace(',', '-')}"
+    several = f"-{settings.images}-images" if settings.images > 1 else ""
+    return f"inverter-{victim}-{settings.defense.replace(':', '').replace(',', '-')}{several}"
 
 
 def _describe(row: dict[str, Any]) -> str:

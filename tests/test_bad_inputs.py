@@ -131,7 +131,18 @@ SETTINGS = [
     (["--attack", "analytic", "--labels", "joint"], "--labels joint: --attack analytic takes lab"),
     (["--attack", "analytic", "--images", "2", "--assumed-batch", "1"], "--assumed-batch: --att"),
     (["--attack", "learned"], "--attack learned: of an inverter that was trained; give --inverter"),
-    (["--inverter", "x"], "--inverter: --attack geiping does not use it"),
+    (["--inverter", "x"], "--inverter x: of --init learned; give it, or leave the inverter out"),
+    (["--inverter", "x", "--attack", "bayes"], "--inverter: --attack bayes does not use it"),
+    (["--init", "learned"], "--init learned: of an inverter that was trained; give --inverter"),
+    (["--init", "learned", "--inverter", "x"], "--seeds 32: of --init learned all are the same"),
+    (
+        ["--init", "learned", "--inverter", "x", "--labels", "joint"],
+        "--init learned: an inverter takes labels as given",
+    ),
+    (
+        ["--init", "learned", "--inverter", "x", "--client-epochs", "2"],
+        "--init learned: of one gradient; leave --client-epochs",
+    ),
     (["--attack", "learned", "--inverter", "x"], "--inverter x: no such checkpoint"),
     (["--denoiser", "x"], "--denoiser x: of --prior-denoiser; give its weight"),
     (["--prior-denoiser", "1", "--denoiser", "x"], "--denoiser x: no such checkpoint"),
@@ -184,6 +195,8 @@ OF_TRAINING = [
     (["--prior", "denoiser", "--model", "mlp"], "--model: of a network that is attacked, not of"),
     (["--prior", "denoiser", "--batch", "4000"], "--batch 4000: tiles has"),
     (["--defense", "noise:1"], "--defense: of the updates that an inverter learns from"),
+    (["--images", "2"], "--images: of the updates that an inverter learns from"),
+    (["--inverter", "lenet_zhu-tiles", "--images", "3"], "--images 3: does not divide --batch"),
     (["--inverter", "nobody"], "--inverter nobody: no such checkpoint"),
     (["--inverter", "lenet_zhu-cifar10"], "--inverter was trained on cifar10 with 10 classes"),
 ]

@@ -5,16 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import data, learned, load_victim, sweep, train
+from jaxinv import client, data, learned, load_victim, sweep, train
 from jaxinv.attacks import gauss_newton as gn
 from jaxinv.attacks.base import Candidate, Known
+from jaxinv.attacks.gradient_matching import Method
 from jaxinv.attacks.priors import PRIORS, USUAL_ERROR, View, noise_level
 from jaxinv.data import image_prior
 from jaxinv.errors import UserError
 from jaxinv.invert import invert
 from jaxinv.learned import nets, training
 from jaxinv.settings import reader
-from jaxinv.types import Normalization
+from jaxinv.types import Normalization, Target
 from jaxinv.victim import checkpoints
 
 SHAPE = (7, 6, 3)
@@ -197,7 +198,7 @@ def test_inverters_attack_as_they_have_learned(inverter, tmp_path, capsys):
     for arguments, message in (
         ([*noisy, *command], "has learned from the updates of lenet_zhu-tiles"),
         (["--victim", "lenet_zhu-tiles", *command], "with --defense noise:1e-06, not none"),
-        ([*ours, "--images", "2"], "use --images 1"),
+        ([*ours, "--images", "2"], "has learned from updates of 1 images, not 2"),
         (["--attack", "learned"], "give --inverter"),
         (["--prior-denoiser", "1", "--denoiser", folder], "holds no denoiser"),
     ):
@@ -216,10 +217,69 @@ def test_an_update_from_anywhere_goes_through_the_inverter(inverter):
     settings |= {"method": "learned", "seeds": 1}
     given = victim.module, victim.variables, sent
     found = invert(*given, **settings, learned={"inverter": inverter[1].variables})
-    wanted = nets.invert(inverter[1].variables, nets.hashed(sent)[None], jnp.array([3]), shape)
-    np.testing.assert_allclose(found.reconstructions[0], wanted, atol=1e-5)
+    wanted = nets.invert(inverter[1].variables, nets.hashed(sent)[None], jnp.array([[3]]), shape)
+    np.testing.assert_allclose(found.reconstructions, wanted, atol=1e-5)
+    start = Method(init_from="learned").init(
+        None,
+        jax.random.key(0),
+        (1, *shape),
+        Known(
+            None,
+            None,
+            Target(sent, jnp.array([3]), ()),
+            NORMALIZATION,
+            None,
+            {"inverter": inverter[1].variables},
+        ),
+    )
+    np.testing.assert_allclose(NORMALIZATION.pixels(start.candidate.images), wanted[0], atol=1e-5)
     with pytest.raises(UserError, match="--attack learned: give the --inverter"):
         invert(*given, **settings)
+
+
+def test_an_inverter_of_several_images_sees_the_update_of_all():
+    victim = load_victim("lenet_zhu-tiles")
+    shape, info = victim.info.image_shape, victim.info
+    tiles = data.load("tiles", split="test", ids=4)
+    groups = training.in_groups(
+        training.Examples(jnp.asarray(tiles.images), jnp.asarray(tiles.labels)).take(jnp.arange(4)),
+        2,
+    )
+    normalization = Normalization.of(info.mean, info.std)
+    context = training.Updates(victim.variables, normalization, (), None)
+    bins = training.update_bins(victim.module, (), context, groups, jax.random.key(0))
+    loss = client.loss_fn(victim.module, victim.variables)
+    for i in range(2):
+        images = normalization.normalize(tiles.images[2 * i : 2 * i + 2] / np.float32(255))
+        labels = tiles.labels[2 * i : 2 * i + 2]
+        sent, _ = client.gradient(loss, victim.variables["params"], images, labels)
+        np.testing.assert_allclose(bins[i], nets.hashed(sent), rtol=1e-4, atol=1e-6)
+    # One that always says the first update's images, in the other order, has no error on it.
+    module, inputs = learned.network("inverter", 4, shape, 7, 2)
+    params = silent(module, *inputs)
+    pixels = jnp.clip(groups.images[0][::-1], 1e-3, 1 - 1e-3)
+    bias = jnp.log(pixels / (1 - pixels)).ravel()
+    params = {**params, "Dense_2": {**params["Dense_2"], "bias": bias}}
+    scale = {"mean": jnp.zeros(nets.BINS), "std": jnp.ones(nets.BINS)}
+    examples = training.Examples(groups.images[0], groups.labels[0])
+    given = victim.module, (), 2, params, context._replace(scale=scale), examples
+    assert training.inverting_loss(*given, jax.random.key(0)) < 1e-6
+
+
+@pytest.mark.slow
+def test_an_inverter_of_several_images_attacks_such_updates(tmp_path):
+    folder = tmp_path / "two"
+    flags = ("--inverter", "lenet_zhu-tiles", "--images", "2", "--width", "8")
+    info = trained_at(folder, *flags).info
+    assert info.update_images == 2
+    command = ["--victim", "lenet_zhu-tiles", "--inverter", str(folder), "--images", "2"]
+    command += ["--targets", "2", "--seeds", "1"]
+    for how in (["--attack", "learned"], ["--init", "learned", "--iterations", "2"]):
+        out = str(tmp_path / how[0])
+        assert sweep.main([*command, *how, "--out", out]) == 0
+        rows = sweep.results.read_run(out).trials
+        assert rows["learned_source"][0].startswith("inverter of tiles/train")
+        assert (rows["status"] == "ok").all()
 
 
 def test_a_prior_is_of_images_of_one_shape():

@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxinv import client
-from jaxinv.attacks import gram
+from jaxinv.attacks import gram, learned_inverter
 from jaxinv.attacks.base import (
     Assumed,
     Attack,
@@ -99,6 +99,7 @@ INITS: dict[str, Callable[..., Array]] = {
     "patterned": patterned,
     "gray": lambda key, shape: jnp.zeros(shape, jnp.float32),
 }
+LEARNED = "learned"  # what a trained inverter finds, the same for every seed
 
 
 def step_decay(step: Int[Array, ""], iterations: Int[Array, ""]) -> Float[Array, ""]:
@@ -206,7 +207,7 @@ class Method(Attack):
     exchange: str | Exchange = "none"  # between the seeds of a target
     simulation: str = "unrolled"  # of the client's local steps
     representation: str | Representation = "pixels"  # what is moved
-    init_from: str | Callable = "normal"  # of `INITS`
+    init_from: str | Callable = "normal"  # of `INITS`, or `LEARNED`
     box: bool = True
     by_epoch: bool = False  # images of their own for each epoch, whose order is not known
     classes: int = 0  # where the labels are optimized beside the images, else 0
@@ -253,6 +254,10 @@ class Method(Attack):
         moved = named(REPRESENTATIONS, self.representation)
         front = (self.local.epochs,) if self.by_epoch else ()
         canvas = Canvas((*front, *shape), known.normalization, known.image_prior)
+        if initial is None and self.init_from == LEARNED:
+            inverter = known.learned.get("inverter")
+            images = learned_inverter.find(known.target, shape[1:], inverter, known.normalization)
+            initial = Candidate(images.astype(kind), None)
         if initial is None:
             if moved.draw is None:
                 parameters = named(INITS, self.init_from)(key, canvas.shape)
@@ -416,7 +421,7 @@ _NAMES = {
     "exchange": EXCHANGES,
     "simulation": SIMULATIONS,
     "representation": REPRESENTATIONS,
-    "init_from": INITS,
+    "init_from": (*INITS, LEARNED),
     "batch_norm": client.BATCH_NORM,
 }
 
@@ -525,7 +530,8 @@ FAMILY = Family(
             "image_prior",
             "autoencoder",
             "denoiser",
+            "inverter",
         }
     ),
-    inits=tuple(INITS),
+    inits=(*INITS, LEARNED),
 )

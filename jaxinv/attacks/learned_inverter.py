@@ -1,18 +1,22 @@
 """A learned inverter: a network that was trained to turn such updates into images.
 
 What an attacker can do who has images like the client's: compute the updates that these would
-cause, defended as the client's are, and learn the way back. It takes one pass.
+cause, defended as the client's are, and learn the way back. It takes one pass, and what it finds
+may be where another attack begins (`gradient_matching.LEARNED`).
 
 References: Wu et al. 2023 (Learning to Invert), arXiv 2210.10880.
 """
 
 import flax.linen as nn
 import jax
+from jaxtyping import Array, Float
 
 from jaxinv.attacks.analytic import Recovered
 from jaxinv.errors import UserError
 from jaxinv.learned import nets
 from jaxinv.types import Normalization, PyTree, Target
+
+MISSING = "--attack learned: give the --inverter (python -m jaxinv.train --inverter)"
 
 
 def attack(
@@ -25,30 +29,44 @@ def attack(
     inverter: PyTree | None = None,
     normalization: Normalization | None = None,
 ) -> Recovered:
-    """Takes an update of one image through the inverter, with its label.
+    """Takes an update through the inverter, with its labels.
 
     Args:
       module, variables, images, key: not looked at.
-      target: its update and its label.
+      target: its update and its labels.
       image_shape: height, width, channel.
       inverter: its variables.
       normalization: of what is returned.
 
     Raises:
-      UserError: there is no inverter.
+      UserError: there is no inverter, or it is of updates of another number of images.
     """
     del module, variables, images, key
-    if inverter is None or normalization is None:
-        raise UserError("--attack learned: give the --inverter (python -m jaxinv.train --inverter)")
+    if normalization is None:
+        raise UserError(MISSING)
+    return Recovered(find(target, image_shape, inverter, normalization), None)
+
+
+def find(
+    target: Target,
+    image_shape: tuple[int, int, int],
+    inverter: PyTree | None,
+    normalization: Normalization,
+) -> Float[Array, "image height width channel"]:
+    """The normalized images that an inverter finds.
+
+    Raises:
+      UserError: there is no inverter, or it is of updates of another number of images.
+    """
+    if inverter is None:
+        raise UserError(MISSING)
     bins = nets.hashed(target.update)[None]
-    pixels = nets.invert(inverter, bins, target.labels[:1], image_shape)
-    return Recovered(normalization.normalize(pixels), None)
+    pixels = nets.invert(inverter, bins, target.labels[None], image_shape)[0]
+    return normalization.normalize(pixels)
 
 
 def check(
     module: nn.Module, variables: PyTree, image_shape: tuple[int, int, int], images: int
 ) -> None:
-    """Raises a UserError unless there is one image; the network is in its checkpoint."""
-    del module, variables, image_shape
-    if images > 1:
-        raise UserError("--attack learned: of one image; use --images 1")
+    """Nothing to check here: what an inverter is for is in its checkpoint."""
+    del module, variables, image_shape, images

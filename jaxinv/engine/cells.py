@@ -207,7 +207,7 @@ class Loader:
         for kind, own in found.items():
             learned.check_fits(own, kind, shape)
             if kind == "inverter":
-                learned.check_learned_from(own, victim.digest, cell.defense)
+                learned.check_learned_from(own, victim.digest, cell.defense, cell.attacker().images)
         return found
 
     def _prior(self, cell: schema.Cell, dataset: data.Dataset) -> tuple[ImagePrior, Source]:

@@ -131,7 +131,7 @@ def run(
     while True:
         grid = planner.make_grid(plan, *keys.shape)
         dealt = jax.tree.map(grid.deal, (keys, initial))
-        states = init_states(attack, problem, numbers, grid.seed, *dealt)
+        states = init_states(attack, problem, numbers, grid.target, grid.seed, *dealt)
         states = jax.device_put(states, NamedSharding(_mesh(plan.devices), DEALT))
         chunk = Chunk(attack, points, plan.devices, problem, numbers)
         # Compiled ahead, to ask for its memory; the calls below find this very program.
@@ -353,20 +353,22 @@ def collect(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def init_states(attack, problem, numbers, group_seeds, keys, initial):
+def init_states(attack, problem, numbers, group_targets, group_seeds, keys, initial):
     """Makes every first state: keys [group, target, seed] to states with those axes in front."""
-    known = Known(None, None, None, problem.normalization, problem.image_prior)
     shape = (problem.targets.labels.shape[1], *problem.image_shape)
 
-    def of_group(seeds, keys, initial):
+    def of_group(rows, seeds, keys, initial):
+        targets = jax.tree.map(lambda leaf: leaf[rows], problem.targets)
         own = _of_seeds(numbers, seeds)
 
-        def one(own, key, initial):
-            return attack.init(own, key, shape, known, initial)
+        def one(target, own, key, initial):
+            facts = problem.normalization, problem.image_prior, problem.learned
+            return attack.init(own, key, shape, Known(None, None, target, *facts), initial)
 
-        return jax.vmap(jax.vmap(one), in_axes=(None, 0, 0))(own, keys, initial)
+        of_target = jax.vmap(one, in_axes=(None, 0, 0, 0))
+        return jax.vmap(of_target, in_axes=(0, None, 0, 0))(targets, own, keys, initial)
 
-    return jax.vmap(of_group)(group_seeds, keys, initial)
+    return jax.vmap(of_group)(group_targets, group_seeds, keys, initial)
 
 
 def _of_seeds(numbers, seeds):
@@ -515,6 +517,7 @@ def step_flops(problem: Problem, attack: Attack) -> float:
         functools.partial(init_states, attack),
         problem,
         numbers,
+        np.zeros((1, 1), int),
         np.zeros((1, 1), int),
         jax.eval_shape(lambda: key[None]),
         None,

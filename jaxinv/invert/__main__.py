@@ -125,7 +125,7 @@ def _attacker(
     for kind, own in trained.items():
         learned.check_fits(own, kind, info.image_shape)
         if kind == "inverter":
-            learned.check_learned_from(own, info.digest, cell.defense)
+            learned.check_learned_from(own, info.digest, cell.defense, cell.images)
     found = {
         "image_prior": prior,
         "learned": {kind: own.variables for kind, own in trained.items()},

@@ -4,6 +4,7 @@ A checkpoint is a folder like a victim's (`victim/checkpoints.py`): info.json, l
 whose digest is checked on every load. `python -m jaxinv.train --prior` and `--inverter` make them.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -21,8 +22,8 @@ from jaxinv.victim import checkpoints
 class Kind(NamedTuple):
     """An entry of `KINDS`."""
 
-    network: Callable[[int | None, int], nn.Module]  # of a width, or the default; pixels
-    inputs: Callable[[tuple[int, int, int], int], tuple]  # of an image's shape and classes
+    network: Callable[[int | None, int], nn.Module]  # of a width, or the default; numbers made
+    inputs: Callable[[tuple[int, int, int], int], tuple]  # of an image's shape; all labels' classes
 
 
 def _bins(shape: tuple[int, int, int], classes: int) -> tuple:
@@ -32,14 +33,14 @@ def _bins(shape: tuple[int, int, int], classes: int) -> tuple:
 
 KINDS = {
     "denoiser": Kind(
-        lambda width, pixels: nets.Denoiser(width or nets.Denoiser.width),
+        lambda width, numbers: nets.Denoiser(width or nets.Denoiser.width),
         lambda shape, classes: (jnp.zeros((1, *shape)), jnp.ones(1)),
     ),
     "autoencoder": Kind(
-        lambda width, pixels: nets.Autoencoder(width or nets.Autoencoder.width),
+        lambda width, numbers: nets.Autoencoder(width or nets.Autoencoder.width),
         lambda shape, classes: (jnp.zeros((1, *shape)),),
     ),
-    "inverter": Kind(lambda width, pixels: nets.Inverter(pixels, width or nets.WIDTH), _bins),
+    "inverter": Kind(lambda width, numbers: nets.Inverter(numbers, width or nets.WIDTH), _bins),
 }
 PRIORS = ("denoiser", "autoencoder")
 MOST_WIDTH = 2**14
@@ -56,7 +57,8 @@ class Info(BaseModel):
     images: int  # of its training split that it was trained on
     classes: tuple[str, ...]  # of these images: what it has seen of
     image_shape: tuple[checkpoints.Size, checkpoints.Size, checkpoints.Size]
-    victim: str | None = None  # of an inverter: whose updates it was trained on,
+    update_images: checkpoints.Size = 1  # of an inverter: images of each update
+    victim: str | None = None  # whose updates it was trained on,
     victim_digest: str | None = None
     defense: str | None = None  # and how these were defended
     recipe: dict[str, Any]  # every setting of the training
@@ -103,16 +105,26 @@ def load(kind: str, path_or_name: str) -> Learned:
         ) from None
     if info.kind != kind:
         raise UserError(f"--{kind} {folder}: holds no {kind} (but: {info.kind}); give another")
-    template = blank(info.kind, info.width, info.image_shape, len(info.classes))
+    template = blank(info.kind, info.width, info.image_shape, len(info.classes), info.update_images)
     variables = checkpoints.read(folder, template, info.digest, f"a {kind} of this width")
     return Learned(variables, info)
 
 
-def blank(kind: str, width: int | None, shape: tuple[int, int, int], classes: int) -> PyTree:
-    """The shapes of one's variables."""
+def network(
+    kind: str, width: int | None, shape: tuple[int, int, int], classes: int, images: int = 1
+) -> tuple[nn.Module, tuple]:
+    """One's network, and arrays of the shapes that go in, for updates of so many images."""
     entry = KINDS[kind]
-    module = entry.network(width, shape[0] * shape[1] * shape[2])
-    variables = jax.eval_shape(module.init, jax.random.key(0), *entry.inputs(shape, classes))
+    module = entry.network(width, images * math.prod(shape))
+    return module, entry.inputs(shape, images * classes)
+
+
+def blank(
+    kind: str, width: int | None, shape: tuple[int, int, int], classes: int, images: int = 1
+) -> PyTree:
+    """The shapes of one's variables."""
+    module, inputs = network(kind, width, shape, classes, images)
+    variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     if kind != "inverter":
         return variables
     bins = jax.ShapeDtypeStruct((nets.BINS,), jnp.float32)
@@ -141,7 +153,7 @@ def check_fits(learned: Learned, setting: str, shape: tuple[int, ...]) -> None:
         )
 
 
-def check_learned_from(inverter: Learned, victim_digest: str, defense: str) -> None:
+def check_learned_from(inverter: Learned, victim_digest: str, defense: str, images: int) -> None:
     """Raises a UserError unless it has learned from such updates of this very network."""
     info = inverter.info
     if info.victim_digest != victim_digest:
@@ -152,5 +164,10 @@ def check_learned_from(inverter: Learned, victim_digest: str, defense: str) -> N
     if info.defense != defense:
         raise UserError(
             f"--inverter: has learned from updates with --defense {info.defense}, not {defense}; "
+            "give that, or train another"
+        )
+    if info.update_images != images:
+        raise UserError(
+            f"--inverter: has learned from updates of {info.update_images} images, not {images}; "
             "give that, or train another"
         )

@@ -7,11 +7,14 @@ References: Zhang et al. 2018 (FFDNet), arXiv 1710.04026 (a denoiser of a noise 
   inverter).
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxinv.errors import UserError
 from jaxinv.networks.convolution import fast_convolutions
 from jaxinv.types import PyTree
 
@@ -65,17 +68,17 @@ class Autoencoder(nn.Module):
 
 
 class Inverter(nn.Module):
-    """From an update's bins and the label to an image."""
+    """From an update's bins and its images' labels to these images."""
 
-    pixels: int  # numbers of an image
+    numbers: int  # of all images of an update
     width: int = WIDTH
 
     @nn.compact
-    def __call__(self, seen: Float[Array, "image feature"]) -> Float[Array, "image pixel"]:
-        """Of bins in units of their standard deviations, with the label beside them."""
+    def __call__(self, seen: Float[Array, "update feature"]) -> Float[Array, "update number"]:
+        """Of bins in units of their standard deviations, with the labels beside them."""
         for _ in range(2):
             seen = nn.relu(nn.Dense(self.width)(seen))
-        return nn.sigmoid(nn.Dense(self.pixels)(seen))
+        return nn.sigmoid(nn.Dense(self.numbers)(seen))
 
 
 def hashed(update: PyTree) -> Float[Array, " bin"]:
@@ -96,17 +99,28 @@ def hashed(update: PyTree) -> Float[Array, " bin"]:
 
 def invert(
     variables: PyTree,
-    bins: Float[Array, "image bin"],
-    labels: Int[Array, " image"],
+    bins: Float[Array, "update bin"],
+    labels: Int[Array, "update image"],
     shape: tuple[int, int, int],
-) -> Pixels:
-    """The pixels that a trained inverter takes hashed updates of one image each for."""
+) -> Float[Array, "update image height width channel"]:
+    """The pixels that a trained inverter takes hashed updates for.
+
+    Raises:
+      UserError: it has learned from updates of another number of images.
+    """
     params, scale = variables["params"], variables["scale"]
-    classes = params["Dense_0"]["kernel"].shape[0] - BINS
-    seen = jax.nn.one_hot(labels, classes, dtype=bins.dtype)
-    seen = jnp.concatenate([(bins - scale["mean"]) / scale["std"], seen], axis=-1)
-    width, pixels = (params[name]["bias"].size for name in ("Dense_0", "Dense_2"))
-    return Inverter(pixels, width).apply({"params": params}, seen).reshape(-1, *shape)
+    width, numbers = (params[name]["bias"].size for name in ("Dense_0", "Dense_2"))
+    images = numbers // math.prod(shape)
+    if images != labels.shape[1]:
+        raise UserError(
+            f"--inverter: has learned from updates of {images} images, not {labels.shape[1]}; "
+            "give that, or train another"
+        )
+    classes = (params["Dense_0"]["kernel"].shape[0] - BINS) // images
+    own = jax.nn.one_hot(labels, classes, dtype=bins.dtype).reshape(len(bins), -1)
+    seen = jnp.concatenate([(bins - scale["mean"]) / scale["std"], own], axis=-1)
+    found = Inverter(numbers, width).apply({"params": params}, seen)
+    return found.reshape(-1, images, *shape)
 
 
 def denoise(params: PyTree, pixels: Pixels, noise: Array) -> Pixels:

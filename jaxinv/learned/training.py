@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt8
 
-from jaxinv import client, defenses
+from jaxinv import client, defenses, metrics
 from jaxinv.defenses.base import ClientContext
 from jaxinv.learned import nets
 from jaxinv.types import Normalization, PyTree
@@ -95,56 +95,70 @@ class Updates(NamedTuple):
     scale: PyTree  # of the bins, "mean" and "std"
 
 
+def in_groups(examples: Examples, images: int) -> Examples:
+    """Images as updates hold them, [update, image, ...]; those that are left over are dropped."""
+    updates = len(examples.labels) // images
+    return jax.tree.map(
+        lambda x: x[: updates * images].reshape(updates, images, *x.shape[1:]), examples
+    )
+
+
 def update_bins(
-    module: nn.Module, chain: tuple[str, ...], context: Updates, examples: Examples, key: Array
-) -> Float[Array, "image bin"]:
-    """What clients of one image each send, defended and hashed."""
+    module: nn.Module, chain: tuple[str, ...], context: Updates, groups: Examples, key: Array
+) -> Float[Array, "update bin"]:
+    """What clients of some images each send, defended and hashed."""
     variables = context.variables
     loss = client.loss_fn(module, variables)
 
-    def one(pixels, label, key):
-        images, labels = context.normalization.normalize(pixels)[None], label[None]
+    def one(pixels, labels, key):
+        images = context.normalization.normalize(pixels)
         update, _ = client.gradient(loss, variables["params"], images, labels)
         own = ClientContext(module, variables, images, labels)
         return nets.hashed(defenses.defend(chain, update, context.strengths, key, own))
 
-    return jax.vmap(one)(*examples, jax.random.split(key, len(examples.labels)))
+    return jax.vmap(one)(*groups, jax.random.split(key, len(groups.labels)))
 
 
 def inverting_loss(
     module: nn.Module,
     chain: tuple[str, ...],
+    images: int,
     params: PyTree,
     context: Updates,
     examples: Examples,
     key: Array,
 ) -> Float[Array, ""]:
-    """The mean squared error of an inverter.
+    """The mean squared error of an inverter, each image of an update against the one it is nearest.
+
+    An update does not say in which order its images came: the assignment is the one of least error.
 
     Args:
       module: the victim's.
       chain: names of the clients' defenses.
+      images: of each update.
       params: of the inverter.
       context, examples, key: as in `Task.loss`.
     """
-    bins = update_bins(module, chain, context, examples, key)
+    groups = in_groups(examples, images)
+    bins = update_bins(module, chain, context, groups, key)
     variables = {"params": params, "scale": context.scale}
-    shape = examples.images.shape[1:]
-    found = nets.invert(variables, bins, examples.labels, shape)
-    return jnp.square(found - examples.images).mean()
+    found = nets.invert(variables, bins, groups.labels, examples.images.shape[1:])
+    wanted = jax.vmap(metrics.match)(groups.images, lax.stop_gradient(found))
+    return jnp.square(found - wanted).mean()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def bin_scale(
-    module: nn.Module, chain: tuple[str, ...], context: Updates, examples: Examples
+    module: nn.Module, chain: tuple[str, ...], images: int, context: Updates, examples: Examples
 ) -> dict[str, Float[Array, " bin"]]:
     """Mean and standard deviation of each bin over the updates of some images."""
 
     def one(index):
         own = jax.random.fold_in(jax.random.key(0), index)
-        return update_bins(module, chain, context, examples.take(index[None]), own)[0]
+        group = examples.take(index * images + jnp.arange(images))
+        return update_bins(module, chain, context, in_groups(group, images), own)[0]
 
-    bins = lax.map(one, jnp.arange(len(examples.labels)))
+    bins = lax.map(one, jnp.arange(len(examples.labels) // images))
     return {"mean": bins.mean(axis=0), "std": bins.std(axis=0) + LEAST_STD}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxinv import defenses, networks
-from jaxinv.attacks.gradient_matching import can_meet, may_be_surrogate, may_drop_gradients
+from jaxinv.attacks.gradient_matching import LEARNED, can_meet, may_be_surrogate, may_drop_gradients
 from jaxinv.attacks.priors import needing
 from jaxinv.attacks.representations import REPRESENTATIONS
 from jaxinv.errors import UserError
@@ -42,10 +42,22 @@ def _learned(cell: Cell) -> Iterator[str]:
             f"--prior-denoiser {cell.prior_denoiser:g}: of --attack {cell.attack} the denoiser's "
             "share in what is believed; give 1 at the most"
         )
-    if "inverter" in cell.family().reads and cell.inverter is None:
+    begins = cell.init == LEARNED
+    if cell.uses_inverter() and cell.inverter is None:
+        asked = "--init learned" if begins else f"--attack {cell.attack}"
         yield (
-            f"--attack {cell.attack}: of an inverter that was trained; give --inverter "
+            f"{asked}: of an inverter that was trained; give --inverter "
             "(python -m jaxinv.train --inverter makes them)"
+        )
+    if begins and cell.labels == "joint":
+        yield "--init learned: an inverter takes labels as given; use --labels known, or a rule"
+    if (
+        begins
+        and max(cell.local().steps(cell.images), cell.attacker().local.steps(cell.images)) > 1
+    ):
+        yield (
+            "--init learned: of one gradient; leave --client-epochs, --client-batch and "
+            "--assumed-batch out"
         )
 
 
@@ -226,6 +238,8 @@ def _idle(cell: Cell) -> Iterator[tuple[str, str]]:
         yield "init", f"--representation {cell.representation} draws its own start; leave it out"
     if cell.prior_schedule != "constant" and not cell.priors():
         yield "prior_schedule", "no prior has a weight; give one, such as --tv, or leave it out"
+    if cell.inverter is not None and not cell.uses_inverter():
+        yield "inverter", "of --init learned; give it, or leave the inverter out"
     for kind in ("denoiser", "autoencoder"):
         default = Cell.model_fields[kind].default
         if getattr(cell, kind) != default and kind not in cell.learned():
@@ -271,6 +285,8 @@ def _plan(plan: Plan, cells: Sequence[Cell]) -> Iterator[str]:
         yield "--memory: a closed form takes what it takes; leave it out"
     if plan.data_dir is not None and all(cell.dataset == "tiles" for cell in cells):
         yield "--data-dir: the tiles ship with the package; leave it out"
+    if plan.seeds > 1 and any(cell.init == LEARNED for cell in cells):
+        yield f"--seeds {plan.seeds}: of --init learned all are the same; give --seeds 1"
     coupled = [name for cell in cells for name in cell.couplings()]
     if coupled and plan.seeds == 1:
         yield f"{flag(coupled[0])}: looks at a target's other seeds; give --seeds 2 or more"
@@ -334,6 +350,10 @@ def _learning(training: Training, given: Collection[str]) -> Iterator[str]:
         for name in OF_VICTIMS:
             if name in given:
                 yield f"{flag(name)}: of a network that is attacked, not of {asked}; leave it out"
+    if training.images > 1 and not training.inverter:
+        yield "--images: of the updates that an inverter learns from; give --inverter"
+    if training.batch % training.images:
+        yield f"--images {training.images}: does not divide --batch {training.batch}"
     if training.defense != defenses.NONE and not training.inverter:
         yield "--defense: of the updates that an inverter learns from; give --inverter"
     if training.defense == VICTIMS_OWN:

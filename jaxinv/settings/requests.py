@@ -77,9 +77,12 @@ class Training(Strict):
     inverter: FilePath | None = setting(
         "attack",
         None,
-        "Train an inverter of this trained network's updates, of one image each, instead: the "
-        "name or folder of a checkpoint.",
+        "Train an inverter of this trained network's updates instead: the name or folder of a "
+        "checkpoint.",
         "NAME|DIR",
+    )
+    images: int = setting(
+        "attack", 1, "Images behind each update that an inverter learns from.", ge=1, le=MOST_COUNT
     )
     defense: Annotated[str, AfterValidator(spell_chain)] = setting(
         "defense",

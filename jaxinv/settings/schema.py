@@ -20,6 +20,7 @@ from jaxinv.attacks.gauss_newton import PRIOR_INITS
 from jaxinv.attacks.gradient_matching import (
     INITS,
     LAYERS,
+    LEARNED,
     OPTIMIZERS,
     PRIOR_SCHEDULES,
     RATES,
@@ -252,11 +253,11 @@ class Cell(Strict):
     schedule: Annotated[str, of_tables(SCHEDULES)] = setting(
         "attack", "step", "Learning-rate schedule."
     )
-    init: Annotated[str, of_tables(INITS, PRIOR_INITS)] = setting(
+    init: Annotated[str, of_tables(INITS, (LEARNED,), PRIOR_INITS)] = setting(
         "attack",
         "normal",
-        "Distribution of the initial image. For the second-order attacks: mean "
-        "of the image prior, or a draw from it (prior).",
+        "Distribution of the initial image, or what --inverter finds (learned). For the "
+        "second-order attacks: mean of the image prior, or a draw from it (prior).",
     )
     box: bool = setting("attack", True, "Whether pixels are clipped to [0, 1] after each step.")
     iterations: int = setting("attack", 500, "Steps of the attack.", ge=1, le=MOST_COUNT)
@@ -333,7 +334,8 @@ class Cell(Strict):
     inverter: FilePath | None = setting(
         "attack",
         None,
-        "Trained inverter of --attack learned: the name or folder of a checkpoint.",
+        "Trained inverter of --attack learned or --init learned: the name or folder of a "
+        "checkpoint.",
         "NAME|DIR",
     )
 
@@ -442,8 +444,12 @@ class Cell(Strict):
         """The checkpoints of what the attacker has trained and uses, by kind."""
         read = self.family().reads
         kinds = [PRIORS[name].learned for name in self.priors() if name in read]
-        kinds += ["inverter"] if "inverter" in read else []
+        kinds += ["inverter"] if self.uses_inverter() else []
         return {kind: getattr(self, kind) for kind in kinds if kind}
+
+    def uses_inverter(self) -> bool:
+        """Whether a trained inverter is the attack, or where it begins."""
+        return "learned" in (self.init, self.attack)
 
     def family(self) -> Family:
         """The kind of attack."""
