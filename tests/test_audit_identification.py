@@ -1,5 +1,7 @@
 """Which images are in an update: exact where the algebra says so, chance where nothing is said."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -185,6 +187,20 @@ def test_known_gradients_give_the_same_shortlist(scene):
         np.testing.assert_array_equal(np.sort(kept.picks), np.sort(passed.picks))
         own = [np.take_along_axis(x.scores, members, axis=1) for x in (kept, passed)]
         np.testing.assert_allclose(*own, rtol=0.05)
+
+
+@pytest.mark.parametrize("defense", ["none", "noise:1e-4", "prune:0.5", "quantize:8,clip:1"])
+def test_a_defense_may_follow(scene, defense):
+    """Updates defended afterwards, by the same draws, are those of clients who defend."""
+    members, rules = games.draw(3, 3, N), games.Rules(3, defense=defense)
+    assert games.may_follow(rules)
+    bare = games.share(*scene, members, games.Rules(3)).targets
+    wanted, found = games.share(*scene, members, rules).targets, games.send(bare, rules)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), found, wanted)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for other in (games.Rules(3, defense="dpsgd:1:1"), games.Rules(3, defense="soteria:0.5")):
+        assert not games.may_follow(other)
+    assert not games.may_follow(games.Rules(2, defense="sign", local=client.Local(2)))
 
 
 def test_one_that_was_left_out_stands_out_of_the_rest():

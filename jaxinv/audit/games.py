@@ -11,16 +11,18 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jaxtyping import Float, Int
 
 from jaxinv import client, defenses, rng
 from jaxinv.audit import identification as ident
 from jaxinv.audit import measuring
 from jaxinv.audit.intervals import Share, clopper_pearson, mean_share
-from jaxinv.defenses.base import DefenseKnowledge
-from jaxinv.engine.targets import ClientSettings, SharedUpdates, make_targets
+from jaxinv.defenses.base import DefenseKnowledge, PublicFacts
+from jaxinv.engine.targets import ClientSettings, SharedUpdates, make_targets, noise_keys
 from jaxinv.networks.inspect import classifier_path
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
@@ -141,6 +143,43 @@ def share(
         rules.client_lr,
         strengths=defenses.strengths(chain),
     )
+
+
+def may_follow(rules: Rules) -> bool:
+    """Whether the defense needs no more than the update, so that `send` may apply it afterwards."""
+    chain = defenses.names(defenses.parse(rules.defense))
+    of_update = not defenses.asks_for_classifier(chain) and not any(
+        defenses.DEFENSES[name].of_each_image for name in chain
+    )
+    return of_update and rules.local.steps(rules.images) == 1
+
+
+def send(bare: Target, rules: Rules) -> Target:
+    """Puts updates without a defense through that of the rules: what `share` would have given.
+
+    Args:
+      bare: with a leading axis of games.
+      rules: such that they `may_follow`.
+    """
+    chain = defenses.parse(rules.defense)
+    keys = noise_keys(range(len(bare.labels)), [0] * len(bare.labels))
+    sent = _defended(
+        defenses.names(chain), rules.images, bare.update, defenses.strengths(chain), keys
+    )
+    return bare._replace(update=sent[0], defense_knowledge=sent[1])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _defended(names, images, updates, strengths, keys):
+    strengths = jax.tree.map(jnp.float32, strengths)
+
+    def one(arguments):
+        update, key = arguments
+        update = defenses.defend(names, update, strengths, key, None)
+        facts = PublicFacts((), images)
+        return update, defenses.adapt(names, strengths, update, facts) if names else ()
+
+    return lax.map(one, (updates, keys))
 
 
 def play(

@@ -60,8 +60,8 @@ def _table(
     table = Table(asked, name)
     for victim in asked.victims:
         scene = load(victim, asked.candidates)
-        for defense in asked.defenses:
-            for images in asked.batches:
+        for images in asked.batches:
+            for defense in asked.defenses:
                 for rules in variants(scene.rules(asked, images, defense, asked.method)):
                     _play(table, asked, scene, rules, scene.play)
     return table

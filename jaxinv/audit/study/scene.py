@@ -3,7 +3,7 @@
 import csv
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxinv import data
 from jaxinv.audit import games, measuring
 from jaxinv.audit import identification as ident
 from jaxinv.audit.intervals import Share
-from jaxinv.types import Normalization
+from jaxinv.types import Normalization, Target
 from jaxinv.victim import checkpoints
 from jaxinv.victim.untrained import untrained
 
@@ -68,6 +68,7 @@ class Scene:
     pool: games.Pool
     dataset: data.Dataset
     trained: bool
+    shared: dict[bytes, Target] = field(default_factory=dict)  # by the members of the games
 
     @functools.cached_property
     def candidates(self) -> measuring.Candidates:
@@ -96,8 +97,21 @@ class Scene:
         return games.Rules(images, method, defense, shortlist=asked.shortlist)
 
     def play(self, members: Any, rules: games.Rules) -> games.Played:
-        """Plays games among the candidates."""
-        return games.play(self.network, self.pool, members, rules, self.known_rows)
+        """Plays games among the candidates; one client is compiled for most defenses together."""
+        if not games.may_follow(rules):
+            return games.play(self.network, self.pool, members, rules, self.known_rows)
+        targets = games.send(self._bare(members, rules.images), rules)
+        kept = self.candidates, targets, members, rules, self.known_rows
+        return games.answer(self.network, *kept)
+
+    def _bare(self, members: Any, images: int) -> Target:
+        """What clients share without a defense, of the last size that was asked for kept."""
+        key = members.tobytes()
+        if key not in self.shared:
+            self.shared.clear()
+            rules = games.Rules(images)
+            self.shared[key] = games.share(self.network, self.pool, members, rules).targets
+        return self.shared[key]
 
     def play_exactly(self, members: Any, rules: games.Rules) -> games.Played:
         """The same without a defense, by exact products where `play` has those of sketches."""
