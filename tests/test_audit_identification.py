@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from jaxinv import client
+from jaxinv import client, defenses
 from jaxinv.audit import games, measuring
 from jaxinv.audit import identification as ident
 from jaxinv.audit.intervals import clopper_pearson, mean_share
@@ -189,7 +189,17 @@ def test_known_gradients_give_the_same_shortlist(scene):
         np.testing.assert_allclose(*own, rtol=0.05)
 
 
-@pytest.mark.parametrize("defense", ["none", "noise:1e-4", "prune:0.5", "quantize:8,clip:1"])
+FOLLOWING = ["noise:1e-4", "laplace:1e-4", "clip:0.1", "prune:0.5", "prune-layer:0.5", "top-k:20"]
+FOLLOWING += ["sign", "quantize:8", "relative:0.5"]
+
+
+def test_all_that_may_follow_are_tried():
+    """So that one which asks for more than the update is found."""
+    names = {part.partition(":")[0] for part in FOLLOWING}
+    assert names == set(defenses.DEFENSES) - {"dpsgd", "soteria"}
+
+
+@pytest.mark.parametrize("defense", ["none", *FOLLOWING])
 def test_a_defense_may_follow(scene, defense):
     """Updates defended afterwards, by the same draws, are those of clients who defend."""
     members, rules = games.draw(3, 3, N), games.Rules(3, defense=defense)

@@ -281,6 +281,11 @@ def test_simulations(name):
     keeps_promises(lab(), target, method, at_truth=1e-5 if name == "unrolled" else 1e-2)
 
 
+def test_a_share_of_the_entries():
+    """Another share for every step, whose losses do not compare."""
+    keeps_promises(lab(), plain(), PLAIN.replace(entries=0.5), falls=False)
+
+
 @pytest.mark.parametrize("name", EXCHANGES)
 def test_exchanges(name):
     """What a seed goes on from is moved a little, and its loss may rise."""

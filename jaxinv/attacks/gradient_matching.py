@@ -139,8 +139,8 @@ PRIOR_SCHEDULES: dict[str, Callable[[Array], Array]] = {
 def deep_first(depth: float, progress: Float[Array, ""]) -> Float[Array, ""]:
     """Weight of a layer: the deepest fifth alone at first, all after a quarter of the way.
 
-    References: Ye et al. 2024 (by tensors numbered from the input; there with a random mask of the
-      entries too, and without the first five tensors to the end).
+    References: Ye et al. 2024 (by tensors numbered from the input, and without the first five
+      tensors to the end).
     """
     return (depth > 0.8 * (1 - 4 * progress)).astype(progress.dtype)
 
@@ -155,6 +155,17 @@ SIMULATIONS = {
     "surrogate": "one gradient at a place on the way from the first parameters to the last",
 }
 MIDWAY, PACE = 0.5, 1e-3  # of that place: where it starts, and the rate of its own Adam
+
+
+def mask(key: Array, share: float | Array, shared: PyTree) -> PyTree:
+    """Weights of an update's entries, 1 for a random share of them and else 0.
+
+    References: Ye et al. 2024 (0.7, drawn anew for every step).
+    """
+    leaves, structure = jax.tree.flatten(shared)
+    keys = jax.random.split(key, len(leaves))
+    drawn = (jax.random.bernoulli(k, share, x.shape).astype(x.dtype) for k, x in zip(keys, leaves))
+    return structure.unflatten(drawn)
 
 
 class Numbers(NamedTuple):
@@ -203,6 +214,7 @@ class Method(Attack):
     sign: str | Callable = "hard"
     schedule: str | Callable = "step"
     layers: str | Callable = "all"  # that are compared, by the progress
+    entries: float = 1.0  # share of their entries that each step compares
     prior_schedule: str | Callable = "constant"
     exchange: str | Exchange = "none"  # between the seeds of a target
     simulation: str = "unrolled"  # of the client's local steps
@@ -278,7 +290,8 @@ class Method(Attack):
         else:
             parameters = moved.to_parameters(canvas, initial.images)
         here = Moved(parameters, initial.logits)
-        own = None if named(EXCHANGES, self.exchange) is None else jax.random.fold_in(key, 2)
+        draws = self.entries < 1 or named(EXCHANGES, self.exchange) is not None
+        own = jax.random.fold_in(key, 2) if draws else None
         optimizer = named(OPTIMIZERS, self.optimizer)().init(here)
         surrogate = None
         if self.simulation == "surrogate":
@@ -293,6 +306,7 @@ class Method(Attack):
         candidate: Candidate,
         progress: Float[Array, ""],
         place: Float[Array, ""] | None = None,
+        entries: PyTree | None = None,
     ) -> tuple[Comparison, PyTree, PyTree]:
         """Compares the update that a candidate would cause with the target's.
 
@@ -302,6 +316,7 @@ class Method(Attack):
           progress: in [0, 1).
           place: of the surrogate, whose gradient of all images stands for all local steps; None
             where these are unrolled.
+          entries: weights of the updates' entries; None for 1.
 
         Returns:
           The comparison, the candidate's update (() where no weight gradients are kept), and the
@@ -330,6 +345,8 @@ class Method(Attack):
         if self.defense:
             known_weights = target.defense_knowledge.weights
             weights = known_weights if weights is None else optax.tree.mul(weights, known_weights)
+        if entries is not None:
+            weights = entries if weights is None else optax.tree.mul(weights, entries)
         return compare(update, target.update, weights), update, statistics
 
     def step(
@@ -345,10 +362,18 @@ class Method(Attack):
             return Candidate(to_images(canvas, moved.parameters, progress), moved.logits)
 
         place = None if state.surrogate is None else state.surrogate.place
+        entries = None
+        if self.entries < 1:
+            of_step = jax.random.fold_in(jax.random.fold_in(state.key, 1), index)
+            # What is reported of the last candidate is of all entries.
+            share = jnp.where(index < numbers.iterations, self.entries, 1.0)
+            entries = mask(of_step, share, known.target.update)
 
         def loss(moved, place):
             candidate = shown(moved)
-            between, update, statistics = self.compare(numbers, known, candidate, progress, place)
+            between, update, statistics = self.compare(
+                numbers, known, candidate, progress, place, entries
+            )
             view = View(
                 candidate.images,
                 update,
@@ -436,6 +461,8 @@ def check(method: Method) -> None:
         name = getattr(method, field)
         if isinstance(name, str) and name not in table:
             raise UserError(f"method.{field}={name!r}: unknown; known are {', '.join(table)}")
+    if not 0 < method.entries <= 1:
+        raise UserError(f"method.entries={method.entries:g}: a share; give one above 0, at most 1")
     if method.optimizer == "lbfgs" and method.sign != "none":
         raise UserError("method.optimizer='lbfgs': needs the gradient itself; use sign='none'")
     if not can_meet(method.exchange, method.representation):
@@ -456,6 +483,7 @@ STATIC = (
     "sign",
     "schedule",
     "layers",
+    "entries",
     "prior_schedule",
     "exchange",
     "simulation",
@@ -478,7 +506,11 @@ def make(settings: Any, assumed: Assumed) -> Method:
         classifier=assumed.classifier,
         gram=gram.choose_rule(settings.gram, settings.objective)
         if may_drop_gradients(
-            priors, assumed.local.steps(assumed.images), assumed.defense, settings.simulation
+            priors,
+            assumed.local.steps(assumed.images),
+            assumed.defense,
+            settings.simulation,
+            settings.entries,
         )
         else None,
     )
@@ -501,7 +533,11 @@ def may_be_surrogate(
 
 
 def may_drop_gradients(
-    priors: Iterable[str], steps: int, defense: Sequence[str] = (), simulation: str = "unrolled"
+    priors: Iterable[str],
+    steps: int,
+    defense: Sequence[str] = (),
+    simulation: str = "unrolled",
+    entries: float = 1.0,
 ) -> bool:
     """Whether nothing asks for the candidate's weight gradients themselves.
 
@@ -510,9 +546,10 @@ def may_drop_gradients(
       steps: of the client, as the attacker takes it.
       defense: names that the attacker knows.
       simulation: one of `SIMULATIONS`.
+      entries: share of the update's that are compared.
     """
     one = steps == 1 or simulation == "surrogate"
-    return one and not defense and not needing("update", priors)
+    return one and not defense and not needing("update", priors) and entries == 1
 
 
 FAMILY = Family(

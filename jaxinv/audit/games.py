@@ -163,20 +163,18 @@ def send(bare: Target, rules: Rules) -> Target:
     """
     chain = defenses.parse(rules.defense)
     keys = noise_keys(range(len(bare.labels)), [0] * len(bare.labels))
-    sent = _defended(
-        defenses.names(chain), rules.images, bare.update, defenses.strengths(chain), keys
-    )
+    sent = _defended(defenses.names(chain), bare.update, defenses.strengths(chain), keys)
     return bare._replace(update=sent[0], defense_knowledge=sent[1])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _defended(names, images, updates, strengths, keys):
+@functools.partial(jax.jit, static_argnums=0)
+def _defended(names, updates, strengths, keys):
     strengths = jax.tree.map(jnp.float32, strengths)
+    facts = PublicFacts((), 1)  # what these defenses add depends on neither: compiled once for all
 
     def one(arguments):
         update, key = arguments
         update = defenses.defend(names, update, strengths, key, None)
-        facts = PublicFacts((), images)
         return update, defenses.adapt(names, strengths, update, facts) if names else ()
 
     return lax.map(one, (updates, keys))

@@ -503,7 +503,9 @@ def _with_priors(method: Method, priors: Mapping, victim: _Victim, client: _Clie
             "method.simulation='surrogate': of several local steps, with objective='cosine' and "
             "without defense= and prior_epoch_order"
         )
-    if not may_drop_gradients(priors, client.steps, client.chain, method.simulation):
+    if not may_drop_gradients(
+        priors, client.steps, client.chain, method.simulation, method.entries
+    ):
         return method.replace(gram=None)
     return method if method.gram else method.replace(gram=choose_rule("auto", method.objective))
 

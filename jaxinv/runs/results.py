@@ -34,7 +34,7 @@ from jaxinv.metrics import Scores
 from jaxinv.settings.fields import kind_of
 from jaxinv.settings.schema import Cell, Text
 
-SCHEMA_VERSION = 13
+SCHEMA_VERSION = 14
 
 # What `metrics.score` says of a trial; its PSNR by image stands in columns of its own.
 SCORES = tuple(name for name in Scores._fields if not name.startswith("psnr_"))

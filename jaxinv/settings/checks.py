@@ -259,12 +259,17 @@ def _idle(cell: Cell) -> Iterator[tuple[str, str]]:
     if cell.shuffled and whole and not needing("epochs", cell.priors()):
         yield "shuffled", "an epoch of one step has no order; give --client-batch, or leave it out"
     dropped = may_drop_gradients(
-        cell.priors(), attacker.local.steps(attacker.images), attacker.defense, cell.simulation
+        cell.priors(),
+        attacker.local.steps(attacker.images),
+        attacker.defense,
+        cell.simulation,
+        cell.entries,
     )
     if cell.gram == "on" and not dropped:
         yield (
             "gram",
-            "of one gradient, blind to the defense, without --prior-features; leave it out",
+            "of one gradient and all its entries, blind to the defense, without --prior-features; "
+            "leave it out",
         )
 
 

@@ -222,6 +222,13 @@ class Cell(Strict):
         "Layers whose updates are compared: all of them, or the deepest first and all after a "
         "quarter of the steps (deep_first).",
     )
+    entries: float = setting(
+        "attack",
+        1.0,
+        "Share of the update's entries that each step compares, drawn anew for every step.",
+        gt=0,
+        le=1,
+    )
     exchange: Annotated[str, of_tables(EXCHANGES)] = setting(
         "attack",
         "none",
