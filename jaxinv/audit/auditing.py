@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxinv import client, defenses, metrics
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import Method
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.audit import ceiling as ceilings
-from jaxinv.audit import dp, games, server
+from jaxinv.audit import dp, games, measuring, server
 from jaxinv.client.capacity import Capacity, capacity
 from jaxinv.data.image_prior import ImagePrior
 from jaxinv.engine.likeness import Judge, Likeness, Lineup, likeness, line_up
@@ -31,7 +31,7 @@ from jaxinv.invert import invert
 from jaxinv.machine import runtime
 from jaxinv.networks import kinks
 from jaxinv.privacy import accounting
-from jaxinv.types import Normalization, PyTree, Truth
+from jaxinv.types import Normalization, PyTree, Target, Truth
 
 # A short attack: its name, the method, its steps. `second_order` is the other.
 FIRST_ORDER = "gradient matching through a generator", Method(representation="generator"), 500
@@ -129,20 +129,8 @@ def audit(
     drawn = games.draw(setting.games, count, len(pool.labels), setting.seed)
     members = np.concatenate([np.arange(count)[None], drawn])  # its own game is the first
     network = games.network(module, variables, normalization)
-    rules = games.Rules(count, setting.method, setting.defense, setting.local, setting.client_lr)
-    if not setting.labels_known:
-        logits = jax.eval_shape(
-            functools.partial(module.apply, variables), images[:1] / np.float32(255)
-        )
-        rules = rules._replace(classes=logits.shape[-1])
-    targets = games.share(network, pool, members, rules).targets
-    if update is not None:
-        sent = jax.tree.map(lambda x, own: x.at[0].set(own), targets.update, update)
-        targets = targets._replace(update=sent)
-    own = jax.tree.map(lambda x: x[0], targets)
     candidates = network.normalize(pool)
-    rows = games.known_rows(network, candidates)
-    played = games.answer(network, candidates, targets, members, rules, rows)
+    own, played = _play(network, pool, candidates, members, update, setting)
     outcome = games.count(games.Played(*(x[1:] for x in played)))
     imprinted = fished = None
     if setting.imprint_bins is not None:
@@ -180,6 +168,36 @@ def audit(
         epsilon_shown=shown,
         truth=np.asarray(truth.images),
     )
+
+
+def _play(
+    network: games.Network,
+    pool: games.Pool,
+    candidates: measuring.Candidates,
+    members: Int[np.ndarray, "game image"],
+    update: PyTree | None,
+    setting: Setting,
+) -> tuple[Target, games.Played]:
+    """Plays the games of an audit; the first is of the client's own update, which is returned.
+
+    Args:
+      network, pool, members: as in `games.play`.
+      candidates: the pool as the network sees it.
+      update: what the client sends; None: it is computed.
+      setting: of the audit.
+    """
+    count = members.shape[1]
+    rules = games.Rules(count, setting.method, setting.defense, setting.local, setting.client_lr)
+    if not setting.labels_known:
+        of_one = functools.partial(network.module.apply, network.variables)
+        rules = rules._replace(classes=jax.eval_shape(of_one, candidates.images[:1]).shape[-1])
+    targets = games.share(network, pool, members, rules).targets
+    if update is not None:
+        sent = jax.tree.map(lambda x, own: x.at[0].set(own), targets.update, update)
+        targets = targets._replace(update=sent)
+    rows = games.known_rows(network, candidates)
+    played = games.answer(network, candidates, targets, members, rules, rows)
+    return jax.tree.map(lambda x: x[0], targets), played
 
 
 def _rank_psnr(
