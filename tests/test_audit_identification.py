@@ -213,6 +213,32 @@ def test_a_defense_may_follow(scene, defense):
     assert not games.may_follow(games.Rules(2, defense="sign", local=client.Local(2)))
 
 
+def test_private_updates_of_kept_gradients(scene):
+    """Without noise those of clients with DP-SGD; with it, noise of the stated size around them."""
+    network, pool = scene
+    candidates = network.normalize(pool)
+    rows, members = games.known_rows(network, candidates)(), games.draw(3, 3, N)
+    norms = np.linalg.norm(rows.rows, axis=1)
+    clip = float(np.median(norms))
+
+    def sent(multiplier):
+        rules = games.Rules(3, defense=f"dpsgd:{clip}:{multiplier}")
+        own = games.send_private(rows, network.params, pool.labels, members, rules)
+        return own, games.share(*scene, members, rules).targets
+
+    own, wanted = sent(0)
+    for x, y in zip(*(jax.tree.leaves(t.update) for t in (own, wanted))):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6)
+    noisy, wanted = sent(2)
+    noise = np.concatenate(
+        [np.ravel(x - y) for x, y in zip(*(jax.tree.leaves(t.update) for t in (noisy, own)))]
+    )
+    np.testing.assert_allclose(noise.std(), 2 * clip / 3, rtol=0.02)
+    for name in ("strengths", "variances"):
+        both = (getattr(t.defense_knowledge, name) for t in (noisy, wanted))
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), *both)
+
+
 def test_one_that_was_left_out_stands_out_of_the_rest():
     """Ten candidates alike hide an eleventh of the update from the first shortlist of ten."""
     random = np.random.default_rng(11)

@@ -180,6 +180,40 @@ def _defended(names, updates, strengths, keys):
     return lax.map(one, (updates, keys))
 
 
+def send_private(
+    rows: measuring.Rows,
+    params: PyTree,
+    labels: Int[np.ndarray, " candidate"],
+    members: Int[np.ndarray, "game image"],
+    rules: Rules,
+) -> Target:
+    """What clients with DP-SGD share, from the gradients of the candidates that they are.
+
+    The same as `share` in distribution, without computing every image's gradient again.
+
+    Args:
+      rows: the candidates' gradients.
+      params: whose shapes the updates have.
+      labels: of the candidates.
+      members: of each game.
+      rules: their defense is "dpsgd:CLIP:MULTIPLIER".
+    """
+    (name, (clip, multiplier)), *others = defenses.parse(rules.defense)
+    if name != "dpsgd" or others:
+        raise ValueError(f"{rules.defense}: dpsgd alone is wanted")
+    clipped, games = rows.clipped(clip).rows, len(members)
+    std = clip * multiplier / rules.images
+    random = np.random.default_rng([int(rng.Stream.DEFENSE), 0])
+    sent = np.stack([clipped[own].mean(axis=0) for own in members])
+    sent += np.float32(std) * random.standard_normal(sent.shape, np.float32)
+    leaves, structure = jax.tree.flatten(params)
+    parts = np.split(sent, np.cumsum(rows.sizes)[:-1], axis=1)
+    update = structure.unflatten([p.reshape(-1, *x.shape) for p, x in zip(parts, leaves)])
+    variances = structure.unflatten([np.full(games, std**2)] * len(leaves))
+    strengths = ((np.full(games, clip), np.full(games, multiplier)),)
+    return Target(update, labels[members], (), DefenseKnowledge(strengths, variances, ()))
+
+
 def play(
     network: Network,
     pool: Pool,

@@ -98,9 +98,13 @@ class Scene:
 
     def play(self, members: Any, rules: games.Rules) -> games.Played:
         """Plays games among the candidates; one client is compiled for most defenses together."""
-        if not games.may_follow(rules):
+        if games.may_follow(rules):
+            targets = games.send(self._bare(members, rules.images), rules)
+        elif rules.defense.startswith("dpsgd") and self.known_rows is not None:
+            own = self.known_rows(), self.network.params, self.candidates.labels
+            targets = games.send_private(*own, members, rules)
+        else:
             return games.play(self.network, self.pool, members, rules, self.known_rows)
-        targets = games.send(self._bare(members, rules.images), rules)
         kept = self.candidates, targets, members, rules, self.known_rows
         return games.answer(self.network, *kept)
 
