@@ -9,12 +9,14 @@ from jaxtyping import Array, Float, Int
 from jaxinv import data, rng
 from jaxinv.audit import games, measuring, server
 from jaxinv.audit.intervals import clopper_pearson
-from jaxinv.audit.study.scene import Options, Row, Scene, Table, load, with_interval
+from jaxinv.audit.study.scene import TEST_IMAGES, Options, Row, Scene, Table, load, with_interval
 from jaxinv.errors import UserError
 from jaxinv.networks.inspect import Classifier, classifier_features, find_classifier, replace
 from jaxinv.types import PyTree, path_name
 
-KNOWN = 5000  # training images by which the server knows how features are distributed
+# Images by which the server knows how features are distributed: the network has not seen them, and
+# they are no candidates. Of images that it was trained on features lie elsewhere.
+KNOWN = range(TEST_IMAGES // 2, TEST_IMAGES)
 ALONE = 100.0  # D-SNR, of all layers in front of the last, from which on an image is alone there
 
 Layer = tuple[Array, Array]  # kernel [feature, class] and bias of the last dense layer
@@ -44,6 +46,8 @@ def fishing(asked: Options) -> None:
     whoever fishes within a class gets batches of that class.
     """
     table = Table(asked, "fishing")
+    if asked.candidates > KNOWN.start:
+        raise UserError(f"--candidates {asked.candidates}: {KNOWN.start} at the most")
     for name in asked.victims:
         scene = load(name, asked.candidates)
         place = find_classifier(scene.network.module, scene.network.variables, (32, 32, 3))
@@ -74,7 +78,7 @@ def fishing(asked: Options) -> None:
 
 def _known(scene: Scene, place: Classifier) -> dict[int, Known]:
     """What goes into the last layer for images that the server has, by class."""
-    own = data.load("cifar10", split="train", ids=KNOWN)
+    own = data.load("cifar10", split="test", ids=tuple(KNOWN))
     images = scene.network.normalize(games.Pool(own.images, own.labels)).images
     found = classifier_features(scene.network.module, scene.network.variables, images, place)
     classes = {int(c): np.asarray(found)[own.labels == c] for c in np.unique(own.labels)}
