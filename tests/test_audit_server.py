@@ -98,8 +98,8 @@ def test_fishing_leaves_one_class(scene):
     assert max(honest.d_snr.values()) < 1
 
 
-def test_fishing_within_a_class_leaves_what_is_below_the_threshold(scene):
-    """8 images of one class: with the edge above the lowest of a feature, that image is alone."""
+def test_fishing_within_a_class_leaves_what_is_above_the_threshold(scene):
+    """8 images of one class: with the edge below the highest of a feature, that image is alone."""
     victim, loss, params, images, _ = scene
     labels = jnp.full(8, 3, jnp.int32)
     place = find_classifier(victim.module, victim.variables, SHAPE)
@@ -107,13 +107,13 @@ def test_fishing_within_a_class_leaves_what_is_below_the_threshold(scene):
         classifier_features(victim.module, victim.variables, images[:8], place), np.float64
     )
     feature = server.most_normal(features)
-    lowest, second = np.argsort(features[:, feature])[:2]
-    edge = (features[lowest, feature] + features[second, feature]) / 2
+    second, highest = np.argsort(features[:, feature])[-2:]
+    edge = (features[highest, feature] + features[second, feature]) / 2
     layer = params["Dense_0"]["kernel"], params["Dense_0"]["bias"]
     kernel, bias = server.fish_feature(*layer, 3, feature, edge)
     fished = {**params, "Dense_0": {"kernel": kernel, "bias": bias}}
     batch, _ = client.gradient(loss, fished, images[:8], labels)
-    alone, _ = client.gradient(loss, fished, images[lowest][None], labels[:1])
+    alone, _ = client.gradient(loss, fished, images[highest][None], labels[:1])
     for name in ("Conv_0", "Conv_1", "Conv_2"):
         own = np.asarray(alone[name]["kernel"])
         error = np.abs(8 * batch[name]["kernel"] - own).max()

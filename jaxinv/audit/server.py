@@ -153,11 +153,12 @@ def fish_class(kernel: Array, bias: Array, target: int | Array) -> tuple[Array, 
 def fish_feature(
     kernel: Array, bias: Array, target: int | Array, feature: int, threshold: ArrayLike
 ) -> tuple[Array, Array]:
-    """The last layer under which a class's images have a gradient where a feature is low.
+    """The last layer under which a class's images have a gradient where a feature is high.
 
-    Above the threshold they are classified for sure, and no derivative comes back. For a batch of
-    one class: an image of another has it the other way round. Of B images one is alone below the
-    feature's 1/B quantile with a chance of (1 - 1/B)^(B - 1).
+    Below the threshold they are classified for sure, and no derivative comes back. For a batch of
+    one class: an image of another has it the other way round. Of B images one is alone above the
+    feature's 1 - 1/B quantile with a chance of (1 - 1/B)^(B - 1). (The paper has it below; behind a
+    ReLU many images share the lowest value.)
 
     Args:
       kernel: of the last dense layer, [feature, class].
@@ -166,8 +167,8 @@ def fish_feature(
       feature: by which its images are told apart.
       threshold: of that.
     """
-    fished = jnp.zeros_like(kernel).at[feature, target].set(FEATURE_WEIGHT)
-    return fished, jnp.zeros_like(bias).at[target].set(-FEATURE_WEIGHT * threshold)
+    fished = jnp.zeros_like(kernel).at[feature, target].set(-FEATURE_WEIGHT)
+    return fished, jnp.zeros_like(bias).at[target].set(FEATURE_WEIGHT * threshold)
 
 
 def most_normal(features: Float[np.ndarray, "image feature"]) -> int:

@@ -34,7 +34,7 @@ SERVERS: dict[str, Callable[[Layer, int, Known, int], Layer]] = {
     "honest": lambda layer, wanted, known, images: layer,
     "class": lambda layer, wanted, known, images: server.fish_class(*layer, wanted),
     "feature": lambda layer, wanted, known, images: server.fish_feature(
-        *layer, wanted, known.feature, np.quantile(known.values, 1 / images)
+        *layer, wanted, known.feature, np.quantile(known.values, 1 - 1 / images)
     ),
 }
 
@@ -117,7 +117,7 @@ def _look(
 
 
 def _expected(labels: Int[np.ndarray, " candidate"], images: int, kind: str) -> float:
-    """The share of updates of which one image is alone: of its class, or below the threshold."""
+    """The share of updates of which one image is alone: of its class, or above the threshold."""
     if kind == "honest":
         return 0.0
     if kind == "feature":
