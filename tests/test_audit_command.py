@@ -142,6 +142,7 @@ def test_command_audits_an_update_from_a_file(tmp_path, scene):
             "--candidates 3: an update of 2",
         ),
         (["--victim", "lenet_zhu-tiles", "--ids", "3", "--bins", "9"], "--bins: of an imprint"),
+        (["--victim", "lenet_zhu-tiles", "--ids", "3", "--amplify", "9"], "--amplify: of an impr"),
         (
             [
                 *("--victim", "lenet_zhu-tiles", "--ids", "3", "--server", "malicious"),

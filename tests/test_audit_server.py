@@ -46,9 +46,16 @@ def test_an_imprint_gives_every_image_alone_in_its_bin(scene):
     assert (found.weights != 0).sum() == len(set(bins))
 
 
-@pytest.mark.parametrize(("defense", "read_back"), [("none", True), ("noise:1", False)])
-def test_a_malicious_server_reads_as_many_as_expected(defense, read_back):
-    """Brightness normal over images, as the bins assume: B (1 - 1/k)^(B - 1) of them, or none."""
+@pytest.mark.parametrize(
+    ("defense", "amplify", "read_back"),
+    [("none", 1, True), ("noise:1", 1, False), ("noise:1", 1e9, True)],
+)
+def test_a_malicious_server_reads_as_many_as_expected(defense, amplify, read_back):
+    """Brightness normal over images, as the bins assume: B (1 - 1/k)^(B - 1) of them, or none.
+
+    With an amplified last layer nine in ten: one in ten images is classified rightly, without a
+    gradient.
+    """
     victim = untrained("lenet_zhu", classes=10, width=None, seed=0, image_shape=SHAPE)
     random = np.random.default_rng(2)
     images = random.normal(size=(400, *SHAPE)) + random.normal(size=(400, 1, 1, 1))
@@ -57,7 +64,7 @@ def test_a_malicious_server_reads_as_many_as_expected(defense, read_back):
         victim.module, victim.variables, Normalization.of((0.5,) * 3, (0.25,) * 3)
     )
     candidates = measuring.Candidates(np.float32(images), labels)
-    found = server.play(network, candidates, games.draw(41, 8, 400), defense, 16)
+    found = server.play(network, candidates, games.draw(41, 8, 400), defense, 16, amplify)
     assert found.expected == pytest.approx((15 / 16) ** 7)
     assert found.exact.trials == 40
     if read_back:

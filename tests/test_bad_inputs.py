@@ -69,6 +69,8 @@ SETTINGS = [
     (["--attack", "imprint"], "--attack imprint: .*give --server malicious"),
     (["--bins", "9"], "--bins 9: of an imprint; give --server malicious, or leave it out"),
     (["--bins", "1", "--server", "malicious"], "--bins 1: .*greater than or equal to 2"),
+    (["--amplify", "10"], "--amplify 10.0: of an imprint; give --server malicious, or leave it"),
+    (["--amplify", "0.1"], "--amplify 0.1: .*greater than or equal to 1"),
     (["--attack", "bayes", "--lr", "0.1"], "--lr: --attack bayes does not use it"),
     (["--attack", "geiping", "--damping", "0.1"], "--damping: --attack geiping does not use it"),
     (["--attack", "analytic", "--polish", "3"], "--polish: --attack analytic does not use it"),

@@ -44,6 +44,7 @@ CHANGES = {
     "shuffled": (LOCAL, True),
     "server": ({}, "malicious"),
     "bins": ({"server": "malicious"}, 16),
+    "amplify": ({"server": "malicious"}, 10.0),
     "assumed_images": ({"images": 2, "labels": "counts"}, 1),
     "assumed_batch": (LOCAL, 2),
     "assumed_lr": (LOCAL, 0.1),
@@ -165,7 +166,7 @@ REFUSED = {
     | DENOISED
     | NO_CLOSED_FORM
     | {"width", "network_seed", "defense", "attack", "images", "grouping", "assumed_images"}
-    | {"server", "bins"},
+    | {"server", "bins", "amplify"},
 }
 MEASURED = ("psnr", "ssim", "mse", "objective", "prior", "label_accuracy", "update_error", "status")
 

@@ -50,6 +50,7 @@ class Setting(NamedTuple):
     reconstruct: bool = True
     seed: int = 0  # of the games
     imprint_bins: int | None = None  # of a malicious server's; None: the server is honest
+    amplify: float = 1.0  # its factor on the last layer
 
 
 class Found(NamedTuple):
@@ -134,7 +135,9 @@ def audit(
     outcome = games.count(games.Played(*(x[1:] for x in played)))
     imprinted = fished = None
     if setting.imprint_bins is not None:
-        imprinted = server.play(network, candidates, members, setting.defense, setting.imprint_bins)
+        imprinted = server.play(
+            *(network, candidates, members, setting.defense), setting.imprint_bins, setting.amplify
+        )
         fished = server.fish(network, candidates, members)
     truth = Truth(jnp.asarray(images / np.float32(255)), jnp.asarray(image_labels))
     room = capacity(module, variables, pool.images.shape[1:])

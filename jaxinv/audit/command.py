@@ -75,6 +75,7 @@ def run(asked: requests.Auditing) -> None:
         reconstruct=not asked.quick,
         seed=asked.seed,
         imprint_bins=asked.bins if asked.server == "malicious" else None,
+        amplify=asked.amplify,
     )
     found = audit(
         victim.module,

@@ -25,7 +25,7 @@ from jaxinv.attacks.imprint import read
 from jaxinv.audit import measuring
 from jaxinv.audit.intervals import Share, mean_share
 from jaxinv.engine.targets import noise_keys
-from jaxinv.networks.imprint import LAYER, expected_alone, imprinted
+from jaxinv.networks.imprint import LAYER, amplified, expected_alone, imprinted
 from jaxinv.networks.inspect import find_classifier
 from jaxinv.types import PyTree, path_name
 
@@ -43,6 +43,7 @@ class Imprinted(NamedTuple):
     exact: Share  # of an update's images that are read off it, above `EXACT` dB
     expected: float  # of them, where bins hold the same share of images and no defense is there
     bins: int
+    amplify: float  # of the last layer
     own: int  # of the first game's images
 
 
@@ -52,6 +53,7 @@ def play(
     members: Int[np.ndarray, "game image"],
     defense: str,
     bins: int,
+    amplify: float = 1.0,
 ) -> Imprinted:
     """Lets clients share updates of a network behind an imprint, and reads them.
 
@@ -61,10 +63,14 @@ def play(
       members: of each game.
       defense: the client's.
       bins: of the imprint.
+      amplify: factor on the network's last layer.
     """
     images, labels = np.asarray(candidates.images), np.asarray(candidates.labels)
     known = images.reshape(len(images), -1).mean(axis=1)
-    module, variables = imprinted(*network[:2], images[0].size, bins, known)
+    variables = network.variables
+    if amplify != 1:
+        variables = amplified(network.module, variables, images.shape[1:], amplify)
+    module, variables = imprinted(network.module, variables, images[0].size, bins, known)
     params, loss = variables["params"], client.loss_fn(module, variables)
     chain = defenses.parse(defense)
     keys = noise_keys(range(len(members)), [0] * len(members))
@@ -84,7 +90,8 @@ def play(
         shares.append((gaps < 10 ** (-EXACT / 10)).mean())
     count = members.shape[1]
     expected = expected_alone(count, bins) / count
-    return Imprinted(mean_share(np.array(shares[1:])), expected, bins, round(shares[0] * count))
+    exact, own = mean_share(np.array(shares[1:])), round(shares[0] * count)
+    return Imprinted(exact, expected, bins, amplify, own)
 
 
 class Fished(NamedTuple):

@@ -76,9 +76,10 @@ def _reconstruction(found: Audit, said: Verdict) -> None:
 def _server(found: Audit, said: Verdict) -> None:
     read, fished = found.imprinted, found.fished
     if read is not None:
+        louder = f" and multiplies its last layer by {read.amplify:g}" if read.amplify != 1 else ""
         said.anyone.append(
-            f"A server that puts an imprint of {read.bins:,} bins in front of the network reads "
-            f"{read.exact} of the images off such an update exactly (expected without a "
+            f"A server that puts an imprint of {read.bins:,} bins in front of the network{louder} "
+            f"reads {read.exact} of the images off such an update exactly (expected without a "
             f"defense: {read.expected:.1%}). Of this one: {read.own} of {found.images}."
         )
     if fished is not None and found.images > 1:

@@ -2,7 +2,8 @@
 
 Its units all measure the same, the mean pixel, and each is active above a threshold of its own: two
 neighbors differ by the images between their thresholds, so that one alone between two is in the
-update in numbers of its own, whatever the size of the batch (`jaxinv.attacks.imprint`).
+update in numbers of its own, whatever the size of the batch (`jaxinv.attacks.imprint`). The server
+may multiply the last layer too: all gradients in front of it grow with that, and noise does not.
 
 References: Fowl et al. 2022 (Robbing the Fed), arXiv 2110.13057.
 """
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxinv.errors import UserError
+from jaxinv.networks.inspect import find_classifier, replace, subtree
 from jaxinv.networks.layers import flatten
 from jaxinv.types import PyTree
 
@@ -57,6 +60,28 @@ def imprinted(
     within = {kind: {"network": tree} for kind, tree in variables.items()}
     within["params"][LAYER] = {"kernel": kernel, "bias": jnp.asarray(-edges, jnp.float32)}
     return Imprinted(module, bins), within
+
+
+def amplified(network: nn.Module, variables: PyTree, shape: tuple[int, ...], by: float) -> PyTree:
+    """The variables with the layer that makes the logits multiplied.
+
+    An image that is then classified rightly, and surely, has no gradient any more.
+
+    Args:
+      network, variables: of the network.
+      shape: of an image.
+      by: the factor.
+
+    Raises:
+      UserError: no one layer makes the logits.
+    """
+    place = find_classifier(network, variables, shape)
+    if place is None:
+        raise UserError("--amplify: no one layer makes this network's logits; leave it out")
+    params = variables["params"]
+    for path in filter(None, (place.kernel, place.bias)):
+        params = replace(params, path, by * subtree(params, path))
+    return {**variables, "params": params}
 
 
 def expected_alone(images: int, bins: int) -> float:

@@ -247,8 +247,9 @@ def _idle(cell: Cell) -> Iterator[tuple[str, str]]:
     one_step = "the client takes one step; give --client-epochs or --client-batch, or leave it out"
     if cell.width is not None and networks.NETWORKS[cell.model].width is None:
         yield "width", f"{cell.model} has one size; leave it out"
-    if cell.bins != Cell.model_fields["bins"].default and cell.server == "honest":
-        yield "bins", "of an imprint; give --server malicious, or leave it out"
+    for name in ("bins", "amplify"):
+        if getattr(cell, name) != _default(name) and cell.server == "honest":
+            yield name, "of an imprint; give --server malicious, or leave it out"
     if cell.grouping != "stored" and cell.images == 1:
         yield "grouping", "of several images; give --images, or leave it out"
     if cell.client_lr != _default("client_lr") and steps == 1:

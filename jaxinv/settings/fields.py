@@ -171,6 +171,13 @@ class Strict(BaseModel):
 
 # Of several commands.
 BINS = setting("network", 128, "Bins of a malicious server's imprint.", ge=2, le=10**5)
+AMPLIFY = setting(
+    "network",
+    1.0,
+    "Factor by which a malicious server multiplies the network's last layer: gradients grow with "
+    "it, and noise does not.",
+    ge=1,
+)
 DATA_DIR = setting(
     "data", None, "Folder of the tensorflow-datasets (default: $TFDS_DATA_DIR).", "DIR"
 )

@@ -165,8 +165,9 @@ def load_auditing(flags: Mapping[str, Any]) -> Auditing:
         )
     if len(asked.ids) % (asked.client_batch or 1):
         raise UserError(f"--client-batch {asked.client_batch}: does not divide the images of --ids")
-    if "bins" in given and asked.server == "honest":
-        raise UserError("--bins: of an imprint; ask for --server malicious")
+    for name in ("bins", "amplify"):
+        if name in given and asked.server == "honest":
+            raise UserError(f"--{name}: of an imprint; ask for --server malicious")
     chain = {name for name, _ in defenses.parse(asked.defense)}
     if asked.server == "malicious" and chain & {"dpsgd", "soteria"}:
         raise UserError(

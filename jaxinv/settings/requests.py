@@ -13,6 +13,7 @@ from jaxinv.client.kinds import AUTO, KINDS
 from jaxinv.data.image_prior import IMAGE_PRIORS
 from jaxinv.privacy.accounting import ACCOUNTANTS
 from jaxinv.settings.fields import (
+    AMPLIFY,
     BINS,
     DATA_DIR,
     JUDGE,
@@ -345,6 +346,7 @@ class Auditing(Strict):
         "attack", "honest", "Whether the server also tries parameters made to imprint images."
     )
     bins: int = BINS
+    amplify: float = AMPLIFY
     quick: bool = setting("attack", False, "Whether ceiling and reconstruction are left out.")
     seed: int = setting("attack", 0, "Seed of the games.", ge=0, le=MOST_SEED)
     out: FilePath = setting("output", "runs/audit", "Folder of the page and the numbers.", "DIR")

@@ -41,6 +41,7 @@ from jaxinv.errors import UserError
 from jaxinv.machine import runtime
 from jaxinv.machine.executors import EXECUTORS
 from jaxinv.settings.fields import (
+    AMPLIFY,
     BINS,
     DATA_DIR,
     JUDGE,
@@ -124,6 +125,7 @@ class Cell(Strict):
         "--attack imprint reads (malicious).",
     )
     bins: int = BINS
+    amplify: float = AMPLIFY
 
     batch_norm: Annotated[str, of_tables(BATCH_NORM)] = setting(
         "client",
