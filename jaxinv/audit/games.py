@@ -196,11 +196,9 @@ def send_private(
       params: whose shapes the updates have.
       labels: of the candidates.
       members: of each game.
-      rules: their defense is "dpsgd:CLIP:MULTIPLIER".
+      rules: their defense is "dpsgd:CLIP:MULTIPLIER" alone.
     """
-    (name, (clip, multiplier)), *others = defenses.parse(rules.defense)
-    if name != "dpsgd" or others:
-        raise ValueError(f"{rules.defense}: dpsgd alone is wanted")
+    ((_, (clip, multiplier)),) = defenses.parse(rules.defense)
     clipped, games = rows.clipped(clip).rows, len(members)
     std = clip * multiplier / rules.images
     random = np.random.default_rng([int(rng.Stream.DEFENSE), 0])

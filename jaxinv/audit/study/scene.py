@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxinv import data
+from jaxinv import data, defenses
 from jaxinv.audit import games, measuring
 from jaxinv.audit import identification as ident
 from jaxinv.audit.intervals import Share
@@ -98,9 +98,10 @@ class Scene:
 
     def play(self, members: Any, rules: games.Rules) -> games.Played:
         """Plays games among the candidates; one client is compiled for most defenses together."""
+        chain = defenses.names(defenses.parse(rules.defense))
         if games.may_follow(rules):
             targets = games.send(self._bare(members, rules.images), rules)
-        elif rules.defense.startswith("dpsgd") and self.known_rows is not None:
+        elif self.known_rows is not None and chain == ("dpsgd",):
             own = self.known_rows(), self.network.params, self.candidates.labels
             targets = games.send_private(*own, members, rules)
         else:
