@@ -162,7 +162,8 @@ class Learner(states.Resumable):
     def _recipe(self) -> dict[str, Any]:
         """Every setting that has a say in the parameters, as JSON knows it."""
         read = {"prior", "inverter", "dataset", "epochs", "lr", "schedule", "batch", "seed"}
-        read |= {"defense", "images"} if self.settings.inverter is not None else set()
+        read |= {"defense"} if self.settings.inverter is not None else set()
+        read |= {"images"} if self.settings.images > 1 else set()
         return self.settings.model_dump(include=read) | {"width": self.width}
 
     def _save(self) -> None:

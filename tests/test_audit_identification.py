@@ -234,6 +234,8 @@ def test_private_updates_of_kept_gradients(scene):
         [np.ravel(x - y) for x, y in zip(*(jax.tree.leaves(t.update) for t in (noisy, own)))]
     )
     np.testing.assert_allclose(noise.std(), 2 * clip / 3, rtol=0.02)
+    of_games = [x - y for x, y in zip(*(jax.tree.leaves(t.update) for t in (noisy, own)))]
+    assert np.abs(of_games[-1][0] - of_games[-1][1]).max() > 0.1 * noise.std()
     for name in ("strengths", "variances"):
         both = (getattr(t.defense_knowledge, name) for t in (noisy, wanted))
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), *both)

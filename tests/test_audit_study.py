@@ -1,11 +1,13 @@
 """The study's rows: kept as they come, not computed again; and its figure."""
 
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxinv.audit.intervals import Share
-from jaxinv.audit.study import figure, scene
+from jaxinv.audit.study import figure, fishing, scene
 
 
 @pytest.fixture
@@ -45,6 +47,22 @@ def test_sizes_of_updates_stand_beside_one_another(asked, capsys):
         "| a | none | 10.0% [0.0%, 100.0%] | 80.0% [0.0%, 100.0%] |",
         "| a | sign | 10.0% [0.0%, 100.0%] |  |",
     ]
+
+
+def test_how_often_a_server_that_fishes_has_one_image_alone():
+    """Of six images, two of each class: the others of a pair of any two are of the class in 1 of 5.
+
+    Counted over all batches of three too, and (1 - 1/3)^2 within a class.
+    """
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    assert fishing._expected(labels, 2, "class") == pytest.approx(4 / 5)
+    triples = list(itertools.permutations(range(6), 3))
+    alone = np.mean([(labels[list(t)] == labels[t[0]]).sum() == 1 for t in triples])
+    assert fishing._expected(labels, 3, "class") == pytest.approx(alone)
+    assert fishing._expected(labels, 3, "feature") == pytest.approx(4 / 9)
+    assert [fishing._expected(labels, b, "honest") for b in (1, 2)] == [1, 0]
+    batches = fishing._batches(np.repeat([0, 1, 2], 5), 3, 20, of_one_class=True)
+    assert all(len(set(b)) == 3 and len(set(b // 5)) == 1 for b in batches)
 
 
 def test_figure_draws_what_the_rows_say():

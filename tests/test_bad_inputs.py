@@ -138,6 +138,11 @@ SETTINGS = [
     (["--init", "learned"], "--init learned: of an inverter that was trained; give --inverter"),
     (["--init", "learned", "--inverter", "x"], "--seeds 32: of --init learned all are the same"),
     (
+        ["--init", "learned", "--inverter", "x", "--exchange", "halving"],
+        "--exchange: looks at other seeds, which --init learned makes the same",
+    ),
+    (["--entries", "0.7", "--exchange", "halving"], "--entries 0.7: seeds that compare different"),
+    (
         ["--init", "learned", "--inverter", "x", "--labels", "joint"],
         "--init learned: an inverter takes labels as given",
     ),
@@ -172,6 +177,7 @@ OF_SEARCH = [
     (["--space", "prior_group=0.1:1"], "--prior-group: would draw the candidates together"),
     (["--simulation", "surrogate"], "--simulation surrogate: of several local steps"),
     (["--exchange", "halving"], "--exchange: would draw the candidates together"),
+    (["--init", "learned", "--inverter", "x"], "--inverter: has learned from the images of a se"),
     (["--space", "prior_epoch_order=0.1:1"], "--prior-epoch-order compares the client's epochs"),
     (["--width", "16"], "--width 16: lenet_zhu has one size"),
     (["--polish", "1"], "--polish: takes hours for all candidates"),

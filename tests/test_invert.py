@@ -414,6 +414,9 @@ def test_settings_that_cannot_be_are_one_line(theirs, settings, message):
         ({"simulation": "one"}, "method.simulation='one': unknown; known are unrolled, surrogate"),
         ({"simulation": "surrogate"}, "method.simulation='surrogate': of several local steps"),
         ({"defense": ("prune",)}, "method.defense: give it as defense=, with its strengths"),
+        ({"entries": 0.0}, "method.entries=0: a share; give one above 0"),
+        ({"entries": 0.5, "exchange": "halving"}, "method.entries: seeds that compare different"),
+        ({"init_from": "learned"}, "of method.init_from='learned' all are the same; give 1"),
     ],
 )
 def test_a_method_is_checked(theirs, settings, message):

@@ -12,10 +12,10 @@ from jaxinv.attacks.gradient_matching import Method
 from jaxinv.attacks.priors import PRIORS, USUAL_ERROR, View, noise_level
 from jaxinv.data import image_prior
 from jaxinv.errors import UserError
-from jaxinv.invert import invert
+from jaxinv.invert import invert, invert_all
 from jaxinv.learned import nets, training
 from jaxinv.settings import reader
-from jaxinv.types import Normalization, Target
+from jaxinv.types import Normalization
 from jaxinv.victim import checkpoints
 
 SHAPE = (7, 6, 3)
@@ -219,21 +219,29 @@ def test_an_update_from_anywhere_goes_through_the_inverter(inverter):
     found = invert(*given, **settings, learned={"inverter": inverter[1].variables})
     wanted = nets.invert(inverter[1].variables, nets.hashed(sent)[None], jnp.array([[3]]), shape)
     np.testing.assert_allclose(found.reconstructions, wanted, atol=1e-5)
-    start = Method(init_from="learned").init(
-        None,
-        jax.random.key(0),
-        (1, *shape),
-        Known(
-            None,
-            None,
-            Target(sent, jnp.array([3]), ()),
-            NORMALIZATION,
-            None,
-            {"inverter": inverter[1].variables},
-        ),
-    )
-    np.testing.assert_allclose(NORMALIZATION.pixels(start.candidate.images), wanted[0], atol=1e-5)
-    with pytest.raises(UserError, match="--attack learned: give the --inverter"):
+    # Of each of two updates, one step of nothing from there.
+    other = jax.tree.map(lambda x: x[::-1], sent)
+    begins = settings | {"method": Method(init_from="learned", priors=(), box=False)}
+    begins |= {"labels": [[3], [4]], "priors": {}, "iterations": 1, "lr": 1e-9}
+    learned_ = {"inverter": inverter[1].variables}
+    for precision in ("float32", "float64"):
+        starts = invert_all(
+            *given[:2], [sent, other], **begins, learned=learned_, precision=precision
+        )
+        for start, update, label in zip(starts, (sent, other), (3, 4)):
+            bins = nets.hashed(update)[None]
+            wanted = nets.invert(inverter[1].variables, bins, jnp.array([[label]]), shape)
+            np.testing.assert_allclose(start.reconstructions, wanted, atol=1e-5)
+    for wrong, message in (
+        ({"labels": "joint"}, "labels=joint: method.init_from='learned' takes labels as given"),
+        ({"seeds": 2}, "seeds=2: of method.init_from='learned' all are the same; give 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            invert_all(*given[:2], [sent, other], **begins | wrong, learned=learned_)
+    part = {name: x for name, x in sent.items() if name != "Conv_1"}
+    with pytest.raises(UserError, match="or an inverter, is of one gradient of all layers"):
+        invert_all(*given[:2], [part, part], **begins, learned=learned_)
+    with pytest.raises(UserError, match="no trained inverter: give the --inverter"):
         invert(*given, **settings)
 
 

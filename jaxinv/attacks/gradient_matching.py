@@ -463,6 +463,8 @@ def check(method: Method) -> None:
             raise UserError(f"method.{field}={name!r}: unknown; known are {', '.join(table)}")
     if not 0 < method.entries <= 1:
         raise UserError(f"method.entries={method.entries:g}: a share; give one above 0, at most 1")
+    if method.entries < 1 and method.exchange != "none":
+        raise UserError("method.entries: seeds that compare different entries exchange nothing")
     if method.optimizer == "lbfgs" and method.sign != "none":
         raise UserError("method.optimizer='lbfgs': needs the gradient itself; use sign='none'")
     if not can_meet(method.exchange, method.representation):

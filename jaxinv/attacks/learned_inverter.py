@@ -16,7 +16,7 @@ from jaxinv.errors import UserError
 from jaxinv.learned import nets
 from jaxinv.types import Normalization, PyTree, Target
 
-MISSING = "--attack learned: give the --inverter (python -m jaxinv.train --inverter)"
+MISSING = "no trained inverter: give the --inverter (python -m jaxinv.train --inverter)"
 
 
 def attack(

@@ -95,6 +95,11 @@ class Rules(NamedTuple):
     shortlist: int = ident.MOST  # candidates that the method sees; of more, the best
     classes: int | None = None  # of which `answer` tries each: labels are not known
 
+    @property
+    def steps(self) -> int:
+        """The client's."""
+        return self.local.steps(self.images)
+
 
 class Outcome(NamedTuple):
     """What came of games of one kind."""
@@ -151,7 +156,7 @@ def may_follow(rules: Rules) -> bool:
     of_update = not defenses.asks_for_classifier(chain) and not any(
         defenses.DEFENSES[name].of_each_image for name in chain
     )
-    return of_update and rules.local.steps(rules.images) == 1
+    return of_update and rules.steps == 1
 
 
 def send(bare: Target, rules: Rules) -> Target:
@@ -263,7 +268,7 @@ def _together(targets, rules: Rules):
     """The updates that can be measured in one go: all, or each alone."""
     count = len(targets.labels)
     chain = defenses.names(defenses.parse(rules.defense))
-    alone = rules.local.steps(rules.images) > 1 or not set(chain) <= ALIKE
+    alone = rules.steps > 1 or not set(chain) <= ALIKE
     step = 1 if alone else count
     sent = (targets.update, targets.defense_knowledge)
     for start in range(0, count, step):
@@ -343,7 +348,7 @@ def attack(
       rows: gives the candidates' undefended gradients, where they were computed before.
     """
     names = set(defenses.names(defenses.parse(rules.defense)))
-    steps = rules.local.steps(rules.images)
+    steps = rules.steps
     weight = rules.local.epochs / (rules.local.batch or rules.images)
     if names & RESCALED:
         weight = None

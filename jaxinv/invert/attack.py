@@ -18,6 +18,7 @@ from jaxinv import defenses
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import (
+    LEARNED,
     Method,
     default_rate,
     may_be_surrogate,
@@ -41,6 +42,7 @@ from jaxinv.invert.checks import (
     check_positive,
     check_priors,
     check_scale,
+    check_start,
     count_classes,
     given_labels,
     of_batch_norm,
@@ -215,11 +217,13 @@ def invert_all(
         known = given_labels(labels, len(sent), victim.classes, loss)
         images = known.shape[1]
     client = _client(update_kind, client_lr, images, attack, chain)
-    received, own = _receive(trees, victim, client, whole=closed_form is not None)
+    whole = closed_form is not None or getattr(attack, "init_from", None) == LEARNED
+    received, own = _receive(trees, victim, client, whole)
     any_scale = second_order or bool(chain)
     check_scale("method.objective=l2", any_scale or attack.objective != "l2", received)
     if rule is not None:
         attack, known = _read_labels(rule, victim, client, received, attack)
+    check_start(attack, client.steps, seeds)
     if isinstance(attack, Method) and closed_form is None:
         attack = _with_priors(attack, weights, victim, client)
     if attack.couples_seeds and seeds == 1:
@@ -391,7 +395,7 @@ def _receive(
     """
     own, params = _attacked(victim.variables, trees), victim.variables["params"]
     if whole and (client.steps > 1 or len(own["params"]) < len(params)):
-        raise UserError("method: a closed form is of one gradient of all layers")
+        raise UserError("method: a closed form, or an inverter, is of one gradient of all layers")
     received = [
         kinds.understand(
             tree,

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxinv.attacks import CLOSED_FORM, ClosedForm
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gauss_newton import GaussNewton
-from jaxinv.attacks.gradient_matching import Method, check
+from jaxinv.attacks.gradient_matching import LEARNED, Method, check
 from jaxinv.attacks.priors import PRIORS, Prior, needing
 from jaxinv.client import kinds, updates
 from jaxinv.errors import UserError
@@ -45,6 +45,23 @@ def check_method(method: Attack | str, precision: str) -> tuple[Attack, ClosedFo
     if precision not in runtime.PRECISIONS:
         raise UserError(f"precision={precision}: known are {', '.join(runtime.PRECISIONS)}")
     return method, closed_form
+
+
+def check_start(method: Attack, steps: int, seeds: int) -> None:
+    """Refuses a start that a trained inverter does not give.
+
+    Raises:
+      UserError: one line that says why.
+    """
+    if not isinstance(method, Method) or method.init_from != LEARNED:
+        return
+    start = f"method.init_from={LEARNED!r}"
+    if method.classes:
+        raise UserError(f"labels=joint: {start} takes labels as given; give them, or a rule")
+    if steps > 1:
+        raise UserError(f"{start}: of one gradient; leave method.local out")
+    if seeds > 1 and method.entries == 1:
+        raise UserError(f"seeds={seeds}: of {start} all are the same; give 1")
 
 
 def check_finish(

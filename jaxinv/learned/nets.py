@@ -92,7 +92,9 @@ def hashed(update: PyTree) -> Float[Array, " bin"]:
     each = -(-flat.size // BINS)
     flat = jnp.pad(flat, (0, each * BINS - flat.size))
     of_place, of_sign = jax.random.split(jax.random.key(BINS))
-    signs = jax.random.rademacher(of_sign, flat.shape, jnp.int32).astype(flat.dtype)
+    # Drawn in float32, or they would be others in float64.
+    up = jax.random.bernoulli(of_sign, jnp.float32(0.5), flat.shape)
+    signs = jnp.where(up, 1, -1).astype(flat.dtype)
     places = jax.random.permutation(of_place, flat.size)
     return (signs * flat)[places].reshape(BINS, each).sum(axis=1)
 

@@ -49,6 +49,11 @@ def _learned(cell: Cell) -> Iterator[str]:
             f"{asked}: of an inverter that was trained; give --inverter "
             "(python -m jaxinv.train --inverter makes them)"
         )
+    if begins and cell.couplings():
+        yield (
+            f"{flag(cell.couplings()[0])}: looks at other seeds, which --init learned makes the "
+            "same; leave one of the two out"
+        )
     if begins and cell.labels == "joint":
         yield "--init learned: an inverter takes labels as given; use --labels known, or a rule"
     if (
@@ -134,6 +139,11 @@ def _attack(cell: Cell) -> Iterator[str]:
         yield (
             f"--exchange {cell.exchange}: takes means, which --representation "
             f"{cell.representation} has none of; use halving"
+        )
+    if cell.entries < 1 and cell.exchange != "none":
+        yield (
+            f"--entries {cell.entries:g}: seeds that compare different entries exchange nothing; "
+            "leave --exchange out"
         )
     attacker = cell.attacker()
     steps = attacker.local.steps(attacker.images)
@@ -291,11 +301,16 @@ def _plan(plan: Plan, cells: Sequence[Cell]) -> Iterator[str]:
         yield "--memory: a closed form takes what it takes; leave it out"
     if plan.data_dir is not None and all(cell.dataset == "tiles" for cell in cells):
         yield "--data-dir: the tiles ship with the package; leave it out"
-    if plan.seeds > 1 and any(cell.init == LEARNED for cell in cells):
-        yield f"--seeds {plan.seeds}: of --init learned all are the same; give --seeds 1"
+    yield from start_of_seeds(plan.seeds, cells)
     coupled = [name for cell in cells for name in cell.couplings()]
     if coupled and plan.seeds == 1:
         yield f"{flag(coupled[0])}: looks at a target's other seeds; give --seeds 2 or more"
+
+
+def start_of_seeds(seeds: int, cells: Sequence[Cell]) -> Iterator[str]:
+    """Several seeds that all begin, and go on, alike."""
+    if seeds > 1 and any(cell.init == LEARNED and cell.entries == 1 for cell in cells):
+        yield f"--seeds {seeds}: of --init learned all are the same; give --seeds 1"
 
 
 def check_search(plan: Plan, cell: Cell) -> None:
@@ -308,6 +323,8 @@ def check_search(plan: Plan, cell: Cell) -> None:
         raise UserError("--noise-seeds: a search draws a defense once; leave it out")
     if cell.polish > 0:
         raise UserError("--polish: takes hours for all candidates; polish the winner in a sweep")
+    if cell.uses_inverter():
+        raise UserError("--inverter: has learned from the images of a search; leave it out")
     if coupled := cell.couplings():
         raise UserError(f"{flag(coupled[0])}: would draw the candidates together; leave it out")
     check_plan(plan, [cell])
@@ -359,7 +376,10 @@ def _learning(training: Training, given: Collection[str]) -> Iterator[str]:
     if training.images > 1 and not training.inverter:
         yield "--images: of the updates that an inverter learns from; give --inverter"
     if training.batch % training.images:
-        yield f"--images {training.images}: does not divide --batch {training.batch}"
+        yield (
+            f"--images {training.images}: does not divide --batch {training.batch}; give a "
+            "--batch that it divides"
+        )
     if training.defense != defenses.NONE and not training.inverter:
         yield "--defense: of the updates that an inverter learns from; give --inverter"
     if training.defense == VICTIMS_OWN:

@@ -175,7 +175,7 @@ AMPLIFY = setting(
     "network",
     1.0,
     "Factor by which a malicious server multiplies the network's last layer: gradients grow with "
-    "it, and noise does not.",
+    "it, and noise of a fixed variance does not.",
     ge=1,
 )
 DATA_DIR = setting(

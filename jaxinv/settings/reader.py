@@ -19,7 +19,14 @@ from jaxinv import defenses, files, networks
 from jaxinv.attacks import ATTACKS, BEST, strongest, unused_settings
 from jaxinv.client import Local
 from jaxinv.errors import UserError
-from jaxinv.settings.checks import check_cell, check_plan, check_search, check_training, check_used
+from jaxinv.settings.checks import (
+    check_cell,
+    check_plan,
+    check_search,
+    check_training,
+    check_used,
+    start_of_seeds,
+)
 from jaxinv.settings.fields import VICTIMS_OWN
 from jaxinv.settings.flags import flag
 from jaxinv.settings.requests import Auditing, Inverting, Search, SearchStudy, Training
@@ -139,6 +146,8 @@ def load_inverting(flags: Mapping[str, Any]) -> tuple[Inverting, Cell]:
         settings["images"] = str(len(classes))
     (cell,) = _product(settings)
     check_used([settings], [[cell]])
+    for message in start_of_seeds(inverting.seeds, [cell]):
+        raise UserError(message)
     return inverting, cell
 
 

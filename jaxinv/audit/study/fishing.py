@@ -53,10 +53,16 @@ def fishing(asked: Options) -> None:
         place = find_classifier(scene.network.module, scene.network.variables, (32, 32, 3))
         if place is None or place.bias is None or place.by_row:
             raise UserError(f"--victims {name}: no dense layer with a bias makes its logits")
+        most = int(np.bincount(scene.pool.labels).min())
+        if max(asked.batches) > most:
+            raise UserError(
+                f"--batches {max(asked.batches)}: {most} candidates of a class; give more"
+            )
         known = _known(scene, place)
         for images in asked.batches:
             for kind, change in SERVERS.items():
                 key: Row = {"victim": name, "server": kind, "images": images, "games": asked.games}
+                key |= {"candidates": asked.candidates}
                 if not table.lacks(**key):
                     continue
                 labels, of_one_class = scene.pool.labels, kind == "feature"
@@ -119,7 +125,7 @@ def _look(
 def _expected(labels: Int[np.ndarray, " candidate"], images: int, kind: str) -> float:
     """The share of updates of which one image is alone: of its class, or above the threshold."""
     if kind == "honest":
-        return 0.0
+        return float(images == 1)
     if kind == "feature":
         return (1 - 1 / images) ** (images - 1)
     # No other of the batch is of the class: drawn from the rest without replacement.

@@ -44,7 +44,7 @@ def methods(asked: Options) -> None:
     table = _table(
         asked, "methods", lambda rules: [rules._replace(method=name) for name in ident.METHODS]
     )
-    table.show("victim", "defense", "images", "method", "games", "chance", "recall", "seconds")
+    table.show("victim", "defense", "images", "method", "games", "chance", "recall")
 
 
 def labels(asked: Options) -> None:

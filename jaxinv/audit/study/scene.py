@@ -101,7 +101,7 @@ class Scene:
         chain = defenses.names(defenses.parse(rules.defense))
         if games.may_follow(rules):
             targets = games.send(self._bare(members, rules.images), rules)
-        elif self.known_rows is not None and chain == ("dpsgd",):
+        elif chain == ("dpsgd",) and self.known_rows is not None and rules.steps == 1:
             own = self.known_rows(), self.network.params, self.candidates.labels
             targets = games.send_private(*own, members, rules)
         else:
