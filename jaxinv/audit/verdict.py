@@ -79,8 +79,9 @@ def _server(found: Audit, said: Verdict) -> None:
         louder = f" and multiplies its last layer by {read.amplify:g}" if read.amplify != 1 else ""
         said.anyone.append(
             f"A server that puts an imprint of {read.bins:,} bins in front of the network{louder} "
-            f"reads {read.exact} of the images off such an update exactly (without a "
-            f"defense, of a network that is not sure of any: {read.expected:.1%}). Of this one: {read.own} of {found.images}."
+            f"reads {read.exact} of the images off such an update exactly (without a defense, of a "
+            f"network that is sure of none: {read.expected:.1%}). Of this one: {read.own} of "
+            f"{found.images}."
         )
     if fished is not None and found.images > 1:
         said.anyone.append(
