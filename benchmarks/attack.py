@@ -174,7 +174,7 @@ def jax_form(label: str, cell: schema.Cell, size: tuple[int, int]) -> Form:
         grid = planner.make_grid(made.plan, targets, seeds)
         numbers = made.numbers._replace(iterations=jnp.int32(STEPS_IN_ALL))
         states = trials.init_states(
-            made.attack, made.problem, numbers, grid.seed, grid.deal(made.keys), None
+            made.attack, made.problem, numbers, grid.target, grid.seed, grid.deal(made.keys), None
         )
         one, none = jnp.int32(1), jnp.int32(0)
         started = time.perf_counter()

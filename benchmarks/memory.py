@@ -73,7 +73,7 @@ def temporary_bytes(
     grid = planner.make_grid(planner.GroupPlan(1, seeds), 1, seeds)
     keys = grid.deal(seed_keys([0], range(seeds)))
     init = functools.partial(trials.init_states, attack)
-    states = jax.eval_shape(init, problem, numbers, grid.seed, keys, None)
+    states = jax.eval_shape(init, problem, numbers, grid.target, grid.seed, keys, None)
     mesh = Mesh(np.array([device]), ("trial",), axis_types=(AxisType.Auto,))
 
     def there(tree, spec):

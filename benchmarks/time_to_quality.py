@@ -232,8 +232,9 @@ def pytorch_points(
     with runtime.arithmetic(cell.precision) as cast:
         made = assemble(cell, inputs, 1, cast)
         known, truths = made.problem, made.problem.truths
+        rows, seed = np.arange(len(truths.labels))[None], np.zeros((1, 1), int)
         state = trials.init_states(
-            made.attack, known, made.numbers, np.zeros((1, 1), int), made.keys[None], None
+            made.attack, known, made.numbers, rows, seed, made.keys[None], None
         )
     edges = (known.normalization.box(jnp.full(3, sign * jnp.inf)) for sign in (-1, 1))
     params, box = known.variables["params"], tuple(map(np.asarray, edges))
