@@ -30,7 +30,7 @@ def test_an_imprint_gives_every_image_alone_in_its_bin(scene):
     victim, _, _, images, labels = scene
     means = np.asarray(images).reshape(24, -1).mean(axis=1)
     others = np.random.default_rng(1).normal(means.mean(), means.std(), 1000)
-    module, variables = imprinted(victim.module, victim.variables, 192, 32, others)
+    module, variables = imprinted(victim.module, victim.variables, SHAPE, 32, others)
     loss = client.loss_fn(module, variables)
     take = jax.jit(lambda p: client.gradient(loss, p, images, labels))
     found = read(take(variables["params"])[0]["imprint"])
@@ -150,7 +150,7 @@ def test_fishing_by_hand(scene):
 
 def test_a_client_sees_an_imprint(scene):
     victim, loss, params, images, labels = scene
-    module, variables = imprinted(victim.module, victim.variables, 192, 32, np.linspace(-1, 1))
+    module, variables = imprinted(victim.module, victim.variables, SHAPE, 32, np.linspace(-1, 1))
     malicious = client.loss_fn(module, variables)
     seen = server.inspect(malicious, variables["params"], images[:6], labels[:6])
     assert seen.parallel == 1

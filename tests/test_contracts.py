@@ -528,7 +528,7 @@ def test_closed_forms(name):
         image = jax.random.normal(jax.random.key(5), (1, *shape), jnp.float64)
         variables = wide(jax.jit(module.init)(jax.random.key(1), image))
         if name == "imprint":
-            module, variables = imprinted(module, variables, image.size, 8, np.linspace(-1, 1))
+            module, variables = imprinted(module, variables, shape, 8, np.linspace(-1, 1))
             variables = wide(variables)
         loss = client.loss_fn(module, variables)
         sent, _ = jax.jit(

@@ -25,7 +25,7 @@ from jaxinv.attacks.imprint import read
 from jaxinv.audit import measuring
 from jaxinv.audit.intervals import Share, mean_share
 from jaxinv.engine.targets import noise_keys
-from jaxinv.networks.imprint import LAYER, amplified, expected_alone, imprinted
+from jaxinv.networks.imprint import LAYER, expected_alone, imprinted
 from jaxinv.networks.inspect import find_classifier
 from jaxinv.types import PyTree, path_name
 
@@ -67,10 +67,7 @@ def play(
     """
     images, labels = np.asarray(candidates.images), np.asarray(candidates.labels)
     known = images.reshape(len(images), -1).mean(axis=1)
-    variables = network.variables
-    if amplify != 1:
-        variables = amplified(network.module, variables, images.shape[1:], amplify)
-    module, variables = imprinted(network.module, variables, images[0].size, bins, known)
+    module, variables = imprinted(*network[:2], images.shape[1:], bins, known, amplify)
     params, loss = variables["params"], client.loss_fn(module, variables)
     chain = defenses.parse(defense)
     keys = noise_keys(range(len(members)), [0] * len(members))

@@ -40,7 +40,7 @@ from jaxinv.engine.targets import (
 from jaxinv.errors import UserError
 from jaxinv.learned import Learned
 from jaxinv.machine import runtime
-from jaxinv.networks.imprint import amplified, imprinted
+from jaxinv.networks.imprint import imprinted
 from jaxinv.networks.inspect import classifier_path
 from jaxinv.settings import schema
 from jaxinv.types import Normalization, PyTree, Target, Truth
@@ -249,10 +249,9 @@ class Loader:
         known = self._first(cell.dataset, CANDIDATES, "train")
         normalized = Normalization.of(known.mean, known.std).normalize(known.images / 255)
         bright = np.asarray(normalized).mean(axis=(1, 2, 3))
-        count, variables = int(np.prod(shape)), victim.variables
-        if cell.amplify != 1:
-            variables = amplified(victim.module, variables, shape, cell.amplify)
-        module, variables = imprinted(victim.module, variables, count, cell.bins, bright)
+        module, variables = imprinted(
+            victim.module, victim.variables, shape, cell.bins, bright, cell.amplify
+        )
         return victim._replace(module=module, variables=variables, digest=digest(variables))
 
     def _dataset(self, cell: schema.Cell) -> data.Dataset:

@@ -3,10 +3,13 @@
 Its units all measure the same, the mean pixel, and each is active above a threshold of its own: two
 neighbors differ by the images between their thresholds, so that one alone between two is in the
 update in numbers of its own, whatever the size of the batch (`jaxinv.attacks.imprint`). The server
-may multiply the last layer too: all gradients in front of it grow with that, and noise does not.
+may multiply the last layer too: all gradients in front of it grow with that, and noise of a fixed
+variance does not.
 
 References: Fowl et al. 2022 (Robbing the Fed), arXiv 2110.13057.
 """
+
+import math
 
 import flax.linen as nn
 import jax
@@ -44,16 +47,28 @@ class Imprinted(nn.Module):
 
 
 def imprinted(
-    module: nn.Module, variables: PyTree, pixels: int, bins: int, known: Float[np.ndarray, " image"]
+    module: nn.Module,
+    variables: PyTree,
+    shape: tuple[int, ...],
+    bins: int,
+    known: Float[np.ndarray, " image"],
+    amplify: float = 1.0,
 ) -> tuple[Imprinted, PyTree]:
     """Puts an imprint in front of a network: its bins each hold the same share of images.
 
     Args:
       module, variables: the network.
-      pixels: numbers of an image.
+      shape: of an image.
       bins: k.
       known: mean normalized pixels of images like those of the clients.
+      amplify: factor on the layer that makes the network's logits.
+
+    Raises:
+      UserError: no one layer makes the logits that are to be amplified.
     """
+    if amplify != 1:
+        variables = amplified(module, variables, shape, amplify)
+    pixels = math.prod(shape)
     edges = np.quantile(known, np.arange(bins) / bins)
     edges[0] = np.mean(known) - 10 * np.std(known)  # whatever lies below
     kernel = jnp.full((pixels, bins), 1 / pixels, jnp.float32)

@@ -58,7 +58,8 @@ def fishing(asked: Options) -> None:
             raise UserError(
                 f"--batches {max(asked.batches)}: {most} candidates of a class; give more"
             )
-        known = _known(scene, place)
+        known, params = _known(scene, place), scene.network.params
+        layer = place.matrix(params), place.vector(params)
         for images in asked.batches:
             for kind, change in SERVERS.items():
                 key: Row = {"victim": name, "server": kind, "images": images, "games": asked.games}
@@ -69,10 +70,7 @@ def fishing(asked: Options) -> None:
                 seen = []
                 for own in _batches(labels, images, asked.games, of_one_class):
                     wanted = int(labels[own[0]])
-                    layer = place.matrix(scene.network.params), place.vector(scene.network.params)
-                    sent = _with(
-                        scene.network.params, place, change(layer, wanted, known[wanted], images)
-                    )
+                    sent = _with(params, place, change(layer, wanted, known[wanted], images))
                     seen.append(_look(scene, place, sent, own))
                 alone, dominated = (clopper_pearson(sum(x), len(x)) for x in zip(*seen))
                 row = key | {"expected": _expected(labels, images, kind)}
