@@ -353,42 +353,17 @@ class Method(Attack):
         self, numbers: Numbers, known: Known, index: Int[Array, ""], state: AttackState
     ) -> tuple[AttackState, Losses]:
         """Takes one step of one trial; see `base.Attack`."""
-
         to_images, to_parameters, *_ = named(REPRESENTATIONS, self.representation)
         canvas = Canvas(state.candidate.images.shape, known.normalization, known.image_prior)
         progress = jnp.minimum(index, numbers.iterations - 1) / numbers.iterations
+        place = None if state.surrogate is None else state.surrogate.place
+        entries = self._entries(numbers, known, index, state.key)
 
         def shown(moved):
             return Candidate(to_images(canvas, moved.parameters, progress), moved.logits)
 
-        place = None if state.surrogate is None else state.surrogate.place
-        entries = None
-        if self.entries < 1:
-            of_step = jax.random.fold_in(jax.random.fold_in(state.key, 1), index)
-            # What is reported of the last candidate is of all entries.
-            share = jnp.where(index < numbers.iterations, self.entries, 1.0)
-            entries = mask(of_step, share, known.target.update)
-
         def loss(moved, place):
-            candidate = shown(moved)
-            between, update, statistics = self.compare(
-                numbers, known, candidate, progress, place, entries
-            )
-            view = View(
-                candidate.images,
-                update,
-                statistics,
-                known.target,
-                known.params,
-                self.classifier,
-                known.normalization,
-                known.learned,
-                index,
-                progress,
-            )
-            factor = named(PRIOR_SCHEDULES, self.prior_schedule)(progress)
-            weights = {prior: factor * numbers.weights[key_of(prior)] for prior in self.priors}
-            losses = Losses(named(OBJECTIVES, self.objective)(between), weighted_sum(weights, view))
+            losses = self._losses(numbers, known, index, progress, shown(moved), place, entries)
             return losses.objective + losses.prior, losses
 
         here = Moved(state.parameters, state.candidate.logits)
@@ -396,10 +371,9 @@ class Method(Attack):
         (value, losses), (gradient, of_place) = of_both(here, place)
         sign = named(SIGNS, self.sign)
         signs = jax.tree.map(lambda x: sign(x, progress), gradient.parameters)
-        direction = gradient._replace(parameters=signs)
         optimizer = optax.with_extra_args_support(named(OPTIMIZERS, self.optimizer)())
         descent, optimizer_state = optimizer.update(
-            direction,
+            gradient._replace(parameters=signs),
             state.optimizer,
             here,
             value=value,
@@ -413,11 +387,7 @@ class Method(Attack):
             if self.box:
                 candidate = candidate._replace(images=known.normalization.box(candidate.images))
             there = there._replace(parameters=to_parameters(canvas, candidate.images))
-        surrogate = None
-        if state.surrogate is not None:
-            adam = named(OPTIMIZERS, "adam")()
-            forward, kept = adam.update(of_place, state.surrogate.optimizer)
-            surrogate = Surrogate(jnp.clip(place - PACE * forward, 0, 1), kept)
+        surrogate = _moved_on(state.surrogate, of_place)
         moved = AttackState(candidate, there.parameters, optimizer_state, state.key, surrogate)
         exchange = named(EXCHANGES, self.exchange)
         if exchange is not None:
@@ -433,6 +403,55 @@ class Method(Attack):
             moved = lax.cond(due, elsewhere, lambda: moved)
         go = index < numbers.iterations
         return jax.tree.map(lambda new, old: jnp.where(go, new, old), moved, state), losses
+
+    def _entries(
+        self, numbers: Numbers, known: Known, index: Int[Array, ""], key: Array | None
+    ) -> PyTree | None:
+        """Weights of the update's entries in this step; None for 1."""
+        if self.entries == 1:
+            return None
+        of_step = jax.random.fold_in(jax.random.fold_in(key, 1), index)
+        # What is reported of the last candidate is of all entries.
+        share = jnp.where(index < numbers.iterations, self.entries, 1.0)
+        return mask(of_step, share, known.target.update)
+
+    def _losses(
+        self,
+        numbers: Numbers,
+        known: Known,
+        index: Int[Array, ""],
+        progress: Float[Array, ""],
+        candidate: Candidate,
+        place: Float[Array, ""] | None,
+        entries: PyTree | None,
+    ) -> Losses:
+        """The objective of a candidate and its priors, weighted; arguments as in `compare`."""
+        between, update, statistics = self.compare(
+            numbers, known, candidate, progress, place, entries
+        )
+        view = View(
+            candidate.images,
+            update,
+            statistics,
+            known.target,
+            known.params,
+            self.classifier,
+            known.normalization,
+            known.learned,
+            index,
+            progress,
+        )
+        factor = named(PRIOR_SCHEDULES, self.prior_schedule)(progress)
+        weights = {prior: factor * numbers.weights[key_of(prior)] for prior in self.priors}
+        return Losses(named(OBJECTIVES, self.objective)(between), weighted_sum(weights, view))
+
+
+def _moved_on(surrogate: Surrogate | None, gradient: Array | None) -> Surrogate | None:
+    """The surrogate one step of its own optimizer further; None where there is none."""
+    if surrogate is None:
+        return None
+    forward, kept = named(OPTIMIZERS, "adam")().update(gradient, surrogate.optimizer)
+    return Surrogate(jnp.clip(surrogate.place - PACE * forward, 0, 1), kept)
 
 
 # The fields of a method that are names, and the tables that have them.

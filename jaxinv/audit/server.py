@@ -11,6 +11,7 @@ References: Fowl et al. 2022 (Robbing the Fed), arXiv 2110.13057 (imprint); Wen 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -26,7 +27,7 @@ from jaxinv.audit import measuring
 from jaxinv.audit.intervals import Share, mean_share
 from jaxinv.engine.targets import noise_keys
 from jaxinv.networks.imprint import LAYER, expected_alone, imprinted
-from jaxinv.networks.inspect import find_classifier
+from jaxinv.networks.inspect import Classifier, find_classifier
 from jaxinv.types import PyTree, path_name
 
 EXACT = 40.0  # dB
@@ -109,11 +110,11 @@ def fish(
       members: of each game.
 
     Returns:
-      What comes of it; None where no dense layer with a bias makes the logits.
+      What comes of it; None where the network has no `fished_layer`.
     """
     images, labels = np.asarray(candidates.images), np.asarray(candidates.labels)
-    place = find_classifier(network.module, network.variables, images.shape[1:])
-    if place is None or place.bias is None or place.by_row:
+    place = fished_layer(network, images.shape[1:])
+    if place is None:
         return None
     flat = flax.traverse_util.flatten_dict(network.params)
 
@@ -138,6 +139,21 @@ def fish(
         cosines.append(float(product))
     # The first game is the client's own batch, which nobody drew.
     return Fished(mean_share((counts[1:] == 1).mean(axis=1)), min(cosines, default=math.nan))
+
+
+def fished_layer(network: Any, image_shape: Sequence[int]) -> Classifier | None:
+    """The layer that a server changes to fish: a dense one with a bias that makes the logits.
+
+    Args:
+      network: `games.Network`.
+      image_shape: height, width, channel.
+
+    Returns:
+      Where it is; None where nothing of the kind makes them.
+    """
+    place = find_classifier(network.module, network.variables, image_shape)
+    dense = place is not None and place.bias is not None and not place.by_row
+    return place if dense else None
 
 
 def fish_class(kernel: Array, bias: Array, target: int | Array) -> tuple[Array, Array]:

@@ -1,7 +1,8 @@
 """A study as attackers against tasks: what is attacked, and by whom.
 
 A *task* is what the attacker is faced with: data, network, client, defense. An *attacker* is the
-rest, but for the number of its steps, which is fitted to the network where seconds are the same.
+rest, but for what is fitted to a task: the number of its steps, where seconds are the same, and its
+rate and weight of the total variation, where each task has the ones that a search found.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ OF_TASK = tuple(
     for name in schema.settings_of(group)
     if name != "adaptive"
 )
-FITTED = ("iterations",)
+FITTED = ("iterations", "lr", "tv")
 
 
 class Board(NamedTuple):
@@ -41,11 +42,16 @@ def board(study: StudySummary) -> Board | None:
     varying = [name for name in Cell.model_fields if len({repr(a[name]) for a in asked}) > 1]
     own = [name for name in OF_TASK if name in varying and name not in OF_VICTIM]
     named = any(name in varying for name in (*OF_VICTIM, "victim"))
-    cells = {}
-    for cell in study.cells:
-        words = [_words(name, cell.asked) for name in own if name != "victim"]
-        task = tuple([_network(cell.asked, varying)] * named + words)
-        cells[_attacker(cell.asked), task] = cell
+    tasks = [
+        tuple(
+            [_network(a, varying)] * named + [_words(name, a) for name in own if name != "victim"]
+        )
+        for a in asked
+    ]
+    places = [(_attacker(a, FITTED), task) for a, task in zip(asked, tasks)]
+    if len(set(places)) < len(places):  # a task has the same attacker at several weights
+        places = [(_attacker(a, FITTED[:1]), task) for a, task in zip(asked, tasks)]
+    cells = dict(zip(places, study.cells))
     attackers, tasks = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
     grid = len(attackers) * len(tasks)
     if len(cells) < len(study.cells) or min(len(attackers), len(tasks)) < 2:
@@ -53,8 +59,8 @@ def board(study: StudySummary) -> Board | None:
     return Board(attackers, tasks, cells) if 3 * len(cells) > grid else None
 
 
-def _attacker(asked: dict[str, Any]) -> str:
-    """An attack by its name, and what is not as usual in it."""
+def _attacker(asked: dict[str, Any], fitted: tuple[str, ...]) -> str:
+    """An attack by its name, and what is not as usual in it, nor fitted to the task."""
     preset = dict(ATTACKS[asked["attack"]].settings)
     usual = Cell(attack=asked["attack"], **preset)
     # The rate that goes with what is moved, and how.
@@ -62,7 +68,7 @@ def _attacker(asked: dict[str, Any]) -> str:
     own = [
         _words(name, asked)
         for name in Cell.model_fields
-        if name not in (*OF_TASK, *FITTED)
+        if name not in (*OF_TASK, *fitted)
         and asked[name] != getattr(usual, name)
         and not (name == "lr" and asked[name] == rate)
     ]

@@ -1,5 +1,6 @@
 """A server that fishes: in how many updates one image is alone, and what clients see of it."""
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from jaxinv.audit import games, measuring, server
 from jaxinv.audit.intervals import clopper_pearson
 from jaxinv.audit.study.scene import TEST_IMAGES, Options, Row, Scene, Table, load, with_interval
 from jaxinv.errors import UserError
-from jaxinv.networks.inspect import Classifier, classifier_features, find_classifier, replace
+from jaxinv.networks.inspect import Classifier, classifier_features, replace
 from jaxinv.types import PyTree, path_name
 
 # Images by which the server knows how features are distributed: the network has not seen them, and
@@ -50,8 +51,8 @@ def fishing(asked: Options) -> None:
         raise UserError(f"--candidates {asked.candidates}: {KNOWN.start} at the most")
     for name in asked.victims:
         scene = load(name, asked.candidates)
-        place = find_classifier(scene.network.module, scene.network.variables, (32, 32, 3))
-        if place is None or place.bias is None or place.by_row:
+        place = server.fished_layer(scene.network, scene.candidates.images.shape[1:])
+        if place is None:
             raise UserError(f"--victims {name}: no dense layer with a bias makes its logits")
         most = int(np.bincount(scene.pool.labels).min())
         if max(asked.batches) > most:
@@ -60,23 +61,20 @@ def fishing(asked: Options) -> None:
             )
         known, params = _known(scene, place), scene.network.params
         layer = place.matrix(params), place.vector(params)
-        for images in asked.batches:
-            for kind, change in SERVERS.items():
-                key: Row = {"victim": name, "server": kind, "images": images, "games": asked.games}
-                key |= {"candidates": asked.candidates}
-                if not table.lacks(**key):
-                    continue
-                labels, of_one_class = scene.pool.labels, kind == "feature"
-                seen = []
-                for own in _batches(labels, images, asked.games, of_one_class):
-                    wanted = int(labels[own[0]])
-                    sent = _with(params, place, change(layer, wanted, known[wanted], images))
-                    seen.append(_look(scene, place, sent, own))
-                alone, dominated = (clopper_pearson(sum(x), len(x)) for x in zip(*seen))
-                row = key | {"expected": _expected(labels, images, kind)}
-                table.add(
-                    row | with_interval("alone", alone) | with_interval("dominated", dominated)
-                )
+        labels = scene.pool.labels
+        for images, kind in itertools.product(asked.batches, SERVERS):
+            key: Row = {"victim": name, "server": kind, "images": images, "games": asked.games}
+            key |= {"candidates": asked.candidates}
+            if not table.lacks(**key):
+                continue
+            seen = []
+            for own in _batches(labels, images, asked.games, of_one_class=kind == "feature"):
+                wanted = int(labels[own[0]])
+                sent = _with(params, place, SERVERS[kind](layer, wanted, known[wanted], images))
+                seen.append(_look(scene, place, sent, own))
+            alone, dominated = (clopper_pearson(sum(x), len(x)) for x in zip(*seen))
+            row = key | {"expected": _expected(labels, images, kind)}
+            table.add(row | with_interval("alone", alone) | with_interval("dominated", dominated))
     table.show("victim", "server", "images", "games", "expected", "alone", "dominated")
 
 

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from jaxinv.attacks import unused_settings
 from jaxinv.reporting.columns import (
     Column,
     Definition,
@@ -18,6 +19,7 @@ from jaxinv.reporting.columns import (
     capacity_column,
     decimals,
     percent,
+    setting,
     size_columns,
     with_interval,
 )
@@ -31,10 +33,9 @@ from jaxinv.reporting.wording import number_text
 
 PAPER, FULL = "#ffffff", "#5aa7d6"  # from the mean color to `FULL_GAIN`
 FULL_GAIN = 10.0  # dB
-LINE = 0.17  # inches of a line of text
-MOST_WIDTH = 3.0  # inches of the attackers' names
+HEAD, LINE = 8.6, 0.17  # of tasks' and attackers' names: points, and inches of a line
+MOST_WIDTH = 3.0  # inches of the tasks' names
 GAP = 0.06  # inches between the heads of two columns
-LOW_ROW = 0.28  # inches of a row below the attackers
 
 
 class Place(NamedTuple):
@@ -82,39 +83,38 @@ def _as_published(row: Row) -> Shown:
 
 @ps.styled
 def leaderboard(study: StudySummary, width: float = ps.WIDE) -> Figure:
-    """Draws attackers against tasks: PSNR over the mean color, the best of each task in bold."""
+    """Draws tasks against attackers: PSNR over the mean color, the best of each task in bold."""
     found = board(study)
     attackers, tasks = found.attackers, found.tasks
-    left = min(MOST_WIDTH, width / 2.2)
-    names = [ps.wrap(name, left - 0.3, 8.8) for name in attackers]
-    heights = np.array([0.12 + LINE * max(2, len(lines)) for lines in names])
-    step = (width - left - 0.16) / len(tasks)
     best = [found.cells[found.best(task), task] for task in tasks]
-    below = {"mean color": [cell.baseline("psnr") for cell in best]}
+    beside = {"mean color": [cell.baseline("psnr") for cell in best]}
     if not np.isnan(papers := [_published_psnr(cell) for cell in best]).all():
-        below["published, other images"] = papers
-    tall = float(heights.sum()) + LOW_ROW * len(below)
-    heads = [[line for part in task for line in ps.wrap(part, step, 8.2)] for task in tasks]
-    widest = max(ps.text_width(line, 8.2) for lines in heads for line in lines)
-    size = 8.2 * min(1, (step - GAP) / widest)  # a word is not broken
-    above = 0.12 + LINE * max(map(len, heads))
+        beside["published, other images"] = papers
+    left = min(MOST_WIDTH, width / 2.6)
+    names = [ps.wrap(", ".join(task), left - 0.3, HEAD) for task in tasks]
+    heights = np.array([0.12 + LINE * max(2, len(lines)) for lines in names])
+    step = (width - left - 0.16) / (len(attackers) + len(beside))
+    heads = [ps.wrap(name, step - GAP, HEAD) for name in (*attackers, *beside)]
+    widest = max(ps.text_width(line, HEAD) for lines in heads for line in lines)
+    size = HEAD * min(1, (step - GAP) / widest)  # a word is not broken
+    tall = float(heights.sum())
     sheet = ps.Sheet(
         width,
         ps.Heading(
             "Which attacker gets most out of what?",
             "Mean PSNR in dB, below it the share of reconstructions whose nearest of 1,000 images "
-            "is their own. Shade: dB over the mean color. Bold: the most of a column.",
+            "is their own. Shade: dB over the mean color. Bold: the most of a row.",
         ),
         panel_height=tall,
-        margins=ps.Margins(left=left, above=above, bottom=0.1),
+        margins=ps.Margins(left=left, above=0.12 + LINE * max(map(len, heads)), bottom=0.1),
     )
     (ax,) = sheet.axes
     shade = LinearSegmentedColormap.from_list("gain", [PAPER, FULL])
     ends = np.concatenate([[0], heights.cumsum()])
-    for row, attacker in enumerate(attackers):
+    for row, task in enumerate(tasks):
         middle = ends[row : row + 2].mean()
-        ax.text(-0.1 / step, middle, "\n".join(names[row]), ha="right", va="center", size=8.8)
-        for column, task in enumerate(tasks):
+        ax.text(-0.1 / step, middle, "\n".join(names[row]), ha="right", va="center", size=HEAD)
+        for column, attacker in enumerate(attackers):
             cell = found.cells.get((attacker, task))
             if cell is None:
                 continue
@@ -124,16 +124,15 @@ def leaderboard(study: StudySummary, width: float = ps.WIDE) -> Figure:
                 ps.Rectangle((column, ends[row]), 1, heights[row], color=color, linewidth=0)
             )
             _draw_numbers(ax, (column + 0.5, middle), cell, found.best(task) == attacker)
-    for row, (name, figures) in enumerate(below.items()):
-        middle = heights.sum() + LOW_ROW * (row + 0.5)
-        ax.text(-0.1 / step, middle, name, ha="right", va="center", size=8.8, color=ps.MUTED)
-        for column, psnr in enumerate(figures):
-            if not np.isnan(psnr):
+        for column, figures in enumerate(beside.values(), len(attackers)):
+            if not np.isnan(psnr := figures[row]):
                 words = number_text(psnr, 1)
                 ax.text(column + 0.5, middle, words, ha="center", va="center", color=ps.MUTED)
     for column, lines in enumerate(heads):
-        ax.text(column + 0.5, -0.06, "\n".join(lines), ha="center", va="bottom", size=size)
-    ax.set_xlim(0, len(tasks))
+        color = ps.INK if column < len(attackers) else ps.MUTED
+        words = "\n".join(lines)
+        ax.text(column + 0.5, -0.06, words, ha="center", va="bottom", size=size, color=color)
+    ax.set_xlim(0, len(heads))
     ax.set_ylim(tall, 0)
     ax.set_axis_off()
     return sheet.figure
@@ -146,6 +145,19 @@ def _draw_numbers(ax: Axes, at: tuple[float, float], cell: CellSummary, is_best:
     ax.annotate(number_text(cell.mean.mean, 1), at, (0, 5), weight=weight, **middle)
     share = f"{cell.mean_of('named_by_pixels'):.0%}".replace("nan%", "–")
     ax.annotate(share, at, (0, -7), size=7.6, color=ps.MUTED, **middle)
+
+
+def _fitted(name: str, head: str) -> Column:
+    """A number that may be another one for each task; NaN of an attack that has none."""
+
+    def value(place):
+        asked = place.cell.asked
+        return math.nan if name in unused_settings(asked["attack"]) else asked[name]
+
+    def varies(study):
+        return len({cell.asked[name] for cell in study.cells}) > 1
+
+    return Column(name, value, head, setting(name), when=varies)
 
 
 SECTION = Section(
@@ -163,6 +175,8 @@ SECTION = Section(
             Column("rank", lambda place: place.rank, "place"),
             Column("attacker", lambda place: place.attacker, "attacker"),
             Column("iterations", lambda place: place.cell.asked["iterations"], "steps"),
+            _fitted("lr", "rate"),
+            _fitted("tv", "TV"),
             *size_columns(lambda place: place.cell),
             *with_interval(
                 "psnr_mean",
