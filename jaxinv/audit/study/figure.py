@@ -34,7 +34,7 @@ def draw(
     of_pixels = [v for v in victims if len(noises[v]) > 1]  # a curve, not a point
     keys = [ps.Key("line", c, "1 image" if b == 1 else f"{b} images") for b, c in colors.items()]
     heading = ps.Heading(
-        "Noise takes the pixels of an image long before it takes its name",
+        "On trained networks names outlast pixels under noise",
         "Named: images of an update that are named among 2,000 candidates, 95% intervals. PSNR: of "
         "one image, what the strongest attack on such a network attains and the local ceiling of "
         "an attacker with a Gaussian image prior; bars: standard deviation over images.",
