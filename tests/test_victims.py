@@ -75,14 +75,15 @@ def test_presets_replace_what_the_file_says(tmp_path):
         reader.load_study(file, {}, "huge")
 
 
-def test_training_mode_normalizes_with_the_batch_and_returns_its_statistics():
+@pytest.mark.parametrize("momentum", [0.9, 0.99])  # this package's, and Flax's where none is said
+def test_training_mode_normalizes_with_the_batch_and_returns_its_statistics(momentum):
     """One BatchNorm by hand: mean and variance over batch and places, running statistics unread."""
     import flax.linen as nn
 
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x, train=False):
-            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(x)
+            x = nn.BatchNorm(not train, momentum=momentum, epsilon=1e-5)(x)
             return x.sum(axis=(1, 2))
 
     images = jnp.asarray(np.random.default_rng(0).normal(2, 3, size=(2, 4, 4, 3)), jnp.float32)

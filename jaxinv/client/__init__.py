@@ -13,12 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxinv.errors import UserError
 from jaxinv.networks.convolution import fast_convolutions
-from jaxinv.networks.layers import BATCH_NORM_MOMENTUM
 from jaxinv.networks.user import UserNetwork
 from jaxinv.types import PyTree
 
@@ -64,6 +64,9 @@ def apply_fn(
       batch_norm: one of `BATCH_NORM`.
       observe: whether evaluation mode returns the statistics of each BatchNorm's input, which it
         does not use.
+
+    Calling the function raises a UserError in training mode where the running statistics are of
+    another layer than `flax.linen.BatchNorm`.
     """
 
     def evaluating(params, images):
@@ -82,15 +85,27 @@ def apply_fn(
     def training(params, images):
         # From zero, Flax's moving average is (1 - momentum) times the batch's statistics.
         zeros = jax.tree.map(jnp.zeros_like, variables.get("batch_stats", {}))
-        params = whole(variables, params)
-        with fast_convolutions():
+        params, momenta = whole(variables, params), {}
+
+        def look(next_fun, args, kwargs, context):
+            if isinstance(context.module, nn.BatchNorm):
+                momenta[context.module.path] = context.module.momentum
+            return next_fun(*args, **kwargs)
+
+        with fast_convolutions(), nn.intercept_methods(look):
             logits, moved = module.apply(
                 {**variables, "params": params, "batch_stats": zeros},
                 images,
                 train=True,
                 mutable=["batch_stats"],
             )
-        return logits, jax.tree.map(lambda x: x / (1 - BATCH_NORM_MOMENTUM), moved)
+        averages = {name: flatten_dict(tree) for name, tree in moved.items()}
+        for layers in averages.values():
+            for path in layers:
+                if path[:-1] not in momenta:
+                    raise UserError(f"batch_norm: {'/'.join(path)} is of no flax.linen.BatchNorm")
+                layers[path] /= 1 - momenta[path[:-1]]
+        return logits, {name: unflatten_dict(layers) for name, layers in averages.items()}
 
     return evaluating if batch_norm == "eval" else training
 

@@ -52,12 +52,12 @@ def run(asked: requests.Inverting, cell: schema.Cell) -> None:
     Raises:
       UserError: the update cannot be read or is of another network, or nothing stayed finite.
     """
-    console, folder = Console(), _folder(asked.out)
-    victim = checkpoints.load_victim(cell.victim)
-    update, statistics = _received(asked, cell, victim)
     runtime.set_up_compiler()
     runtime.use_all_cores()
     runtime.check_precision(cell.precision)
+    console, folder = Console(), _folder(asked.out)
+    victim = checkpoints.load_victim(cell.victim)
+    update, statistics = _received(asked, cell, victim)
 
     def say(line):
         """Prints a line as it is, whatever a name in it holds."""

@@ -23,7 +23,10 @@ NO_TRITON = "--xla_gpu_enable_triton_gemm=false"
 
 
 def use_all_cores() -> None:
-    """Makes every CPU core a JAX device, so that trials share the cores as they share GPUs."""
+    """Makes every CPU core a JAX device, so that trials share the cores as they share GPUs.
+
+    Before anything else of JAX: the first key or array fixes the devices.
+    """
     if jax.config.jax_num_cpu_devices == -1:
         # Raises where a program that embeds the command has started JAX: its devices hold.
         with contextlib.suppress(RuntimeError):
