@@ -6,8 +6,11 @@ draws the same in every cell, on every device, in every session.
 
 import enum
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
+from jaxtyping import Array
 
 
 class Stream(enum.IntEnum):
@@ -31,3 +34,10 @@ def stream_key(stream: Stream, seed: int, *indices: int) -> jax.Array:
 def name_key(key: jax.Array, name: str) -> jax.Array:
     """Derives the key of a named part: it does not depend on the part's place among others."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def over_leaves(key: jax.Array, tree: Any, draw: Callable[[jax.Array, Array], Array]) -> Any:
+    """Calls `draw(key, leaf)` for every leaf of a tree, each with a key of its own."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, max(1, len(leaves)))
+    return structure.unflatten([draw(k, leaf) for k, leaf in zip(keys, leaves)])

@@ -8,6 +8,7 @@ import pytest
 
 from jaxinv import client, metrics
 from jaxinv.attacks import CLOSED_FORM
+from jaxinv.attacks.closed_form import Given
 from jaxinv.errors import UserError
 from jaxinv.networks.mlp import MLP
 from jaxinv.types import Target
@@ -34,9 +35,8 @@ def attacked(name, module, images, labels):
         loss = client.loss_fn(module, variables)
         update, _ = client.gradient(loss, variables["params"], images, labels)
         target = Target(update, labels)
-        return CLOSED_FORM[name].find(
-            module, variables, target, len(labels), SHAPE, jax.random.key(1)
-        )
+        given = Given(module, variables, target, len(labels), SHAPE, jax.random.key(1))
+        return CLOSED_FORM[name].find(given)
 
     found = run()
     return metrics.match(found.images, images), found.exact
@@ -125,7 +125,7 @@ def test_patches_are_determined_where_channels_are_as_many(features):
 def test_patches_need_one_image_and_learned_positions():
     variables = jax.eval_shape(Patched(8).init, jax.random.key(0), jnp.ones((1, *SHAPE)))
     with pytest.raises(UserError, match="--images 1"):
-        CLOSED_FORM["patches"].find(Patched(8), variables, None, 2, SHAPE, None)
+        CLOSED_FORM["patches"].find(Given(Patched(8), variables, None, 2, SHAPE, None))
     CLOSED_FORM["patches"].check(Patched(8), variables, SHAPE, 1)
     other = jax.eval_shape(Stack().init, jax.random.key(0), jnp.ones((1, *SHAPE)))
     with pytest.raises(UserError, match="--model vit"):

@@ -19,6 +19,7 @@ from jax import lax
 from jaxinv import client, data, defenses
 from jaxinv.attacks import ATTACKS, CLOSED_FORM, labels
 from jaxinv.attacks.base import Candidate, Known
+from jaxinv.attacks.closed_form import Given
 from jaxinv.attacks.exchanges import EXCHANGES
 from jaxinv.attacks.gauss_newton import PRIOR_INITS
 from jaxinv.attacks.gradient_matching import (
@@ -537,7 +538,7 @@ def test_closed_forms(name):
 
         def recover(key):
             target = Target(sent, jnp.array([2], jnp.int32))
-            return CLOSED_FORM[name].find(module, variables, target, 1, shape, key)
+            return CLOSED_FORM[name].find(Given(module, variables, target, 1, shape, key))
 
         compiled = jax.jit(recover)
         found, again = (compiled(jax.random.key(0)) for _ in range(2))

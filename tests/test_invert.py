@@ -19,6 +19,7 @@ import jaxinv
 from jaxinv import client, data
 from jaxinv.attacks.gradient_matching import step_decay
 from jaxinv.attacks.priors import total_variation
+from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.client import kinds, updates
 from jaxinv.data import image_prior
 from jaxinv.defenses import DEFENSES
@@ -369,6 +370,8 @@ def test_what_needs_the_scale_asks_for_it(theirs):
         theirs.invert(sent, images=3)
     with pytest.raises(UserError, match="objective=l2: needs the update's scale"):
         theirs.invert(sent, labels=[2, 0, 2], method=jaxinv.Method(objective="l2"))
+    with pytest.raises(UserError, match="objective=l2: needs the update's scale"):
+        theirs.invert(sent, labels=[2, 0, 2], method=SmoothedGaussNewton(), image_prior=object())
 
 
 @pytest.mark.parametrize(
@@ -391,6 +394,7 @@ def test_what_needs_the_scale_asks_for_it(theirs):
         ({"polish": 1, "posterior": 8}, "posterior: of an image that is not polished"),
         ({"polish": 1, "defense": "clip:1"}, "polish: not under a defense that is known"),
         ({"polish": 1, "method": "analytic"}, "polish: of an attack with iterations"),
+        ({"method": "imprint"}, "reads what a server imprinted"),
         ({"statistics": {}}, "statistics: are sent where method.batch_norm is train-shared"),
     ],
 )

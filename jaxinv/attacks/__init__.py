@@ -6,7 +6,7 @@ next to none.
 Only `engine/trials.py` loops.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,17 +23,9 @@ from jaxinv.attacks import (
     unmix,
 )
 from jaxinv.attacks.base import Family
+from jaxinv.attacks.closed_form import ClosedForm
 from jaxinv.networks.inspect import dense_layers
 from jaxinv.types import PyTree
-
-
-class ClosedForm(NamedTuple):
-    """A table entry: an attack without iterations, and which networks and batches it is for."""
-
-    # (module, variables, target, images, image_shape, key) -> analytic.Recovered; of one that was
-    # trained also inverter=, normalization=
-    find: Callable
-    check: Callable  # (module, variables, image_shape, images); raises a UserError for others
 
 
 def _of_dense(

@@ -9,17 +9,15 @@ For several images a column is a mixture of those that are active at neuron i, b
 where one alone is: such columns agree with one another to the last digits, mixtures do not.
 """
 
-from typing import NamedTuple
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxinv.attacks.closed_form import Given, Recovered
 from jaxinv.errors import UserError
 from jaxinv.networks.inspect import dense_layers, subtree
-from jaxinv.types import PyTree, Target
+from jaxinv.types import PyTree
 
 # In units of the precision: of two columns that are the same image, elementwise, three roundings
 # each; of an update against the one that its parts multiply to, as norms.
@@ -28,21 +26,7 @@ AGREEING = 2  # neurons that make an image exact
 NEWTON_STEPS = 10
 
 
-class Recovered(NamedTuple):
-    """What an attack found, and what of it is the truth by the update's own evidence."""
-
-    images: Float[Array, "image height width channel"]  # normalized; mixtures where not exact
-    exact: Bool[Array, " image"] | None  # None where the update gives no evidence
-
-
-def attack(
-    module: nn.Module,
-    variables: PyTree,
-    target: Target,
-    images: int,
-    image_shape: tuple[int, int, int],
-    key: jax.Array,
-) -> Recovered:
+def attack(given: Given) -> Recovered:
     """Reads the images off the update of a network of dense layers.
 
     One image is found in every such network: by the lowest layer with a bias, or without any by its
@@ -50,27 +34,25 @@ def attack(
     neurons of the first layer or more; mixtures follow them.
 
     Args:
-      module, variables: the network.
-      target: its update is one gradient; its label is read for one image without biases alone.
-      images: how many there are.
-      image_shape: height, width, channel.
-      key: of the line on which columns are compared.
+      given: its label is read for one image without biases alone; its key is of the line on which
+        columns are compared.
 
     Raises:
       UserError: the first layer is not dense, or has no bias and there are several images.
 
     References: Phong et al. 2017; Geiping et al. 2020, arXiv 2003.14053, proposition 3.1.
     """
-    paths = dense_layers(module, variables, image_shape)
-    kernels = [subtree(variables["params"], path)["kernel"] for path in paths]
-    gradients = [subtree(target.update, path) for path in paths]
+    images = given.images
+    paths = dense_layers(given.module, given.variables, given.image_shape)
+    kernels = [subtree(given.variables["params"], path)["kernel"] for path in paths]
+    gradients = [subtree(given.target.update, path) for path in paths]
     if images == 1:
-        found, exact = _walk(kernels, gradients, target.labels[0])
+        found, exact = _walk(kernels, gradients, given.target.labels[0])
     elif "bias" in gradients[0]:
-        found, exact = split(gradients[0]["kernel"], gradients[0]["bias"], images, key)
+        found, exact = split(gradients[0]["kernel"], gradients[0]["bias"], images, given.key)
     else:
         raise UserError("--attack analytic: several images need a first layer with a bias")
-    return Recovered(found.reshape(images, *image_shape), exact.reshape(images))
+    return Recovered(found.reshape(images, *given.image_shape), exact.reshape(images))
 
 
 def dense_input(

@@ -8,13 +8,14 @@ References: Jamieson & Talwalkar 2016, arXiv 1502.07943 (successive halving).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxinv import rng
 from jaxinv.attacks.priors import SEEDS
 from jaxinv.types import PyTree
 
@@ -67,11 +68,9 @@ def is_due(
 
 def nudged(key: Array, index: Int[Array, ""], place: PyTree) -> PyTree:
     """A place moved by normal numbers of `NUDGE` times the size of its own, leaf by leaf."""
-    leaves, structure = jax.tree.flatten(place)
-    keys = jax.random.split(jax.random.fold_in(key, index), len(leaves))
 
-    def one(key: Array, x: Any) -> Array:
+    def one(key: Array, x: Array) -> Array:
         size = jnp.sqrt(jnp.square(x).mean())
         return x + NUDGE * size * jax.random.normal(key, x.shape, jnp.float32).astype(x.dtype)
 
-    return structure.unflatten(map(one, keys, leaves))
+    return rng.over_leaves(jax.random.fold_in(key, index), place, one)

@@ -39,6 +39,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxinv import rng
 from jaxinv.attacks.base import (
     Assumed,
     Attack,
@@ -381,10 +382,11 @@ def linearize(residuals: Callable[[Unknowns], PyTree], unknowns: Unknowns) -> Li
 
 def random_signs(like: PyTree) -> PyTree:
     """A direction of signs, always the same."""
-    leaves, structure = jax.tree.flatten(like)
-    keys = jax.random.split(jax.random.key(PROBE), len(leaves))
-    signs = (jax.random.rademacher(k, x.shape, jnp.int32) for k, x in zip(keys, leaves))
-    return structure.unflatten([s.astype(x.dtype) for s, x in zip(signs, leaves)])
+
+    def draw(key, x):
+        return jax.random.rademacher(key, x.shape, jnp.int32).astype(x.dtype)
+
+    return rng.over_leaves(jax.random.key(PROBE), like, draw)
 
 
 def make(settings: Any, assumed: Assumed) -> GaussNewton:

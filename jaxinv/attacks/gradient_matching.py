@@ -18,7 +18,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxinv import client
+from jaxinv import client, rng
 from jaxinv.attacks import gram, learned_inverter
 from jaxinv.attacks.base import (
     Assumed,
@@ -162,10 +162,11 @@ def mask(key: Array, share: float | Array, shared: PyTree) -> PyTree:
 
     References: Ye et al. 2024 (0.7, drawn anew for every step).
     """
-    leaves, structure = jax.tree.flatten(shared)
-    keys = jax.random.split(key, len(leaves))
-    drawn = (jax.random.bernoulli(k, share, x.shape).astype(x.dtype) for k, x in zip(keys, leaves))
-    return structure.unflatten(drawn)
+
+    def draw(key, x):
+        return jax.random.bernoulli(key, share, x.shape).astype(x.dtype)
+
+    return rng.over_leaves(key, shared, draw)
 
 
 class Numbers(NamedTuple):

@@ -10,15 +10,14 @@ References: Fowl et al. 2022 (Robbing the Fed), arXiv 2110.13057.
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxinv.attacks.analytic import Recovered
+from jaxinv.attacks.closed_form import Given, Recovered
 from jaxinv.errors import UserError
 from jaxinv.networks.imprint import LAYER
-from jaxinv.types import PyTree, Target
+from jaxinv.types import PyTree
 
 EMPTY = 1e-5  # of the largest bias gradient: what two sums of the same images leave is rounding
 
@@ -40,32 +39,22 @@ def read(update: PyTree) -> Read:
     return Read(jnp.where(there, ratio, 0).T, jnp.where(there, weights, 0))
 
 
-def attack(
-    module: nn.Module,
-    variables: PyTree,
-    target: Target,
-    images: int,
-    image_shape: tuple[int, int, int],
-    key: jax.Array,
-) -> Recovered:
+def attack(given: Given) -> Recovered:
     """Reads the images of a batch, each exactly that is alone in its bin.
 
     Args:
-      module, variables: the network behind its imprint.
-      target: its update is one gradient; its labels are not read.
-      images: how many there are. They are exact by the update's own evidence where as many bins
-        hold something; of a noisy update the bins of the largest weights are taken.
-      image_shape: height, width, channel.
-      key: there is nothing to draw.
+      given: the network behind its imprint; labels are not read, and there is nothing to draw. Its
+        images are exact by the update's own evidence where as many bins hold something; of a noisy
+        update the bins of the largest weights are taken.
     """
-    del module, variables, key
-    found, weights = read(target.update[LAYER])
+    images = given.images
+    found, weights = read(given.target.update[LAYER])
     if len(weights) < images:  # of fewer bins the rest is the mean color
         more = images - len(weights)
         found, weights = jnp.pad(found, ((0, more), (0, 0))), jnp.pad(weights, (0, more))
     exact = (weights != 0).sum() == images
     _, largest = lax.top_k(jnp.abs(weights), images)
-    return Recovered(found[largest].reshape(images, *image_shape), jnp.full(images, exact))
+    return Recovered(found[largest].reshape(images, *given.image_shape), jnp.full(images, exact))
 
 
 def check(

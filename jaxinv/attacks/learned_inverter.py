@@ -8,10 +8,9 @@ References: Wu et al. 2023 (Learning to Invert), arXiv 2210.10880.
 """
 
 import flax.linen as nn
-import jax
 from jaxtyping import Array, Float
 
-from jaxinv.attacks.analytic import Recovered
+from jaxinv.attacks.closed_form import Given, Recovered
 from jaxinv.errors import UserError
 from jaxinv.learned import nets
 from jaxinv.types import Normalization, PyTree, Target
@@ -19,32 +18,14 @@ from jaxinv.types import Normalization, PyTree, Target
 MISSING = "no trained inverter: give the --inverter (python -m jaxinv.train --inverter)"
 
 
-def attack(
-    module: nn.Module,
-    variables: PyTree,
-    target: Target,
-    images: int,
-    image_shape: tuple[int, int, int],
-    key: jax.Array,
-    inverter: PyTree | None = None,
-    normalization: Normalization | None = None,
-) -> Recovered:
+def attack(given: Given) -> Recovered:
     """Takes an update through the inverter, with its labels.
-
-    Args:
-      module, variables, images, key: not looked at.
-      target: its update and its labels.
-      image_shape: height, width, channel.
-      inverter: its variables.
-      normalization: of what is returned.
 
     Raises:
       UserError: there is no inverter, or it is of updates of another number of images.
     """
-    del module, variables, images, key
-    if normalization is None:
-        raise UserError(MISSING)
-    return Recovered(find(target, image_shape, inverter, normalization), None)
+    found = find(given.target, given.image_shape, given.inverter, given.normalization)
+    return Recovered(found, None)
 
 
 def find(

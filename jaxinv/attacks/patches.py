@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinv.attacks.analytic import Recovered, close
+from jaxinv.attacks.analytic import close
+from jaxinv.attacks.closed_form import Given, Recovered
 from jaxinv.errors import UserError
 from jaxinv.networks.inspect import subtree
-from jaxinv.types import PyTree, Target
+from jaxinv.types import PyTree
 
 
 class Embedding(NamedTuple):
@@ -34,36 +35,24 @@ class Embedding(NamedTuple):
     extra: int  # tokens before those of the patches, such as a class token
 
 
-def attack(
-    module: nn.Module,
-    variables: PyTree,
-    target: Target,
-    images: int,
-    image_shape: tuple[int, int, int],
-    key: jax.Array,
-) -> Recovered:
+def attack(given: Given) -> Recovered:
     """Solves for the patches of one image.
 
     Args:
-      module, variables: the network.
-      target: its update is one gradient; its label is not read.
-      images: one.
-      image_shape: height, width, channel.
-      key: there is nothing to draw.
+      given: of one image; its label is not read, and there is nothing to draw.
 
     Raises:
       UserError: the network has no such embedding, or there are several images.
     """
-    del key
-    check(module, variables, image_shape, images)
-    place = find_embedding(variables["params"], image_shape)
-    kernel = subtree(target.update, place.kernel)  # [row, column, channel, feature]
-    deltas = subtree(target.update, place.positions)
+    check(given.module, given.variables, given.image_shape, given.images)
+    place = find_embedding(given.variables["params"], given.image_shape)
+    kernel = subtree(given.target.update, place.kernel)  # [row, column, channel, feature]
+    deltas = subtree(given.target.update, place.positions)
     deltas = deltas.reshape(-1, kernel.shape[-1])[place.extra :]
     flat = kernel.reshape(-1, kernel.shape[-1])
     found = jnp.linalg.lstsq(deltas.T, flat.T)[0]  # [patch, pixel]
     exact = close(found.T @ deltas, flat) & (deltas.shape[0] <= deltas.shape[1])
-    return Recovered(_assemble(found, kernel.shape, image_shape)[None], exact[None])
+    return Recovered(_assemble(found, kernel.shape, given.image_shape)[None], exact[None])
 
 
 def _assemble(

@@ -106,7 +106,7 @@ class Generated(NamedTuple):
     """The parameters of a generator's images."""
 
     weights: PyTree
-    latent: Float[Array, "image latent"]  # stays as it was drawn
+    latent: Float[Array, "image latent"]  # no step moves it
 
 
 def draw_generator(canvas: Canvas, key: Array) -> Generated:

@@ -37,7 +37,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxinv import client
+from jaxinv import client, rng
 from jaxinv.attacks.base import (
     Assumed,
     Attack,
@@ -318,10 +318,11 @@ def pairs(key: Array, draws: int, shape: tuple[int, ...]) -> Float[Array, " draw
 
 def signs_like(key: Array, tree: PyTree, count: int) -> PyTree:
     """Random signs in a tree's shapes, each [count, ...]."""
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(key, max(1, len(leaves)))
-    signs = (jax.random.rademacher(k, (count, *x.shape), jnp.int32) for k, x in zip(keys, leaves))
-    return structure.unflatten([s.astype(x.dtype) for s, x in zip(signs, leaves)])
+
+    def draw(key, x):
+        return jax.random.rademacher(key, (count, *x.shape), jnp.int32).astype(x.dtype)
+
+    return rng.over_leaves(key, tree, draw)
 
 
 def over_neighbors(prior: ImagePrior, diagonal: Whitened) -> Whitened:

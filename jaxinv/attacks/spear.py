@@ -19,16 +19,16 @@ References: Dimitrov et al. 2024 (SPEAR), arXiv 2403.03945.
 
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxinv.attacks.closed_form import Given
 from jaxinv.attacks.factors import MATCHED, agree, images_of, independent, least_cosine, left_factor
 from jaxinv.errors import UserError
 from jaxinv.networks.inspect import dense_layers, subtree
-from jaxinv.types import PyTree, Target
+from jaxinv.types import PyTree
 
 SAMPLES = 2**20  # sets of rows, at the most
 DISTINCT = 3  # directions kept, times the images
@@ -66,33 +66,22 @@ class _State(NamedTuple):
     match: Array
 
 
-def attack(
-    module: nn.Module,
-    variables: PyTree,
-    target: Target,
-    images: int,
-    image_shape: tuple[int, int, int],
-    key: jax.Array,
-    samples: int = SAMPLES,
-) -> Found:
+def attack(given: Given, samples: int = SAMPLES) -> Found:
     """Recovers a batch from one gradient. In float64: float32 finds most small batches only.
 
     Args:
-      module, variables: the network.
-      target: its update is one gradient; labels are not read.
-      images: how many there are.
-      image_shape: height, width, channel.
-      key: of the draws.
+      given: labels are not read.
       samples: sets of rows after which it gives up.
 
     Raises:
       UserError: the first layer is not dense or has no bias.
     """
-    path = dense_layers(module, variables, image_shape)[0]
-    own, sent = subtree(variables["params"], path), subtree(target.update, path)
+    images = given.images
+    path = dense_layers(given.module, given.variables, given.image_shape)[0]
+    own, sent = subtree(given.variables["params"], path), subtree(given.target.update, path)
     if "bias" not in sent:
         raise UserError("--attack spear needs a first layer with a bias")
-    first, rest = jax.random.split(key)
+    first, rest = jax.random.split(given.key)
     layer = _factor(first, own, sent, images)
     each = min(max(2 ** (images + 3), 256), 8192)
 
@@ -111,7 +100,7 @@ def attack(
     end = lax.while_loop(more, draw, start)
     found = images_of(layer, end.chosen)
     exact = jnp.broadcast_to(end.match >= MATCHED, (images,))
-    return Found(found.reshape(images, *image_shape), exact, end.match, end.samples)
+    return Found(found.reshape(images, *given.image_shape), exact, end.match, end.samples)
 
 
 def _factor(key: jax.Array, own: PyTree, sent: PyTree, images: int) -> _Layer:

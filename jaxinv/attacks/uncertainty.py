@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxinv import rng
 from jaxinv.attacks import gauss_newton as gn
 from jaxinv.attacks.base import Attack, Candidate, Known, Losses
 from jaxinv.attacks.levenberg_marquardt import COLUMNS, flat, normal_matrix, update_function
@@ -186,7 +187,4 @@ class Posterior(Attack):
 
 def normal_like(key: Array, tree: Any) -> Any:
     """Standard normal numbers in a tree's shapes."""
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    drawn = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves)]
-    return structure.unflatten(drawn)
+    return rng.over_leaves(key, tree, lambda k, x: jax.random.normal(k, x.shape, x.dtype))

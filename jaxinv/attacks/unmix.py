@@ -30,10 +30,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxinv.attacks.closed_form import Given
 from jaxinv.attacks.factors import MATCHED, agree, images_of, independent, least_cosine, left_factor
 from jaxinv.errors import UserError
 from jaxinv.networks.inspect import dense_layers, subtree
-from jaxinv.types import PyTree, Target
+from jaxinv.types import PyTree
 
 ROUNDS = 8  # draws after which it gives up
 STEPS, STILL = 500, 1e-5  # of the component analysis, at the most; cosine short of 1 that ends it
@@ -69,30 +70,20 @@ class _State(NamedTuple):
     match: Float[Array, " image"]
 
 
-def attack(
-    module: nn.Module,
-    variables: PyTree,
-    target: Target,
-    images: int,
-    image_shape: tuple[int, int, int],
-    key: jax.Array,
-) -> Found:
+def attack(given: Given) -> Found:
     """Recovers a batch from one gradient.
 
     Args:
-      module, variables: the network.
-      target: its update is one gradient; labels are not read.
-      images: how many there are.
-      image_shape: height, width, channel.
-      key: of the draws.
+      given: labels are not read.
 
     Raises:
       UserError: the first layer is not dense, has no bias, or fewer neurons than there are images.
     """
-    check(module, variables, image_shape, images)
-    path = dense_layers(module, variables, image_shape)[0]
-    own, sent = subtree(variables["params"], path), subtree(target.update, path)
-    of_factors, of_rounds = jax.random.split(key)
+    images = given.images
+    check(given.module, given.variables, given.image_shape, images)
+    path = dense_layers(given.module, given.variables, given.image_shape)[0]
+    own, sent = subtree(given.variables["params"], path), subtree(given.target.update, path)
+    of_factors, of_rounds = jax.random.split(given.key)
     layer = _factor(of_factors, own, sent, images)
 
     def more(state):
@@ -115,7 +106,7 @@ def attack(
     end = lax.while_loop(more, draw, start)
     found = images_of(layer, end.chosen)
     exact = end.match >= MATCHED
-    return Found(found.reshape(images, *image_shape), exact, end.match, end.rounds)
+    return Found(found.reshape(images, *given.image_shape), exact, end.match, end.rounds)
 
 
 def check(

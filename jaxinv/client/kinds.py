@@ -104,7 +104,7 @@ def understand(
         raise UserError(f"update_kind={kind}: known are {AUTO}, {', '.join(KINDS)}")
     check_numbers(sent, name)
     given, rounding = kind != AUTO, _rounding(sent)
-    sent, old = (_map(lambda x: np.asarray(x, np.float64), tree) for tree in (sent, old))
+    sent, old = (jax.tree.map(lambda x: np.asarray(x, np.float64), tree) for tree in (sent, old))
     kind = kind if given else _weights_or_gradient(sent, old)
     _check_weights(kind, sent, old, name)
     gradient, remarks = KINDS[kind].turn(sent, old), []
@@ -117,7 +117,11 @@ def understand(
         if given or kind == "weights":
             raise UserError(f"{name}: update_kind={kind} points the wrong way: {why}")
         remarks.append(f"read as new minus old parameters: {why}")
-        kind, gradient, layer = "new-minus-old", _map(np.negative, gradient), layer.negative()
+        kind, gradient, layer = (
+            "new-minus-old",
+            jax.tree.map(np.negative, gradient),
+            layer.negative(),
+        )
     own = KINDS[kind].scale(images, rate)
     scale = _Scale(own or 1.0, own is not None)
     if layer is not None:
@@ -127,7 +131,7 @@ def understand(
         remarks += [scale.remark] if scale.remark else []
     if scale.is_multiple or not kind.endswith("gradient"):  # a difference of rounded parameters
         rounding *= max(1.0, _norm(old) / _norm(sent if kind != "weights" else gradient))
-    gradient = _map(lambda x: x / scale.divisor, gradient)
+    gradient = jax.tree.map(lambda x: x / scale.divisor, gradient)
     return Received(gradient, scale.known, kind, scale.factor, rounding, tuple(remarks))
 
 
@@ -310,10 +314,6 @@ def _rounding(tree: PyTree) -> float:
         else:
             total += np.size(leaf) / 12
     return total**0.5 / _norm(tree)
-
-
-def _map(function: Callable, tree: PyTree) -> PyTree:
-    return jax.tree.map(function, tree)
 
 
 def _norm(tree: PyTree) -> float:

@@ -138,11 +138,7 @@ def save(path: str | Path, update: PyTree, statistics: PyTree = None) -> None:
 def names_of(tree: PyTree) -> dict[str, np.ndarray]:
     """The arrays of a tree by their path, `Conv_0/kernel`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-
-    def name(path):
-        return path_name(path)
-
-    return {name(path): np.asarray(leaf) for path, leaf in leaves}
+    return {path_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def assign(

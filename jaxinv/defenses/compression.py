@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jaxinv import rng
 from jaxinv.defenses.base import Defense
 
 
@@ -39,16 +40,14 @@ def _quantize(update, strengths, key, context):
     References: Alistarh et al. 2017 (QSGD), arXiv 1610.02132, with the maximum for the norm.
     """
     steps = jnp.exp2(jnp.round(strengths[0])) - 1
-    leaves, structure = jax.tree.flatten(update)
 
-    def quantized(x, key):
+    def quantized(key, x):
         top = jnp.maximum(jnp.abs(x).max(), 1e-30)
         level = (x / top + 1) / 2 * steps
         level = jnp.floor(level + jax.random.uniform(key, x.shape, x.dtype))
         return (jnp.minimum(level, steps) / steps * 2 - 1) * top
 
-    keys = jax.random.split(key, len(leaves))
-    return structure.unflatten([quantized(x, k) for x, k in zip(leaves, keys)])
+    return rng.over_leaves(key, update, quantized)
 
 
 def _quantization_variance(shared, strengths, facts):

@@ -10,6 +10,7 @@ from jax import lax
 
 from jaxinv import client, metrics
 from jaxinv.attacks.base import Candidate
+from jaxinv.attacks.closed_form import Given
 from jaxinv.attacks.objectives import OBJECTIVES, compare
 from jaxinv.engine.planner import GroupPlan
 from jaxinv.engine.trials import Problem, Result, Trace
@@ -56,9 +57,8 @@ def _recover(closed_form, objective, problem, keys):
 
     def one(target, truth, key):
         count = len(target.labels)
-        given = (module, variables, target, count, problem.image_shape, key)
-        own = {**problem.learned, "normalization": normalization} if problem.learned else {}
-        found = closed_form(*given, **own)
+        network = module, variables, target, count, problem.image_shape
+        found = closed_form(Given(*network, key, normalization, problem.learned.get("inverter")))
         update, _ = client.gradient(loss, variables["params"], found.images, target.labels)
         pixels, scores = normalization.pixels(found.images), None
         if truth is not None:

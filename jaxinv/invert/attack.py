@@ -216,11 +216,13 @@ def invert_all(
     if rule is None:
         known = given_labels(labels, len(sent), victim.classes, loss)
         images = known.shape[1]
+    if closed_form is not None:
+        closed_form.check(victim.network, victim.variables, victim.image_shape, images)
     client = _client(update_kind, client_lr, images, attack, chain)
     whole = closed_form is not None or getattr(attack, "init_from", None) == LEARNED
     received, own = _receive(trees, victim, client, whole)
-    any_scale = second_order or bool(chain)
-    check_scale("method.objective=l2", any_scale or attack.objective != "l2", received)
+    any_scale = attack.objective != "l2" or getattr(attack, "any_scale", False) or bool(chain)
+    check_scale("method.objective=l2", any_scale, received)
     if rule is not None:
         attack, known = _read_labels(rule, victim, client, received, attack)
     check_start(attack, client.steps, seeds)

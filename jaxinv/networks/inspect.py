@@ -33,7 +33,7 @@ CALLS = {
     "checkpoint",
     "remat",
     "remat2",
-}  # equations that hold others
+}
 # Those that give a value another shape or type.
 _SAME = {
     "reshape",

@@ -16,6 +16,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from jaxinv import rng
 from jaxinv.types import PyTree
 
 
@@ -86,9 +87,10 @@ def add_noise(tree: PyTree, std: Array | float, key: Array, draw: Callable | Non
       key: of this draw.
       draw: (key, shape, dtype) -> noise of unit variance; normal if not given.
     """
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
     draw = draw or jax.random.normal
-    # In float64 it is the same noise.
-    noise = (draw(k, leaf.shape, jnp.float32).astype(leaf.dtype) for leaf, k in zip(leaves, keys))
-    return structure.unflatten([leaf + std * drawn for leaf, drawn in zip(leaves, noise)])
+
+    def noisy(key, leaf):
+        # In float64 it is the same noise.
+        return leaf + std * draw(key, leaf.shape, jnp.float32).astype(leaf.dtype)
+
+    return rng.over_leaves(key, tree, noisy)
