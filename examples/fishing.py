@@ -61,8 +61,6 @@ def main(picture: str = "fished.png") -> float:
         mean=victim.info.mean,
         std=victim.info.std,
         method=jaxinv.GaussNewton(),
-        iterations=28,
-        seeds=1,
     ).best[0]
 
     every = tiles.images[batch] / np.float32(255)

@@ -395,6 +395,7 @@ def test_what_needs_the_scale_asks_for_it(theirs):
         ({"polish": 1, "defense": "clip:1"}, "polish: not under a defense that is known"),
         ({"polish": 1, "method": "analytic"}, "polish: of an attack with iterations"),
         ({"method": "imprint"}, "reads what a server imprinted"),
+        ({"method": jaxinv.Method(priors=("prior_l2",))}, "method.priors: prior_l2 has no weight"),
         ({"statistics": {}}, "statistics: are sent where method.batch_norm is train-shared"),
     ],
 )

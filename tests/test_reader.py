@@ -236,3 +236,5 @@ def test_a_label_says_what_it_means_that_a_setting_is_not_given():
 def test_a_heading_leaves_out_the_names_of_words():
     settings = {"representation": "generator", "victim": None, "width": None, "tv": 0.01}
     assert heading_text(settings) == "generator, untrained, width = published, tv = 0.01"
+    settings = {"defense": "none", "tv": 0.03, "attack": "geiping"}
+    assert heading_text(settings) == "cosine + TV, no defense, tv = 0.03"

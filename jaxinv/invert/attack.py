@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxinv import defenses
+from jaxinv.attacks import ATTACKS
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import (
@@ -52,17 +53,21 @@ from jaxinv.invert.verdict import Guesses, guesses, verdict
 from jaxinv.machine import runtime
 from jaxinv.networks.inspect import Classifier, classifier_path, find_classifier
 from jaxinv.networks.user import UserNetwork, plain
+from jaxinv.settings.schema import Cell
 from jaxinv.types import Normalization, PyTree, Target
 
 # The numbers of a second-order attack where none are given.
 ANNEALING = MappingProxyType(
     {
-        "anneal_from": 100.0,
-        "anneal_to": 1e-6,
-        "damping": 0.0,
-        "tolerance": 1e-3,
-        "inflation": 50.0,
-        "prior_denoiser": 0.0,
+        name: Cell.model_fields[name].default
+        for name in (
+            "anneal_from",
+            "anneal_to",
+            "damping",
+            "tolerance",
+            "inflation",
+            "prior_denoiser",
+        )
     }
 )
 # Label rules that need an update in its own scale.
@@ -127,8 +132,8 @@ def invert_all(
     loss: Callable[[Array, Array], Array] | None = None,
     mean: float | Sequence[float] = 0.0,
     std: float | Sequence[float] = 1.0,
-    seeds: int = 32,
-    iterations: int = 1000,
+    seeds: int | None = None,
+    iterations: int | None = None,
     lr: float | None = None,
     priors: Mapping[str | Callable, float] = MappingProxyType({"tv": 0.01}),
     method: Method | SecondOrder | str = Method(),  # noqa: B008
@@ -164,8 +169,10 @@ def invert_all(
         scale of a difference of parameters is needed.
       loss: of a module's outputs and labels, the mean over the images; None for cross-entropy.
       mean, std: the model sees `(pixels - mean) / std`; scalars or one per channel.
-      seeds: number of random seeds.
-      iterations, lr: steps, learning rate; None is `gradient_matching.default_rate`.
+      seeds, iterations: random seeds, and steps of each; None is 32 and 1,000 of gradient matching,
+        a seed and the steps of `--attack bayes` or `smoothed_bayes` of second order, a seed of a
+        closed form.
+      lr: learning rate; None is `gradient_matching.default_rate`.
       priors: weights of priors by name (`jaxinv.attacks.priors.PRIORS`) or function.
       method: `jaxinv.Method`: objective, optimizer, sign, schedule, init, box, what the client's
         BatchNorm does and its local steps, of which the default is Geiping's on a single gradient;
@@ -198,11 +205,13 @@ def invert_all(
         seeds=seeds, iterations=iterations, lr=lr, memory=memory, client_lr=client_lr, images=images
     )
     attack, closed_form = check_method(method, precision)
+    usual = _effort(attack, closed_form)
+    seeds, iterations = seeds or usual.seeds, iterations or usual.iterations
     chain, strengths = _defense(defense)
     check_finish(polish, posterior, attack, closed_form, bool(chain))
     victim = _victim(model, variables, loss, image_shape, attack.batch_norm)
     second_order = isinstance(attack, SecondOrder)
-    weights = check_priors(priors, victim.variables, attack.batch_norm)
+    weights = check_priors(priors, attack, victim.variables)
     if second_order or closed_form is not None:
         weights = {}
     if attack.needs_image_prior:
@@ -233,21 +242,20 @@ def invert_all(
     if chain:
         attack = attack.replace(defense=chain)
     targets = _Targets(
-        victim,
-        own,
-        received,
-        known,
-        _observed(measured, weights, victim.variables, len(sent)),
-        chain,
-        strengths,
-        Normalization(*(_of_channels(x, victim.image_shape) for x in (mean, std))),
-        image_prior,
-        dict(learned),
+        victim=victim,
+        variables=own,
+        received=received,
+        labels=known,
+        statistics=_observed(measured, weights, victim.variables, len(sent)),
+        chain=chain,
+        strengths=strengths,
+        normalization=Normalization(*(_of_channels(x, victim.image_shape) for x in (mean, std))),
+        image_prior=image_prior,
+        learned=dict(learned),
     )
-    rate = lr
-    if rate is None and isinstance(attack, Method):
-        rate = default_rate(attack.optimizer, attack.representation)
-    settings = {"lr": rate or 1.0, "iterations": iterations, "client_lr": client_lr or 1.0}
+    if lr is None and isinstance(attack, Method):
+        lr = default_rate(attack.optimizer, attack.representation)
+    settings = {"lr": lr or 1.0, "iterations": iterations, "client_lr": client_lr or 1.0}
     settings = {**ANNEALING, **annealing, **weights, **settings}
     of_targets = attack if closed_form is None else ClosedForm(closed_form.find, attack.objective)
     work = Work(of_targets, settings, precision, polish, posterior)
@@ -257,6 +265,23 @@ def invert_all(
     keys = seed_keys(range(len(sent)), range(seeds))
     result, extras = attack_targets(targets.problem, work, keys, resources)
     return _inversions(targets, attack, work, result, extras)
+
+
+class _Effort(NamedTuple):
+    """How much is tried where nothing is said."""
+
+    seeds: int
+    iterations: int
+
+
+def _effort(attack: Attack, closed_form: object | None) -> _Effort:
+    """Second order starts from the same image whatever the seed, and takes few steps."""
+    if closed_form is not None:
+        return _Effort(1, 1)
+    if isinstance(attack, Method):
+        return _Effort(32, 1000)
+    usual = "bayes" if isinstance(attack, GaussNewton) else "smoothed_bayes"
+    return _Effort(1, ATTACKS[usual].settings["iterations"])
 
 
 def _inversions(

@@ -234,13 +234,17 @@ def check_scale(setting: str, holds: bool, shared: Sequence[kinds.Received]) -> 
 
 
 def check_priors(
-    priors: Mapping[Any, float], variables: PyTree, batch_norm: str
+    priors: Mapping[Any, float], method: Attack, variables: PyTree
 ) -> dict[Any, float]:
     """The priors that have a weight.
 
     Raises:
-      UserError: one is none, or needs what is not there.
+      UserError: one is none, has no weight, or needs what is not there.
     """
+    batch_norm = method.batch_norm
+    for prior in method.priors if isinstance(method, Method) else ():
+        if prior not in priors and prior not in Method.priors:
+            raise UserError(f"method.priors: {prior} has no weight; give it in priors=")
     for prior, weight in priors.items():
         own = not isinstance(prior, str) and (callable(prior) or isinstance(prior, Prior))
         known = own or (prior in PRIORS and prior not in needing("epochs"))

@@ -11,7 +11,7 @@ from jaxinv.attacks import ATTACKS
 from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import without_folders
 from jaxinv.settings import schema
-from jaxinv.settings.naming import setting_text
+from jaxinv.settings.naming import setting_text, spoken
 from jaxinv.settings.schema import OF_VICTIM, Cell
 
 OF_TASK = tuple(
@@ -72,7 +72,7 @@ def _attacker(asked: dict[str, Any], fitted: tuple[str, ...]) -> str:
         and asked[name] != getattr(usual, name)
         and not (name == "lr" and asked[name] == rate)
     ]
-    return ", ".join([asked["attack"], *own])
+    return ", ".join([spoken("attack", asked["attack"]), *own])
 
 
 def _network(asked: dict[str, Any], varying: list[str]) -> str:

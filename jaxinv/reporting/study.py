@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxinv import defenses
-from jaxinv.attacks import ATTACKS
+from jaxinv.attacks import ATTACKS, unused_settings
 from jaxinv.errors import UserError
 from jaxinv.reporting import consensus as cs
 from jaxinv.reporting import statistics as st
@@ -49,7 +49,9 @@ class CellSummary:
     @property
     def heading(self) -> str:
         """The label in fewer words, for where there is little room."""
-        return heading_text(self.settings) or self.label
+        unused = unused_settings(self.asked["attack"])
+        own = {name: value for name, value in self.settings.items() if name not in unused}
+        return heading_text(own) or self.label
 
     @property
     def psnr(self) -> Float[np.ndarray, "target seed"]:

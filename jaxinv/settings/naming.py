@@ -6,6 +6,13 @@ from typing import Any
 
 import numpy as np
 
+# What is said of a value over a picture.
+SPOKEN = {
+    ("attack", "geiping"): "cosine + TV",
+    ("attack", "bayes"): "Gauss-Newton",
+    ("attack", "smoothed_bayes"): "smoothed Gauss-Newton",
+    ("defense", "none"): "no defense",
+}
 UNSET = {"victim": "untrained", "width": "published", "client_batch": "whole batch"}  # not given
 
 
@@ -35,13 +42,21 @@ def label_text(settings: Mapping[str, Any]) -> str:
 
 
 def heading_text(settings: Mapping[str, Any]) -> str:
-    """The same over a picture, "tv = 0.01, generator": words that name nothing else stand alone."""
+    """The same over a picture, "cosine + TV, generator, tv = 0.01": the attack comes first, and
+    words that name nothing else stand alone.
+    """
+    order = sorted(settings.items(), key=lambda item: item[0] != "attack")
     return ", ".join(
-        _said(name, value)
+        spoken(name, value)
         if isinstance(value, str) or (name == "victim" and value is None)
         else label_text({name: value})
-        for name, value in settings.items()
+        for name, value in order
     )
+
+
+def spoken(name: str, value: Any) -> str:
+    """Says a setting's value in words, where it has some."""
+    return SPOKEN.get((name, value), _said(name, value))
 
 
 def _said(name: str, value: Any) -> str:

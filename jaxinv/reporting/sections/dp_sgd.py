@@ -31,6 +31,7 @@ from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import is_undefined, number_text
 
 PRIOR = 1e-4  # the images that could have been the one: CIFAR-10's test split, say
+OFFSET = 0.06  # between networks of one epsilon, in powers of ten
 
 
 class PrivateCell(NamedTuple):
@@ -49,18 +50,18 @@ class Panel(NamedTuple):
 
     name: str
     value: Callable[[PrivateCell], Interval]
-    is_share: bool = False
-    bounded: bool = False  # whether the bound on any attack is beside it
+    axis: str = "dB"  # or "share", or "log"
 
 
 PANELS = (
-    Panel("test accuracy", lambda r: Interval(r.accuracy, r.accuracy, r.accuracy), is_share=True),
-    Panel("PSNR of the attack (dB)", lambda r: Interval(*r.cell.mean[:3])),
+    Panel("test accuracy", lambda r: Interval(*[r.accuracy] * 3), "share"),
+    Panel("PSNR of this attack (dB)", lambda r: Interval(*r.cell.mean[:3])),
+    Panel("success of this attack", lambda r: Interval(*r.cell.success[:3]), "share"),
+    # Another event than the success: on a panel of its own.
     Panel(
-        "probability of success",
-        lambda r: Interval(*r.cell.success[:3]),
-        is_share=True,
-        bounded=True,
+        f"bound on any attack: one of {1 / PRIOR:,.0f} named",
+        lambda r: Interval(*[r.release_bound] * 3),
+        "log",
     ),
 )
 
@@ -110,27 +111,34 @@ def dp_sgd(study: StudySummary, width: float = ps.WIDE) -> Figure:
             "Utility, leakage and privacy of DP-SGD",
             f"One point per trained network, at its training's epsilon (delta {delta:g}); ∞: "
             f"without DP-SGD or without noise. Success: a PSNR above {facts(study)['threshold']} "
-            "dB. The bound holds for any attack on the one update whose best guess without it is "
-            f"right once in {1 / PRIOR:,.0f}.",
+            "dB. Bound: the chance that whoever sees the one update names its image among "
+            f"{1 / PRIOR:,.0f}, at most.",
             keys=[
                 *(ps.Key("dot", colors[g], g) for g in groups),
                 ps.Key("dot", ps.INK, "without DP-SGD"),
-                ps.Key("dash", ps.BASELINE, "mean color"),
-                ps.Key("bar", ps.INK, "bound on any attack"),
+                ps.Key("dash", ps.BASELINE, "mean color, or a guess"),
             ],
         ),
         panels=len(PANELS),
-        columns=3 if width > 6 else 1,
+        columns=2 if width > 6 else 1,
         panel_height=1.9,
         margins=ps.Margins(gap=0.62),
     )
     for panel, ax in zip(PANELS, sheet.axes):
         place = _epsilon_axis(ax, rows)
         for row in rows:
-            color = ps.INK if row.multiplier is None else colors[_group(row)]
-            _draw_point(ax, place(row.epsilon), row, panel, color)
-        if panel.is_share:
+            group = None if row.multiplier is None else _group(row)
+            # Networks of one epsilon stand beside one another.
+            aside = 0 if group is None else OFFSET * (groups.index(group) - (len(groups) - 1) / 2)
+            color = ps.INK if group is None else colors[group]
+            _draw_point(ax, place(row.epsilon) + aside, row, panel, color)
+        if panel.axis == "share":
             ps.percent_axis(ax)
+        elif panel.axis == "log":
+            ax.set_yscale("log")
+            ax.set_ylim(PRIOR / 2, 2)
+            ps.log_ticks(ax.yaxis)
+            ps.draw_baseline(ax, PRIOR)
         else:
             ps.draw_baseline(ax, rows[0].cell.baseline("psnr"))
         ax.set_title(panel.name)
@@ -138,12 +146,10 @@ def dp_sgd(study: StudySummary, width: float = ps.WIDE) -> Figure:
 
 
 def _draw_point(ax: Axes, x: float, row: PrivateCell, panel: Panel, color: object) -> None:
-    """Draws one network's value, its interval, and the bound where there is one."""
+    """Draws one network's value and its interval."""
     value, below, above = panel.value(row)
     ax.plot([x, x], [below, above], color=color, linewidth=2, alpha=0.45)
     ax.plot(x, value, "o", color=color, markersize=6)
-    if panel.bounded and row.multiplier is not None:
-        ax.plot(x, row.release_bound, "_", color=ps.INK, markersize=13, markeredgewidth=1.6)
 
 
 def _epsilon_axis(ax: Axes, rows: Sequence[PrivateCell]) -> Callable[[float], float]:
@@ -185,7 +191,8 @@ def _epsilon(row: Row) -> Shown:
 
 
 def _bound(row: Row) -> Shown:
-    return Shown(f"{100 * row['release_bound']:.3g}%")
+    percent = 100 * row["release_bound"]
+    return Shown(f"{percent:.0f}%" if percent >= 100 else f"{percent:.2g}%")
 
 
 def _columns() -> tuple[Column, ...]:
@@ -248,7 +255,7 @@ SECTION = Section(
     title="DP-SGD: utility, leakage, privacy",
     when=lambda study: any(math.isfinite(row.epsilon) for row in private_cells(study)),
     draw=dp_sgd,
-    alt="Test accuracy, PSNR of the attack and its success against epsilon.",
+    alt="Test accuracy, PSNR and success of the attack, and the bound on any, against epsilon.",
     caption="The bound counts what any attack could do with the one update, whatever it calls "
     "success. Epsilon is that of the whole training.",
     table=Table(private_cells, _columns()),
