@@ -38,7 +38,11 @@ def draw(
         "Named: images of an update that are named among 2,000 candidates, 95% intervals. PSNR: of "
         "one image, what the strongest attack on such a network attains and the local ceiling of "
         "an attacker with a Gaussian image prior; bars: standard deviation over images.",
-        keys=[*keys, ps.Key("dash", ps.BASELINE, "ceiling"), ps.Key("thin", ps.FAINT, "no update")],
+        keys=[
+            *keys,
+            ps.Key("dash", ps.BASELINE, "ceiling"),
+            ps.Key("thin", ps.FAINT, "prior alone"),
+        ],
     )
     sheet = ps.Sheet(
         width,
@@ -60,10 +64,14 @@ def draw(
         ax.set_title(f"PSNR: {_title(victim)}", weight="bold", size=8.2)
     for number, ax in enumerate(axes):
         ax.set_xlabel("variance of the noise")
-        ax.set_xticks(_place([NONE, *NOISES]), ["none", "", "0.01", "", "1", "10"])
+        ax.set_xticks(
+            _place([NONE, *NOISES]), ["none", *map(ps.power_of_ten, (-3, -2, -1)), "1", "10"]
+        )
         ax.set_xlim(-4.3, 1.3)
         if number % COLUMNS == 0 and number < len(of_names):
             ax.set_ylabel("images named")
+        if number >= len(of_names):
+            ax.set_ylabel("PSNR (dB)")
     return sheet.figure
 
 
