@@ -61,17 +61,15 @@ def draw(
         ps.percent_axis(ax)
     for ax, victim in zip(axes[len(of_names) :], of_pixels):
         _decibels(ax, [r for r in bounded if r["victim"] == victim], colors[batches[0]])
-        ax.set_title(f"PSNR: {_title(victim)}", weight="bold", size=8.2)
+        ax.set_title(f"PSNR (dB): {_title(victim)}", weight="bold", size=8.2)
     for number, ax in enumerate(axes):
         ax.set_xlabel("variance of the noise")
         ax.set_xticks(
-            _place([NONE, *NOISES]), ["none", *map(ps.power_of_ten, (-3, -2, -1)), "1", "10"]
+            _place([NONE, *NOISES]), ["0", *map(ps.power_of_ten, (-3, -2, -1)), "1", "10"]
         )
         ax.set_xlim(-4.3, 1.3)
         if number % COLUMNS == 0 and number < len(of_names):
             ax.set_ylabel("images named")
-        if number >= len(of_names):
-            ax.set_ylabel("PSNR (dB)")
     return sheet.figure
 
 
