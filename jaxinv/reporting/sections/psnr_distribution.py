@@ -13,12 +13,15 @@ from jaxinv.reporting.figures.panels import (
     psnr_panel,
     shown_cells,
 )
+from jaxinv.reporting.figures.pictures import Pictures, read_album, tile
 from jaxinv.reporting.figures.swarm import swarm
 from jaxinv.reporting.section import Section, facts
 from jaxinv.reporting.statistics import ranked_quantile
 from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import number_text
 from jaxinv.settings.naming import setting_text
+
+THUMBNAIL = 0.46  # inches of a target's truth
 
 
 @ps.styled
@@ -40,13 +43,15 @@ def psnr_distribution(study: StudySummary, width: float = ps.WIDE) -> Figure:
         *([ps.Key("triangle", ps.INK, "consensus: mean of the best quarter")] if averaged else []),
         ps.Key("dash", ps.BASELINE, "mean color"),
     ] + ([ps.Key("cross", ps.INK, "failed")] if bad else [])
-    # One row of names under the axis, unless the cells are not named by the same settings.
+    # One row of names under the axis, unless the cells are not named by the same settings; names
+    # that are too long stand in the legend, once for all panels.
     alike = len({tuple(cell.settings) for cell in cells}) == 1 and bool(cells[0].settings)
-    ticks = [_tick(cell) if alike else cell.label for cell in cells]
-    rotated = max(ps.text_width(tick, 8.4) for tick in ticks)
+    ticks = [_tick(cell) if alike else cell.heading for cell in cells]
     columns = columns_in(width, len(targets))
     slot = (width - 0.8) / columns / len(cells)
-    upright = rotated < slot * 0.85
+    upright = max(ps.text_width(tick, 8.4) for tick in ticks) < slot * 0.85
+    if not upright:
+        keys = [*(ps.Key("dot", c, tick) for c, tick in zip(colors, ticks)), *keys]
     sheet = ps.Sheet(
         width,
         ps.Heading(
@@ -62,20 +67,33 @@ def psnr_distribution(study: StudySummary, width: float = ps.WIDE) -> Figure:
         panels=len(targets),
         columns=columns,
         panel_height=2.1,
-        margins=ps.Margins(bottom=0.48 if upright else 0.36 + rotated),
+        margins=ps.Margins(bottom=0.48 if upright else 0.16, above=THUMBNAIL + 0.14),
     )
+    album = read_album(study)
     for index, (ax, target) in enumerate(zip(sheet.axes, targets)):
         psnr_panel(sheet, index, ax, limits, study.baseline_of(target))
-        ax.set_title(f"target {target}")
+        _head(sheet, ax, target, next(own for (_, of), own in album.items() if of == target))
         ax.set_xlim(-0.5, len(cells) - 0.5)
         ax.grid(axis="x", visible=False)
-        ax.set_xticks(range(len(cells)), ticks, rotation=0 if upright else 90)
-        if alike:
+        ax.set_xticks(range(len(cells)), ticks if upright else [""] * len(cells))
+        if alike and upright:
             ax.set_xlabel(", ".join(study.cells[0].settings))
         for slot_at, (cell, color) in enumerate(zip(cells, colors)):
             if target in cell.target_ids:
                 _draw_seeds(sheet, ax, slot_at, cell, cell.target_ids.index(target), color)
     return sheet.figure
+
+
+def _head(sheet: ps.Sheet, ax: Axes, target: int, pictures: Pictures) -> None:
+    """Sets a target's number and its truth over a panel."""
+    box = ax.get_position()
+    x, top = box.x0 * sheet.width, (1 - box.y1) * sheet.height - THUMBNAIL - 0.06
+    picture = sheet.panel(x, top, THUMBNAIL, THUMBNAIL)
+    pixels = tile(pictures.truth)
+    pixels = pixels.repeat(3, axis=-1) if pixels.shape[-1] == 1 else pixels
+    picture.imshow(pixels, interpolation="none")
+    picture.set_axis_off()
+    sheet.text(x + THUMBNAIL + 0.08, top + THUMBNAIL / 2, f"target {target}", va="center")
 
 
 def _draw_seeds(
