@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 
 import jaxinv
 from jaxinv import audit, client, data
-from jaxinv.audit import games, server
+from jaxinv.audit import auditing, games, server
 from jaxinv.client import updates
-from jaxinv.types import Normalization
+from jaxinv.types import Normalization, Truth
+from jaxinv.victim.untrained import untrained
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +206,40 @@ def test_private_update_has_a_bound_and_epsilon(scene):
     assert found.release_bound == pytest.approx(0.4466, abs=2e-3)
     assert found.epsilon_shown.games == 12
     assert "DP-SGD" in " ".join(audit.verdict(found).nobody)
+
+
+# --- What is not tried ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        (audit.Setting(), None),
+        (audit.Setting("dpsgd:1:1"), "cannot adapt to a defense of each image's gradient"),
+        (audit.Setting(local=client.Local(2)), "is of one gradient"),
+    ],
+)
+def test_an_attack_that_does_not_fit_is_not_tried(setting, why, scene, monkeypatch):
+    """Of a network with ReLUs, whose second-order attack is for one gradient of all images."""
+    tried = []
+
+    def invert(*update, method, **settings):
+        tried.append(type(method).__name__)
+        return SimpleNamespace(objectives=np.array([np.nan]))
+
+    monkeypatch.setattr(auditing, "invert", invert)
+    victim = untrained("convnet", classes=10, width=8, seed=0, image_shape=(32, 32, 3))
+    network = games.network(victim.module, victim.variables, scene[1])
+    truth = Truth(np.zeros((2, 32, 32, 3), np.float32), np.array([1, 2]))
+    update = victim.variables["params"]
+    _, not_tried = auditing.reconstruct(network, truth, update, None, setting, None)
+    assert tried == ["SmoothedGaussNewton"] * (why is None) + ["Method"]
+    assert not_tried == ([] if why is None else [f"smoothed Gauss-Newton, which {why}"])
+
+
+def test_the_verdict_lists_what_did_not_fit(found):
+    attack = "smoothed Gauss-Newton, which is of one gradient"
+    assert attack in audit.verdict(found._replace(not_tried=(attack,))).not_tried
 
 
 # --- The filter -----------------------------------------------------------------------------------

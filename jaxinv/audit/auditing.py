@@ -18,6 +18,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxinv import client, defenses, metrics
+from jaxinv.attacks import gauss_newton, gradient_matching, smoothed_gauss_newton
+from jaxinv.attacks.base import Family
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import Method
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
@@ -33,8 +35,25 @@ from jaxinv.networks import kinks
 from jaxinv.privacy import accounting
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
-# A short attack: its name, the method, its steps. `second_order` is the other.
-FIRST_ORDER = "gradient matching through a generator", Method(representation="generator"), 500
+
+class Short(NamedTuple):
+    """A short attack."""
+
+    name: str
+    family: Family
+    method: Method | GaussNewton | SmoothedGaussNewton
+    iterations: int
+    seeds: int = 1
+
+
+# `second_order` is the other.
+FIRST_ORDER = Short(
+    "gradient matching through a generator",
+    gradient_matching.FAMILY,
+    Method(representation="generator"),
+    iterations=500,
+    seeds=4,
+)
 
 
 class Setting(NamedTuple):
@@ -77,6 +96,7 @@ class Audit(NamedTuple):
     ceiling: ceilings.Ceiling | None
     rank_psnr: float  # that no attacker of that prior exceeds by the layers alone, dB; inf: none
     found: tuple[Found, ...]
+    not_tried: tuple[str, ...]  # attacks that are not for such an update, and why
     mean_color_psnr: float
     release_bound: float | None  # on naming one image, of a client with DP-SGD
     epsilon_shown: dp.Bound | None  # by the games, of the same
@@ -141,7 +161,7 @@ def audit(
         fished = server.fish(network, candidates, members)
     truth = Truth(jnp.asarray(images / np.float32(255)), jnp.asarray(image_labels))
     room = capacity(module, variables, pool.images.shape[1:])
-    ceiling, rank_psnr, found = None, math.inf, []
+    ceiling, rank_psnr, found, not_tried = None, math.inf, [], []
     if image_prior is not None:
         rank_psnr = _rank_psnr(image_prior, normalization, count, room)
         if setting.ceiling and setting.local.steps(count) == 1:
@@ -149,7 +169,7 @@ def audit(
             ceiling = ceiling_of(network, truth, image_prior, known.variances if known else None)
         if setting.reconstruct:
             lineup = line_up(others.images / np.float32(255), judge)
-            found = reconstruct(network, truth, own.update, image_prior, setting, lineup)
+            found, not_tried = reconstruct(network, truth, own.update, image_prior, setting, lineup)
     bound, shown = _epsilon(setting, outcome, count)
     return Audit(
         images=count,
@@ -166,6 +186,7 @@ def audit(
         ceiling=ceiling,
         rank_psnr=rank_psnr,
         found=tuple(found),
+        not_tried=tuple(not_tried),
         mean_color_psnr=float(metrics.mean_color(truth, normalization).psnr),
         release_bound=bound,
         epsilon_shown=shown,
@@ -282,7 +303,7 @@ def reconstruct(
     image_prior: ImagePrior,
     setting: Setting,
     lineup: Lineup,
-) -> list[Found]:
+) -> tuple[list[Found], list[str]]:
     """Runs the best short attacks with an image prior: second order, and gradient matching.
 
     Args:
@@ -292,12 +313,19 @@ def reconstruct(
       image_prior: of both attacks.
       setting: what the client did.
       lineup: candidates beside the images, among whom they are looked for.
+
+    Returns:
+      What was found, and in words the attacks that are not for such an update.
     """
     module, variables, normalization, _ = network
     count, shape = len(truth.labels), truth.images.shape[1:]
-    attacks = ((second_order(module, variables, shape), 1), (FIRST_ORDER, 4))
-    found = []
-    for (name, method, iterations), seeds in attacks:
+    steps, chain = setting.local.steps(count), defenses.parse(setting.defense)
+    each_image = any(defenses.DEFENSES[name].of_each_image for name in defenses.names(chain))
+    found, not_tried = [], []
+    for attack in (second_order(module, variables, shape), FIRST_ORDER):
+        if why := attack.family.unfit(steps, each_image, joint_labels=False):
+            not_tried.append(f"{attack.name}, which {why}")
+            continue
         result = invert(
             module,
             variables,
@@ -307,12 +335,12 @@ def reconstruct(
             std=np.asarray(normalization.std).tolist(),
             labels=truth.labels.tolist(),
             images=count,
-            method=dataclasses.replace(method, local=setting.local),
-            client_lr=setting.client_lr if setting.local.steps(count) > 1 else None,
+            method=dataclasses.replace(attack.method, local=setting.local),
+            client_lr=setting.client_lr if steps > 1 else None,
             defense=setting.defense,
             image_prior=image_prior,
-            seeds=seeds,
-            iterations=iterations,
+            seeds=attack.seeds,
+            iterations=attack.iterations,
         )
         if np.isnan(result.objectives).all():
             continue
@@ -321,17 +349,16 @@ def reconstruct(
         measured = likeness(pixels[None], own, normalization.mean, lineup)
         measured = Likeness(*(float(x[0]) for x in measured))
         psnr = float(metrics.psnr(jnp.asarray(pixels), jnp.asarray(own)).mean())
-        found.append(Found(name, psnr, measured, pixels))
-    return found
+        found.append(Found(attack.name, psnr, measured, pixels))
+    return found, not_tried
 
 
-def second_order(
-    module: nn.Module, variables: PyTree, image_shape: Sequence[int]
-) -> tuple[str, GaussNewton | SmoothedGaussNewton, int]:
-    """The second-order attack that suits a network: its name, the method, its steps."""
+def second_order(module: nn.Module, variables: PyTree, image_shape: Sequence[int]) -> Short:
+    """The second-order attack that suits a network."""
     if has_kinks(module, variables, image_shape):
-        return "smoothed Gauss-Newton", SmoothedGaussNewton(cg_iterations=30), 24
-    return "annealed Gauss-Newton", GaussNewton(), 28
+        smoothed = SmoothedGaussNewton(cg_iterations=30)
+        return Short("smoothed Gauss-Newton", smoothed_gauss_newton.FAMILY, smoothed, 24)
+    return Short("annealed Gauss-Newton", gauss_newton.FAMILY, GaussNewton(), 28)
 
 
 def has_kinks(module: nn.Module, variables: PyTree, image_shape: Sequence[int]) -> bool:

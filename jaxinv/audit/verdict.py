@@ -29,7 +29,8 @@ class Verdict(NamedTuple):
 
 def verdict(found: Audit) -> Verdict:
     """Says what was found in plain words."""
-    said = Verdict([], [], [LABELS_NOT_TRIED] * found.setting.labels_known + list(NOT_TRIED))
+    labels = [LABELS_NOT_TRIED] if found.setting.labels_known else []
+    said = Verdict([], [], [*found.not_tried, *labels, *NOT_TRIED])
     for topic in (_names, _capacity, _reconstruction, _server, _bounds, _privacy, _warnings):
         topic(found, said)
     return said
