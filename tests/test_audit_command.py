@@ -242,6 +242,21 @@ def test_the_verdict_lists_what_did_not_fit(found):
     assert attack in audit.verdict(found._replace(not_tried=(attack,))).not_tried
 
 
+def test_no_bound_of_one_gradient_is_said_of_several_steps(tmp_path):
+    """Neither by the layers nor from the Jacobian, in words, tiles or numbers."""
+    arguments = ["--victim=lenet_zhu-tiles", "--ids=3,17", "--candidates=62", "--games=2"]
+    arguments += ["--client-epochs=2", "--quick", f"--out={tmp_path}"]
+    assert audit.main(arguments) == 0
+    page = (tmp_path / "audit.html").read_text()
+    numbers = json.loads((tmp_path / "audit.json").read_text())
+    assert numbers["capacity"] is numbers["rank_psnr"] is None
+    assert numbers["verdict"]["nobody"] == []
+    assert not any("layers forbids" in said for said in numbers["verdict"]["anyone"])
+    assert "come of the gradient alone" not in page
+    assert "Capacity" not in page
+    assert any("which are of one gradient" in said for said in numbers["verdict"]["not_tried"])
+
+
 # --- The filter -----------------------------------------------------------------------------------
 
 

@@ -87,7 +87,7 @@ class Audit(NamedTuple):
     images: int
     parameters: int
     setting: Setting
-    capacity: Capacity
+    capacity: Capacity | None  # None: the client took several steps, and it is of one gradient
     named: int  # of this update's own images, among the candidates
     identification: games.Outcome  # over games with batches like this one
     inspection: server.Inspection
@@ -160,11 +160,12 @@ def audit(
         )
         fished = server.fish(network, candidates, members)
     truth = Truth(jnp.asarray(images / np.float32(255)), jnp.asarray(image_labels))
-    room = capacity(module, variables, pool.images.shape[1:])
+    one_gradient = setting.local.steps(count) == 1
+    room = capacity(module, variables, pool.images.shape[1:]) if one_gradient else None
     ceiling, rank_psnr, found, not_tried = None, math.inf, [], []
     if image_prior is not None:
         rank_psnr = _rank_psnr(image_prior, normalization, count, room)
-        if setting.ceiling and setting.local.steps(count) == 1:
+        if setting.ceiling and one_gradient:
             known = own.defense_knowledge
             ceiling = ceiling_of(network, truth, image_prior, known.variances if known else None)
         if setting.reconstruct:
@@ -225,10 +226,10 @@ def _play(
 
 
 def _rank_psnr(
-    image_prior: ImagePrior, normalization: Normalization, count: int, room: Capacity
+    image_prior: ImagePrior, normalization: Normalization, count: int, room: Capacity | None
 ) -> float:
     """What no attacker of a prior exceeds by the layers alone, dB."""
-    if room.free(count) <= 0:
+    if room is None or room.free(count) <= 0:
         return math.inf
     left = ceilings.rank_bound(image_prior, normalization.std, count, room.determined(count))
     return -10 * math.log10(left)

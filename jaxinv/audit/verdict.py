@@ -10,6 +10,7 @@ from jaxinv.audit.auditing import Audit
 EXACT = 100.0  # dB from which on an image is exact
 
 LABELS_NOT_TRIED = "labels that are not known (--labels unknown)"
+BOUNDS_NOT_TRIED = "bounds by the layers and from the Jacobian, which are of one gradient"
 NOT_TRIED = (
     "an attacker with a learned image prior (a diffusion model, a trained generator)",
     "updates of several rounds together",
@@ -30,7 +31,8 @@ class Verdict(NamedTuple):
 def verdict(found: Audit) -> Verdict:
     """Says what was found in plain words."""
     labels = [LABELS_NOT_TRIED] if found.setting.labels_known else []
-    said = Verdict([], [], [*found.not_tried, *labels, *NOT_TRIED])
+    bounds = [BOUNDS_NOT_TRIED] if found.capacity is None else []
+    said = Verdict([], [], [*found.not_tried, *bounds, *labels, *NOT_TRIED])
     for topic in (_names, _capacity, _reconstruction, _server, _bounds, _privacy, _warnings):
         topic(found, said)
     return said
@@ -48,6 +50,8 @@ def _names(found: Audit, said: Verdict) -> None:
 
 def _capacity(found: Audit, said: Verdict) -> None:
     room, count = found.capacity, found.images
+    if room is None:
+        return
     if count <= room.images:
         said.anyone.append(
             "Nothing in the network's layers forbids exact images: one gradient can determine up "
