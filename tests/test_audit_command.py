@@ -5,13 +5,16 @@ import runpy
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxinv
 from jaxinv import audit, client, data
 from jaxinv.audit import auditing, games, server
-from jaxinv.client import updates
+from jaxinv.client import pytorch, updates
+from jaxinv.errors import UserError
+from jaxinv.networks.inspect import parameters_in_order
 from jaxinv.types import Normalization, Truth
 from jaxinv.victim.untrained import untrained
 
@@ -126,6 +129,50 @@ def test_command_audits_an_update_from_a_file(tmp_path, scene):
         )
 
 
+def as_pytorch(tree, uses):
+    """A tree's arrays by PyTorch's names, in its layouts."""
+    named, arrays = {}, updates.names_of(tree)
+    for number, use in enumerate(uses):
+        shape = pytorch.shape_of(use)
+        places = pytorch.converter(use)(np.arange(np.prod(shape)).reshape(shape))
+        flat = np.empty(np.prod(shape), np.float32)
+        flat[places.ravel()] = arrays["/".join(use.path)].ravel()
+        kind = "weight" if use.path[-1] == "kernel" else "bias"
+        named[f"layer{number // 2}.{kind}"] = flat.reshape(shape)
+    return named
+
+
+def test_an_update_is_understood_once(tmp_path, scene, capsys):
+    """Of a file with the parameters after a step, by PyTorch's names: names need its scale."""
+    victim, normalization, tiles = scene
+    params = victim.variables["params"]
+    loss = client.loss_fn(victim.module, victim.variables)
+    images = normalization.normalize(tiles.images[[40, 41]] / np.float32(255))
+    gradient, _ = client.gradient(loss, params, images, tiles.labels[[40, 41]])
+    after = jax.tree.map(lambda p, g: np.asarray(p - 0.05 * g), params, gradient)
+    uses = parameters_in_order(victim.module, victim.variables, images.shape[1:])
+    np.savez(tmp_path / "after.npz", **as_pytorch(after, uses))
+    asked = ["--victim=lenet_zhu-tiles", "--ids=40,41", "--candidates=62", "--games=2", "--quick"]
+    asked += [f"--update={tmp_path / 'after.npz'}", f"--out={tmp_path / 'out'}"]
+    assert audit.main(asked) == 2
+    assert "its scale is not known" in capsys.readouterr().err
+    assert audit.main([*asked, "--client-lr=0.05"]) == 0
+    numbers = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert numbers["identification"]["named_of_this_update"] == 2
+    assert "read as new parameters" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_update_that_says_nothing_names_nobody(scene):
+    """Where all scores are equal chance decides, and not that the client's images came first."""
+    victim, normalization, tiles = scene
+    own = victim.module, victim.variables, normalization, tiles.images[[3, 17]]
+    asked = (*own, tiles.labels[[3, 17]], pool_of(tiles, [3, 17]))
+    assert audit.audit(*asked, setting=audit.Setting("prune:1", games=2)).named == 0
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), victim.variables["params"])
+    with pytest.raises(UserError, match=r"^update: .* NaN of .* numbers; .*"):
+        audit.audit(*asked, update=broken, setting=audit.Setting(games=2))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -160,6 +207,17 @@ def test_command_audits_an_update_from_a_file(tmp_path, scene):
             "--judge lenet_zhu-tiles: is the victim",
         ),
         (["--victim", "lenet_zhu-tiles", "--ids", "3,3"], "--ids: give each image once"),
+        (
+            ["--victim", "lenet_zhu-tiles", "--ids", "3", "--update-kind", "weights"],
+            "--update-kind: of an update in a file",
+        ),
+        (
+            [
+                *("--victim", "lenet_zhu-tiles", "--ids", "3", "--client-epochs", "2"),
+                *("--update", "update.npz"),
+            ],
+            "--client-lr: the client takes 2 steps",
+        ),
         (
             ["--victim", "lenet_zhu-tiles", "--ids", "3", "--defense", "victim"],
             "--defense victim: of a sweep",
@@ -232,9 +290,13 @@ def test_an_attack_that_does_not_fit_is_not_tried(setting, why, scene, monkeypat
     network = games.network(victim.module, victim.variables, scene[1])
     truth = Truth(np.zeros((2, 32, 32, 3), np.float32), np.array([1, 2]))
     update = victim.variables["params"]
-    _, not_tried = auditing.reconstruct(network, truth, update, None, setting, None)
+    asked = None, setting, None
+    _, not_tried = auditing.reconstruct(network, truth, update, *asked)
     assert tried == ["SmoothedGaussNewton"] * (why is None) + ["Method"]
     assert not_tried == ([] if why is None else [f"smoothed Gauss-Newton, which {why}"])
+    zero = jax.tree.map(jnp.zeros_like, update)
+    found, (why,) = auditing.reconstruct(network, truth, zero, *asked)
+    assert (found, why) == ([], "attacks on pixels: the update is zero in all layers")
 
 
 def test_the_verdict_lists_what_did_not_fit(found):

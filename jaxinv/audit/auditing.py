@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxinv import client, defenses, metrics
+from jaxinv import client, defenses, metrics, rng
 from jaxinv.attacks import gauss_newton, gradient_matching, smoothed_gauss_newton
 from jaxinv.attacks.base import Family
 from jaxinv.attacks.gauss_newton import GaussNewton
@@ -25,6 +25,7 @@ from jaxinv.attacks.gradient_matching import Method
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.audit import ceiling as ceilings
 from jaxinv.audit import dp, games, measuring, server
+from jaxinv.client import kinds
 from jaxinv.client.capacity import Capacity, capacity
 from jaxinv.data.image_prior import ImagePrior
 from jaxinv.engine.likeness import Judge, Likeness, Lineup, likeness, line_up
@@ -128,14 +129,16 @@ def audit(
       images: the client's, uint8 [image, height, width, channel].
       image_labels: their classes.
       others: other images of the same kind, among which its own are named.
-      update: what the client sends; None: it is computed, as `setting` says.
+      update: the gradient that the client sends (`client.kinds.understand` makes it of anything
+        else); None: it is computed, as `setting` says.
       setting: what the client did, and how much is tried.
       image_prior: what an attacker knows of images; None leaves ceiling and reconstruction out.
       judge: a trained network that had no part in the update, by whose features and classes
         reconstructions are measured beside pixels.
 
     Raises:
-      UserError: the images do not fit the network, or there are too few candidates.
+      UserError: the images do not fit the network, there are too few candidates, or the update
+        holds something else than finite numbers.
     """
     images, image_labels = np.asarray(images), np.asarray(image_labels, np.int32)
     count = len(image_labels)
@@ -149,6 +152,7 @@ def audit(
     )
     drawn = games.draw(setting.games, count, len(pool.labels), setting.seed)
     members = np.concatenate([np.arange(count)[None], drawn])  # its own game is the first
+    pool, members = _in_any_order(pool, members, setting.seed)
     network = games.network(module, variables, normalization)
     candidates = network.normalize(pool)
     own, played = _play(network, pool, candidates, members, update, setting)
@@ -180,7 +184,7 @@ def audit(
         named=int(np.isin(played.picks[0], members[0]).sum()),
         identification=outcome,
         inspection=server.inspect(
-            network.loss, network.params, candidates.images[:count], image_labels
+            network.loss, network.params, candidates.images[members[0]], image_labels
         ),
         imprinted=imprinted,
         fished=fished,
@@ -193,6 +197,15 @@ def audit(
         epsilon_shown=shown,
         truth=np.asarray(truth.images),
     )
+
+
+def _in_any_order(
+    pool: games.Pool, members: Int[np.ndarray, "game image"], seed: int
+) -> tuple[games.Pool, Int[np.ndarray, "game image"]]:
+    """Puts the candidates in an order that says nothing: of equal scores the first are named."""
+    key = rng.name_key(rng.stream_key(rng.Stream.DATA, seed), "pool")
+    order = np.asarray(jax.random.permutation(key, len(pool.labels)))
+    return games.Pool(pool.images[order], pool.labels[order]), np.argsort(order)[members]
 
 
 def _play(
@@ -220,9 +233,11 @@ def _play(
     if update is not None:
         sent = jax.tree.map(lambda x, own: x.at[0].set(own), targets.update, update)
         targets = targets._replace(update=sent)
+    own = jax.tree.map(lambda x: x[0], targets)
+    kinds.check_finite(own.update, "update")
     rows = games.known_rows(network, candidates)
     played = games.answer(network, candidates, targets, members, rules, rows)
-    return jax.tree.map(lambda x: x[0], targets), played
+    return own, played
 
 
 def _rank_psnr(
@@ -323,6 +338,8 @@ def reconstruct(
     steps, chain = setting.local.steps(count), defenses.parse(setting.defense)
     each_image = any(defenses.DEFENSES[name].of_each_image for name in defenses.names(chain))
     found, not_tried = [], []
+    if not optax.tree.norm(update) > 0:
+        return found, ["attacks on pixels: the update is zero in all layers"]
     for attack in (second_order(module, variables, shape), FIRST_ORDER):
         if why := attack.family.unfit(steps, each_image, joint_labels=False):
             not_tried.append(f"{attack.name}, which {why}")
@@ -336,6 +353,7 @@ def reconstruct(
             std=np.asarray(normalization.std).tolist(),
             labels=truth.labels.tolist(),
             images=count,
+            update_kind="gradient",
             method=dataclasses.replace(attack.method, local=setting.local),
             client_lr=setting.client_lr if steps > 1 else None,
             defense=setting.defense,
@@ -345,13 +363,24 @@ def reconstruct(
         )
         if np.isnan(result.objectives).all():
             continue
-        pixels = metrics.match(jnp.asarray(result.best), truth.images, normalization.mean)
-        pixels, own = np.asarray(pixels), np.asarray(truth.images)
-        measured = likeness(pixels[None], own, normalization.mean, lineup)
-        measured = Likeness(*(float(x[0]) for x in measured))
-        psnr = float(metrics.psnr(jnp.asarray(pixels), jnp.asarray(own)).mean())
-        found.append(Found(attack.name, psnr, measured, pixels))
+        found.append(_measured(attack.name, result.best, truth, normalization, lineup))
     return found, not_tried
+
+
+def _measured(
+    name: str,
+    best: Float[np.ndarray, "image height width channel"],
+    truth: Truth,
+    normalization: Normalization,
+    lineup: Lineup,
+) -> Found:
+    """An attack's images, each beside the true one that it is matched with."""
+    pixels = metrics.match(jnp.asarray(best), truth.images, normalization.mean)
+    pixels, own = np.asarray(pixels), np.asarray(truth.images)
+    measured = likeness(pixels[None], own, normalization.mean, lineup)
+    measured = Likeness(*(float(x[0]) for x in measured))
+    psnr = float(metrics.psnr(jnp.asarray(pixels), jnp.asarray(own)).mean())
+    return Found(name, psnr, measured, pixels)
 
 
 def second_order(module: nn.Module, variables: PyTree, image_shape: Sequence[int]) -> Short:
