@@ -12,6 +12,7 @@ import pytest
 import jaxinv
 from jaxinv import audit, client, data
 from jaxinv.audit import auditing, games, server
+from jaxinv.audit import ceiling as ceilings
 from jaxinv.client import pytorch, updates
 from jaxinv.errors import UserError
 from jaxinv.networks.inspect import parameters_in_order
@@ -302,6 +303,30 @@ def test_an_attack_that_does_not_fit_is_not_tried(setting, why, scene, monkeypat
 def test_the_verdict_lists_what_did_not_fit(found):
     attack = "smoothed Gauss-Newton, which is of one gradient"
     assert attack in audit.verdict(found._replace(not_tried=(attack,))).not_tried
+
+
+def test_a_ceiling_is_said_of_what_noise_hides(scene, monkeypatch):
+    """It linearizes the gradient without a defense: of signs it once promised 133 dB."""
+    for defense in ("none", "clip:1", "clip:1,noise:0.1", "quantize:4", "dpsgd:1:1"):
+        assert auditing.hides_by_noise(defense)
+    for defense in ("sign", "prune:0.9", "top-k:8", "soteria:0.5", "noise:0.1,sign"):
+        assert not auditing.hides_by_noise(defense)
+    certain = ceilings.Ceiling(np.full(2, 1e-13), np.full(2, 0.1), None, True, 0, 0)
+    monkeypatch.setattr(auditing, "ceiling_of", lambda *arguments: certain)
+    monkeypatch.setattr(auditing, "_rank_psnr", lambda *arguments: np.inf)
+    monkeypatch.setattr(auditing, "reconstruct", lambda *arguments: ([], []))
+    victim, normalization, tiles = scene
+    for defense, said in (("none", True), ("sign", False)):
+        found = audit.audit(
+            *(victim.module, victim.variables, normalization, tiles.images[[3, 17]]),
+            tiles.labels[[3, 17]],
+            pool_of(tiles, [3, 17]),
+            setting=audit.Setting(defense, games=2),
+            image_prior="any",
+        )
+        words = audit.verdict(found)
+        assert any("nothing but rounding hides them" in x for x in words.anyone) == said
+        assert any("the ceiling, which knows of noise alone" in x for x in words.not_tried) != said
 
 
 def test_no_bound_of_one_gradient_is_said_of_several_steps(tmp_path):

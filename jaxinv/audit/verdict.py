@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxinv.audit.auditing import Audit
+from jaxinv.audit.auditing import Audit, hides_by_noise
 
 EXACT = 100.0  # dB from which on an image is exact
 
@@ -100,6 +100,11 @@ def _bounds(found: Audit, said: Verdict) -> None:
     knows = "An attacker who knows of images what a Gaussian prior says"
     if math.isfinite(found.rank_psnr):
         said.nobody.append(f"{knows} does not exceed {found.rank_psnr:.1f} dB by the layers alone.")
+    if not hides_by_noise(found.setting.defense):
+        said.not_tried.append(
+            f"the ceiling, which knows of noise alone and not of all that {found.setting.defense} "
+            "takes away"
+        )
     ceiling = found.ceiling
     if ceiling is None or not ceiling.solved:
         return
