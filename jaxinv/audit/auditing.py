@@ -66,8 +66,6 @@ class Setting(NamedTuple):
     method: str = "slab"  # of identification: `identification.METHODS`
     labels_known: bool = True  # to the attacker who names images
     games: int = 100  # with batches like this one, for the intervals
-    ceiling: bool = True
-    reconstruct: bool = True
     seed: int = 0  # of the games
     imprint_bins: int | None = None  # of a malicious server's; None: the server is honest
     amplify: float = 1.0  # its factor on the last layer
@@ -170,12 +168,11 @@ def audit(
     ceiling, rank_psnr, found, not_tried = None, math.inf, [], []
     if image_prior is not None:
         rank_psnr = _rank_psnr(image_prior, normalization, count, room)
-        if setting.ceiling and setting.local.steps(count) == 1 and hides_by_noise(setting.defense):
+        if setting.local.steps(count) == 1 and hides_by_noise(setting.defense):
             known = own.defense_knowledge
             ceiling = ceiling_of(network, truth, image_prior, known.variances if known else None)
-        if setting.reconstruct:
-            lineup = line_up(others.images / np.float32(255), judge)
-            found, not_tried = reconstruct(network, truth, own.update, image_prior, setting, lineup)
+        lineup = line_up(others.images / np.float32(255), judge)
+        found, not_tried = reconstruct(network, truth, own.update, image_prior, setting, lineup)
     bound, shown = _epsilon(setting, outcome, count)
     return Audit(
         images=count,

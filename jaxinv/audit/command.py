@@ -69,8 +69,6 @@ def run(asked: requests.Auditing) -> None:
         method=asked.method,
         labels_known=asked.labels == "known",
         games=asked.games,
-        ceiling=not asked.quick,
-        reconstruct=not asked.quick,
         seed=asked.seed,
         imprint_bins=asked.bins if asked.server == "malicious" else None,
         amplify=asked.amplify,
