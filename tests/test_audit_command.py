@@ -208,6 +208,7 @@ def test_an_update_that_says_nothing_names_nobody(scene):
             "--judge lenet_zhu-tiles: is the victim",
         ),
         (["--victim", "lenet_zhu-tiles", "--ids", "3,3"], "--ids: give each image once"),
+        (["--victim", "lenet_zhu-tiles", "--ids", "3,99999"], "--ids must be in 0.."),
         (
             ["--victim", "lenet_zhu-tiles", "--ids", "3", "--update-kind", "weights"],
             "--update-kind: of an update in a file",

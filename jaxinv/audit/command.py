@@ -47,11 +47,12 @@ def run(asked: requests.Auditing) -> None:
     victim = checkpoints.load_victim(asked.victim)
     info = victim.info
     name = asked.dataset or info.dataset
-    own = data.load(name, split=asked.split, ids=asked.ids, data_dir=asked.data_dir)
-    checkpoints.check_fits(victim, own)
+    whole = data.load(name, split=asked.split, data_dir=asked.data_dir)
+    own = data.select_ids(asked.ids, len(whole.ids), name, asked.split, "--ids")
+    checkpoints.check_fits(victim, whole)
     local = client.Local(asked.client_epochs, asked.client_batch)
     received = None if asked.update is None else _received(asked, victim, local)
-    others = others_of(name, asked)
+    others = others_of(whole, asked)
     runtime.set_up_compiler()
     prior = None
     if not asked.quick:
@@ -77,8 +78,8 @@ def run(asked: requests.Auditing) -> None:
         victim.module,
         victim.variables,
         Normalization.of(info.mean, info.std),
-        own.images,
-        own.labels,
+        whole.images[own],
+        whole.labels[own],
         others,
         update=received and received.gradient,
         setting=setting,
@@ -132,17 +133,17 @@ def _received(
     return received
 
 
-def others_of(name: str, asked: requests.Auditing) -> Pool:
+def others_of(whole: data.Dataset, asked: requests.Auditing) -> Pool:
     """The candidates beside the client's own: the first others of the split.
 
     Raises:
       UserError: the split has too few.
     """
     wanted = asked.candidates - len(asked.ids)
-    whole = data.load(name, split=asked.split, ids=None, data_dir=asked.data_dir)
     left = np.setdiff1d(np.arange(len(whole.ids)), asked.ids)[:wanted]
     if len(left) < wanted:
         raise UserError(
-            f"--candidates {asked.candidates}: {name}/{asked.split} has {len(whole.ids)} images"
+            f"--candidates {asked.candidates}: {whole.name}/{asked.split} has {len(whole.ids)} "
+            "images"
         )
     return Pool(whole.images[left], whole.labels[left])
