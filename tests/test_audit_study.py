@@ -1,13 +1,16 @@
 """The study's rows: kept as they come, not computed again; and its figure."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jaxinv.audit import games
 from jaxinv.audit.intervals import Share
-from jaxinv.audit.study import figure, fishing, scene
+from jaxinv.audit.study import figure, fishing, harder, scene
+from jaxinv.errors import UserError
 
 
 @pytest.fixture
@@ -33,6 +36,40 @@ def test_rows_are_kept_and_not_computed_again(asked, capsys):
         "|---|---|---|",
         "| a | 8 | 50.0% [25.0%, 75.0%] |",
     ]
+
+
+def test_rows_of_other_columns_are_refused(asked):
+    scene.Table(asked, "harder").add({"victim": "a", "games": 100})
+    with pytest.raises(UserError, match=r"harder.csv: has no column pool; give another --out"):
+        scene.Table(asked, "harder").lacks(victim="a", pool=2000)
+
+
+def test_neighbors_and_outsiders_are_of_the_candidates_split(asked, monkeypatch):
+    """Of more candidates than CIFAR-10 has test images, and of twice as many, all are of train."""
+    seen = []
+
+    class Kept(scene.Table):
+        def lacks(self, **key):
+            seen.append(key)
+            return False
+
+    def load(name, candidates):
+        seen.append(candidates)
+        return scene.Scene(name, None, games.Pool(*2 * [np.arange(candidates)]), None, False)
+
+    monkeypatch.setattr(harder, "Table", Kept)
+    monkeypatch.setattr(harder, "load", load)
+    monkeypatch.setattr(harder.data, "load", lambda name, split: seen.append(split))
+    for candidates, split in ((10_000, "test"), (10_001, "train")):
+        seen.clear()
+        harder.harder(dataclasses.replace(asked, candidates=candidates))
+        key = {"victim": "a", "defense": "none", "games": 20, "pool": candidates}
+        assert seen == [split, candidates, key]
+    seen.clear()
+    harder.false_alarms(dataclasses.replace(asked, candidates=6000))
+    assert seen[0] == 12_000
+    assert not any(isinstance(x, int) for x in seen[1:])  # nothing else is loaded
+    assert (load("a", 6).first(4).pool.labels == [0, 1, 2, 3]).all()
 
 
 def test_sizes_of_updates_stand_beside_one_another(asked, capsys):
