@@ -9,8 +9,10 @@ import pytest
 
 from jaxinv.audit import games
 from jaxinv.audit.intervals import Share
+from jaxinv.audit.study import __main__ as study
 from jaxinv.audit.study import figure, fishing, harder, scene
 from jaxinv.errors import UserError
+from jaxinv.settings import flags
 
 
 @pytest.fixture
@@ -100,6 +102,16 @@ def test_how_often_a_server_that_fishes_has_one_image_alone():
     assert [fishing._expected(labels, b, "honest") for b in (1, 2)] == [1, 0]
     batches = fishing._batches(np.repeat([0, 1, 2], 5), 3, 20, of_one_class=True)
     assert all(len(set(b)) == 3 and len(set(b // 5)) == 1 for b in batches)
+
+
+def test_help_says_of_every_option_what_it_is():
+    parser = flags.FlagParser("python -m jaxinv.audit.study", study.__doc__)
+    study.add_options(parser)
+    assert all(action.help for action in parser._actions)
+    text = parser.format_help()
+    assert text.startswith("usage: python -m jaxinv.audit.study ")
+    # Examples stand a line each.
+    assert "\n    python -m jaxinv.audit.study figure\n\nEach part" in text
 
 
 def test_figure_draws_what_the_rows_say():
