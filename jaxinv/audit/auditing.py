@@ -140,17 +140,7 @@ def audit(
     """
     images, image_labels = np.asarray(images), np.asarray(image_labels, np.int32)
     count = len(image_labels)
-    if len(others.labels) < count:
-        raise UserError(
-            f"--candidates {len(others.labels) + count}: an update of {count} images needs "
-            f"{2 * count} to choose among, or more"
-        )
-    pool = games.Pool(
-        np.concatenate([images, others.images]), np.concatenate([image_labels, others.labels])
-    )
-    drawn = games.draw(setting.games, count, len(pool.labels), setting.seed)
-    members = np.concatenate([np.arange(count)[None], drawn])  # its own game is the first
-    pool, members = _in_any_order(pool, members, setting.seed)
+    pool, members = _dealt(games.Pool(images, image_labels), others, setting)
     network = games.network(module, variables, normalization)
     candidates = network.normalize(pool)
     own, played = _play(network, pool, candidates, members, update, setting)
@@ -197,13 +187,28 @@ def audit(
     )
 
 
-def _in_any_order(
-    pool: games.Pool, members: Int[np.ndarray, "game image"], seed: int
+def _dealt(
+    own: games.Pool, others: games.Pool, setting: Setting
 ) -> tuple[games.Pool, Int[np.ndarray, "game image"]]:
-    """Puts the candidates in an order that says nothing: of equal scores the first are named."""
-    key = rng.name_key(rng.stream_key(rng.Stream.DATA, seed), "pool")
-    order = np.asarray(jax.random.permutation(key, len(pool.labels)))
-    return games.Pool(pool.images[order], pool.labels[order]), np.argsort(order)[members]
+    """The candidates, and the images of each game: the first is the client's own.
+
+    In an order that says nothing, for of equal scores the first are named.
+
+    Raises:
+      UserError: there are too few candidates.
+    """
+    count, total = len(own.labels), len(own.labels) + len(others.labels)
+    if total < 2 * count:
+        raise UserError(
+            f"--candidates {total}: an update of {count} images needs {2 * count} to choose "
+            "among, or more"
+        )
+    drawn = games.draw(setting.games, count, total, setting.seed)
+    members = np.concatenate([np.arange(count)[None], drawn])
+    key = rng.name_key(rng.stream_key(rng.Stream.DATA, setting.seed), "pool")
+    order = np.asarray(jax.random.permutation(key, total))
+    pool = games.Pool(*(np.concatenate(both)[order] for both in zip(own, others)))
+    return pool, np.argsort(order)[members]
 
 
 def _play(
