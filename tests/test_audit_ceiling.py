@@ -243,15 +243,3 @@ def test_more_noise_lowers_it_to_the_prior():
         assert (np.diff(psnr) < 0).all()
         assert psnr[-1] == pytest.approx(found.prior_psnr[0], abs=0.01)
         assert psnr[0] > 60
-
-
-def test_influence_is_the_damped_pseudo_inverse(linear):
-    _, images, _, matrix, _ = linear
-    random = np.random.default_rng(2)
-    delta = random.normal(size=20)
-    tree = {"a": jnp.asarray(delta[:12]), "b": jnp.asarray(delta[12:])}
-    found = ceil.influence(lambda x: linear_update(x)[0], images, tree, damping=0.7)
-    normal = matrix.T @ matrix + 0.7 * np.eye(matrix.shape[1])
-    np.testing.assert_allclose(
-        np.asarray(found).ravel(), np.linalg.solve(normal, matrix.T @ delta), rtol=1e-4, atol=1e-6
-    )

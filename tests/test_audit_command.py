@@ -2,16 +2,22 @@
 
 import json
 import runpy
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxinv
 from jaxinv import audit, client, data
-from jaxinv.audit import games, server
-from jaxinv.client import updates
-from jaxinv.types import Normalization
+from jaxinv.audit import auditing, games, server
+from jaxinv.audit import ceiling as ceilings
+from jaxinv.client import pytorch, updates
+from jaxinv.errors import UserError
+from jaxinv.networks.inspect import parameters_in_order
+from jaxinv.types import Normalization, Truth
+from jaxinv.victim.untrained import untrained
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +130,50 @@ def test_command_audits_an_update_from_a_file(tmp_path, scene):
         )
 
 
+def as_pytorch(tree, uses):
+    """A tree's arrays by PyTorch's names, in its layouts."""
+    named, arrays = {}, updates.names_of(tree)
+    for number, use in enumerate(uses):
+        shape = pytorch.shape_of(use)
+        places = pytorch.converter(use)(np.arange(np.prod(shape)).reshape(shape))
+        flat = np.empty(np.prod(shape), np.float32)
+        flat[places.ravel()] = arrays["/".join(use.path)].ravel()
+        kind = "weight" if use.path[-1] == "kernel" else "bias"
+        named[f"layer{number // 2}.{kind}"] = flat.reshape(shape)
+    return named
+
+
+def test_an_update_is_understood_once(tmp_path, scene, capsys):
+    """Of a file with the parameters after a step, by PyTorch's names: names need its scale."""
+    victim, normalization, tiles = scene
+    params = victim.variables["params"]
+    loss = client.loss_fn(victim.module, victim.variables)
+    images = normalization.normalize(tiles.images[[40, 41]] / np.float32(255))
+    gradient, _ = client.gradient(loss, params, images, tiles.labels[[40, 41]])
+    after = jax.tree.map(lambda p, g: np.asarray(p - 0.05 * g), params, gradient)
+    uses = parameters_in_order(victim.module, victim.variables, images.shape[1:])
+    np.savez(tmp_path / "after.npz", **as_pytorch(after, uses))
+    asked = ["--victim=lenet_zhu-tiles", "--ids=40,41", "--candidates=62", "--games=2", "--quick"]
+    asked += [f"--update={tmp_path / 'after.npz'}", f"--out={tmp_path / 'out'}"]
+    assert audit.main(asked) == 2
+    assert "its scale is not known" in capsys.readouterr().err
+    assert audit.main([*asked, "--client-lr=0.05"]) == 0
+    numbers = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert numbers["identification"]["named_of_this_update"] == 2
+    assert "read as new parameters" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_update_that_says_nothing_names_nobody(scene):
+    """Where all scores are equal chance decides, and not that the client's images came first."""
+    victim, normalization, tiles = scene
+    own = victim.module, victim.variables, normalization, tiles.images[[3, 17]]
+    asked = (*own, tiles.labels[[3, 17]], pool_of(tiles, [3, 17]))
+    assert audit.audit(*asked, setting=audit.Setting("prune:1", games=2)).named == 0
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), victim.variables["params"])
+    with pytest.raises(UserError, match=r"^update: .* NaN of .* numbers; .*"):
+        audit.audit(*asked, update=broken, setting=audit.Setting(games=2))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -158,6 +208,18 @@ def test_command_audits_an_update_from_a_file(tmp_path, scene):
             "--judge lenet_zhu-tiles: is the victim",
         ),
         (["--victim", "lenet_zhu-tiles", "--ids", "3,3"], "--ids: give each image once"),
+        (["--victim", "lenet_zhu-tiles", "--ids", "3,99999"], "--ids must be in 0.."),
+        (
+            ["--victim", "lenet_zhu-tiles", "--ids", "3", "--update-kind", "weights"],
+            "--update-kind: of an update in a file",
+        ),
+        (
+            [
+                *("--victim", "lenet_zhu-tiles", "--ids", "3", "--client-epochs", "2"),
+                *("--update", "update.npz"),
+            ],
+            "--client-lr: the client takes 2 steps",
+        ),
         (
             ["--victim", "lenet_zhu-tiles", "--ids", "3", "--defense", "victim"],
             "--defense victim: of a sweep",
@@ -204,6 +266,83 @@ def test_private_update_has_a_bound_and_epsilon(scene):
     assert found.release_bound == pytest.approx(0.4466, abs=2e-3)
     assert found.epsilon_shown.games == 12
     assert "DP-SGD" in " ".join(audit.verdict(found).nobody)
+
+
+# --- What is not tried ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        (audit.Setting(), None),
+        (audit.Setting("dpsgd:1:1"), "cannot adapt to a defense of each image's gradient"),
+        (audit.Setting(local=client.Local(2)), "is of one gradient"),
+    ],
+)
+def test_an_attack_that_does_not_fit_is_not_tried(setting, why, scene, monkeypatch):
+    """Of a network with ReLUs, whose second-order attack is for one gradient of all images."""
+    tried = []
+
+    def invert(*update, method, **settings):
+        tried.append(type(method).__name__)
+        return SimpleNamespace(objectives=np.array([np.nan]))
+
+    monkeypatch.setattr(auditing, "invert", invert)
+    victim = untrained("convnet", classes=10, width=8, seed=0, image_shape=(32, 32, 3))
+    network = games.network(victim.module, victim.variables, scene[1])
+    truth = Truth(np.zeros((2, 32, 32, 3), np.float32), np.array([1, 2]))
+    update = victim.variables["params"]
+    asked = None, setting, None
+    _, not_tried = auditing.reconstruct(network, truth, update, *asked)
+    assert tried == ["SmoothedGaussNewton"] * (why is None) + ["Method"]
+    assert not_tried == ([] if why is None else [f"smoothed Gauss-Newton, which {why}"])
+    zero = jax.tree.map(jnp.zeros_like, update)
+    found, (why,) = auditing.reconstruct(network, truth, zero, *asked)
+    assert (found, why) == ([], "attacks on pixels: the update is zero in all layers")
+
+
+def test_the_verdict_lists_what_did_not_fit(found):
+    attack = "smoothed Gauss-Newton, which is of one gradient"
+    assert attack in audit.verdict(found._replace(not_tried=(attack,))).not_tried
+
+
+def test_a_ceiling_is_said_of_what_noise_hides(scene, monkeypatch):
+    """It linearizes the gradient without a defense: of signs it once promised 133 dB."""
+    for defense in ("none", "clip:1", "clip:1,noise:0.1", "quantize:4", "dpsgd:1:1"):
+        assert auditing.hides_by_noise(defense)
+    for defense in ("sign", "prune:0.9", "top-k:8", "soteria:0.5", "noise:0.1,sign"):
+        assert not auditing.hides_by_noise(defense)
+    certain = ceilings.Ceiling(np.full(2, 1e-13), np.full(2, 0.1), None, True, 0, 0)
+    monkeypatch.setattr(auditing, "ceiling_of", lambda *arguments: certain)
+    monkeypatch.setattr(auditing, "_rank_psnr", lambda *arguments: np.inf)
+    monkeypatch.setattr(auditing, "reconstruct", lambda *arguments: ([], []))
+    victim, normalization, tiles = scene
+    for defense, said in (("none", True), ("sign", False)):
+        found = audit.audit(
+            *(victim.module, victim.variables, normalization, tiles.images[[3, 17]]),
+            tiles.labels[[3, 17]],
+            pool_of(tiles, [3, 17]),
+            setting=audit.Setting(defense, games=2),
+            image_prior="any",
+        )
+        words = audit.verdict(found)
+        assert any("nothing but rounding hides them" in x for x in words.anyone) == said
+        assert any("the ceiling, which knows of noise alone" in x for x in words.not_tried) != said
+
+
+def test_no_bound_of_one_gradient_is_said_of_several_steps(tmp_path):
+    """Neither by the layers nor from the Jacobian, in words, tiles or numbers."""
+    arguments = ["--victim=lenet_zhu-tiles", "--ids=3,17", "--candidates=62", "--games=2"]
+    arguments += ["--client-epochs=2", "--quick", f"--out={tmp_path}"]
+    assert audit.main(arguments) == 0
+    page = (tmp_path / "audit.html").read_text()
+    numbers = json.loads((tmp_path / "audit.json").read_text())
+    assert numbers["capacity"] is numbers["rank_psnr"] is None
+    assert numbers["verdict"]["nobody"] == []
+    assert not any("layers forbids" in said for said in numbers["verdict"]["anyone"])
+    assert "come of the gradient alone" not in page
+    assert "Capacity" not in page
+    assert any("which are of one gradient" in said for said in numbers["verdict"]["not_tried"])
 
 
 # --- The filter -----------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import special, stats
 
@@ -59,6 +61,35 @@ def test_gradients_are_those_of_the_client(scene):
     assert np.linalg.norm(clipped, axis=1) == pytest.approx(
         np.minimum(np.linalg.norm(rows, axis=1), 0.5), rel=1e-4
     )
+
+
+class Normed(nn.Module):
+    """A network with running statistics."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x.reshape(len(x), -1)))
+        return nn.Dense(10)(nn.sigmoid(x))
+
+
+def test_running_statistics_compile_once(scene):
+    """A client who filters every round gets others in each."""
+    network, pool = scene
+    module, candidates = Normed(), network.normalize(pool)
+    variables = module.init(jax.random.key(0), candidates.images[:1])
+    for scale in (1.0, 4.0):
+        moved = {**variables, "batch_stats": optax.tree.scale(scale, variables["batch_stats"])}
+        own = games.network(Normed(), moved, network.normalization)
+        rows = measuring.gradients(own.loss, own.params, candidates)
+        loss, one = client.loss_fn(module, moved), (candidates.images[5:6], candidates.labels[5:6])
+        wanted, _ = client.gradient(loss, own.params, *one)
+        np.testing.assert_allclose(rows[5], measuring.flat(wanted), rtol=1e-4, atol=1e-6)
+        updates = jax.tree.map(lambda x: x[None], own.params)
+        (found,) = measuring.scores(own.loss, own.params, candidates, updates)
+        wanted = rows @ measuring.flat(own.params)
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
+    assert measuring._compiled_pass(own.loss.func, None)._cache_size() == 1
+    assert measuring._compiled_scores(own.loss.func)._cache_size() == 1
 
 
 @pytest.mark.parametrize("method", ["omp", "ridge", "slab"])

@@ -1,13 +1,18 @@
 """The study's rows: kept as they come, not computed again; and its figure."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jaxinv.audit import games
 from jaxinv.audit.intervals import Share
-from jaxinv.audit.study import figure, fishing, scene
+from jaxinv.audit.study import __main__ as study
+from jaxinv.audit.study import figure, fishing, harder, scene
+from jaxinv.errors import UserError
+from jaxinv.settings import flags
 
 
 @pytest.fixture
@@ -33,6 +38,40 @@ def test_rows_are_kept_and_not_computed_again(asked, capsys):
         "|---|---|---|",
         "| a | 8 | 50.0% [25.0%, 75.0%] |",
     ]
+
+
+def test_rows_of_other_columns_are_refused(asked):
+    scene.Table(asked, "harder").add({"victim": "a", "games": 100})
+    with pytest.raises(UserError, match=r"harder.csv: has no column pool; give another --out"):
+        scene.Table(asked, "harder").lacks(victim="a", pool=2000)
+
+
+def test_neighbors_and_outsiders_are_of_the_candidates_split(asked, monkeypatch):
+    """Of more candidates than CIFAR-10 has test images, and of twice as many, all are of train."""
+    seen = []
+
+    class Kept(scene.Table):
+        def lacks(self, **key):
+            seen.append(key)
+            return False
+
+    def load(name, candidates):
+        seen.append(candidates)
+        return scene.Scene(name, None, games.Pool(*2 * [np.arange(candidates)]), None, False)
+
+    monkeypatch.setattr(harder, "Table", Kept)
+    monkeypatch.setattr(harder, "load", load)
+    monkeypatch.setattr(harder.data, "load", lambda name, split: seen.append(split))
+    for candidates, split in ((10_000, "test"), (10_001, "train")):
+        seen.clear()
+        harder.harder(dataclasses.replace(asked, candidates=candidates))
+        key = {"victim": "a", "defense": "none", "games": 20, "pool": candidates}
+        assert seen == [split, candidates, key]
+    seen.clear()
+    harder.false_alarms(dataclasses.replace(asked, candidates=6000))
+    assert seen[0] == 12_000
+    assert not any(isinstance(x, int) for x in seen[1:])  # nothing else is loaded
+    assert (load("a", 6).first(4).pool.labels == [0, 1, 2, 3]).all()
 
 
 def test_sizes_of_updates_stand_beside_one_another(asked, capsys):
@@ -63,6 +102,16 @@ def test_how_often_a_server_that_fishes_has_one_image_alone():
     assert [fishing._expected(labels, b, "honest") for b in (1, 2)] == [1, 0]
     batches = fishing._batches(np.repeat([0, 1, 2], 5), 3, 20, of_one_class=True)
     assert all(len(set(b)) == 3 and len(set(b // 5)) == 1 for b in batches)
+
+
+def test_help_says_of_every_option_what_it_is():
+    parser = flags.FlagParser("python -m jaxinv.audit.study", study.__doc__)
+    study.add_options(parser)
+    assert all(action.help for action in parser._actions)
+    text = parser.format_help()
+    assert text.startswith("usage: python -m jaxinv.audit.study ")
+    # Examples stand a line each.
+    assert "\n    python -m jaxinv.audit.study figure\n\nEach part" in text
 
 
 def test_figure_draws_what_the_rows_say():

@@ -173,6 +173,22 @@ class Family(NamedTuple):
     each_image: bool = True  # whether it can adapt to a defense of each image's gradient
     only_kinked: bool = False  # whether it is for networks with kinks alone
 
+    def unfit(self, steps: int, each_image: bool, joint_labels: bool) -> str | None:
+        """Says why it is not for an update, such as "is of one gradient"; None where it fits.
+
+        Args:
+          steps: of the client.
+          each_image: whether it has to adapt to a defense of each image's gradient.
+          joint_labels: whether labels are to be optimized beside the images.
+        """
+        if steps > 1 and not self.local_steps:
+            return "is of one gradient"
+        if each_image and not self.each_image:
+            return "cannot adapt to a defense of each image's gradient"
+        if joint_labels and not self.joint_labels:
+            return "takes labels as given"
+        return None
+
 
 def per_seed(
     settings: Mapping[str, Any], names: Iterable[str], seeds: int

@@ -17,12 +17,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxinv import client, defenses, metrics
+from jaxinv import client, defenses, metrics, rng
+from jaxinv.attacks import gauss_newton, gradient_matching, smoothed_gauss_newton
+from jaxinv.attacks.base import Family
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import Method
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.audit import ceiling as ceilings
 from jaxinv.audit import dp, games, measuring, server
+from jaxinv.client import kinds
 from jaxinv.client.capacity import Capacity, capacity
 from jaxinv.data.image_prior import ImagePrior
 from jaxinv.engine.likeness import Judge, Likeness, Lineup, likeness, line_up
@@ -33,8 +36,25 @@ from jaxinv.networks import kinks
 from jaxinv.privacy import accounting
 from jaxinv.types import Normalization, PyTree, Target, Truth
 
-# A short attack: its name, the method, its steps. `second_order` is the other.
-FIRST_ORDER = "gradient matching through a generator", Method(representation="generator"), 500
+
+class Short(NamedTuple):
+    """A short attack."""
+
+    name: str
+    family: Family
+    method: Method | GaussNewton | SmoothedGaussNewton
+    iterations: int
+    seeds: int = 1
+
+
+# `second_order` is the other.
+FIRST_ORDER = Short(
+    "gradient matching through a generator",
+    gradient_matching.FAMILY,
+    Method(representation="generator"),
+    iterations=500,
+    seeds=4,
+)
 
 
 class Setting(NamedTuple):
@@ -46,8 +66,6 @@ class Setting(NamedTuple):
     method: str = "slab"  # of identification: `identification.METHODS`
     labels_known: bool = True  # to the attacker who names images
     games: int = 100  # with batches like this one, for the intervals
-    ceiling: bool = True
-    reconstruct: bool = True
     seed: int = 0  # of the games
     imprint_bins: int | None = None  # of a malicious server's; None: the server is honest
     amplify: float = 1.0  # its factor on the last layer
@@ -68,7 +86,7 @@ class Audit(NamedTuple):
     images: int
     parameters: int
     setting: Setting
-    capacity: Capacity
+    capacity: Capacity | None  # None: the client took several steps, and it is of one gradient
     named: int  # of this update's own images, among the candidates
     identification: games.Outcome  # over games with batches like this one
     inspection: server.Inspection
@@ -77,6 +95,7 @@ class Audit(NamedTuple):
     ceiling: ceilings.Ceiling | None
     rank_psnr: float  # that no attacker of that prior exceeds by the layers alone, dB; inf: none
     found: tuple[Found, ...]
+    not_tried: tuple[str, ...]  # attacks that are not for such an update, and why
     mean_color_psnr: float
     release_bound: float | None  # on naming one image, of a client with DP-SGD
     epsilon_shown: dp.Bound | None  # by the games, of the same
@@ -108,27 +127,20 @@ def audit(
       images: the client's, uint8 [image, height, width, channel].
       image_labels: their classes.
       others: other images of the same kind, among which its own are named.
-      update: what the client sends; None: it is computed, as `setting` says.
+      update: the gradient that the client sends (`client.kinds.understand` makes it of anything
+        else); None: it is computed, as `setting` says.
       setting: what the client did, and how much is tried.
       image_prior: what an attacker knows of images; None leaves ceiling and reconstruction out.
       judge: a trained network that had no part in the update, by whose features and classes
         reconstructions are measured beside pixels.
 
     Raises:
-      UserError: the images do not fit the network, or there are too few candidates.
+      UserError: the images do not fit the network, there are too few candidates, or the update
+        holds something else than finite numbers.
     """
     images, image_labels = np.asarray(images), np.asarray(image_labels, np.int32)
     count = len(image_labels)
-    if len(others.labels) < count:
-        raise UserError(
-            f"--candidates {len(others.labels) + count}: an update of {count} images needs "
-            f"{2 * count} to choose among, or more"
-        )
-    pool = games.Pool(
-        np.concatenate([images, others.images]), np.concatenate([image_labels, others.labels])
-    )
-    drawn = games.draw(setting.games, count, len(pool.labels), setting.seed)
-    members = np.concatenate([np.arange(count)[None], drawn])  # its own game is the first
+    pool, members = _dealt(games.Pool(images, image_labels), others, setting)
     network = games.network(module, variables, normalization)
     candidates = network.normalize(pool)
     own, played = _play(network, pool, candidates, members, update, setting)
@@ -140,16 +152,17 @@ def audit(
         )
         fished = server.fish(network, candidates, members)
     truth = Truth(jnp.asarray(images / np.float32(255)), jnp.asarray(image_labels))
-    room = capacity(module, variables, pool.images.shape[1:])
-    ceiling, rank_psnr, found = None, math.inf, []
+    room = None
+    if setting.local.steps(count) == 1:
+        room = capacity(module, variables, pool.images.shape[1:])
+    ceiling, rank_psnr, found, not_tried = None, math.inf, [], []
     if image_prior is not None:
         rank_psnr = _rank_psnr(image_prior, normalization, count, room)
-        if setting.ceiling and setting.local.steps(count) == 1:
+        if setting.local.steps(count) == 1 and hides_by_noise(setting.defense):
             known = own.defense_knowledge
             ceiling = ceiling_of(network, truth, image_prior, known.variances if known else None)
-        if setting.reconstruct:
-            lineup = line_up(others.images / np.float32(255), judge)
-            found = reconstruct(network, truth, own.update, image_prior, setting, lineup)
+        lineup = line_up(others.images / np.float32(255), judge)
+        found, not_tried = reconstruct(network, truth, own.update, image_prior, setting, lineup)
     bound, shown = _epsilon(setting, outcome, count)
     return Audit(
         images=count,
@@ -159,18 +172,43 @@ def audit(
         named=int(np.isin(played.picks[0], members[0]).sum()),
         identification=outcome,
         inspection=server.inspect(
-            network.loss, network.params, candidates.images[:count], image_labels
+            network.loss, network.params, candidates.images[members[0]], image_labels
         ),
         imprinted=imprinted,
         fished=fished,
         ceiling=ceiling,
         rank_psnr=rank_psnr,
         found=tuple(found),
+        not_tried=tuple(not_tried),
         mean_color_psnr=float(metrics.mean_color(truth, normalization).psnr),
         release_bound=bound,
         epsilon_shown=shown,
         truth=np.asarray(truth.images),
     )
+
+
+def _dealt(
+    own: games.Pool, others: games.Pool, setting: Setting
+) -> tuple[games.Pool, Int[np.ndarray, "game image"]]:
+    """The candidates, and the images of each game: the first is the client's own.
+
+    In an order that says nothing, for of equal scores the first are named.
+
+    Raises:
+      UserError: there are too few candidates.
+    """
+    count, total = len(own.labels), len(own.labels) + len(others.labels)
+    if total < 2 * count:
+        raise UserError(
+            f"--candidates {total}: an update of {count} images needs {2 * count} to choose "
+            "among, or more"
+        )
+    drawn = games.draw(setting.games, count, total, setting.seed)
+    members = np.concatenate([np.arange(count)[None], drawn])
+    key = rng.name_key(rng.stream_key(rng.Stream.DATA, setting.seed), "pool")
+    order = np.asarray(jax.random.permutation(key, total))
+    pool = games.Pool(*(np.concatenate(both)[order] for both in zip(own, others)))
+    return pool, np.argsort(order)[members]
 
 
 def _play(
@@ -198,16 +236,18 @@ def _play(
     if update is not None:
         sent = jax.tree.map(lambda x, own: x.at[0].set(own), targets.update, update)
         targets = targets._replace(update=sent)
+    own = jax.tree.map(lambda x: x[0], targets)
+    kinds.check_finite(own.update, "update")
     rows = games.known_rows(network, candidates)
     played = games.answer(network, candidates, targets, members, rules, rows)
-    return jax.tree.map(lambda x: x[0], targets), played
+    return own, played
 
 
 def _rank_psnr(
-    image_prior: ImagePrior, normalization: Normalization, count: int, room: Capacity
+    image_prior: ImagePrior, normalization: Normalization, count: int, room: Capacity | None
 ) -> float:
     """What no attacker of a prior exceeds by the layers alone, dB."""
-    if room.free(count) <= 0:
+    if room is None or room.free(count) <= 0:
         return math.inf
     left = ceilings.rank_bound(image_prior, normalization.std, count, room.determined(count))
     return -10 * math.log10(left)
@@ -226,6 +266,16 @@ def _epsilon(
         return bound, None
     wins = round(outcome.recall.value * outcome.games)
     return bound, dp.lower_bound(wins, outcome.games, outcome.candidates, 1e-5)
+
+
+def hides_by_noise(defense: str) -> bool:
+    """Whether the ceiling knows all that hides images: noise of a known variance, and a scale."""
+
+    def known(name):
+        own = defenses.DEFENSES[name]
+        return name == "clip" or (own.random and own.variance is not None)
+
+    return all(map(known, defenses.names(defenses.parse(defense))))
 
 
 def ceiling_of(
@@ -282,7 +332,7 @@ def reconstruct(
     image_prior: ImagePrior,
     setting: Setting,
     lineup: Lineup,
-) -> list[Found]:
+) -> tuple[list[Found], list[str]]:
     """Runs the best short attacks with an image prior: second order, and gradient matching.
 
     Args:
@@ -292,12 +342,21 @@ def reconstruct(
       image_prior: of both attacks.
       setting: what the client did.
       lineup: candidates beside the images, among whom they are looked for.
+
+    Returns:
+      What was found, and in words the attacks that are not for such an update.
     """
     module, variables, normalization, _ = network
     count, shape = len(truth.labels), truth.images.shape[1:]
-    attacks = ((second_order(module, variables, shape), 1), (FIRST_ORDER, 4))
-    found = []
-    for (name, method, iterations), seeds in attacks:
+    steps, chain = setting.local.steps(count), defenses.parse(setting.defense)
+    each_image = any(defenses.DEFENSES[name].of_each_image for name in defenses.names(chain))
+    found, not_tried = [], []
+    if not optax.tree.norm(update) > 0:
+        return found, ["attacks on pixels: the update is zero in all layers"]
+    for attack in (second_order(module, variables, shape), FIRST_ORDER):
+        if why := attack.family.unfit(steps, each_image, joint_labels=False):
+            not_tried.append(f"{attack.name}, which {why}")
+            continue
         result = invert(
             module,
             variables,
@@ -307,31 +366,42 @@ def reconstruct(
             std=np.asarray(normalization.std).tolist(),
             labels=truth.labels.tolist(),
             images=count,
-            method=dataclasses.replace(method, local=setting.local),
-            client_lr=setting.client_lr if setting.local.steps(count) > 1 else None,
+            update_kind="gradient",
+            method=dataclasses.replace(attack.method, local=setting.local),
+            client_lr=setting.client_lr if steps > 1 else None,
             defense=setting.defense,
             image_prior=image_prior,
-            seeds=seeds,
-            iterations=iterations,
+            seeds=attack.seeds,
+            iterations=attack.iterations,
         )
         if np.isnan(result.objectives).all():
             continue
-        pixels = metrics.match(jnp.asarray(result.best), truth.images, normalization.mean)
-        pixels, own = np.asarray(pixels), np.asarray(truth.images)
-        measured = likeness(pixels[None], own, normalization.mean, lineup)
-        measured = Likeness(*(float(x[0]) for x in measured))
-        psnr = float(metrics.psnr(jnp.asarray(pixels), jnp.asarray(own)).mean())
-        found.append(Found(name, psnr, measured, pixels))
-    return found
+        found.append(_measured(attack.name, result.best, truth, normalization, lineup))
+    return found, not_tried
 
 
-def second_order(
-    module: nn.Module, variables: PyTree, image_shape: Sequence[int]
-) -> tuple[str, GaussNewton | SmoothedGaussNewton, int]:
-    """The second-order attack that suits a network: its name, the method, its steps."""
+def _measured(
+    name: str,
+    best: Float[np.ndarray, "image height width channel"],
+    truth: Truth,
+    normalization: Normalization,
+    lineup: Lineup,
+) -> Found:
+    """An attack's images, each beside the true one that it is matched with."""
+    pixels = metrics.match(jnp.asarray(best), truth.images, normalization.mean)
+    pixels, own = np.asarray(pixels), np.asarray(truth.images)
+    measured = likeness(pixels[None], own, normalization.mean, lineup)
+    measured = Likeness(*(float(x[0]) for x in measured))
+    psnr = float(metrics.psnr(jnp.asarray(pixels), jnp.asarray(own)).mean())
+    return Found(name, psnr, measured, pixels)
+
+
+def second_order(module: nn.Module, variables: PyTree, image_shape: Sequence[int]) -> Short:
+    """The second-order attack that suits a network."""
     if has_kinks(module, variables, image_shape):
-        return "smoothed Gauss-Newton", SmoothedGaussNewton(cg_iterations=30), 24
-    return "annealed Gauss-Newton", GaussNewton(), 28
+        smoothed = SmoothedGaussNewton(cg_iterations=30)
+        return Short("smoothed Gauss-Newton", smoothed_gauss_newton.FAMILY, smoothed, 24)
+    return Short("annealed Gauss-Newton", gauss_newton.FAMILY, GaussNewton(), 28)
 
 
 def has_kinks(module: nn.Module, variables: PyTree, image_shape: Sequence[int]) -> bool:

@@ -316,26 +316,3 @@ def rank_bound(prior: ImagePrior, std: Array, images: int, determined: int) -> f
     variances = np.broadcast_to(np.asarray(prior.variances, np.float64), prior.mean.shape)
     left = np.sort(np.tile(variances.ravel(), images))[: images * variances.size - determined]
     return float(np.square(np.min(std)) * left.sum() / (images * variances.size))
-
-
-def influence(
-    update_of: UpdateFn,
-    images: Float[Array, "image height width channel"],
-    delta: PyTree,
-    damping: float = 1.0,
-) -> Float[Array, "image height width channel"]:
-    """Predicts how far a perturbation of the update moves the reconstruction: I2F.
-
-    (J^T J + damping)^-1 J^T delta, normalized images. Its norm over an image is that image's risk:
-    the less it moves, the better the attacker sees it through the perturbation.
-
-    References: "Understanding deep gradient leakage via inversion influence functions" (I2F),
-      NeurIPS 2023, arXiv 2309.13016.
-    """
-    linear = gn.linearize(lambda x: update_of(x), images)
-
-    def product(d):
-        return linear.vjp(linear.jvp(d)) + damping * d
-
-    right = linear.vjp(delta)
-    return jax.scipy.sparse.linalg.cg(product, right, tol=1e-6, maxiter=CG_ITERATIONS)[0]

@@ -1,5 +1,6 @@
 """The audit's command: parse, load, audit, write."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,16 +8,18 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxinv import client, data
+from jaxinv import client, data, defenses
 from jaxinv.audit import page
 from jaxinv.audit.auditing import Setting, audit
 from jaxinv.audit.games import Pool
 from jaxinv.audit.verdict import verdict
-from jaxinv.client import updates
+from jaxinv.client import kinds, updates
 from jaxinv.data.image_prior import ImageFacts, load_prior
 from jaxinv.engine.likeness import check_no_part, load_judge
 from jaxinv.errors import UserError, run_command
 from jaxinv.machine import runtime
+from jaxinv.networks.inspect import find_classifier, parameters_in_order
+from jaxinv.networks.user import UserNetwork
 from jaxinv.settings import flags, reader, requests
 from jaxinv.types import Normalization
 from jaxinv.victim import checkpoints
@@ -44,16 +47,12 @@ def run(asked: requests.Auditing) -> None:
     victim = checkpoints.load_victim(asked.victim)
     info = victim.info
     name = asked.dataset or info.dataset
-    own = data.load(name, split=asked.split, ids=asked.ids, data_dir=asked.data_dir)
-    checkpoints.check_fits(victim, own)
-    update = None
-    if asked.update is not None:
-        update = updates.load(asked.update, victim.variables["params"])
-        if jax.tree.structure(update) != jax.tree.structure(victim.variables["params"]):
-            raise UserError(
-                f"--update {asked.update}: lacks layers; give all that the client sends"
-            )
-    others = others_of(name, asked)
+    whole = data.load(name, split=asked.split, data_dir=asked.data_dir)
+    own = data.select_ids(asked.ids, len(whole.ids), name, asked.split, "--ids")
+    checkpoints.check_fits(victim, whole)
+    local = client.Local(asked.client_epochs, asked.client_batch)
+    received = None if asked.update is None else _received(asked, victim, local)
+    others = others_of(whole, asked)
     runtime.set_up_compiler()
     prior = None
     if not asked.quick:
@@ -66,13 +65,11 @@ def run(asked: requests.Auditing) -> None:
         check_no_part(judge, victim.digest)
     setting = Setting(
         defense=asked.defense,
-        local=client.Local(asked.client_epochs, asked.client_batch),
-        client_lr=asked.client_lr,
+        local=local,
+        client_lr=asked.client_lr or Setting().client_lr,
         method=asked.method,
         labels_known=asked.labels == "known",
         games=asked.games,
-        ceiling=not asked.quick,
-        reconstruct=not asked.quick,
         seed=asked.seed,
         imprint_bins=asked.bins if asked.server == "malicious" else None,
         amplify=asked.amplify,
@@ -81,16 +78,18 @@ def run(asked: requests.Auditing) -> None:
         victim.module,
         victim.variables,
         Normalization.of(info.mean, info.std),
-        own.images,
-        own.labels,
+        whole.images[own],
+        whole.labels[own],
         others,
-        update=update,
+        update=received and received.gradient,
         setting=setting,
         image_prior=prior,
         judge=judge,
     )
     words = f"{asked.victim}, {name}/{asked.split} {','.join(map(str, asked.ids))}, {asked.defense}"
     page.write(found, Path(asked.out), words)
+    for remark in received.remarks if received else ():
+        console.print(f"update: {remark}", markup=False, highlight=False)
     said = verdict(found)
     for title, sentences in zip(
         ("What anyone could read off this update", "What nobody can"), (said.anyone, said.nobody)
@@ -101,17 +100,50 @@ def run(asked: requests.Auditing) -> None:
     console.print(f"page: {Path(asked.out) / 'audit.html'}")
 
 
-def others_of(name: str, asked: requests.Auditing) -> Pool:
+def _received(
+    asked: requests.Auditing, victim: checkpoints.TrainedVictim, local: client.Local
+) -> kinds.Received:
+    """The gradient that a client's file holds, for names and pixels alike.
+
+    Raises:
+      UserError: it cannot be read, lacks layers, is no such update, or its scale is not known.
+    """
+    name, params = f"--update {asked.update}", victim.variables["params"]
+    of_victim = victim.module, victim.variables, victim.info.image_shape
+    sent = updates.load(asked.update, params, functools.partial(parameters_in_order, *of_victim))
+    if jax.tree.structure(sent) != jax.tree.structure(params):
+        raise UserError(f"{name}: lacks layers; give all that the client sends")
+    network, bare = UserNetwork(victim.module), asked.defense == defenses.NONE
+    received = kinds.understand(
+        sent,
+        params,
+        asked.update_kind,
+        images=len(asked.ids),
+        steps=local.steps(len(asked.ids)),
+        rate=asked.client_lr,
+        classifier=find_classifier(network, *of_victim[1:]) if bare else None,
+        name=name,
+    )
+    if not received.scaled:
+        found = f" ({received.remarks[-1]})" if received.remarks else ""
+        raise UserError(
+            f"{name}: its scale is not known{found}; say --update-kind, and of a difference of "
+            "parameters --client-lr too"
+        )
+    return received
+
+
+def others_of(whole: data.Dataset, asked: requests.Auditing) -> Pool:
     """The candidates beside the client's own: the first others of the split.
 
     Raises:
       UserError: the split has too few.
     """
     wanted = asked.candidates - len(asked.ids)
-    whole = data.load(name, split=asked.split, ids=None, data_dir=asked.data_dir)
     left = np.setdiff1d(np.arange(len(whole.ids)), asked.ids)[:wanted]
     if len(left) < wanted:
         raise UserError(
-            f"--candidates {asked.candidates}: {name}/{asked.split} has {len(whole.ids)} images"
+            f"--candidates {asked.candidates}: {whole.name}/{asked.split} has {len(whole.ids)} "
+            "images"
         )
     return Pool(whole.images[left], whole.labels[left])

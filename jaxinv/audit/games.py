@@ -50,15 +50,20 @@ class Network(NamedTuple):
 
 
 def network(module: nn.Module, variables: PyTree, normalization: Normalization) -> Network:
-    """Makes a network; without running statistics it is compiled once for all parameters."""
-    if set(variables) == {"params"}:
-        return Network(module, variables, normalization, _loss_of(module))
-    return Network(module, variables, normalization, client.loss_fn(module, variables))
+    """Makes a network, which is compiled once for all parameters and running statistics."""
+    rest = {name: own for name, own in variables.items() if name != "params"}
+    loss = functools.partial(_loss_of(module), rest)
+    return Network(module, variables, normalization, loss)
 
 
 @functools.lru_cache(maxsize=16)
-def _loss_of(module: nn.Module) -> client.LossFn:
-    return client.loss_fn(module, {})
+def _loss_of(module: nn.Module) -> Callable:
+    """The loss of a module, whose first argument is what it holds beside the parameters."""
+
+    def loss(rest, params, images, labels):
+        return client.loss_fn(module, rest)(params, images, labels)
+
+    return loss
 
 
 def known_rows(

@@ -8,6 +8,7 @@ References: Charikar, Chen & Farach-Colton 2002 (count sketch).
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ CHUNK = 256  # candidates between two returns to the host
 AT_ONCE = 16  # candidates whose gradients are computed together
 STORED = 2 * 2**30  # bytes of gradients that are kept; beyond, a sketch of each
 SKETCH = 8192  # numbers of a sketch
+PROGRAMS = 16  # that are kept
 
 
 class Candidates(NamedTuple):
@@ -85,22 +87,32 @@ def scores(
       updates: shaped like `params` with a leading axis.
       chunk: candidates at once.
     """
-    of_chunk = _compiled_scores(loss)
-    parts = [of_chunk(params, part, updates) for part in _chunks(candidates, chunk)]
+    function, rest = _split(loss)
+    of_chunk = _compiled_scores(function)
+    parts = [of_chunk(rest, params, part, updates) for part in _chunks(candidates, chunk)]
     return np.concatenate(parts, axis=1)[:, : len(candidates.labels)]
 
 
-@functools.cache
+def _split(loss: client.LossFn) -> tuple[Callable, tuple]:
+    """A loss as what a program is compiled for, and the arrays that it takes in front of others.
+
+    Of a `functools.partial`, such as `games.Network` has, these are traced: a client who gets other
+    running statistics in every round compiles once.
+    """
+    return (loss.func, loss.args) if isinstance(loss, functools.partial) else (loss, ())
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
 def _compiled_scores(loss):
-    def losses(params, part):
-        def one(image, label):
-            return loss(params, image[None], label[None])[0]
-
-        return jax.vmap(one)(*part)
-
     @jax.jit
-    def of_chunk(params, part, updates):
-        _, along = jax.linearize(lambda p: losses(p, part), params)
+    def of_chunk(rest, params, part, updates):
+        def losses(params):
+            def one(image, label):
+                return loss(*rest, params, image[None], label[None])[0]
+
+            return jax.vmap(one)(*part)
+
+        _, along = jax.linearize(losses, params)
         return jax.vmap(along)(updates)
 
     return of_chunk
@@ -145,23 +157,25 @@ def gram(
 
 def _passes(loss, params, candidates, updates, along, clip, size=None):
     """Of each chunk of candidates: gradients times `along` or their sketches, squares, products."""
-    of_chunk = _compiled_pass(loss, size)
+    function, rest = _split(loss)
+    of_chunk = _compiled_pass(function, size)
     signs = _signs(len(along))
     limit = jnp.float32(jnp.inf if clip is None else clip)
     chunk = min(CHUNK, -(-len(candidates.labels) // AT_ONCE) * AT_ONCE)
     left = len(candidates.labels)
     for part in _chunks(candidates, chunk):
-        yield tuple(x[:left] for x in of_chunk(params, part, updates, along, limit, signs))
+        yield tuple(x[:left] for x in of_chunk(rest, params, part, updates, along, limit, signs))
         left -= chunk
 
 
-@functools.cache
+@functools.lru_cache(maxsize=PROGRAMS)
 def _compiled_pass(loss, size):
     @jax.jit
-    def of_chunk(params, part, updates, along, clip, signs):
+    def of_chunk(rest, params, part, updates, along, clip, signs):
         def one(example):
             image, label = example
-            found, _ = client.gradient(loss, params, image[None], label[None])
+            own = functools.partial(loss, *rest)
+            found, _ = client.gradient(own, params, image[None], label[None])
             row = clip_factor(found, clip) * along * flat(found)
             kept = row if size is None else _added(row, signs, size)
             return kept, jnp.vdot(row, row), updates @ row

@@ -55,7 +55,8 @@ def to_json(found: Audit, words: str) -> dict[str, Any]:
         "parameters": found.parameters,
         "defense": found.setting.defense,
         "verdict": said._asdict(),
-        "capacity": {
+        "capacity": cap
+        and {
             "images": cap.images,
             "determined": cap.determined(found.images),
             "unknowns": found.images * cap.unknowns,
@@ -112,7 +113,7 @@ def _finite(value: Any) -> Any:
 
 def render(found: Audit, words: str) -> str:
     """The page; it needs nothing but itself."""
-    said, outcome, cap = verdict(found), found.identification, found.capacity
+    said, outcome = verdict(found), found.identification
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>Audit of an update</title>",
         f"<style>{_STYLE}</style><h1>What this update gives away</h1>",
@@ -140,22 +141,7 @@ def render(found: Audit, words: str) -> str:
             ]
         ),
         "<p><small>Exact 95% intervals over games (Clopper and Pearson; batches: Bentkus).</small>",
-        "<h2>Capacity</h2>",
-        _table(
-            [
-                ["numbers of the images", f"{found.images * cap.unknowns:,}"],
-                ["determined at the most", f"{cap.determined(found.images):,}"],
-                ["left to a prior", f"{cap.free(found.images):.1%}"],
-                ["images that one gradient can determine", f"{cap.images:,.1f}"],
-                ["binding layer", escape(cap.binding.layer)],
-                [
-                    "this is",
-                    "an equality, in general"
-                    if cap.equality
-                    else f"a bound: {escape(', '.join(cap.why))}",
-                ],
-            ]
-        ),
+        _capacity(found),
         "<h2>Gradients one by one</h2>",
         _table(
             [
@@ -175,6 +161,25 @@ def render(found: Audit, words: str) -> str:
     return "\n".join(parts)
 
 
+def _capacity(found: Audit) -> str:
+    """What one gradient can determine; nothing of several steps."""
+    cap, count = found.capacity, found.images
+    if cap is None:
+        return ""
+    rows = [
+        ["numbers of the images", f"{count * cap.unknowns:,}"],
+        ["determined at the most", f"{cap.determined(count):,}"],
+        ["left to a prior", f"{cap.free(count):.1%}"],
+        ["images that one gradient can determine", f"{cap.images:,.1f}"],
+        ["binding layer", escape(cap.binding.layer)],
+        [
+            "this is",
+            "an equality, in general" if cap.equality else f"a bound: {escape(', '.join(cap.why))}",
+        ],
+    ]
+    return f"<h2>Capacity</h2>{_table(rows)}"
+
+
 def _lead(found: Audit) -> str:
     """The figures that say most, large."""
     outcome, cap, b = found.identification, found.capacity, found.images
@@ -182,12 +187,11 @@ def _lead(found: Audit) -> str:
         (
             f"{outcome.recall.value:.0%}",
             f"of its images are named among {outcome.candidates:,} (a guess: {outcome.chance:.2%})",
-        ),
-        (
-            f"{1 - cap.free(b):.0%}",
-            f"of the numbers of {b} image{'s' * (b > 1)} at the most come of the gradient alone",
-        ),
+        )
     ]
+    if cap is not None:
+        words = f"of the numbers of {b} image{'s' * (b > 1)} at the most come of the gradient alone"
+        tiles.append((f"{1 - cap.free(b):.0%}", words))
     if found.best is not None:
         gained = found.best.psnr - found.mean_color_psnr
         tiles.append((f"{gained:+.1f} dB", "over the mean color, by the best attack tried"))

@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxinv.audit.auditing import Audit
+from jaxinv.audit.auditing import Audit, hides_by_noise
 
 EXACT = 100.0  # dB from which on an image is exact
 
 LABELS_NOT_TRIED = "labels that are not known (--labels unknown)"
+BOUNDS_NOT_TRIED = "bounds by the layers and from the Jacobian, which are of one gradient"
 NOT_TRIED = (
     "an attacker with a learned image prior (a diffusion model, a trained generator)",
     "updates of several rounds together",
@@ -29,7 +30,9 @@ class Verdict(NamedTuple):
 
 def verdict(found: Audit) -> Verdict:
     """Says what was found in plain words."""
-    said = Verdict([], [], [LABELS_NOT_TRIED] * found.setting.labels_known + list(NOT_TRIED))
+    labels = [LABELS_NOT_TRIED] if found.setting.labels_known else []
+    bounds = [BOUNDS_NOT_TRIED] if found.capacity is None else []
+    said = Verdict([], [], [*found.not_tried, *bounds, *labels, *NOT_TRIED])
     for topic in (_names, _capacity, _reconstruction, _server, _bounds, _privacy, _warnings):
         topic(found, said)
     return said
@@ -47,6 +50,8 @@ def _names(found: Audit, said: Verdict) -> None:
 
 def _capacity(found: Audit, said: Verdict) -> None:
     room, count = found.capacity, found.images
+    if room is None:
+        return
     if count <= room.images:
         said.anyone.append(
             "Nothing in the network's layers forbids exact images: one gradient can determine up "
@@ -95,6 +100,11 @@ def _bounds(found: Audit, said: Verdict) -> None:
     knows = "An attacker who knows of images what a Gaussian prior says"
     if math.isfinite(found.rank_psnr):
         said.nobody.append(f"{knows} does not exceed {found.rank_psnr:.1f} dB by the layers alone.")
+    if not hides_by_noise(found.setting.defense):
+        said.not_tried.append(
+            f"the ceiling, which knows of noise alone and not of all that {found.setting.defense} "
+            "takes away"
+        )
     ceiling = found.ceiling
     if ceiling is None or not ceiling.solved:
         return

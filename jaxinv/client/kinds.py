@@ -171,6 +171,23 @@ def check_numbers(tree: PyTree, name: str) -> None:
       UserError: a leaf holds no real numbers, NaN or infinities; all are 0; or they are too large
         or too small to be squared in float32.
     """
+    check_finite(tree, name)
+    norm = _norm(tree)
+    if norm == 0:
+        raise UserError(f"{name}: is zero in all layers: there is nothing to invert")
+    if not LEAST_NORM <= norm <= MOST_NORM:
+        raise UserError(
+            f"{name}: its norm is {norm:.3g}; scale it into {LEAST_NORM:g} to {MOST_NORM:g}, which "
+            "float32 can square"
+        )
+
+
+def check_finite(tree: PyTree, name: str) -> None:
+    """Refuses what holds no real numbers, NaN or infinities, in one line that names the first leaf.
+
+    Raises:
+      UserError: a leaf does.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         of = path_name(path)
         kind = getattr(leaf, "dtype", np.asarray(leaf).dtype)
@@ -183,14 +200,6 @@ def check_numbers(tree: PyTree, name: str) -> None:
                     f"{name}: {of} has {bad.sum()} {what} of {bad.size} numbers; the client's "
                     "training diverged, or the file is damaged"
                 )
-    norm = _norm(tree)
-    if norm == 0:
-        raise UserError(f"{name}: is zero in all layers: there is nothing to invert")
-    if not LEAST_NORM <= norm <= MOST_NORM:
-        raise UserError(
-            f"{name}: its norm is {norm:.3g}; scale it into {LEAST_NORM:g} to {MOST_NORM:g}, which "
-            "float32 can square"
-        )
 
 
 def _weights_or_gradient(sent: PyTree, old: PyTree) -> str:

@@ -130,8 +130,14 @@ def check_split(name: str, split: str, known: Sequence[str]) -> None:
         raise UserError(f"{name} has no split {split!r}: it has {', '.join(known)}")
 
 
-def select_ids(ids: Ids, total: int, name: str, split: str) -> np.ndarray:
-    """Positions int64 [example] that `ids` (as in `load`) names among `total` examples."""
+def select_ids(
+    ids: Ids, total: int, name: str, split: str, flag: str = "--target-ids"
+) -> np.ndarray:
+    """Positions int64 [example] that `ids` (as in `load`) names among `total` examples.
+
+    Raises:
+      UserError: one is out of range, by the flag that a sequence was given by.
+    """
     holds = f"the {split} split of {name} holds {total} images"
     if ids is None:
         return np.arange(total)
@@ -141,5 +147,5 @@ def select_ids(ids: Ids, total: int, name: str, split: str) -> np.ndarray:
         return np.arange(ids)
     wrong = [i for i in ids if not (isinstance(i, int | np.integer) and 0 <= i < total)]
     if wrong:
-        raise UserError(f"--target-ids must be in 0..{total - 1}, not {wrong[0]}: {holds}")
+        raise UserError(f"{flag} must be in 0..{total - 1}, not {wrong[0]}: {holds}")
     return np.array(ids, dtype=np.int64)

@@ -177,17 +177,15 @@ def _family(cell: Cell) -> Iterator[str]:
         )
     if cell.attack == "imprint" and cell.server == "honest":
         yield "--attack imprint: reads what a server imprinted; give --server malicious"
-    if not family.local_steps and cell.local().steps(cell.images) > 1:
+    if family.unfit(cell.local().steps(cell.images), False, False):
         yield (
             f"--attack {cell.attack}: of one gradient; leave --client-epochs and --client-batch out"
         )
-    if not family.local_steps and attacker.local.steps(attacker.images) > 1:
-        yield f"--assumed-batch: --attack {cell.attack} is of one gradient; leave it out"
-    if not family.joint_labels and cell.labels == "joint":
-        yield (
-            f"--labels joint: --attack {cell.attack} takes labels as given; use known, or a rule"
-        )
-    if not family.each_image and cell.adaptive and cell.of_each_image():
+    if why := family.unfit(attacker.local.steps(attacker.images), False, False):
+        yield f"--assumed-batch: --attack {cell.attack} {why}; leave it out"
+    if why := family.unfit(1, False, cell.labels == "joint"):
+        yield f"--labels joint: --attack {cell.attack} {why}; use known, or a rule"
+    if family.unfit(1, cell.adaptive and cell.of_each_image(), False):
         yield f"--adaptive true: --attack {cell.attack} cannot adapt to --defense {cell.defense}"
     if family.only_kinked and networks.NETWORKS[cell.model].smooth:
         yield (

@@ -68,10 +68,18 @@ class FlagParser(OneLineParser):
 
 
 class _OneEllipsis(argparse.HelpFormatter):
-    """Writes a flag of several values as `--tv FLOAT ...`, and no flags into the usage line."""
+    """Writes a flag of several values as `--tv FLOAT ...`, and no flags into the usage line.
+
+    Paragraphs are filled each on its own, and one that is indented, examples, is left as it is.
+    """
 
     def __init__(self, prog: str, **options: Any):
         super().__init__(prog, max_help_position=28, **options)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = text.strip().split("\n\n")
+        filled = (super(_OneEllipsis, self)._fill_text(part, width, indent) for part in parts)
+        return "\n\n".join(p if p.startswith(" ") else f for p, f in zip(parts, filled))
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         if action.nargs == "+":

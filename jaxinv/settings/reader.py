@@ -177,12 +177,17 @@ def load_auditing(flags: Mapping[str, Any]) -> Auditing:
     for name in ("bins", "amplify"):
         if name in given and asked.server == "honest":
             raise UserError(f"--{name}: of an imprint; ask for --server malicious")
+    if asked.update is None and "update_kind" in given:
+        raise UserError("--update-kind: of an update in a file; give --update, or leave it out")
     chain = {name for name, _ in defenses.parse(asked.defense)}
     if asked.server == "malicious" and chain & {"dpsgd", "soteria"}:
         raise UserError(
             f"--server malicious: its imprint is not made for --defense {asked.defense}"
         )
-    if Local(asked.client_epochs, asked.client_batch).steps(len(asked.ids)) > 1:
+    steps = Local(asked.client_epochs, asked.client_batch).steps(len(asked.ids))
+    if steps > 1:
+        if asked.update is not None and asked.client_lr is None:
+            raise UserError(f"--client-lr: the client takes {steps} steps; give its learning rate")
         if any(defenses.DEFENSES[name].of_each_image for name in chain):
             raise UserError(f"--defense {asked.defense}: of one gradient; leave local steps out")
         if asked.server == "malicious":

@@ -306,6 +306,9 @@ class Auditing(Strict):
         "(default: it is computed).",
         "FILE|DIR",
     )
+    update_kind: Annotated[str, of_tables((AUTO, *KINDS))] = setting(
+        "update", AUTO, "What is sent; auto tells from the numbers what can be told."
+    )
     dataset: str | None = setting(
         "data", None, "Data set of the images (default: that of the victim).", "NAME"
     )
@@ -323,7 +326,12 @@ class Auditing(Strict):
     client_batch: int | None = setting(
         "client", None, "Images of a local step (default: all).", ge=1, le=MOST_COUNT
     )
-    client_lr: float = setting("client", 0.1, "Learning rate of the local steps.", gt=0)
+    client_lr: float | None = setting(
+        "client",
+        None,
+        "Learning rate of the client (default: 0.1 of local steps that are computed).",
+        gt=0,
+    )
     candidates: int = setting(
         "attack", 2000, "Images among which those of the update are named.", ge=2, le=10**6
     )

@@ -19,6 +19,7 @@ from jaxinv.audit import identification as ident
 from jaxinv.audit.study import bounds, costs, figure, fishing, harder, naming, privacy, scene
 from jaxinv.errors import run_command
 from jaxinv.machine import runtime
+from jaxinv.settings import flags
 
 PARTS: dict[str, Callable[[scene.Options], None]] = {
     "identification": naming.identification,
@@ -40,17 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Computes the parts; returns the exit code."""
 
     def command():
-        parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-        parser.add_argument("parts", nargs="+", choices=list(PARTS))
-        parser.add_argument("--victims", nargs="+", default=list(scene.VICTIMS))
-        parser.add_argument("--batches", nargs="+", type=int, default=list(scene.BATCHES))
-        parser.add_argument("--defenses", nargs="+", default=list(scene.DEFENSES))
-        parser.add_argument("--noises", nargs="+", type=float, default=list(scene.NOISES))
-        parser.add_argument("--candidates", type=int, default=2000)
-        parser.add_argument("--shortlist", type=int, default=ident.MOST)
-        parser.add_argument("--games", type=int, default=200)
-        parser.add_argument("--method", default="slab", choices=ident.METHODS)
-        parser.add_argument("--out", type=Path, default=Path("runs/audit-study"))
+        parser = flags.FlagParser("python -m jaxinv.audit.study", __doc__)
+        add_options(parser)
         asked = vars(parser.parse_args(argv))
         parts = asked.pop("parts")
         runtime.set_up_compiler()
@@ -58,6 +50,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             PARTS[part](scene.Options(**asked))
 
     return run_command(command)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the parts, and a flag for each of `scene.Options`."""
+    parts = f"Tables to compute, or the figure: {', '.join(PARTS)}."
+    parser.add_argument("parts", nargs="+", choices=list(PARTS), metavar="PART", help=parts)
+
+    def several(flag, default, metavar, text, kind=str):
+        shown = f"{text} (default: {' '.join(map(str, default))})"
+        options = {"nargs": "+", "default": list(default), "metavar": metavar, "help": shown}
+        parser.add_argument(flag, type=kind, **options)
+
+    def one(flag, default, metavar, text, **options):
+        shown = f"{text} (default: {default})"
+        parser.add_argument(flag, default=default, metavar=metavar, help=shown, **options)
+
+    several("--victims", scene.VICTIMS, "NAME", "Checkpoints, or networks as NAME:WIDTH.")
+    several("--batches", scene.BATCHES, "INT", "Images of an update.", int)
+    several("--defenses", scene.DEFENSES, "CHAIN", "What the clients do to their updates.")
+    several("--noises", scene.NOISES, "FLOAT", "Variances, of noise and ceiling.", float)
+    one("--candidates", 2000, "INT", "Images among which those of an update are named.", type=int)
+    one("--shortlist", ident.MOST, "INT", "Candidates that a method sees at the most.", type=int)
+    one("--games", 200, "INT", "Updates of each kind; of the ceiling, images.", type=int)
+    methods = f"{{{','.join(ident.METHODS)}}}"
+    one("--method", "slab", methods, "Method of identification.", choices=ident.METHODS)
+    one("--out", Path("runs/audit-study"), "DIR", "Folder of the rows and the figure.", type=Path)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,6 @@ def _attained(scene: Scene, images: list[int], variance: float, prior) -> list[f
         attack = FIRST_ORDER
     else:
         attack = second_order(module, variables, SHAPE)
-    _, method, iterations = attack
     found = invert_all(
         module,
         variables,
@@ -101,8 +100,8 @@ def _attained(scene: Scene, images: list[int], variance: float, prior) -> list[f
         mean=own.mean,
         std=own.std,
         seeds=1,
-        iterations=iterations,
-        method=method,
+        iterations=attack.iterations,
+        method=attack.method,
         defense=rules.defense,
         image_prior=prior,
     )

@@ -6,7 +6,7 @@ import numpy as np
 from jaxinv import data
 from jaxinv.audit import games
 from jaxinv.audit.intervals import clopper_pearson
-from jaxinv.audit.study.scene import Options, Row, Table, load, with_interval
+from jaxinv.audit.study.scene import Options, Row, Table, load, split_of, with_interval
 
 NEAR = 8  # candidates of a harder game
 
@@ -14,12 +14,13 @@ NEAR = 8  # candidates of a harder game
 def harder(asked: Options) -> None:
     """One image of an update, among its augmentations and its nearest neighbors of its class."""
     table = Table(asked, "harder")
-    whole = data.load("cifar10", split="test")
+    whole = data.load("cifar10", split=split_of(asked.candidates))
     for name in asked.victims:
         scene = load(name, asked.candidates)
         targets = games.draw(asked.games, 1, asked.candidates)
         for defense in asked.defenses:
             key: Row = {"victim": name, "defense": defense, "games": asked.games}
+            key |= {"pool": asked.candidates}  # of which the images of the games are drawn
             if not table.lacks(**key):
                 continue
             rules = games.Rules(1, "slab", defense)
@@ -52,7 +53,8 @@ def false_alarms(asked: Options) -> None:
     table = Table(asked, "false-alarms")
     half = asked.candidates
     for name in asked.victims:
-        both, scene = load(name, 2 * half), load(name, half)
+        both = load(name, 2 * half)
+        scene = both.first(half)
         for defense in asked.defenses:
             for images in asked.batches:
                 key: Row = {"victim": name, "defense": defense, "images": images}

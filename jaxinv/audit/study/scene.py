@@ -3,7 +3,7 @@
 import csv
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxinv import data, defenses
 from jaxinv.audit import games, measuring
 from jaxinv.audit import identification as ident
 from jaxinv.audit.intervals import Share
+from jaxinv.errors import UserError
 from jaxinv.types import Normalization, Target
 from jaxinv.victim import checkpoints
 from jaxinv.victim.untrained import untrained
@@ -69,6 +70,10 @@ class Scene:
     dataset: data.Dataset
     trained: bool
     shared: dict[bytes, Target] = field(default_factory=dict)  # by the members of the games
+
+    def first(self, count: int) -> "Scene":
+        """The same victim, and the first of its candidates alone."""
+        return replace(self, pool=games.Pool(*(x[:count] for x in self.pool)), shared={})
 
     @functools.cached_property
     def candidates(self) -> measuring.Candidates:
@@ -131,10 +136,14 @@ class Scene:
         return games.Played(members, np.asarray(ranking.scores), np.asarray(ranking.picks))
 
 
+def split_of(candidates: int) -> str:
+    """The split of CIFAR-10 that has so many images: test, or where that is too small train."""
+    return "test" if candidates <= TEST_IMAGES else "train"
+
+
 def load(name: str, candidates: int) -> Scene:
-    """Loads a victim and CIFAR-10's first test images; where those are too few, training images."""
-    split = "test" if candidates <= TEST_IMAGES else "train"
-    images = data.load("cifar10", split=split, ids=candidates)
+    """Loads a victim and the first images of a split of CIFAR-10 (`split_of`)."""
+    images = data.load("cifar10", split=split_of(candidates), ids=candidates)
     normalization = Normalization.of(images.mean, images.std)
     pool = games.Pool(images.images, images.labels)
     trained = "-" in name
@@ -161,7 +170,14 @@ class Table:
                 self.rows = [{k: _number(v) for k, v in r.items()} for r in csv.DictReader(file)]
 
     def lacks(self, **key: Any) -> bool:
-        """Whether there is no row of this key yet; where there is, it is used."""
+        """Whether there is no row of this key yet; where there is, it is used.
+
+        Raises:
+          UserError: the file is of a version whose rows had other columns.
+        """
+        missing = [k for k in key if self.rows and k not in self.rows[0]]
+        if missing:
+            raise UserError(f"{self.path}: has no column {missing[0]}; give another --out")
         found = [r for r in self.rows if all(r[k] == v for k, v in key.items())]
         self.used += found
         return not found
