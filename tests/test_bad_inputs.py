@@ -427,6 +427,7 @@ RUNS = {
     "sessions of nothing": (fields("run.json", sessions=[{}]), "run.json: sessions.0.started: "),
     "study of nothing": (fields("run.json", study=3), "run.json: study: "),
     "another target": (fields("run.json", target_ids=[7]), f"target_id 11.*{NOT_OF_RUN}"),
+    "targets of no cell": (fields("run.json", targets=[]), "run.json: targets: .*are 1 cells"),
     "fewer seeds": (fields("run.json", seeds=[0]), f"does not know seed 1.*{NOT_OF_RUN}"),
     "more seeds": (fields("run.json", seeds=[*range(9)]), f"knows seed 4.*{NOT_OF_RUN}"),
     "trials gone": (gone("trials"), "no finished trials yet"),

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from jaxinv.engine.likeness import Likeness
 from jaxinv.errors import UserError
@@ -35,6 +35,8 @@ from jaxinv.settings.fields import kind_of
 from jaxinv.settings.schema import Cell, Text
 
 SCHEMA_VERSION = 14
+
+CHOOSE_TARGETS = ("dataset", "images", "grouping")  # settings by which a cell's targets differ
 
 # What `metrics.score` says of a trial; its PSNR by image stands in columns of its own.
 SCORES = tuple(name for name in Scores._fields if not name.startswith("psnr_"))
@@ -119,15 +121,28 @@ class Session(BaseModel):
     device: str
 
 
+class CellTargets(BaseModel):
+    """What one cell attacks."""
+
+    ids: list[int]  # of each target's first image
+    digest: str  # sha256 of all images, their labels and ids
+
+
 class RunFile(BaseModel):
-    """What run.json says, as `read_config` checks it."""
+    """What run.json says, as `read_config` checks it.
+
+    A run that was begun before `targets`, `judge` and `lpips` were kept has none of the three.
+    """
 
     name: str
     study: Text
     command: str
     axes: dict[str, list]
     cells: list[dict[str, Any]] = Field(min_length=1)  # names of a user's own are not known here
-    target_ids: list[int] = Field(min_length=1)
+    target_ids: list[int] = Field(min_length=1)  # of the first cell
+    targets: list[CellTargets] = Field([])  # of each cell
+    judge: str | None = None
+    lpips: bool = False
     seeds: list[int] = Field(min_length=1)
     noise_seeds: list[int] = Field(min_length=1)
     sessions: list[Session]
@@ -144,6 +159,13 @@ class RunFile(BaseModel):
                 if not isinstance(cell[name], kind | None):
                     raise ValueError(f"a cell has no {name} {cell[name]!r}")
         return cells
+
+    @field_validator("targets")
+    @classmethod
+    def _of_each_cell(cls, targets: list[CellTargets], info: ValidationInfo) -> list[CellTargets]:
+        if len(targets) != len(info.data.get("cells", targets)):
+            raise ValueError(f"there are {len(info.data['cells'])} cells")
+        return targets
 
     @field_validator("axes")
     @classmethod
