@@ -428,6 +428,10 @@ RUNS = {
     "study of nothing": (fields("run.json", study=3), "run.json: study: "),
     "another target": (fields("run.json", target_ids=[7]), f"target_id 11.*{NOT_OF_RUN}"),
     "targets of no cell": (fields("run.json", targets=[]), "run.json: targets: .*are 1 cells"),
+    "another cell's targets": (
+        fields("run.json", targets=[{"ids": [7], "digest": "0"}]),
+        f"target_id 11.*{NOT_OF_RUN}",
+    ),
     "fewer seeds": (fields("run.json", seeds=[0]), f"does not know seed 1.*{NOT_OF_RUN}"),
     "more seeds": (fields("run.json", seeds=[*range(9)]), f"knows seed 4.*{NOT_OF_RUN}"),
     "trials gone": (gone("trials"), "no finished trials yet"),

@@ -14,6 +14,7 @@ from jaxinv import sweep
 from jaxinv.attacks import levenberg_marquardt as lm
 from jaxinv.engine import assembly, cells
 from jaxinv.errors import UserError
+from jaxinv.reporting.study import summarize
 from jaxinv.runs import blocks, results
 from jaxinv.settings import reader
 
@@ -241,6 +242,29 @@ def test_a_run_that_names_fewer_settings_goes_on(tmp_path):
     joined(tmp_path, target_ids="3,5")
     with pytest.raises(UserError, match="holds a run with other target-ids"):
         joined(tmp_path, target_ids="4,5")
+
+
+def test_each_cell_has_targets_of_its_own(tmp_path, monkeypatch):
+    """Batches of unequal and of equal labels begin at other images, of one number of them too."""
+    monkeypatch.setattr(sweep.report, "build", lambda folder, console: None)
+    arguments = ["--model", "mlp", "--width", "8", "--attack", "analytic", "--images", "2"]
+    arguments += ["--grouping", "distinct", "repeated", "--targets", "2", "--seeds", "1"]
+    assert sweep.main([*arguments, "--out", str(tmp_path)]) == 0
+    there = json.loads((tmp_path / "run.json").read_text())
+    assert [own["ids"] for own in there["targets"]] == [[0, 2], [0, 1]]
+
+    def cells_read():
+        return [cell.target_ids for cell in summarize(results.read_run(tmp_path), 20.0).cells]
+
+    assert cells_read() == [[0, 2], [0, 1]]
+    # A run that names the first cell's alone, as runs begun before do, is read too.
+    before = {name: value for name, value in there.items() if name != "targets"}
+    (tmp_path / "run.json").write_text(json.dumps(before))
+    assert cells_read() == [[0, 2], [0, 1]]
+    there["targets"].reverse()
+    (tmp_path / "run.json").write_text(json.dumps(there))
+    with pytest.raises(UserError, match="does not know target_id 2"):
+        results.read_run(tmp_path)
 
 
 @pytest.fixture(scope="module")

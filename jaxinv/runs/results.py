@@ -311,23 +311,48 @@ def read_run(folder: Path) -> Run:
     if not blocks:
         raise UserError(f"{folder}: no finished trials yet; run the sweep's command again first")
     trials = _read_columns([folder / "trials" / f"{b}.parquet" for b in blocks], TRIALS)
-    listed = {"cell": range(len(config["cells"]))}
-    listed |= {"seed": config["seeds"], "noise_seed": config["noise_seeds"]}
-    if len({cell["images"] for cell in config["cells"]}) == 1:  # targets of more begin elsewhere
-        listed["target_id"] = config["target_ids"]
-    for name, known in listed.items():
-        if strange := set(trials[name].tolist()) - set(known):
+    _check_of_run(folder, config, trials)
+    traces = _read_columns([folder / "traces" / f"{b}.parquet" for b in blocks], TRACES)
+    return Run(folder, config, trials, traces)
+
+
+def _check_of_run(
+    folder: Path, config: Mapping[str, Any], trials: Mapping[str, np.ndarray]
+) -> None:
+    """Raises a UserError where rows are not of the cells, targets and seeds of run.json."""
+
+    def check(name, there, known):
+        if strange := set(there.tolist()) - set(known):
             raise UserError(
                 f"{folder}/run.json: does not know {name} {min(strange)}, which trials/ holds; the "
                 "two are not of one run"
             )
+
+    check("cell", trials["cell"], range(len(config["cells"])))
+    check("seed", trials["seed"], config["seeds"])
+    check("noise_seed", trials["noise_seed"], config["noise_seeds"])
+    for cell in np.unique(trials["cell"]).tolist():
+        known = target_ids_of(config, cell)
+        if known is not None:
+            check("target_id", trials["target_id"][trials["cell"] == cell], known)
     if lacking := set(config["seeds"]) - set(trials["seed"].tolist()):
         raise UserError(
             f"{folder}/run.json: knows seed {min(lacking)}, which trials/ lacks; the two are not "
             "of one run"
         )
-    traces = _read_columns([folder / "traces" / f"{b}.parquet" for b in blocks], TRACES)
-    return Run(folder, config, trials, traces)
+
+
+def target_ids_of(config: Mapping[str, Any], cell: int) -> list[int] | None:
+    """Ids of a cell's targets in their order; None where run.json does not say.
+
+    One written before it had `targets` says those of the first cell, which are those of every cell
+    that takes as many images of the same set in the same grouping.
+    """
+    if "targets" in config:
+        return config["targets"][cell]["ids"]
+    first, own = config["cells"][0], config["cells"][cell]
+    same = all(first[name] == own[name] for name in CHOOSE_TARGETS)
+    return config["target_ids"] if same else None
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
