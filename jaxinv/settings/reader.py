@@ -315,7 +315,7 @@ def _lay_over(under: Settings, over: Settings) -> Settings:
         replaced |= frozenset().union(*(named.family.reads for named in ATTACKS.values()))
     if attacks:  # nor does what none of them reads stand any longer
         replaced |= set.intersection(*map(unused_settings, attacks))
-    if "optimizer" in replaced | set(over):  # the rate was another one's
+    if {"optimizer", "representation"} & (replaced | set(over)):  # the rate was another one's
         replaced.add("lr")
     return {name: value for name, value in under.items() if name not in replaced} | over
 
@@ -358,7 +358,8 @@ def _cell(given: Settings) -> Cell:
     if given.get("attack") == BEST:
         asked = _with_victim(_validate(Cell, {k: v for k, v in given.items() if k in OF_CLIENT}))
         smooth, steps = networks.NETWORKS[asked.model].smooth, asked.local().steps(asked.images)
-        given = given | strongest(smooth, asked.victim is not None, steps)
+        chosen = strongest(smooth, asked.victim is not None, steps)
+        given = chosen | given | {"attack": chosen["attack"]}
     asked = (_preset(given.get("attack")) or {}) | given
     if "posterior" not in given and asked.get("polish", "0") not in (0, "0"):
         asked["posterior"] = 0  # a polished image has no error bar worth its time
