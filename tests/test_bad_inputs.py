@@ -167,13 +167,14 @@ SETTINGS = [
 ]
 OF_SEARCH = [
     (["--space", "tv=1:0.1"], "give such as tv=1e-5:1e-1"),
-    (["--space", "width=1:2"], "names are client_lr, lr, tv"),
+    (["--space", "width=1:2"], "names are assumed_lr, lr, tv"),
+    (["--space", "client_lr=0.1:1"], "names are assumed_lr, lr, tv"),
     (["--tv", "0.1"], "--tv: a search goes around one cell"),
     (["--iterations", "5", "6"], "--iterations: a search goes around one cell"),
     (["--criterion", "ssim"], "--criterion ssim"),
     (["--candidates", "0"], "--candidates 0"),
     (["--noise-seeds", "4", "--defense", "noise:1"], "--noise-seeds: a search draws a defense"),
-    (["--space", "client_lr=0.1:1"], "--client-lr 0.1: the client takes one step"),
+    (["--space", "assumed_lr=0.1:1"], "--assumed-lr 0.1: the client takes one step"),
     (["--space", "prior_group=0.1:1"], "--prior-group: would draw the candidates together"),
     (["--simulation", "surrogate"], "--simulation surrogate: of several local steps"),
     (["--exchange", "halving"], "--exchange: would draw the candidates together"),
