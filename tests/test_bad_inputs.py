@@ -175,6 +175,11 @@ OF_SEARCH = [
     (["--candidates", "0"], "--candidates 0"),
     (["--noise-seeds", "4", "--defense", "noise:1"], "--noise-seeds: a search draws a defense"),
     (["--space", "assumed_lr=0.1:1"], "--assumed-lr 0.1: the client takes one step"),
+    (["--attack", "bayes", "--space", "prior_denoiser=0.1:5"], "--prior-denoiser 5: of --attack"),
+    (
+        ["--attack", "bayes", "--space", "anneal_from=1:100", "anneal_to=1e-6:2"],
+        "--anneal-to 2: above --anneal-from 1;",
+    ),
     (["--space", "prior_group=0.1:1"], "--prior-group: would draw the candidates together"),
     (["--simulation", "surrogate"], "--simulation surrogate: of several local steps"),
     (["--exchange", "halving"], "--exchange: would draw the candidates together"),

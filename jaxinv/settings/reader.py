@@ -111,7 +111,8 @@ def load_search(flags: Mapping[str, Any]) -> SearchStudy:
                 f"--space {name}: --attack {cell.attack} does not use it; search another setting"
             )
     plan = _validate(Plan, _given(flags, Plan))
-    check_cell(cell)
+    for corner in itertools.product(*search.space.values()):
+        check_cell(cell.model_copy(update=dict(zip(search.space, corner))))
     check_used([grid | searched], [[cell]])
     check_search(plan, cell)
     return SearchStudy(search, cell, plan)
