@@ -146,8 +146,10 @@ def run_here(
             bar.console.print(f"plan: {plan}", soft_wrap=True)
 
     for block in waiting:
+        after = bar.tasks[task].completed + work_of(block, study)
         progress = watch(bar, task, block, study)
         run_block(study, block, all_inputs[block.cell_index], progress, announce)
+        bar.update(task, completed=after)  # a closed form reports no steps
         say_finished(bar, block, study)
 
 
@@ -189,10 +191,14 @@ def run_cell(study: schema.Study, index: int) -> str:
 
     Returns:
       The worker's devices in words.
+
+    Raises:
+      UserError: the worker does not have the cell's precision.
     """
     runtime.set_up_compiler()
     runtime.use_all_cores()
     cell, load = study.cells[index], Loader(study.plan)
+    runtime.check_precision(cell.precision)
     inputs = load.with_lineup(cell, load(cell))
     own = plan_blocks(study, {index: inputs})
     waiting = [block for block in own if not results.is_done(study.folder, block.name)]

@@ -14,6 +14,7 @@ from jaxinv import sweep
 from jaxinv.attacks import levenberg_marquardt as lm
 from jaxinv.engine import assembly, cells
 from jaxinv.errors import UserError
+from jaxinv.machine import runtime
 from jaxinv.reporting.study import summarize
 from jaxinv.runs import blocks, results
 from jaxinv.settings import reader
@@ -246,10 +247,13 @@ def test_a_run_that_names_fewer_settings_goes_on(tmp_path):
 
 def test_each_cell_has_targets_of_its_own(tmp_path, monkeypatch):
     """Batches of unequal and of equal labels begin at other images, of one number of them too."""
+    bars, progress_bar = [], runtime.progress_bar
+    monkeypatch.setattr(runtime, "progress_bar", lambda c: bars.append(progress_bar(c)) or bars[0])
     monkeypatch.setattr(sweep.report, "build", lambda folder, console: None)
     arguments = ["--model", "mlp", "--width", "8", "--attack", "analytic", "--images", "2"]
     arguments += ["--grouping", "distinct", "repeated", "--targets", "2", "--seeds", "1"]
     assert sweep.main([*arguments, "--out", str(tmp_path)]) == 0
+    assert bars[0].finished  # of closed forms, which say nothing on their way
     there = json.loads((tmp_path / "run.json").read_text())
     assert [own["ids"] for own in there["targets"]] == [[0, 2], [0, 1]]
 
