@@ -151,10 +151,13 @@ def measure(
       Columns by candidate: means of objective, PSNR and SSIM over targets and seeds, NaN where a
       trial failed; the mean color's PSNR; the number of failures.
     """
-    cell, seeds = study.cell, range(study.plan.seeds)
+    cell = study.cell.model_copy(update={"posterior": 0})  # a rung shows no error bars
+    seeds = range(study.plan.seeds)
     count = len(next(iter(numbers.values())))
     # Along the axis of seeds: candidate by candidate, each with the same seeds.
     of_seeds = {name: np.repeat(of, len(seeds)) for name, of in numbers.items()}
+    if "assumed_lr" in of_seeds:
+        of_seeds["client_lr"] = of_seeds["assumed_lr"]  # of the client that is simulated
     each = {**cell.numbers(), "iterations": iterations, **of_seeds}
     keys = jnp.tile(seed_keys(inputs.ids[:, 0], seeds), (1, count))
     result, baseline, *_ = cells.attack_cell(

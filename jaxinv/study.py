@@ -119,6 +119,8 @@ def finished(study: schema.Study) -> StudySummary | None:
         config["cells"] == [cell.model_dump() for cell in study.cells]
         and config["seeds"] == list(range(study.plan.seeds))
         and config["noise_seeds"] == list(range(study.plan.noise_seeds))
+        and config.get("judge", study.plan.judge) == study.plan.judge
+        and config.get("lpips", study.plan.lpips) == study.plan.lpips
         and study.plan.target_ids is None
         and len(config["target_ids"]) == study.plan.targets
     )

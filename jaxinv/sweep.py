@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -25,6 +26,7 @@ from jaxinv.runs import results
 from jaxinv.runs.blocks import Block, draws_of, label, plan_blocks, run_block, trials_of, work_of
 from jaxinv.settings import flags, reader, schema
 from jaxinv.settings.naming import label_text, naming_settings
+from jaxinv.victim.untrained import digest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,7 +110,7 @@ def run_study(
             workers.executor, "jaxinv.sweep:run_cell", workers.resources, study.folder
         )
     is_new = not study.folder.exists()
-    open_run(study, all_inputs[0], command)
+    open_run(study, all_inputs, command)
     if len(waiting) < len(blocks):
         console.print(f"{study.folder}: {len(blocks) - len(waiting)} of {len(blocks)} blocks done")
     total, left = (sum(work_of(block, study) for block in some) for some in (blocks, waiting))
@@ -144,8 +146,10 @@ def run_here(
             bar.console.print(f"plan: {plan}", soft_wrap=True)
 
     for block in waiting:
+        after = bar.tasks[task].completed + work_of(block, study)
         progress = watch(bar, task, block, study)
         run_block(study, block, all_inputs[block.cell_index], progress, announce)
+        bar.update(task, completed=after)  # a closed form reports no steps
         say_finished(bar, block, study)
 
 
@@ -187,10 +191,14 @@ def run_cell(study: schema.Study, index: int) -> str:
 
     Returns:
       The worker's devices in words.
+
+    Raises:
+      UserError: the worker does not have the cell's precision.
     """
     runtime.set_up_compiler()
     runtime.use_all_cores()
     cell, load = study.cells[index], Loader(study.plan)
+    runtime.check_precision(cell.precision)
     inputs = load.with_lineup(cell, load(cell))
     own = plan_blocks(study, {index: inputs})
     waiting = [block for block in own if not results.is_done(study.folder, block.name)]
@@ -200,7 +208,19 @@ def run_cell(study: schema.Study, index: int) -> str:
     return runtime.hardware()
 
 
-def open_run(study: schema.Study, inputs: CellInputs, command: str) -> None:
+# What a run that goes on has in common with what is there.
+COMPARED = {
+    "cells": "other cells",
+    "target_ids": "other target-ids",
+    "targets": "other images behind its targets (--target-ids, or what --data-dir holds)",
+    "seeds": "other seeds",
+    "noise_seeds": "other noise-seeds",
+    "judge": "another --judge",
+    "lpips": "another --lpips",
+}
+
+
+def open_run(study: schema.Study, all_inputs: Sequence[CellInputs], command: str) -> None:
     """Makes the run folder, or joins the one there if it asks for the same.
 
     Raises:
@@ -211,7 +231,10 @@ def open_run(study: schema.Study, inputs: CellInputs, command: str) -> None:
         "study": study.text.model_dump(),
         "axes": study.axes,
         "cells": [cell.model_dump() for cell in study.cells],
-        "target_ids": inputs.ids[:, 0].tolist(),
+        "target_ids": all_inputs[0].ids[:, 0].tolist(),
+        "targets": targets_of(study, all_inputs),
+        "judge": study.plan.judge,
+        "lpips": study.plan.lpips,
         "seeds": list(range(study.plan.seeds)),
         "noise_seeds": list(range(study.plan.noise_seeds)),
     }
@@ -221,14 +244,24 @@ def open_run(study: schema.Study, inputs: CellInputs, command: str) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"--out {folder}: exists and is no run folder; choose another")
         there = asked | {"command": command, "sessions": []}
-    for name in ("cells", "target_ids", "seeds", "noise_seeds"):
-        if there[name] != asked[name]:
+    for name, words in COMPARED.items():
+        if name in there and there[name] != asked[name]:  # an older run.json says less
             raise UserError(
-                f"--out {folder}: holds a run with other {name.replace('_', '-')}; "
+                f"--out {folder}: holds a run with {words}; "
                 "choose another --out, or repeat that run's settings to resume it"
             )
     there["sessions"].append(session(command))
     results.write_config(folder, there)
+
+
+def targets_of(study: schema.Study, all_inputs: Sequence[CellInputs]) -> list[dict[str, Any]]:
+    """What each cell attacks, as run.json keeps it (`results.CellTargets`)."""
+    keys = [tuple(getattr(cell, n) for n in results.CHOOSE_TARGETS) for cell in study.cells]
+    found = {}
+    for key, inputs in dict(zip(keys, all_inputs)).items():  # most cells attack the same
+        whole = {"images": inputs.images, "labels": inputs.labels, "ids": inputs.ids}
+        found[key] = {"ids": inputs.ids[:, 0].tolist(), "digest": digest(whole)}
+    return [found[key] for key in keys]
 
 
 def session(command: str) -> dict:

@@ -167,13 +167,19 @@ SETTINGS = [
 ]
 OF_SEARCH = [
     (["--space", "tv=1:0.1"], "give such as tv=1e-5:1e-1"),
-    (["--space", "width=1:2"], "names are client_lr, lr, tv"),
+    (["--space", "width=1:2"], "names are assumed_lr, lr, tv"),
+    (["--space", "client_lr=0.1:1"], "names are assumed_lr, lr, tv"),
     (["--tv", "0.1"], "--tv: a search goes around one cell"),
     (["--iterations", "5", "6"], "--iterations: a search goes around one cell"),
     (["--criterion", "ssim"], "--criterion ssim"),
     (["--candidates", "0"], "--candidates 0"),
     (["--noise-seeds", "4", "--defense", "noise:1"], "--noise-seeds: a search draws a defense"),
-    (["--space", "client_lr=0.1:1"], "--client-lr 0.1: the client takes one step"),
+    (["--space", "assumed_lr=0.1:1"], "--assumed-lr 0.1: the client takes one step"),
+    (["--attack", "bayes", "--space", "prior_denoiser=0.1:5"], "--prior-denoiser 5: of --attack"),
+    (
+        ["--attack", "bayes", "--space", "anneal_from=1:100", "anneal_to=1e-6:2"],
+        "--anneal-to 2: above --anneal-from 1;",
+    ),
     (["--space", "prior_group=0.1:1"], "--prior-group: would draw the candidates together"),
     (["--simulation", "surrogate"], "--simulation surrogate: of several local steps"),
     (["--exchange", "halving"], "--exchange: would draw the candidates together"),
@@ -427,6 +433,11 @@ RUNS = {
     "sessions of nothing": (fields("run.json", sessions=[{}]), "run.json: sessions.0.started: "),
     "study of nothing": (fields("run.json", study=3), "run.json: study: "),
     "another target": (fields("run.json", target_ids=[7]), f"target_id 11.*{NOT_OF_RUN}"),
+    "targets of no cell": (fields("run.json", targets=[]), "run.json: targets: .*are 1 cells"),
+    "another cell's targets": (
+        fields("run.json", targets=[{"ids": [7], "digest": "0"}]),
+        f"target_id 11.*{NOT_OF_RUN}",
+    ),
     "fewer seeds": (fields("run.json", seeds=[0]), f"does not know seed 1.*{NOT_OF_RUN}"),
     "more seeds": (fields("run.json", seeds=[*range(9)]), f"knows seed 4.*{NOT_OF_RUN}"),
     "trials gone": (gone("trials"), "no finished trials yet"),

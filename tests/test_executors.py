@@ -7,12 +7,14 @@ import signal
 import threading
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from jaxinv import report, sweep
 from jaxinv.machine import executors
 from jaxinv.runs import results
+from jaxinv.settings import reader
 
 BLOCKS = 7  # of each of two cells: a prime number of targets makes each a block
 ARGUMENTS = [
@@ -198,6 +200,14 @@ def test_an_error_of_a_call_ends_the_others():
     with pytest.raises(executors.UserError, match="--width: no"):
         executors.run(lost.executor, [("a",), ("never",)], lambda: None, lambda line: None)
     assert lost.cancelled == ["never"]
+
+
+def test_a_worker_refuses_a_precision_that_it_does_not_have(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    asked = {"model": "mlp", "width": "8", "tv": "0", "targets": "1", "seeds": "1"}
+    asked |= {"precision": "tensorfloat32", "iterations": "1", "out": str(tmp_path)}
+    with pytest.raises(executors.UserError, match="--precision tensorfloat32: of GPUs"):
+        sweep.run_cell(reader.load_study(None, asked), 0)
 
 
 @pytest.mark.parametrize(

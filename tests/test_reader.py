@@ -49,6 +49,8 @@ def test_the_rate_is_that_of_the_optimizer_unless_given(tmp_path):
     assert of(attack="dlg", lr=["0.2"]) == [0.2]
     assert of(attack="dlg", optimizer=["lbfgs", "adam"]) == [1.0, 0.1]
     assert of(optimizer="lbfgs", sign="none") == [1.0]
+    assert of(representation=["pixels", "generator"]) == [0.1, 0.003]
+    assert of(representation="generator", lr=["0.2"]) == [0.2]
 
 
 def test_vary_tables_ask_one_question_each_around_one_cell(tmp_path):
@@ -116,6 +118,13 @@ def test_what_follows_from_the_attack_names_no_cell(tmp_path):
 def test_the_best_attack_is_what_won_on_such_networks(network, attack, representation):
     cell, *_ = study(attack="best", **network).cells
     assert (cell.attack, cell.representation) == (attack, representation)
+
+
+def test_what_is_given_beside_the_best_attack_stands():
+    (cell,) = study(attack="best", victim="resnet18-w16-cifar10", representation="whitened").cells
+    assert (cell.attack, cell.representation, cell.lr) == ("geiping", "whitened", 0.1)
+    with pytest.raises(UserError, match="--representation: --attack bayes does not use it"):
+        study(attack="best", representation="whitened")
 
 
 def test_bad_files_name_themselves(tmp_path):

@@ -171,6 +171,10 @@ def test_paired_differences_are_of_the_same_targets(study, tmp_path):
     row = TABLES["paired_differences"].rows(summarize(read_run(tmp_path), 19))[0]
     assert (row["setting"], row["reference"]) == ("tv = 0.001", "tv = 0.01")
     assert row["psnr_difference"] == pytest.approx((second - first).mean(), rel=1e-6)
+    # Batches that begin at the same image are others where the rest of them is.
+    summary = summarize(read_run(tmp_path), 19)
+    summary.cells[1].image_ids[0].append(99)
+    assert [pair.cell.number for pair in summary.pairs] == [2]
 
 
 def test_failed_and_exact_trials_are_counted_and_not_averaged(study):

@@ -1,6 +1,7 @@
 """The search: draws in their ranges, halving in closed form, resume, the winner as a sweep file."""
 
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,6 +85,38 @@ def test_the_best_survives_and_becomes_a_sweep_file(criterion, tmp_path, monkeyp
     assert read(out) == rows
     assert search.main([*command, "--seeds", "3"]) == 2
     assert "holds another search" in capsys.readouterr().err
+
+
+def asked_of(monkeypatch, study, numbers):
+    """The cell and the numbers that a rung attacks with."""
+    asked = []
+
+    class Asked(Exception):
+        pass
+
+    def attack_cell(cell, inputs, keys, numbers, resources):
+        asked.extend((cell, numbers))
+        raise Asked
+
+    monkeypatch.setattr(cells, "attack_cell", attack_cell)
+    inputs = SimpleNamespace(ids=np.zeros((1, 1), int))
+    with pytest.raises(Asked):
+        search.measure(study, inputs, numbers, 3, Console(quiet=True))
+    return asked
+
+
+def test_a_rung_draws_no_error_bars(monkeypatch):
+    study = reader.load_search({"attack": ["bayes"], "space": ["damping=0.1:1"], "seeds": "1"})
+    cell, _ = asked_of(monkeypatch, study, {"damping": np.array([0.1, 0.5])})
+    assert (cell.posterior, study.cell.posterior) == (0, 32)
+
+
+def test_candidates_take_the_client_to_have_other_rates_and_it_has_its_own(monkeypatch):
+    flags = {"client_epochs": ["2"], "client_lr": ["0.2"], "seeds": "1"}
+    study = reader.load_search({**flags, "space": ["assumed_lr=0.01:1"]})
+    cell, numbers = asked_of(monkeypatch, study, {"assumed_lr": np.array([0.1, 0.5])})
+    assert cell.client_lr == 0.2
+    assert numbers["client_lr"].tolist() == [0.1, 0.5]
 
 
 def test_a_candidate_beside_others_is_measured_as_if_alone():

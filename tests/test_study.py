@@ -56,6 +56,9 @@ def test_what_is_finished_is_not_run_again(finished, monkeypatch):
     assert json.loads((folder / "seconds.json").read_text()) == seconds
     assert study.main([*command, "--seeds", "3"]) == 0  # no longer what is there: the sweep decides
     assert asked == ["weak", "strong"]
+    asked.clear()
+    assert study.main([*command, "--judge", "lenet_zhu-tiles"]) == 0  # who saw none of it
+    assert asked == ["weak", "strong"]
 
 
 def test_nothing_is_run_before_all_is_right(finished, tmp_path, capsys):

@@ -13,7 +13,11 @@ import pytest
 from jaxinv import sweep
 from jaxinv.attacks import levenberg_marquardt as lm
 from jaxinv.engine import assembly, cells
+from jaxinv.errors import UserError
+from jaxinv.machine import runtime
+from jaxinv.reporting.study import summarize
 from jaxinv.runs import blocks, results
+from jaxinv.settings import reader
 
 ARGUMENTS = ["--targets", "2", "--seeds", "2", "--iterations", "3", "--tv", "0.01", "0"]
 
@@ -205,6 +209,66 @@ def test_other_settings_are_refused_and_change_nothing(finished, capsys):
         assert sweep.main([*ARGUMENTS, *other, "--out", str(finished)]) == 2
         assert "holds a run with other" in capsys.readouterr().err
     assert (finished / "run.json").read_text() == before
+
+
+def joined(folder, **flags):
+    """Opens the run of a batch of two tiles there, or joins it; attacks nothing."""
+    asked = {"model": "mlp", "width": "8", "images": "2", "tv": "0", "out": str(folder), **flags}
+    study = reader.load_study(None, asked)
+    load = cells.Loader(study.plan)
+    sweep.open_run(study, [load(cell) for cell in study.cells], "command")
+
+
+def test_a_run_goes_on_with_its_images_and_judge_alone(tmp_path):
+    joined(tmp_path, target_ids="3,5")
+    others = {
+        "other images .*--target-ids": {"target_ids": "3,7"},
+        "another --judge": {"target_ids": "3,5", "judge": "lenet_zhu-tiles"},
+        "another --lpips": {"target_ids": "3,5", "lpips": "true"},
+    }
+    for message, other in others.items():
+        with pytest.raises(UserError, match=f"holds a run with {message}"):
+            joined(tmp_path, **other)
+    joined(tmp_path, target_ids="3,5")
+    assert len(results.read_config(tmp_path)["sessions"]) == 2
+
+
+def test_a_run_that_names_fewer_settings_goes_on(tmp_path):
+    """It was begun before run.json said more than each target's first image."""
+    joined(tmp_path, target_ids="3,5")
+    there = json.loads((tmp_path / "run.json").read_text())
+    for name in ("targets", "judge", "lpips"):
+        del there[name]
+    (tmp_path / "run.json").write_text(json.dumps(there))
+    joined(tmp_path, target_ids="3,5")
+    with pytest.raises(UserError, match="holds a run with other target-ids"):
+        joined(tmp_path, target_ids="4,5")
+
+
+def test_each_cell_has_targets_of_its_own(tmp_path, monkeypatch):
+    """Batches of unequal and of equal labels begin at other images, of one number of them too."""
+    bars, progress_bar = [], runtime.progress_bar
+    monkeypatch.setattr(runtime, "progress_bar", lambda c: bars.append(progress_bar(c)) or bars[0])
+    monkeypatch.setattr(sweep.report, "build", lambda folder, console: None)
+    arguments = ["--model", "mlp", "--width", "8", "--attack", "analytic", "--images", "2"]
+    arguments += ["--grouping", "distinct", "repeated", "--targets", "2", "--seeds", "1"]
+    assert sweep.main([*arguments, "--out", str(tmp_path)]) == 0
+    assert bars[0].finished  # of closed forms, which say nothing on their way
+    there = json.loads((tmp_path / "run.json").read_text())
+    assert [own["ids"] for own in there["targets"]] == [[0, 2], [0, 1]]
+
+    def cells_read():
+        return [cell.target_ids for cell in summarize(results.read_run(tmp_path), 20.0).cells]
+
+    assert cells_read() == [[0, 2], [0, 1]]
+    # A run that names the first cell's alone, as runs begun before do, is read too.
+    before = {name: value for name, value in there.items() if name != "targets"}
+    (tmp_path / "run.json").write_text(json.dumps(before))
+    assert cells_read() == [[0, 2], [0, 1]]
+    there["targets"].reverse()
+    (tmp_path / "run.json").write_text(json.dumps(there))
+    with pytest.raises(UserError, match="does not know target_id 2"):
+        results.read_run(tmp_path)
 
 
 @pytest.fixture(scope="module")

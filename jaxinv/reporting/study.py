@@ -15,7 +15,7 @@ from jaxinv.errors import UserError
 from jaxinv.reporting import consensus as cs
 from jaxinv.reporting import statistics as st
 from jaxinv.reporting.wording import without_folders
-from jaxinv.runs.results import BASELINES, METRICS, BlockImages, Run
+from jaxinv.runs.results import BASELINES, METRICS, BlockImages, Run, target_ids_of
 from jaxinv.settings.naming import heading_text, label_text, naming_settings
 
 _FACTS = ("defense", "victim", "victim_accuracy", "victim_epsilon", "victim_delta", "capacity")
@@ -216,11 +216,11 @@ class StudySummary:
 
     @cached_property
     def pairs(self) -> list[Pair]:
-        """Every later cell against the first, where both have the same targets and seeds."""
+        """Every later cell against the first, where both have the same images and seeds."""
         first, *others = self.cells
 
         def same(c):
-            return (c.target_ids, c.seeds) == (first.target_ids, first.seeds)
+            return (c.image_ids, c.seeds) == (first.image_ids, first.seeds)
 
         return [
             Pair(cell, first, st.paired_difference(cell.psnr, first.psnr))
@@ -314,8 +314,8 @@ def _without_folders(values: dict[str, Any]) -> dict[str, Any]:
 def _cell(run: Run, number: int, success_psnr: float) -> CellSummary:
     """Arranges one cell's rows as [target, seed] arrays."""
     rows = {name: column[run.trials["cell"] == number] for name, column in run.trials.items()}
-    order = {t: i for i, t in enumerate(run.config["target_ids"])}
-    ids = sorted(set(rows["target_id"].tolist()), key=lambda t: order.get(t, len(order)))
+    there = dict.fromkeys(rows["target_id"].tolist())
+    ids = [t for t in target_ids_of(run.config, number) or there if t in there]
     seeds = sorted(set(rows["seed"].tolist()))
     draws = sorted(set(rows["noise_seed"].tolist()))
     shape = len(ids), len(draws) * len(seeds)

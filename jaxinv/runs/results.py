@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from jaxinv.engine.likeness import Likeness
 from jaxinv.errors import UserError
@@ -35,6 +35,8 @@ from jaxinv.settings.fields import kind_of
 from jaxinv.settings.schema import Cell, Text
 
 SCHEMA_VERSION = 14
+
+CHOOSE_TARGETS = ("dataset", "images", "grouping")  # settings by which a cell's targets differ
 
 # What `metrics.score` says of a trial; its PSNR by image stands in columns of its own.
 SCORES = tuple(name for name in Scores._fields if not name.startswith("psnr_"))
@@ -119,15 +121,28 @@ class Session(BaseModel):
     device: str
 
 
+class CellTargets(BaseModel):
+    """What one cell attacks."""
+
+    ids: list[int]  # of each target's first image
+    digest: str  # sha256 of all images, their labels and ids
+
+
 class RunFile(BaseModel):
-    """What run.json says, as `read_config` checks it."""
+    """What run.json says, as `read_config` checks it.
+
+    A run that was begun before `targets`, `judge` and `lpips` were kept has none of the three.
+    """
 
     name: str
     study: Text
     command: str
     axes: dict[str, list]
     cells: list[dict[str, Any]] = Field(min_length=1)  # names of a user's own are not known here
-    target_ids: list[int] = Field(min_length=1)
+    target_ids: list[int] = Field(min_length=1)  # of the first cell
+    targets: list[CellTargets] = Field([])  # of each cell
+    judge: str | None = None
+    lpips: bool = False
     seeds: list[int] = Field(min_length=1)
     noise_seeds: list[int] = Field(min_length=1)
     sessions: list[Session]
@@ -144,6 +159,13 @@ class RunFile(BaseModel):
                 if not isinstance(cell[name], kind | None):
                     raise ValueError(f"a cell has no {name} {cell[name]!r}")
         return cells
+
+    @field_validator("targets")
+    @classmethod
+    def _of_each_cell(cls, targets: list[CellTargets], info: ValidationInfo) -> list[CellTargets]:
+        if len(targets) != len(info.data.get("cells", targets)):
+            raise ValueError(f"there are {len(info.data['cells'])} cells")
+        return targets
 
     @field_validator("axes")
     @classmethod
@@ -289,23 +311,48 @@ def read_run(folder: Path) -> Run:
     if not blocks:
         raise UserError(f"{folder}: no finished trials yet; run the sweep's command again first")
     trials = _read_columns([folder / "trials" / f"{b}.parquet" for b in blocks], TRIALS)
-    listed = {"cell": range(len(config["cells"]))}
-    listed |= {"seed": config["seeds"], "noise_seed": config["noise_seeds"]}
-    if len({cell["images"] for cell in config["cells"]}) == 1:  # targets of more begin elsewhere
-        listed["target_id"] = config["target_ids"]
-    for name, known in listed.items():
-        if strange := set(trials[name].tolist()) - set(known):
+    _check_of_run(folder, config, trials)
+    traces = _read_columns([folder / "traces" / f"{b}.parquet" for b in blocks], TRACES)
+    return Run(folder, config, trials, traces)
+
+
+def _check_of_run(
+    folder: Path, config: Mapping[str, Any], trials: Mapping[str, np.ndarray]
+) -> None:
+    """Raises a UserError where rows are not of the cells, targets and seeds of run.json."""
+
+    def check(name, there, known):
+        if strange := set(there.tolist()) - set(known):
             raise UserError(
                 f"{folder}/run.json: does not know {name} {min(strange)}, which trials/ holds; the "
                 "two are not of one run"
             )
+
+    check("cell", trials["cell"], range(len(config["cells"])))
+    check("seed", trials["seed"], config["seeds"])
+    check("noise_seed", trials["noise_seed"], config["noise_seeds"])
+    for cell in np.unique(trials["cell"]).tolist():
+        known = target_ids_of(config, cell)
+        if known is not None:
+            check("target_id", trials["target_id"][trials["cell"] == cell], known)
     if lacking := set(config["seeds"]) - set(trials["seed"].tolist()):
         raise UserError(
             f"{folder}/run.json: knows seed {min(lacking)}, which trials/ lacks; the two are not "
             "of one run"
         )
-    traces = _read_columns([folder / "traces" / f"{b}.parquet" for b in blocks], TRACES)
-    return Run(folder, config, trials, traces)
+
+
+def target_ids_of(config: Mapping[str, Any], cell: int) -> list[int] | None:
+    """Ids of a cell's targets in their order; None where run.json does not say.
+
+    One written before it had `targets` says those of the first cell, which are those of every cell
+    that takes as many images of the same set in the same grouping.
+    """
+    if "targets" in config:
+        return config["targets"][cell]["ids"]
+    first, own = config["cells"][0], config["cells"][cell]
+    same = all(first[name] == own[name] for name in CHOOSE_TARGETS)
+    return config["target_ids"] if same else None
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

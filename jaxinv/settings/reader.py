@@ -111,7 +111,8 @@ def load_search(flags: Mapping[str, Any]) -> SearchStudy:
                 f"--space {name}: --attack {cell.attack} does not use it; search another setting"
             )
     plan = _validate(Plan, _given(flags, Plan))
-    check_cell(cell)
+    for corner in itertools.product(*search.space.values()):
+        check_cell(cell.model_copy(update=dict(zip(search.space, corner))))
     check_used([grid | searched], [[cell]])
     check_search(plan, cell)
     return SearchStudy(search, cell, plan)
@@ -320,7 +321,7 @@ def _lay_over(under: Settings, over: Settings) -> Settings:
         replaced |= frozenset().union(*(named.family.reads for named in ATTACKS.values()))
     if attacks:  # nor does what none of them reads stand any longer
         replaced |= set.intersection(*map(unused_settings, attacks))
-    if "optimizer" in replaced | set(over):  # the rate was another one's
+    if {"optimizer", "representation"} & (replaced | set(over)):  # the rate was another one's
         replaced.add("lr")
     return {name: value for name, value in under.items() if name not in replaced} | over
 
@@ -363,7 +364,8 @@ def _cell(given: Settings) -> Cell:
     if given.get("attack") == BEST:
         asked = _with_victim(_validate(Cell, {k: v for k, v in given.items() if k in OF_CLIENT}))
         smooth, steps = networks.NETWORKS[asked.model].smooth, asked.local().steps(asked.images)
-        given = given | strongest(smooth, asked.victim is not None, steps)
+        chosen = strongest(smooth, asked.victim is not None, steps)
+        given = chosen | given | {"attack": chosen["attack"]}
     asked = (_preset(given.get("attack")) or {}) | given
     if "posterior" not in given and asked.get("polish", "0") not in (0, "0"):
         asked["posterior"] = 0  # a polished image has no error bar worth its time

@@ -148,11 +148,7 @@ class Cell(Strict):
         le=MOST_COUNT,
     )
     client_lr: float = setting(
-        "client",
-        1e-4,
-        "Learning rate of the client, where it takes several steps.",
-        gt=0,
-        traced=True,
+        "client", 1e-4, "Learning rate of the client, where it takes several steps.", gt=0
     )
     shuffled: bool = setting(
         "client",
@@ -205,6 +201,7 @@ class Cell(Strict):
         None,
         "Learning rate the attacker believes the client used (default: the true rate).",
         gt=0,
+        traced=True,
     )
     objective: Annotated[str, of_tables(OBJECTIVES)] = setting(
         "attack", "cosine", "Distance between the candidate's update and the shared one."
@@ -432,7 +429,7 @@ class Cell(Strict):
         )
 
     def numbers(self) -> dict[str, float]:
-        """What of the attack is traced, as the attacker has it: names as in `SEARCHABLE`."""
+        """What of the attack is traced: names as in `SEARCHABLE`; `client_lr` as it believes."""
         settings = {name: getattr(self, name) for name in (*SEARCHABLE, "iterations")}
         return settings | {"client_lr": self.attacker().client_lr}
 
