@@ -32,6 +32,9 @@ from jaxinv.types import Normalization
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
+TWO_STEPS = client.Local(2)
+A_PRIOR = {"image_prior": object()}  # of calls that are refused before anyone looks at it
+
 
 class Net(nn.Module):
     @nn.compact
@@ -371,7 +374,7 @@ def test_what_needs_the_scale_asks_for_it(theirs):
     with pytest.raises(UserError, match="objective=l2: needs the update's scale"):
         theirs.invert(sent, labels=[2, 0, 2], method=jaxinv.Method(objective="l2"))
     with pytest.raises(UserError, match="objective=l2: needs the update's scale"):
-        theirs.invert(sent, labels=[2, 0, 2], method=SmoothedGaussNewton(), image_prior=object())
+        theirs.invert(sent, labels=[2, 0, 2], method=SmoothedGaussNewton(), **A_PRIOR)
 
 
 @pytest.mark.parametrize(
@@ -387,7 +390,7 @@ def test_what_needs_the_scale_asks_for_it(theirs):
         ({"priors": {"tw": 1.0}}, "known are"),
         ({"priors": {"prior_batch_norm": 1.0}}, "the model has no BatchNorm"),
         ({"method": "dlg"}, "method=dlg: give a Method, or a closed form: analytic, spear, unmix"),
-        ({"method": jaxinv.Method(local=client.Local(2))}, "client_lr: the client takes 2 steps"),
+        ({"method": jaxinv.Method(local=TWO_STEPS)}, "client_lr: the client takes 2 steps"),
         ({"update_kind": "delta"}, "update_kind=delta: known are auto"),
         ({"precision": "half"}, "precision=half: known are"),
         ({"posterior": 8}, "posterior: of jaxinv.GaussNewton alone"),
@@ -395,6 +398,18 @@ def test_what_needs_the_scale_asks_for_it(theirs):
         ({"polish": 1, "defense": "clip:1"}, "polish: not under a defense that is known"),
         ({"polish": 1, "method": "analytic"}, "polish: of an attack with iterations"),
         ({"method": "imprint"}, "reads what a server imprinted"),
+        (
+            {"method": SmoothedGaussNewton(local=TWO_STEPS), "client_lr": 0.1} | A_PRIOR,
+            "method=SmoothedGaussNewton: is of one gradient",
+        ),
+        (
+            {"method": SmoothedGaussNewton(), "defense": "dpsgd:1:0.1"} | A_PRIOR,
+            "method=SmoothedGaussNewton: cannot adapt to a defense of each image's gradient",
+        ),
+        (
+            {"method": jaxinv.Method(local=TWO_STEPS), "client_lr": 0.1, "defense": "dpsgd:1:0.1"},
+            "defense: takes each image's own gradient of one step",
+        ),
         ({"method": jaxinv.Method(priors=("prior_l2",))}, "method.priors: prior_l2 has no weight"),
         ({"statistics": {}}, "statistics: are sent where method.batch_norm is train-shared"),
     ],

@@ -39,6 +39,7 @@ from jaxinv.invert.checks import (
     as_network,
     as_variables,
     check_finish,
+    check_fit,
     check_method,
     check_positive,
     check_priors,
@@ -228,6 +229,7 @@ def invert_all(
     if closed_form is not None:
         closed_form.check(victim.network, victim.variables, victim.image_shape, images)
     client = _client(update_kind, client_lr, images, attack, chain)
+    check_fit(attack, client.steps, chain)
     whole = closed_form is not None or getattr(attack, "init_from", None) == LEARNED
     received, own = _receive(trees, victim, client, whole)
     any_scale = attack.objective != "l2" or getattr(attack, "any_scale", False) or bool(chain)

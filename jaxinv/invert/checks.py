@@ -7,16 +7,31 @@ import flax.linen as nn
 import numpy as np
 from flax import nnx
 
-from jaxinv.attacks import CLOSED_FORM, ClosedForm
-from jaxinv.attacks.base import Attack
+from jaxinv.attacks import (
+    CLOSED_FORM,
+    ClosedForm,
+    gauss_newton,
+    gradient_matching,
+    smoothed_gauss_newton,
+)
+from jaxinv.attacks.base import Attack, Family
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import LEARNED, Method, check
 from jaxinv.attacks.priors import PRIORS, Prior, needing
+from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.client import kinds, updates
+from jaxinv.defenses import DEFENSES
+from jaxinv.defenses.base import Defense
 from jaxinv.errors import UserError
 from jaxinv.machine import runtime
 from jaxinv.networks.user import UserNetwork, output_shape, plain
-from jaxinv.types import PyTree
+from jaxinv.types import PyTree, named
+
+FAMILIES: Mapping[type, Family] = {
+    Method: gradient_matching.FAMILY,
+    GaussNewton: gauss_newton.FAMILY,
+    SmoothedGaussNewton: smoothed_gauss_newton.FAMILY,
+}
 
 
 def check_positive(**values: float | None) -> None:
@@ -45,6 +60,25 @@ def check_method(method: Attack | str, precision: str) -> tuple[Attack, ClosedFo
     if precision not in runtime.PRECISIONS:
         raise UserError(f"precision={precision}: known are {', '.join(runtime.PRECISIONS)}")
     return method, closed_form
+
+
+def check_fit(method: Attack, steps: int, chain: Sequence[str | Defense]) -> None:
+    """Refuses an attack that is not for such updates.
+
+    Args:
+      method: asked for.
+      steps: of the client.
+      chain: of its defenses, as far as they are known.
+
+    Raises:
+      UserError: one line that says why.
+    """
+    each_image = any(named(DEFENSES, one).of_each_image is not None for one in chain)
+    family = FAMILIES.get(type(method))
+    if family is not None and (why := family.unfit(steps, each_image, joint_labels=False)):
+        raise UserError(f"method={type(method).__name__}: {why}; use another")
+    if each_image and steps > 1:
+        raise UserError("defense: takes each image's own gradient of one step; leave local out")
 
 
 def check_start(method: Attack, steps: int, seeds: int) -> None:
