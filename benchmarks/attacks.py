@@ -113,7 +113,9 @@ def whole_attack(cell: schema.Cell, cast: Callable) -> Callable[[], trials.Resul
     inputs = tiles(cell, SIZE[0])
     if cell.attack in CLOSED_FORM:
         problem, keys = share(cell, inputs, SIZE[1], cast)
-        return lambda: recover(problem, CLOSED_FORM[cell.attack].find, cell.objective, keys)
+        return lambda: recover(
+            problem, CLOSED_FORM[cell.attack].find, cell.objective, cell.batch_norm, keys
+        )
     made = assemble(cell, inputs, SIZE[1], cast)
     resources = trials.Resources(made.plan)
     return lambda: trials.run(made.problem, made.attack, made.numbers, made.keys, resources)

@@ -8,10 +8,13 @@ import pytest
 
 from jaxinv import client, metrics
 from jaxinv.attacks import CLOSED_FORM
-from jaxinv.attacks.closed_form import Given
+from jaxinv.attacks.closed_form import Given, Recovered
+from jaxinv.engine.closed_form import recover
+from jaxinv.engine.targets import seed_keys
+from jaxinv.engine.trials import Problem
 from jaxinv.errors import UserError
 from jaxinv.networks.mlp import MLP
-from jaxinv.types import Target
+from jaxinv.types import Normalization, Target
 
 SHAPE = (4, 4, 2)
 
@@ -130,3 +133,24 @@ def test_patches_need_one_image_and_learned_positions():
     other = jax.eval_shape(Stack().init, jax.random.key(0), jnp.ones((1, *SHAPE)))
     with pytest.raises(UserError, match="--model vit"):
         CLOSED_FORM["patches"].check(Stack(), other, SHAPE, 1)
+
+
+class Normalized(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x.reshape(len(x), -1)))
+        return nn.Dense(5)(jnp.sin(x))
+
+
+def test_what_is_found_is_compared_under_the_batch_norm_of_the_client():
+    """The images themselves explain their update."""
+    images, labels = jax.random.normal(jax.random.key(2), (2, *SHAPE)), jnp.array([0, 1])
+    variables = Normalized().init(jax.random.key(0), images)
+    loss = client.loss_fn(Normalized(), variables, "train")
+    update, _ = client.gradient(loss, variables["params"], images, labels)
+    target = jax.tree.map(lambda x: x[None], Target(update, labels))
+    normalization = Normalization(jnp.zeros(2), jnp.ones(2))
+    problem = Problem(Normalized(), SHAPE, variables, target, None, normalization)
+    keys = seed_keys([0], [0])
+    found = recover(problem, lambda *_: Recovered(images, None), "cosine", "train", keys)
+    assert abs(found.objective.item()) < 1e-5

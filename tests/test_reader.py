@@ -85,8 +85,11 @@ def test_shipped_sweeps_are_valid(pytestconfig):
     files = sorted((pytestconfig.rootpath / "sweeps").glob("*.toml"))
     assert {"geiping_table1_lenet", "tv_weight"} <= {f.stem for f in files}
     for file in files:
-        text = study(file).text
+        shipped = study(file)
+        text = shipped.text
         assert all((text.question, text.cost, text.expectation))
+        counted = re.findall(r"(\d+) cells", text.cost.partition("--preset")[0])
+        assert not counted or sum(map(int, counted)) == len(shipped.cells)
         for preset, tables in tomllib.loads(file.read_text()).get("preset", {}).items():
             named = [
                 t["victim"]

@@ -26,6 +26,7 @@ class ClosedForm(NamedTuple):
 
     find: Callable  # of an entry of `attacks.CLOSED_FORM`
     objective: str | Callable  # by which what it found is compared
+    batch_norm: str  # of the client, as in `client.loss_fn`
 
 
 class Work(NamedTuple):
@@ -63,7 +64,7 @@ def attack_targets(
     with runtime.arithmetic(work.precision) as cast:
         problem = make_problem(cast)
         if isinstance(attack, ClosedForm):
-            return recover(problem, attack.find, attack.objective, keys), None
+            return recover(problem, *attack, keys), None
         plan = planner.first_plan(
             problem.variables["params"],
             *keys.shape,

@@ -291,7 +291,7 @@ def attack_cell(
     with runtime.arithmetic("float64" if cell.polish else cell.precision) as cast:
         shared = share(cell, inputs, cast)
     if cell.attack in CLOSED_FORM:
-        attack = ClosedForm(CLOSED_FORM[cell.attack].find, cell.objective)
+        attack = ClosedForm(CLOSED_FORM[cell.attack].find, cell.objective, cell.batch_norm)
     else:
         attack = attack_of(cell, inputs)
     spectra = max(0, WITH_SPECTRUM - inputs.position)

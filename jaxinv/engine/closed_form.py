@@ -17,16 +17,19 @@ from jaxinv.engine.trials import Problem, Result, Trace
 from jaxinv.types import named
 
 
-def recover(problem: Problem, closed_form: Callable, objective: str, keys: jax.Array) -> Result:
+def recover(
+    problem: Problem, closed_form: Callable, objective: str, batch_norm: str, keys: jax.Array
+) -> Result:
     """Runs an attack in closed form on every target, from every key.
 
     Args:
       problem, keys: as in `run`.
       closed_form: one of `attacks.CLOSED_FORM`.
       objective: by which the update of what was found is compared with the target's.
+      batch_norm: of the client, by which that update is computed.
     """
     images, pixels, scores, distance, finite, exact = _recover(
-        closed_form, objective, problem, keys
+        closed_form, objective, batch_norm, problem, keys
     )
     given = problem.targets.labels
     labels = jnp.broadcast_to(given[:, None], (*keys.shape, given.shape[1]))
@@ -50,10 +53,10 @@ def recover(problem: Problem, closed_form: Callable, objective: str, keys: jax.A
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _recover(closed_form, objective, problem, keys):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _recover(closed_form, objective, batch_norm, problem, keys):
     module, variables, normalization = problem.module, problem.variables, problem.normalization
-    loss = client.loss_fn(module, variables)
+    loss = client.loss_fn(module, variables, batch_norm)
 
     def one(target, truth, key):
         count = len(target.labels)

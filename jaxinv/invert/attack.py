@@ -259,7 +259,9 @@ def invert_all(
         lr = default_rate(attack.optimizer, attack.representation)
     settings = {"lr": lr or 1.0, "iterations": iterations, "client_lr": client_lr or 1.0}
     settings = {**ANNEALING, **annealing, **weights, **settings}
-    of_targets = attack if closed_form is None else ClosedForm(closed_form.find, attack.objective)
+    of_targets = attack
+    if closed_form is not None:
+        of_targets = ClosedForm(closed_form.find, attack.objective, attack.batch_norm)
     work = Work(of_targets, settings, precision, polish, posterior)
     resources = functools.partial(
         trials.Resources, memory=planner.memory_limit(memory), progress=progress, announce=announce
