@@ -1,14 +1,13 @@
 """Cells that differ in a defense's strength alone, arranged as curves."""
 
 import math
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
 from jaxinv import defenses
 from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import without_folders
-from jaxinv.settings.naming import label_text
+from jaxinv.settings.naming import heading_text
 
 
 class Curve(NamedTuple):
@@ -16,7 +15,8 @@ class Curve(NamedTuple):
 
     names: tuple[str, ...]  # of the chain
     title: str  # the chain, its last strength left open
-    label: str  # what else the study varies: "adaptive = True"
+    label: str  # what else the study varies, but for the attacker's knowledge: "cosine + TV"
+    is_blind: bool  # whether the attacker does not know the defense
     parameter: str  # what the last strength is; nothing where there is none
     inverse: bool  # whether more of it protects less
     # The weakest protection first; NaN where nothing has a strength.
@@ -33,28 +33,36 @@ def curves(study: StudySummary) -> list[Curve]:
         chain = defenses.parse(cell.facts["defense"])
         # An attacker can only adapt to a defense: without one, both compare with the same cell.
         if not chain:
-            references[_label(study, cell, ("defense", "adaptive"))] = cell
+            references[_label(study, cell)] = cell
         else:
             *front, (name, strengths) = chain
             *fixed, last = strengths or (math.nan,)
-            key = (tuple(front), name, tuple(fixed), _label(study, cell, ("defense",)))
+            of_attacker = _label(study, cell), not cell.asked["adaptive"]
+            key = (tuple(front), name, tuple(fixed), *of_attacker)
             found.setdefault(key, []).append((last, cell))
     result = []
-    for (front, name, fixed, label), points in found.items():
+    for (front, name, fixed, label, is_blind), points in found.items():
         title = defenses.spell(front) + "," if front else ""
         title += ":".join([name, *(f"{value:g}" for value in fixed)])
-        without_adaptive = _label(study, points[0][1], ("defense", "adaptive"))
         entry = defenses.DEFENSES[name]
         parameter = entry.parameters[-1][0] if entry.parameters else ""
         points.sort(key=lambda p: p[0], reverse=entry.inverse)
         names = (*(n for n, _ in front), name)
-        reference = references.get(without_adaptive)
-        label = without_folders(label)
-        result.append(Curve(names, title, label, parameter, entry.inverse, points, reference))
+        own = Curve(
+            names=names,
+            title=title,
+            label=without_folders(label),
+            is_blind=is_blind,
+            parameter=parameter,
+            inverse=entry.inverse,
+            points=points,
+            reference=references.get(label),
+        )
+        result.append(own)
     return result
 
 
-def _label(study: StudySummary, cell: CellSummary, left_out: Iterable[str]) -> str:
-    """Names a cell by the settings that vary, some left out."""
-    axes = study.run.config["axes"]
-    return label_text({name: cell.asked[name] for name in axes if name not in left_out})
+def _label(study: StudySummary, cell: CellSummary) -> str:
+    """Names a cell by the settings that vary, but for its defense and what is known of it."""
+    axes = [name for name in study.run.config["axes"] if name not in ("defense", "adaptive")]
+    return heading_text({name: cell.asked[name] for name in axes})

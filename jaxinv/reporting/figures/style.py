@@ -109,7 +109,7 @@ def cell_colors(count: int) -> list:
 
 def draw_baseline(ax: Axes, level: float) -> None:
     """Draws what the mean-color image scores as a dashed line across a panel."""
-    ax.axhline(level, **_key_style("dash", BASELINE), zorder=1.5)
+    ax.axhline(level, **line_style("dash", BASELINE), zorder=1.5)
 
 
 def percent_axis(ax: Axes) -> None:
@@ -247,13 +247,13 @@ class Sheet:
                 xs = ends if key.kind in ("line", "thin", "dash") else [sum(ends) / 2]
                 xs = [ends[0], *xs, ends[1]] if key.kind == "marked" else xs
                 self.figure.add_artist(
-                    Line2D(xs, [height] * len(xs), **_key_style(key.kind, key.color))
+                    Line2D(xs, [height] * len(xs), **line_style(key.kind, key.color))
                 )
             self.text(mark + 0.31, y, key.text, size=8.8, va="center_baseline", color=INK)
 
 
-def _key_style(kind: str, color: object) -> dict:
-    """Line2D settings of a legend mark; the figures draw the same marks."""
+def line_style(kind: str, color: object) -> dict:
+    """Line2D settings of a legend's mark, as the figures draw it."""
     return {
         "line": {"color": color, "linewidth": 2},
         "thin": {"color": color, "linewidth": 1.1},

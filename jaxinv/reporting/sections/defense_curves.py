@@ -49,8 +49,14 @@ def defense_curves(study: StudySummary, width: float = ps.WIDE) -> Figure:
     titles = list(dict.fromkeys(c.title for c in found))
     shown = titles[:MOST_DEFENSES]
     found = [curve for curve in found if curve.title in shown]
-    labels = list(dict.fromkeys(c.label for c in found))
-    colors = dict(zip(labels, ps.cell_colors(len(labels))))
+    attackers = list(dict.fromkeys((c.label, c.is_blind) for c in found))
+    labels = list(dict.fromkeys(label for label, _ in attackers))
+    differ = len({is_blind for _, is_blind in attackers}) > 1
+    lines = {
+        (label, is_blind): ("dash" if is_blind and differ else "line", color)
+        for label, color in zip(labels, ps.cell_colors(len(labels)))
+        for is_blind in (False, True)
+    }
     columns = 3 if width > 6 else 1
     measures = MEASURES[:columns]
     more = f" Shown: {len(shown)} of {len(titles)} defenses." if len(shown) < len(titles) else ""
@@ -62,8 +68,11 @@ def defense_curves(study: StudySummary, width: float = ps.WIDE) -> Figure:
             "Means over targets, seeds and draws of noise; shaded: 95% intervals over targets. "
             f"At 0 or “off”, no defense.{more}",
             keys=[
-                *(ps.Key("line", colors[label], _words(label)) for label in labels),
-                *([ps.Key("ring", ps.INK, "strengths of the original study")] if marked else []),
+                *(
+                    ps.Key(*lines[label, blind], _words(label, blind, differ))
+                    for label, blind in attackers
+                ),
+                *([ps.Key("ring", ps.INK, "strengths that the study tried")] if marked else []),
                 ps.Key("dash", ps.BASELINE, "mean color"),
             ],
         ),
@@ -75,30 +84,29 @@ def defense_curves(study: StudySummary, width: float = ps.WIDE) -> Figure:
     for index, ax in enumerate(sheet.axes):
         row, column = divmod(index, len(measures))
         own, measure = [c for c in found if c.title == shown[row]], measures[column]
-        _draw_curves(ax, own, measure, colors)
+        _draw_curves(ax, own, measure, lines)
         ax.set_title(shown[row] if column == 0 else "", weight="bold")
         ax.set_ylabel(measure.name.format(**facts(study)))
         ax.set_xlabel(own[0].parameter)
     return sheet.figure
 
 
-def _words(label: str) -> str:
+def _words(label: str, is_blind: bool, differ: bool) -> str:
     """A curve's label in the legend."""
-    words = {"adaptive = True": "adaptive attacker", "adaptive = False": "blind attacker"}
-    for setting, said in words.items():
-        label = label.replace(setting, said)
-    return label or "mean, 95% interval"
+    known = ("blind" if is_blind else "adaptive") if differ else ""
+    return ", ".join(filter(None, (label, known))) or "mean, 95% interval"
 
 
-def _draw_curves(ax: Axes, found: Sequence[Curve], measure: Measure, colors: dict) -> None:
-    """Draws one defense's curves of one measure."""
+def _draw_curves(ax: Axes, found: Sequence[Curve], measure: Measure, lines: dict) -> None:
+    """Draws one defense's curves of one measure; `lines`: the kind and color of each attacker's."""
     strengths = sorted({s for c in found for s, _ in c.points if s > 0})
     place = _axis(ax, strengths, found[0].inverse)
     for curve in found:
         points = [*curve.points]
         if curve.reference is not None:
             points = [(math.inf if curve.inverse else 0.0, curve.reference), *points]
-        _draw_curve(ax, curve, points, [place(s) for s, _ in points], measure, colors[curve.label])
+        line = lines[curve.label, curve.is_blind]
+        _draw_curve(ax, curve, points, [place(s) for s, _ in points], measure, line)
     if measure.baseline:
         ps.draw_baseline(ax, found[0].points[0][1].baseline(measure.baseline))
     else:
@@ -112,17 +120,21 @@ def _draw_curve(
     points: Sequence[tuple[float, CellSummary]],
     at: Sequence[float],
     measure: Measure,
-    color: object,
+    line: tuple[str, object],
 ) -> None:
     """Draws one curve with its interval, its marks, and crosses where every trial failed."""
+    kind, color = line
     values = np.array([measure.value(cell) for _, cell in points])
     values = np.where(np.isfinite(values), values, np.nan)
     ax.fill_between(at, values[:, 1], values[:, 2], color=color, alpha=0.18, linewidth=0)
-    ax.plot(at, values[:, 0], color=color, linewidth=1.8, marker="o", markersize=3)
+    look = ps.line_style(kind, color) | {"marker": "o", "markersize": 3}
+    # Where a blind attacker does as well, its dashes are seen over the line.
+    ax.plot(at, values[:, 0], **look, zorder=3 if kind == "dash" else 2)
     studied = STUDIED.get(curve.names[-1], ())
     for (strength, cell), x, (value, *_) in zip(points, at, values):
         if any(math.isclose(strength, s) for s in studied) and np.isfinite(value):
-            ax.plot(x, value, **ps.MARKS["ring"] | {"markeredgecolor": ps.INK})
+            ring = ps.MARKS["ring"] | {"markeredgecolor": ps.INK}
+            ax.plot(x, value, **ring, clip_on=False)
         if cell.failed.all():
             foot = {"transform": ax.get_xaxis_transform(), "markeredgecolor": color}
             ax.plot(x, 0.04, **ps.MARKS["cross"] | foot)
