@@ -43,6 +43,7 @@ def run(asked: requests.Auditing) -> None:
     Raises:
       UserError: the victim, the data or the update are not there or do not go together.
     """
+    runtime.set_up_compiler()
     console = Console()
     victim = checkpoints.load_victim(asked.victim)
     info = victim.info
@@ -53,7 +54,6 @@ def run(asked: requests.Auditing) -> None:
     local = client.Local(asked.client_epochs, asked.client_batch)
     received = None if asked.update is None else _received(asked, victim, local)
     others = others_of(whole, asked)
-    runtime.set_up_compiler()
     prior = None
     if not asked.quick:
         spread = tuple(info.mean), tuple(info.std)
