@@ -5,11 +5,12 @@ rest, but for what is fitted to a task: the number of its steps, where seconds a
 rate and weight of the total variation, where each task has the ones that a search found.
 """
 
+import math
 from typing import Any, NamedTuple
 
 from jaxinv.attacks import ATTACKS
 from jaxinv.reporting.study import CellSummary, StudySummary
-from jaxinv.reporting.wording import without_folders
+from jaxinv.reporting.wording import percent_text, without_folders
 from jaxinv.settings import schema
 from jaxinv.settings.naming import setting_text, spoken
 from jaxinv.settings.schema import OF_VICTIM, Cell
@@ -23,40 +24,63 @@ OF_TASK = tuple(
 FITTED = ("iterations", "lr", "tv")
 
 
+class Entry(NamedTuple):
+    """A cell as an attacker at a task."""
+
+    attacker: str  # but for what is fitted
+    fitted: str  # where the task has the same attacker with several weights: "tv 0.001"
+    task: tuple[str, ...]  # its settings in words
+    cell: CellSummary
+
+    @property
+    def mean(self) -> float:
+        """Mean PSNR in dB, lowest where it is not known."""
+        return -math.inf if math.isnan(self.cell.mean.mean) else self.cell.mean.mean
+
+
 class Board(NamedTuple):
-    """Cells by attacker and task."""
+    """Entries by attacker and task."""
 
     attackers: list[str]
-    tasks: list[tuple[str, ...]]  # each its settings in words
-    cells: dict[tuple[str, tuple[str, ...]], CellSummary]
+    tasks: list[tuple[str, ...]]
+    entries: list[Entry]
 
-    def best(self, task: tuple[str, ...]) -> str:
-        """The attacker of the highest mean PSNR at a task."""
-        here = {a: self.cells[a, task].mean.mean for a in self.attackers if (a, task) in self.cells}
-        return max(here, key=lambda a: (here[a] == here[a], here[a]))  # NaN last
+    def at(self, task: tuple[str, ...], attacker: str | None = None) -> list[Entry]:
+        """Whoever is at a task, or one attacker with all its weights; the highest mean first."""
+        here = [e for e in self.entries if e.task == task and attacker in (None, e.attacker)]
+        return sorted(here, key=lambda e: -e.mean)
 
 
 def board(study: StudySummary) -> Board | None:
     """Arranges a study's cells; None where they are no grid of attackers and tasks."""
+    # Of a single attacker its weights are what is compared.
+    boards = (_board(study, fitted) for fitted in (FITTED, FITTED[:1]))
+    return next((found for found in boards if found is not None), None)
+
+
+def _board(study: StudySummary, fitted: tuple[str, ...]) -> Board | None:
+    """The board on which some settings are fitted to each task."""
     asked = [cell.asked for cell in study.cells]
     varying = [name for name in Cell.model_fields if len({repr(a[name]) for a in asked}) > 1]
-    own = [name for name in OF_TASK if name in varying and name not in OF_VICTIM]
+    own = [name for name in OF_TASK if name in varying and name not in (*OF_VICTIM, "victim")]
     named = any(name in varying for name in (*OF_VICTIM, "victim"))
-    tasks = [
-        tuple(
-            [_network(a, varying)] * named + [_words(name, a) for name in own if name != "victim"]
-        )
-        for a in asked
-    ]
-    places = [(_attacker(a, FITTED), task) for a, task in zip(asked, tasks)]
-    if len(set(places)) < len(places):  # a task has the same attacker at several weights
-        places = [(_attacker(a, FITTED[:1]), task) for a, task in zip(asked, tasks)]
-    cells = dict(zip(places, study.cells))
-    attackers, tasks = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
-    grid = len(attackers) * len(tasks)
-    if len(cells) < len(study.cells) or min(len(attackers), len(tasks)) < 2:
+    groups: dict[tuple, list[CellSummary]] = {}
+    for cell in study.cells:
+        words = [_words(name, cell.asked) for name in own]
+        task = tuple([_network(cell, varying)] * named + words)
+        groups.setdefault((_attacker(cell.asked, fitted), task), []).append(cell)
+    entries = []
+    for (attacker, task), cells in groups.items():
+        apart = [name for name in fitted if len({cell.asked[name] for cell in cells}) > 1]
+        for cell in cells:
+            words = ", ".join(_words(name, cell.asked) for name in apart)
+            entries.append(Entry(attacker, words, task, cell))
+    attackers, tasks = (list(dict.fromkeys(key[i] for key in groups)) for i in (0, 1))
+    distinct = len({entry[:3] for entry in entries}) == len(entries)
+    if not distinct or min(len(attackers), len(tasks)) < 2:
         return None
-    return Board(attackers, tasks, cells) if 3 * len(cells) > grid else None
+    is_full = 3 * len(groups) > len(attackers) * len(tasks)
+    return Board(attackers, tasks, entries) if is_full else None
 
 
 def _attacker(asked: dict[str, Any], fitted: tuple[str, ...]) -> str:
@@ -75,11 +99,13 @@ def _attacker(asked: dict[str, Any], fitted: tuple[str, ...]) -> str:
     return ", ".join([spoken("attack", asked["attack"]), *own])
 
 
-def _network(asked: dict[str, Any], varying: list[str]) -> str:
-    """The network that is attacked: its checkpoint, or what is drawn."""
-    if asked["victim"] is not None:
-        return without_folders(str(asked["victim"]))
+def _network(cell: CellSummary, varying: list[str]) -> str:
+    """The network that is attacked, and how well it was trained: "resnet18 (64), accuracy 90.6%"."""
+    asked = cell.asked
     width = "" if asked["width"] is None else f" ({asked['width']})"
+    if asked["victim"] is not None:
+        accuracy = percent_text(cell.facts["victim_accuracy"], 1)
+        return f"{asked['model']}{width}, accuracy {accuracy}"
     draw = f", draw {asked['network_seed']}" if "network_seed" in varying else ""
     return f"{asked['model']}{width}{draw}" + ", untrained" * ("victim" in varying)
 

@@ -24,7 +24,7 @@ from jaxinv.reporting.columns import (
     with_interval,
 )
 from jaxinv.reporting.figures import style as ps
-from jaxinv.reporting.leaderboard import board
+from jaxinv.reporting.leaderboard import Entry, board
 from jaxinv.reporting.published import published
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.statistics import Interval, paired_difference
@@ -53,14 +53,13 @@ def places(study: StudySummary) -> list[Place]:
     found = board(study)
     rows = []
     for task in found.tasks if found else []:
-        here = {a: found.cells[a, task] for a in found.attackers if (a, task) in found.cells}
-        best = here[found.best(task)]
-        order = sorted(here, key=lambda a: np.nan_to_num(-here[a].mean.mean, nan=np.inf))
-        for rank, attacker in enumerate(order, 1):
-            cell = here[attacker]
-            same = cell.target_ids == best.target_ids and cell is not best
+        order = found.at(task)
+        best = order[0].cell
+        for rank, entry in enumerate(order, 1):
+            cell, words = entry.cell, ", ".join(filter(None, (entry.attacker, entry.fitted)))
+            same = cell.image_ids == best.image_ids and cell is not best
             behind = paired_difference(cell.psnr, best.psnr) if same else Interval(*[np.nan] * 3)
-            rows.append(Place(", ".join(task), rank, attacker, cell, behind))
+            rows.append(Place(", ".join(task), rank, words, cell, behind))
     return rows
 
 
@@ -86,7 +85,7 @@ def leaderboard(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws tasks against attackers: PSNR over the mean color, the best of each task in bold."""
     found = board(study)
     attackers, tasks = found.attackers, found.tasks
-    best = [found.cells[found.best(task), task] for task in tasks]
+    best = [found.at(task)[0].cell for task in tasks]
     beside = {"mean color": [cell.baseline("psnr") for cell in best]}
     if not np.isnan(papers := [_published_psnr(cell) for cell in best]).all():
         beside["published, other images"] = papers
@@ -103,7 +102,8 @@ def leaderboard(study: StudySummary, width: float = ps.WIDE) -> Figure:
         ps.Heading(
             "Which attacker gets most out of what?",
             "Mean PSNR in dB, below it the share of reconstructions whose nearest of 1,000 images "
-            "is their own. Shade: dB over the mean color. Bold: the most of a row.",
+            "is their own; of several weights the best. Shade: dB over the mean color. Bold: the "
+            "most of a row, above the mean color.",
         ),
         panel_height=tall,
         margins=ps.Margins(left=left, above=0.12 + LINE * max(map(len, heads)), bottom=0.1),
@@ -115,15 +115,16 @@ def leaderboard(study: StudySummary, width: float = ps.WIDE) -> Figure:
         middle = ends[row : row + 2].mean()
         ax.text(-0.1 / step, middle, "\n".join(names[row]), ha="right", va="center", size=HEAD)
         for column, attacker in enumerate(attackers):
-            cell = found.cells.get((attacker, task))
-            if cell is None:
+            own = found.at(task, attacker)
+            if not own:
                 continue
-            gain = cell.mean.mean - cell.baseline("psnr")
+            gain = own[0].cell.mean.mean - own[0].cell.baseline("psnr")
             color = shade(float(np.clip(np.nan_to_num(gain) / FULL_GAIN, 0, 1)))
             ax.add_patch(
                 ps.Rectangle((column, ends[row]), 1, heights[row], color=color, linewidth=0)
             )
-            _draw_numbers(ax, (column + 0.5, middle), cell, found.best(task) == attacker)
+            wins = own[0].cell is best[row] and gain > 0
+            _draw_numbers(ax, (column + 0.5, middle), own[0], wins)
         for column, figures in enumerate(beside.values(), len(attackers)):
             if not np.isnan(psnr := figures[row]):
                 words = number_text(psnr, 1)
@@ -138,13 +139,14 @@ def leaderboard(study: StudySummary, width: float = ps.WIDE) -> Figure:
     return sheet.figure
 
 
-def _draw_numbers(ax: Axes, at: tuple[float, float], cell: CellSummary, is_best: bool) -> None:
+def _draw_numbers(ax: Axes, at: tuple[float, float], entry: Entry, is_best: bool) -> None:
     """Writes a cell's mean PSNR, and the share of its reconstructions that name their image."""
     middle = {"textcoords": "offset points", "ha": "center", "va": "center"}
     weight = "bold" if is_best else "normal"
-    ax.annotate(number_text(cell.mean.mean, 1), at, (0, 5), weight=weight, **middle)
-    share = f"{cell.mean_of('named_by_pixels'):.0%}".replace("nan%", "–")
-    ax.annotate(share, at, (0, -7), size=7.6, color=ps.MUTED, **middle)
+    ax.annotate(number_text(entry.cell.mean.mean, 1), at, (0, 5), weight=weight, **middle)
+    share = f"{entry.cell.mean_of('named_by_pixels'):.0%}".replace("nan%", "–")
+    below = ", ".join(filter(None, (share, entry.fitted)))
+    ax.annotate(below, at, (0, -7), size=7.6, color=ps.MUTED, **middle)
 
 
 def _fitted(name: str, head: str) -> Column:
