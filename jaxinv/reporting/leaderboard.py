@@ -100,7 +100,7 @@ def _attacker(asked: dict[str, Any], fitted: tuple[str, ...]) -> str:
 
 
 def _network(cell: CellSummary, varying: list[str]) -> str:
-    """The network that is attacked, and how well it was trained: "resnet18 (64), accuracy 90.6%"."""
+    """The network that is attacked; of a trained one its accuracy on the test split."""
     asked = cell.asked
     width = "" if asked["width"] is None else f" ({asked['width']})"
     if asked["victim"] is not None:
