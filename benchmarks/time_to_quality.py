@@ -311,7 +311,7 @@ def draw(found: dict[str, list[Point]], baseline: float, words: str) -> Figure:
         ps.WIDE,
         ps.Heading("What an attack makes of its time", words),
         panel_height=HEIGHT,
-        margins=ps.Margins(right=2.45, above=0.2),
+        margins=ps.Margins(right=3.05, above=0.2),
     )
     ax = sheet.axes[0]
     means = [point.psnr.mean() for line in found.values() for point in line]
@@ -333,7 +333,8 @@ def draw(found: dict[str, list[Point]], baseline: float, words: str) -> Figure:
     for name, y in zip(ends, spread([end[1] for end in ends.values()], gap)):
         *place, psnr = ends[name]
         ax.annotate(
-            f"{LINES[name].words}: {psnr:.{0 if psnr > EXACT else 1}f}",
+            f"{LINES[name].words}, {found[name][-1].steps:,} steps: "
+            f"{psnr:.{0 if psnr > EXACT else 1}f}",
             place,
             xytext=(1.02, y),
             textcoords=("axes fraction", "data"),
