@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from jaxinv import files, sweep
+from jaxinv.engine.likeness import judge_digest
 from jaxinv.errors import UserError, run_command
 from jaxinv.report import SUCCESS_PSNR
 from jaxinv.reporting import gallery
@@ -119,7 +120,7 @@ def finished(study: schema.Study) -> StudySummary | None:
         config["cells"] == [cell.model_dump() for cell in study.cells]
         and config["seeds"] == list(range(study.plan.seeds))
         and config["noise_seeds"] == list(range(study.plan.noise_seeds))
-        and config.get("judge", study.plan.judge) == study.plan.judge
+        and config.get("judge", judge := judge_digest(study.plan.judge)) == judge
         and config.get("lpips", study.plan.lpips) == study.plan.lpips
         and study.plan.target_ids is None
         and len(config["target_ids"]) == study.plan.targets

@@ -20,6 +20,7 @@ from rich.table import Table
 from jaxinv import files, report
 from jaxinv.engine import trials
 from jaxinv.engine.cells import CellInputs, Loader, attack_of, shapes_of
+from jaxinv.engine.likeness import judge_digest
 from jaxinv.errors import UserError, run_command
 from jaxinv.machine import executors, runtime
 from jaxinv.runs import results
@@ -233,7 +234,7 @@ def open_run(study: schema.Study, all_inputs: Sequence[CellInputs], command: str
         "cells": [cell.model_dump() for cell in study.cells],
         "target_ids": all_inputs[0].ids[:, 0].tolist(),
         "targets": targets_of(study, all_inputs),
-        "judge": study.plan.judge,
+        "judge": judge_digest(study.plan.judge),
         "lpips": study.plan.lpips,
         "seeds": list(range(study.plan.seeds)),
         "noise_seeds": list(range(study.plan.noise_seeds)),

@@ -66,6 +66,8 @@ def test_gradients_are_those_of_the_client(scene):
 class Normed(nn.Module):
     """A network with running statistics."""
 
+    sizes: list | None = None  # with one it has no hash
+
     @nn.compact
     def __call__(self, x, train=False):
         x = nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x.reshape(len(x), -1)))
@@ -90,6 +92,19 @@ def test_running_statistics_compile_once(scene):
         np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
     assert measuring._compiled_pass(own.loss.func, None)._cache_size() == 1
     assert measuring._compiled_scores(own.loss.func)._cache_size() == 1
+
+
+def test_a_module_without_a_hash_has_a_loss(scene):
+    network, pool = scene
+    candidates = network.normalize(pool)
+    variables = Normed().init(jax.random.key(0), candidates.images[:1])
+    losses = [
+        games.network(module, variables, network.normalization).loss(
+            variables["params"], candidates.images[:2], candidates.labels[:2]
+        )[0]
+        for module in (Normed([1]), Normed())
+    ]
+    assert losses[0] == losses[1] > 0
 
 
 @pytest.mark.parametrize("method", ["omp", "ridge", "slab"])

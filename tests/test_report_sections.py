@@ -1,5 +1,6 @@
 """The list of the report's sections: none can be left off, none shows markup, none stays half."""
 
+import dataclasses
 import importlib
 import io
 import pkgutil
@@ -15,10 +16,12 @@ from synthetic_run import write_extras, write_run
 from jaxinv import report
 from jaxinv.reporting import columns, page, sections
 from jaxinv.reporting.figures import style
-from jaxinv.reporting.figures.pictures import shape_of
+from jaxinv.reporting.figures.pictures import read_album, shape_of
+from jaxinv.reporting.leaderboard import board
 from jaxinv.reporting.published import published
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.sections import SECTIONS
+from jaxinv.reporting.sections.psnr_distribution import _truth
 from jaxinv.reporting.sections.spectrum import spectrum
 from jaxinv.reporting.sections.success_rate import success_rate
 from jaxinv.reporting.study import summarize
@@ -112,6 +115,34 @@ def test_every_condition_is_exercised_both_ways(studies):
     for section in SECTIONS:
         found = {bool(section.when(study)) for study in studies.values()}
         assert found == ({True} if section.name in ALWAYS else {True, False}), section.name
+
+
+def test_on_a_leaderboard_weights_are_fitted_and_steps_are_not(tmp_path):
+    axes = {"model": ["lenet_zhu", "convnet"], "representation": ["pixels", "generator"]}
+    folder = write_run(tmp_path / "a", axes=axes | {"tv": [0.1, 0.01]}, targets=2, seeds=1)
+    found = board(summarize(read_run(folder), 19.0))
+    assert found.attackers == ["cosine + TV", "cosine + TV, generator"]
+    best, other = found.at(found.tasks[0], "cosine + TV")
+    assert {best.fitted, other.fitted} == {"tv 0.1", "tv 0.01"}
+    assert best.cell.mean.mean > other.cell.mean.mean
+    folder = write_run(tmp_path / "b", axes=axes | {"iterations": [10, 20]}, targets=2, seeds=1)
+    assert board(summarize(read_run(folder), 19.0)) is None
+
+
+def test_a_victim_has_its_folder_for_a_name_where_another_is_as_good(tmp_path):
+    axes = {"victim": ["x/a", "x/b"], "representation": ["pixels", "generator"]}
+    facts = {cell: {"victim_accuracy": 0.5} for cell in range(4)}
+    study = summarize(read_run(write_run(tmp_path, axes=axes, seeds=1, facts=facts)), 19.0)
+    assert board(study).tasks == [("x/a",), ("x/b",)]
+
+
+def test_a_target_has_no_picture_where_cells_attack_others_by_its_number(studies):
+    study = studies["seeds"]
+    first, second = study.cells
+    album = read_album(study)
+    assert _truth(study.cells, album, first.target_ids[0]) is not None
+    other = dataclasses.replace(second, image_ids=[[99], [98]])
+    assert _truth([first, other], album, first.target_ids[0]) is None
 
 
 @pytest.mark.parametrize("name", STUDIES)

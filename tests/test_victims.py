@@ -75,6 +75,25 @@ def test_presets_replace_what_the_file_says(tmp_path):
         reader.load_study(file, {}, "huge")
 
 
+def test_statistics_of_a_layer_of_ones_own_stay_with_the_client():
+    import flax.linen as nn
+
+    class Own(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            seen = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:])
+            if train:
+                seen.value = x.mean(axis=(0, 1, 2))
+            return (x - seen.value).sum(axis=(1, 2))
+
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 3)), jnp.float32)
+    variables = Own().init(jax.random.key(0), images)
+    logits, _ = client.apply_fn(Own(), variables, "train")({}, images)
+    np.testing.assert_allclose(logits, (images - images.mean((0, 1, 2))).sum((1, 2)), atol=1e-4)
+    with pytest.raises(UserError, match="mean says nothing of the batch, .*; use train"):
+        client.apply_fn(Own(), variables, "train-shared")({}, images)
+
+
 @pytest.mark.parametrize("momentum", [0.9, 0.99])  # this package's, and Flax's where none is said
 def test_training_mode_normalizes_with_the_batch_and_returns_its_statistics(momentum):
     """One BatchNorm by hand: mean and variance over batch and places, running statistics unread."""

@@ -113,6 +113,13 @@ ATTACKS = {
 }
 
 
+# Of an attack's own class.
+FAMILIES = {
+    gradient_matching.Method: gradient_matching.FAMILY,
+    gauss_newton.GaussNewton: gauss_newton.FAMILY,
+    smoothed_gauss_newton.SmoothedGaussNewton: smoothed_gauss_newton.FAMILY,
+}
+
 BEST = "best"
 
 

@@ -173,7 +173,9 @@ class Family(NamedTuple):
     each_image: bool = True  # whether it can adapt to a defense of each image's gradient
     only_kinked: bool = False  # whether it is for networks with kinks alone
 
-    def unfit(self, steps: int, each_image: bool, joint_labels: bool) -> str | None:
+    def unfit(
+        self, *, steps: int = 1, each_image: bool = False, joint_labels: bool = False
+    ) -> str | None:
         """Says why it is not for an update, such as "is of one gradient"; None where it fits.
 
         Args:

@@ -63,4 +63,7 @@ def check(
     """Raises a UserError unless the network stands behind an imprint."""
     del module, image_shape, images
     if LAYER not in variables["params"]:
-        raise UserError("--attack imprint: reads what a server imprinted; give --server malicious")
+        raise UserError(
+            "--attack imprint: reads what a server imprinted, and this network has no imprint in "
+            "front; sweeps put one there with --server malicious"
+        )

@@ -18,8 +18,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxinv import client, defenses, metrics, rng
-from jaxinv.attacks import gauss_newton, gradient_matching, smoothed_gauss_newton
-from jaxinv.attacks.base import Family
+from jaxinv.attacks import ATTACKS, FAMILIES
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import Method
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
@@ -41,16 +40,14 @@ class Short(NamedTuple):
     """A short attack."""
 
     name: str
-    family: Family
     method: Method | GaussNewton | SmoothedGaussNewton
-    iterations: int
-    seeds: int = 1
+    iterations: int | None = None  # None, and of the seeds: as `jaxinv.invert` has them
+    seeds: int | None = None
 
 
 # `second_order` is the other.
 FIRST_ORDER = Short(
     "gradient matching through a generator",
-    gradient_matching.FAMILY,
     Method(representation="generator"),
     iterations=500,
     seeds=4,
@@ -354,7 +351,8 @@ def reconstruct(
     if not optax.tree.norm(update) > 0:
         return found, ["attacks on pixels: the update is zero in all layers"]
     for attack in (second_order(module, variables, shape), FIRST_ORDER):
-        if why := attack.family.unfit(steps, each_image, joint_labels=False):
+        family = FAMILIES[type(attack.method)]
+        if why := family.unfit(steps=steps, each_image=each_image):
             not_tried.append(f"{attack.name}, which {why}")
             continue
         result = invert(
@@ -399,9 +397,9 @@ def _measured(
 def second_order(module: nn.Module, variables: PyTree, image_shape: Sequence[int]) -> Short:
     """The second-order attack that suits a network."""
     if has_kinks(module, variables, image_shape):
-        smoothed = SmoothedGaussNewton(cg_iterations=30)
-        return Short("smoothed Gauss-Newton", smoothed_gauss_newton.FAMILY, smoothed, 24)
-    return Short("annealed Gauss-Newton", gauss_newton.FAMILY, GaussNewton(), 28)
+        cg_iterations = ATTACKS["smoothed_bayes"].settings["cg_iterations"]
+        return Short("smoothed Gauss-Newton", SmoothedGaussNewton(cg_iterations=cg_iterations))
+    return Short("annealed Gauss-Newton", GaussNewton())
 
 
 def has_kinks(module: nn.Module, variables: PyTree, image_shape: Sequence[int]) -> bool:

@@ -52,8 +52,11 @@ class Network(NamedTuple):
 def network(module: nn.Module, variables: PyTree, normalization: Normalization) -> Network:
     """Makes a network, which is compiled once for all parameters and running statistics."""
     rest = {name: own for name, own in variables.items() if name != "params"}
-    loss = functools.partial(_loss_of(module), rest)
-    return Network(module, variables, normalization, loss)
+    try:
+        loss_of = _loss_of(module)
+    except TypeError:  # a module with a list among its fields has no hash: compiled at every call
+        loss_of = _loss_of.__wrapped__(module)
+    return Network(module, variables, normalization, functools.partial(loss_of, rest))
 
 
 @functools.lru_cache(maxsize=16)

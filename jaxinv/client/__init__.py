@@ -65,7 +65,7 @@ def apply_fn(
       observe: whether evaluation mode returns the statistics of each BatchNorm's input, which it
         does not use.
 
-    Calling the function raises a UserError in training mode where the running statistics are of
+    Calling the function raises a UserError where statistics are to be sent ("train-shared") of
     another layer than `flax.linen.BatchNorm`.
     """
 
@@ -102,9 +102,13 @@ def apply_fn(
         averages = {name: flatten_dict(tree) for name, tree in moved.items()}
         for layers in averages.values():
             for path in layers:
-                if path[:-1] not in momenta:
-                    raise UserError(f"batch_norm: {'/'.join(path)} is of no flax.linen.BatchNorm")
-                layers[path] /= 1 - momenta[path[:-1]]
+                momentum = momenta.get(path[:-1], 1.0)
+                if momentum == 1 and batch_norm == "train-shared":
+                    raise UserError(
+                        f"batch_norm: {'/'.join(path)} says nothing of the batch, for it is of no "
+                        "flax.linen.BatchNorm that moves; use train"
+                    )
+                layers[path] /= 1 - momentum or 1.0
         return logits, {name: unflatten_dict(layers) for name, layers in averages.items()}
 
     return evaluating if batch_norm == "eval" else training

@@ -77,6 +77,13 @@ def load_judge(name: str, image_shape: tuple[int, ...], classes: tuple[str, ...]
     return Judge(name, found.digest, found.module, found.variables, normalization)
 
 
+def judge_digest(name: str | None) -> str | None:
+    """The digest of a judge's parameters; None of nobody's."""
+    if name is None:
+        return None
+    return checkpoints.read_info(checkpoints.find(name, "judge")).digest
+
+
 def check_no_part(judge: Judge | None, victim_digest: str) -> None:
     """Refuses a judge that is the victim itself."""
     if judge is not None and judge.digest == victim_digest:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxinv import defenses
-from jaxinv.attacks import ATTACKS
+from jaxinv.attacks import ATTACKS, FAMILIES
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import (
@@ -284,8 +284,9 @@ def _effort(attack: Attack, closed_form: object | None) -> _Effort:
         return _Effort(1, 1)
     if isinstance(attack, Method):
         return _Effort(32, 1000)
-    usual = "bayes" if isinstance(attack, GaussNewton) else "smoothed_bayes"
-    return _Effort(1, ATTACKS[usual].settings["iterations"])
+    family = FAMILIES[type(attack)]
+    usual = next(named for named in ATTACKS.values() if named.family is family)
+    return _Effort(1, usual.settings["iterations"])
 
 
 def _inversions(

@@ -7,18 +7,11 @@ import flax.linen as nn
 import numpy as np
 from flax import nnx
 
-from jaxinv.attacks import (
-    CLOSED_FORM,
-    ClosedForm,
-    gauss_newton,
-    gradient_matching,
-    smoothed_gauss_newton,
-)
-from jaxinv.attacks.base import Attack, Family
+from jaxinv.attacks import CLOSED_FORM, FAMILIES, ClosedForm
+from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import LEARNED, Method, check
 from jaxinv.attacks.priors import PRIORS, Prior, needing
-from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.client import kinds, updates
 from jaxinv.defenses import DEFENSES
 from jaxinv.defenses.base import Defense
@@ -26,12 +19,6 @@ from jaxinv.errors import UserError
 from jaxinv.machine import runtime
 from jaxinv.networks.user import UserNetwork, output_shape, plain
 from jaxinv.types import PyTree, named
-
-FAMILIES: Mapping[type, Family] = {
-    Method: gradient_matching.FAMILY,
-    GaussNewton: gauss_newton.FAMILY,
-    SmoothedGaussNewton: smoothed_gauss_newton.FAMILY,
-}
 
 
 def check_positive(**values: float | None) -> None:
@@ -75,7 +62,7 @@ def check_fit(method: Attack, steps: int, chain: Sequence[str | Defense]) -> Non
     """
     each_image = any(named(DEFENSES, one).of_each_image is not None for one in chain)
     family = FAMILIES.get(type(method))
-    if family is not None and (why := family.unfit(steps, each_image, joint_labels=False)):
+    if family is not None and (why := family.unfit(steps=steps, each_image=each_image)):
         raise UserError(f"method={type(method).__name__}: {why}; use another")
     if each_image and steps > 1:
         raise UserError("defense: takes each image's own gradient of one step; leave local out")

@@ -1,4 +1,4 @@
-"""A study as attackers against tasks: what is attacked, and by whom.
+"""A study as tasks against attackers: what is attacked, and by whom.
 
 A *task* is what the attacker is faced with: data, network, client, defense. An *attacker* is the
 rest, but for what is fitted to a task: the number of its steps, where seconds are the same, and its
@@ -21,7 +21,7 @@ OF_TASK = tuple(
     for name in schema.settings_of(group)
     if name != "adaptive"
 )
-FITTED = ("iterations", "lr", "tv")
+STEPS, FITTED = "iterations", ("lr", "tv")
 
 
 class Entry(NamedTuple):
@@ -54,7 +54,7 @@ class Board(NamedTuple):
 def board(study: StudySummary) -> Board | None:
     """Arranges a study's cells; None where they are no grid of attackers and tasks."""
     # Of a single attacker its weights are what is compared.
-    boards = (_board(study, fitted) for fitted in (FITTED, FITTED[:1]))
+    boards = (_board(study, fitted) for fitted in (FITTED, ()))
     return next((found for found in boards if found is not None), None)
 
 
@@ -64,11 +64,14 @@ def _board(study: StudySummary, fitted: tuple[str, ...]) -> Board | None:
     varying = [name for name in Cell.model_fields if len({repr(a[name]) for a in asked}) > 1]
     own = [name for name in OF_TASK if name in varying and name not in (*OF_VICTIM, "victim")]
     named = any(name in varying for name in (*OF_VICTIM, "victim"))
+    said = _victims(study)
     groups: dict[tuple, list[CellSummary]] = {}
     for cell in study.cells:
         words = [_words(name, cell.asked) for name in own]
-        task = tuple([_network(cell, varying)] * named + words)
+        task = tuple([_network(cell, varying, said)] * named + words)
         groups.setdefault((_attacker(cell.asked, fitted), task), []).append(cell)
+    if any(len({cell.asked[STEPS] for cell in cells}) > 1 for cells in groups.values()):
+        return None
     entries = []
     for (attacker, task), cells in groups.items():
         apart = [name for name in fitted if len({cell.asked[name] for cell in cells}) > 1]
@@ -92,26 +95,41 @@ def _attacker(asked: dict[str, Any], fitted: tuple[str, ...]) -> str:
     own = [
         _words(name, asked)
         for name in Cell.model_fields
-        if name not in (*OF_TASK, *fitted)
+        if name not in (*OF_TASK, STEPS, *fitted)
         and asked[name] != getattr(usual, name)
         and not (name == "lr" and asked[name] == rate)
     ]
     return ", ".join([spoken("attack", asked["attack"]), *own])
 
 
-def _network(cell: CellSummary, varying: list[str]) -> str:
-    """The network that is attacked; of a trained one its accuracy on the test split."""
+def _victims(study: StudySummary) -> dict[str, str]:
+    """What each victim is called: by its accuracy on the test split, and where that does not tell
+    it from another one by its checkpoint."""
+    names = {}
+    for cell in study.cells:
+        if (victim := cell.asked["victim"]) is not None:
+            accuracy = percent_text(cell.facts["victim_accuracy"], 1)
+            names[victim] = f"{_architecture(cell.asked)}, accuracy {accuracy}"
+    said = list(names.values())
+    return {v: w if said.count(w) == 1 else without_folders(str(v)) for v, w in names.items()}
+
+
+def _architecture(asked: dict[str, Any]) -> str:
+    """A network and its width: "resnet18 (64)"."""
+    return asked["model"] + ("" if asked["width"] is None else f" ({asked['width']})")
+
+
+def _network(cell: CellSummary, varying: list[str], victims: dict[str, str]) -> str:
+    """The network that is attacked: a victim, or what is drawn."""
     asked = cell.asked
-    width = "" if asked["width"] is None else f" ({asked['width']})"
     if asked["victim"] is not None:
-        accuracy = percent_text(cell.facts["victim_accuracy"], 1)
-        return f"{asked['model']}{width}, accuracy {accuracy}"
+        return victims[asked["victim"]]
     draw = f", draw {asked['network_seed']}" if "network_seed" in varying else ""
-    return f"{asked['model']}{width}{draw}" + ", untrained" * ("victim" in varying)
+    return f"{_architecture(asked)}{draw}" + ", untrained" * ("victim" in varying)
 
 
 def _words(name: str, asked: dict[str, Any]) -> str:
-    """A setting, short enough for the head of a column."""
+    """A setting, short enough for the name of a row or a column."""
     value = asked[name]
     if name == "images":
         return f"{value} image{'s' * (value > 1)}"

@@ -219,13 +219,13 @@ class StudySummary:
         """Every later cell against the first, where both have the same images and seeds."""
         first, *others = self.cells
 
-        def same(c):
-            return (c.image_ids, c.seeds) == (first.image_ids, first.seeds)
+        def attacked(c):
+            return c.asked["dataset"], c.image_ids, c.seeds
 
         return [
             Pair(cell, first, st.paired_difference(cell.psnr, first.psnr))
             for cell in others
-            if same(cell)
+            if attacked(cell) == attacked(first)
         ]
 
     def baseline_of(self, target_id: int) -> float:

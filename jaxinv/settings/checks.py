@@ -177,15 +177,15 @@ def _family(cell: Cell) -> Iterator[str]:
         )
     if cell.attack == "imprint" and cell.server == "honest":
         yield "--attack imprint: reads what a server imprinted; give --server malicious"
-    if family.unfit(cell.local().steps(cell.images), False, False):
+    if family.unfit(steps=cell.local().steps(cell.images)):
         yield (
             f"--attack {cell.attack}: of one gradient; leave --client-epochs and --client-batch out"
         )
-    if why := family.unfit(attacker.local.steps(attacker.images), False, False):
+    if why := family.unfit(steps=attacker.local.steps(attacker.images)):
         yield f"--assumed-batch: --attack {cell.attack} {why}; leave it out"
-    if why := family.unfit(1, False, cell.labels == "joint"):
+    if why := family.unfit(joint_labels=cell.labels == "joint"):
         yield f"--labels joint: --attack {cell.attack} {why}; use known, or a rule"
-    if family.unfit(1, cell.adaptive and cell.of_each_image(), False):
+    if family.unfit(each_image=cell.adaptive and cell.of_each_image()):
         yield f"--adaptive true: --attack {cell.attack} cannot adapt to --defense {cell.defense}"
     if family.only_kinked and networks.NETWORKS[cell.model].smooth:
         yield (

@@ -311,6 +311,9 @@ def _varies(name: str, cells: Sequence[Cell]) -> bool:
     return any(len(values) > 1 for values in by_attack.values())
 
 
+RATE_OF = ("optimizer", "representation")  # with what a rate goes
+
+
 def _lay_over(under: Settings, over: Settings) -> Settings:
     """Replaces settings; a victim and an attack stand in place of all that they say themselves."""
     replaced = set(OF_VICTIM) if "victim" in over else set()
@@ -321,9 +324,16 @@ def _lay_over(under: Settings, over: Settings) -> Settings:
         replaced |= frozenset().union(*(named.family.reads for named in ATTACKS.values()))
     if attacks:  # nor does what none of them reads stand any longer
         replaced |= set.intersection(*map(unused_settings, attacks))
-    if {"optimizer", "representation"} & (replaced | set(over)):  # the rate was another one's
-        replaced.add("lr")
+    if any(name in replaced or _is_another(name, under, over) for name in RATE_OF):
+        replaced.add("lr")  # the rate was another one's
     return {name: value for name, value in under.items() if name not in replaced} | over
+
+
+def _is_another(name: str, under: Settings, over: Settings) -> bool:
+    """Whether a setting, or some value of its axis, takes the place of another value."""
+    usual = (_preset(under.get("attack")) or {}).get(name, Cell.model_fields[name].default)
+    before = _listed(under.get(name, usual))
+    return name in over and any(value not in before for value in _listed(over[name]))
 
 
 def _preset(attack: Any) -> Settings | None:

@@ -192,7 +192,11 @@ def _epsilon(row: Row) -> Shown:
 
 def _bound(row: Row) -> Shown:
     percent = 100 * row["release_bound"]
-    return Shown(f"{percent:.0f}%" if percent >= 100 else f"{percent:.2g}%")
+    if percent == 100:
+        return Shown("100%")
+    if percent > 99.9:  # and no certainty
+        return Shown("> 99.9%")
+    return Shown(f"{percent:.1f}%" if percent >= 10 else f"{percent:.2g}%")
 
 
 def _columns() -> tuple[Column, ...]:

@@ -102,8 +102,8 @@ def leaderboard(study: StudySummary, width: float = ps.WIDE) -> Figure:
         ps.Heading(
             "Which attacker gets most out of what?",
             "Mean PSNR in dB, below it the share of reconstructions whose nearest of 1,000 images "
-            "is their own; of several weights the best. Shade: dB over the mean color. Bold: the "
-            "most of a row, above the mean color.",
+            "is their own; of several rates or weights the best, which takes the truth to know. "
+            "Shade: dB over the mean color. Bold: the most of a row, above the mean color.",
         ),
         panel_height=tall,
         margins=ps.Margins(left=left, above=0.12 + LINE * max(map(len, heads)), bottom=0.1),
@@ -167,7 +167,7 @@ SECTION = Section(
     title="Leaderboard",
     when=lambda study: board(study) is not None,
     draw=leaderboard,
-    alt="A table of attackers against tasks, shaded by the PSNR over the mean color.",
+    alt="A table of tasks against attackers, shaded by the PSNR over the mean color.",
     caption="Of attacks that were tried, on these targets. How many steps each took is in the "
     "table: it is fair where the seconds are the same.",
     table=Table(

@@ -1,5 +1,7 @@
 """Section: the final PSNR of every seed."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +15,7 @@ from jaxinv.reporting.figures.panels import (
     psnr_panel,
     shown_cells,
 )
-from jaxinv.reporting.figures.pictures import Pictures, read_album, tile
+from jaxinv.reporting.figures.pictures import Album, read_album, tile
 from jaxinv.reporting.figures.swarm import swarm
 from jaxinv.reporting.section import Section, facts
 from jaxinv.reporting.statistics import ranked_quantile
@@ -27,7 +29,9 @@ THUMBNAIL = 0.46  # inches of a target's truth
 @ps.styled
 def psnr_distribution(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws the final PSNR of every seed, by target and cell, with the picks and the consensus."""
-    cells, targets = shown_cells(study), study.target_ids[: ps.MOST_TARGETS]
+    cells = shown_cells(study)
+    ids = list(dict.fromkeys(t for cell in cells for t in cell.target_ids))
+    targets = ids[: ps.MOST_TARGETS]
     colors = ps.cell_colors(len(cells))
     averaged = averages(cells)
     values = [cell.psnr for cell in cells]
@@ -72,7 +76,7 @@ def psnr_distribution(study: StudySummary, width: float = ps.WIDE) -> Figure:
     album = read_album(study)
     for index, (ax, target) in enumerate(zip(sheet.axes, targets)):
         psnr_panel(sheet, index, ax, limits, study.baseline_of(target))
-        _head(sheet, ax, target, next(own for (_, of), own in album.items() if of == target))
+        _head(sheet, ax, target, _truth(cells, album, target))
         ax.set_xlim(-0.5, len(cells) - 0.5)
         ax.grid(axis="x", visible=False)
         ax.set_xticks(range(len(cells)), ticks if upright else [""] * len(cells))
@@ -84,16 +88,28 @@ def psnr_distribution(study: StudySummary, width: float = ps.WIDE) -> Figure:
     return sheet.figure
 
 
-def _head(sheet: ps.Sheet, ax: Axes, target: int, pictures: Pictures) -> None:
-    """Sets a target's number and its truth over a panel."""
+def _truth(cells: Sequence[CellSummary], album: Album, target: int) -> np.ndarray | None:
+    """A target's images in a square; None where cells attack others under the same number."""
+    own = [cell for cell in cells if target in cell.target_ids]
+    behind = {
+        (cell.asked["dataset"], tuple(cell.image_ids[cell.target_ids.index(target)]))
+        for cell in own
+    }
+    return tile(album[own[0].number, target].truth) if len(behind) == 1 else None
+
+
+def _head(sheet: ps.Sheet, ax: Axes, target: int, pixels: np.ndarray | None) -> None:
+    """Sets a target's number and its truth, where there is one, over a panel."""
     box = ax.get_position()
     x, top = box.x0 * sheet.width, (1 - box.y1) * sheet.height - THUMBNAIL - 0.06
-    picture = sheet.panel(x, top, THUMBNAIL, THUMBNAIL)
-    pixels = tile(pictures.truth)
-    pixels = pixels.repeat(3, axis=-1) if pixels.shape[-1] == 1 else pixels
-    picture.imshow(pixels, interpolation="none")
-    picture.set_axis_off()
-    sheet.text(x + THUMBNAIL + 0.08, top + THUMBNAIL / 2, f"target {target}", va="center")
+    if pixels is not None:
+        picture = sheet.panel(x, top, THUMBNAIL, THUMBNAIL)
+        picture.imshow(
+            pixels.repeat(3, axis=-1) if pixels.shape[-1] == 1 else pixels, interpolation="none"
+        )
+        picture.set_axis_off()
+        x += THUMBNAIL + 0.08
+    sheet.text(x, top + THUMBNAIL / 2, f"target {target}", va="center")
 
 
 def _draw_seeds(
