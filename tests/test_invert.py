@@ -560,6 +560,7 @@ OF_TILES = ["--update", "U", "--victim", "lenet_zhu-tiles"]
         (["--update", "U", "--victim", "V", "--client-epochs", "2"], "client_lr: .* takes 2 steps"),
         (["--update", "U", "--victim", "V", "--update-kind", "weights"], "is it a gradient"),
         (["--update", "U", "--victim", "V", "--gram", "on"], "unrecognized arguments: --gram on"),
+        (["--update", "U", "--victim", "V", "--attack", "imprint"], "no --victim stands behind"),
         (["--update", "U", "--victim", "V", "--out", "U"], "is a file; give a folder"),
     ],
 )

@@ -51,6 +51,7 @@ def test_the_rate_is_that_of_the_optimizer_unless_given(tmp_path):
     assert of(optimizer="lbfgs", sign="none") == [1.0]
     assert of(representation=["pixels", "generator"]) == [0.1, 0.003]
     assert of(representation="generator", lr=["0.2"]) == [0.2]
+    assert of(representation="pixels") == [0.5]  # what the file has already
 
 
 def test_vary_tables_ask_one_question_each_around_one_cell(tmp_path):

@@ -90,7 +90,7 @@ def test_statistics_of_a_layer_of_ones_own_stay_with_the_client():
     variables = Own().init(jax.random.key(0), images)
     logits, _ = client.apply_fn(Own(), variables, "train")({}, images)
     np.testing.assert_allclose(logits, (images - images.mean((0, 1, 2))).sum((1, 2)), atol=1e-4)
-    with pytest.raises(UserError, match="mean says nothing of the batch, .*; use train"):
+    with pytest.raises(UserError, match=r"mean says nothing of the batch, .*; use train"):
         client.apply_fn(Own(), variables, "train-shared")({}, images)
 
 

@@ -130,6 +130,8 @@ def load_inverting(flags: Mapping[str, Any]) -> tuple[Inverting, Cell]:
     inverting = _validate(Inverting, asked)
     if "victim" not in settings:
         raise UserError("--victim: the network that the update is of; give a name or a folder")
+    if settings.get("attack") == "imprint":
+        raise UserError("--attack imprint: no --victim stands behind one; use jaxinv.sweep")
     classes = inverting.classes
     settings.pop("client_lr", None)  # of the update, and not of a client that is simulated
     if settings.get("defense", defenses.NONE) != defenses.NONE:
