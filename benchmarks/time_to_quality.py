@@ -129,6 +129,7 @@ def points(line: Line, cell: schema.Cell, inputs: cells.CellInputs, limit: float
     found: list[Point] = []
     with runtime.arithmetic(cell.precision) as cast:
         made = assemble(cell, inputs, line.seeds, cast, shared)
+        run(made, line.steps[0])  # what comes behind the chunks is compiled too
         for steps in line.steps:
             if is_affordable(steps, found, limit):
                 result, clock = run(made, steps)
