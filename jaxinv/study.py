@@ -116,11 +116,12 @@ def finished(study: schema.Study) -> StudySummary | None:
     config = read_config(study.folder)
     if config is None or not (study.folder / "report.html").is_file():
         return None
+    judge = judge_digest(study.plan.judge)
     same = (
         config["cells"] == [cell.model_dump() for cell in study.cells]
         and config["seeds"] == list(range(study.plan.seeds))
         and config["noise_seeds"] == list(range(study.plan.noise_seeds))
-        and config.get("judge", judge := judge_digest(study.plan.judge)) == judge
+        and config.get("judge", judge) == judge
         and config.get("lpips", study.plan.lpips) == study.plan.lpips
         and study.plan.target_ids is None
         and len(config["target_ids"]) == study.plan.targets

@@ -476,8 +476,9 @@ def test_the_page_says_which_labels_were_found(tmp_path):
 
 
 def test_cells_on_other_images_stand_in_a_band_of_their_own():
-    def make(ids):
-        return SimpleNamespace(image_ids=ids, target_ids=[batch[0] for batch in ids])
+    def make(ids, dataset="cifar10"):
+        behind = [(dataset, tuple(batch)) for batch in ids]
+        return SimpleNamespace(attacked=behind, target_ids=[batch[0] for batch in ids])
 
     single, pairs = [[0], [1], [2]], [[0, 1], [2, 3]]
     cells = [make(single), make(pairs), make(single[:2]), make(pairs), make(pairs)]
@@ -487,3 +488,4 @@ def test_cells_on_other_images_stand_in_a_band_of_their_own():
     assert first.first_with(2) is cells[0]
     assert second.cells == [cells[1], cells[4]]
     assert second.targets == [0, 2]
+    assert len(pictures.bands_of([make(single), make(single, "cifar100")], 2)) == 2

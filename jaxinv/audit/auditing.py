@@ -346,7 +346,7 @@ def reconstruct(
     module, variables, normalization, _ = network
     count, shape = len(truth.labels), truth.images.shape[1:]
     steps, chain = setting.local.steps(count), defenses.parse(setting.defense)
-    each_image = any(defenses.DEFENSES[name].of_each_image for name in defenses.names(chain))
+    each_image = defenses.takes_each_image(defenses.names(chain))
     found, not_tried = [], []
     if not optax.tree.norm(update) > 0:
         return found, ["attacks on pixels: the update is zero in all layers"]

@@ -161,10 +161,8 @@ def share(
 def may_follow(rules: Rules) -> bool:
     """Whether the defense needs no more than the update, so that `send` may apply it afterwards."""
     chain = defenses.names(defenses.parse(rules.defense))
-    of_update = not defenses.asks_for_classifier(chain) and not any(
-        defenses.DEFENSES[name].of_each_image for name in chain
-    )
-    return of_update and rules.steps == 1
+    asks_more = defenses.asks_for_classifier(chain) or defenses.takes_each_image(chain)
+    return not asks_more and rules.steps == 1
 
 
 def send(bare: Target, rules: Rules) -> Target:

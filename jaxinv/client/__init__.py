@@ -103,12 +103,13 @@ def apply_fn(
         for layers in averages.values():
             for path in layers:
                 momentum = momenta.get(path[:-1], 1.0)
-                if momentum == 1 and batch_norm == "train-shared":
+                if momentum < 1:
+                    layers[path] /= 1 - momentum
+                elif batch_norm == "train-shared":
                     raise UserError(
                         f"batch_norm: {'/'.join(path)} says nothing of the batch, for it is of no "
                         "flax.linen.BatchNorm that moves; use train"
                     )
-                layers[path] /= 1 - momentum or 1.0
         return logits, {name: unflatten_dict(layers) for name, layers in averages.items()}
 
     return evaluating if batch_norm == "eval" else training

@@ -117,11 +117,8 @@ def understand(
         if given or kind == "weights":
             raise UserError(f"{name}: update_kind={kind} points the wrong way: {why}")
         remarks.append(f"read as new minus old parameters: {why}")
-        kind, gradient, layer = (
-            "new-minus-old",
-            jax.tree.map(np.negative, gradient),
-            layer.negative(),
-        )
+        kind, layer = "new-minus-old", layer.negative()
+        gradient = jax.tree.map(np.negative, gradient)
     own = KINDS[kind].scale(images, rate)
     scale = _Scale(own or 1.0, own is not None)
     if layer is not None:

@@ -11,7 +11,7 @@ what the defense added to each layer (`variance`), infinite where nothing of it 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +100,11 @@ def is_random(chain: Chain) -> bool:
 def asks_for_classifier(chain: Sequence[str | Defense]) -> bool:
     """Whether an attacker who knows of a chain has to know the network's last dense layer."""
     return any(named(DEFENSES, name).tells_classifier for name in chain)
+
+
+def takes_each_image(chain: Iterable[str | Defense]) -> bool:
+    """Whether a chain takes each image's own gradient, which is of one step."""
+    return any(named(DEFENSES, name).of_each_image is not None for name in chain)
 
 
 def defend(

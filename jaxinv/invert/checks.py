@@ -7,18 +7,18 @@ import flax.linen as nn
 import numpy as np
 from flax import nnx
 
+from jaxinv import defenses
 from jaxinv.attacks import CLOSED_FORM, FAMILIES, ClosedForm
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import LEARNED, Method, check
 from jaxinv.attacks.priors import PRIORS, Prior, needing
 from jaxinv.client import kinds, updates
-from jaxinv.defenses import DEFENSES
 from jaxinv.defenses.base import Defense
 from jaxinv.errors import UserError
 from jaxinv.machine import runtime
 from jaxinv.networks.user import UserNetwork, output_shape, plain
-from jaxinv.types import PyTree, named
+from jaxinv.types import PyTree
 
 
 def check_positive(**values: float | None) -> None:
@@ -60,7 +60,7 @@ def check_fit(method: Attack, steps: int, chain: Sequence[str | Defense]) -> Non
     Raises:
       UserError: one line that says why.
     """
-    each_image = any(named(DEFENSES, one).of_each_image is not None for one in chain)
+    each_image = defenses.takes_each_image(chain)
     family = FAMILIES.get(type(method))
     if family is not None and (why := family.unfit(steps=steps, each_image=each_image)):
         raise UserError(f"method={type(method).__name__}: {why}; use another")

@@ -1,6 +1,6 @@
 """Rows to numbers: one `CellSummary` per setting of a sweep, with every statistic of the report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,6 +52,15 @@ class CellSummary:
         unused = unused_settings(self.asked["attack"])
         own = {name: value for name, value in self.settings.items() if name not in unused}
         return heading_text(own) or self.label
+
+    def behind(self, target_id: int) -> tuple[str, tuple[int, ...]]:
+        """The data set and the images of a target, which its number alone does not say."""
+        return self.asked["dataset"], tuple(self.image_ids[self.target_ids.index(target_id)])
+
+    @property
+    def attacked(self) -> list[tuple[str, tuple[int, ...]]]:
+        """What is behind each target."""
+        return [self.behind(target) for target in self.target_ids]
 
     @property
     def psnr(self) -> Float[np.ndarray, "target seed"]:
@@ -160,7 +169,7 @@ class StudySummary:
     @property
     def target_ids(self) -> list[int]:
         """Targets that some cell has finished, in the study's order."""
-        return list(dict.fromkeys(t for cell in self.cells for t in cell.target_ids))
+        return targets_of(self.cells)
 
     @property
     def planned_trials(self) -> int:
@@ -218,14 +227,10 @@ class StudySummary:
     def pairs(self) -> list[Pair]:
         """Every later cell against the first, where both have the same images and seeds."""
         first, *others = self.cells
-
-        def attacked(c):
-            return c.asked["dataset"], c.image_ids, c.seeds
-
         return [
             Pair(cell, first, st.paired_difference(cell.psnr, first.psnr))
             for cell in others
-            if attacked(cell) == attacked(first)
+            if (cell.attacked, cell.seeds) == (first.attacked, first.seeds)
         ]
 
     def baseline_of(self, target_id: int) -> float:
@@ -235,6 +240,11 @@ class StudySummary:
                 position = cell.target_ids.index(target_id)
                 return float(cell.baselines["baseline_psnr"][position])
         raise KeyError(target_id)
+
+
+def targets_of(cells: Sequence[CellSummary]) -> list[int]:
+    """Targets that some of the cells have, in their order."""
+    return list(dict.fromkeys(t for cell in cells for t in cell.target_ids))
 
 
 def summarize(run: Run, success_psnr: float) -> StudySummary:

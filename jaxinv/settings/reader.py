@@ -191,7 +191,7 @@ def load_auditing(flags: Mapping[str, Any]) -> Auditing:
     if steps > 1:
         if asked.update is not None and asked.client_lr is None:
             raise UserError(f"--client-lr: the client takes {steps} steps; give its learning rate")
-        if any(defenses.DEFENSES[name].of_each_image for name in chain):
+        if defenses.takes_each_image(chain):
             raise UserError(f"--defense {asked.defense}: of one gradient; leave local steps out")
         if asked.server == "malicious":
             raise UserError("--server malicious: reads one gradient; leave local steps out")

@@ -435,7 +435,7 @@ class Cell(Strict):
 
     def of_each_image(self) -> bool:
         """Whether the client's defense takes each image's own gradient."""
-        return any(defenses.DEFENSES[name].of_each_image for name in defenses.names(self.chain()))
+        return defenses.takes_each_image(defenses.names(self.chain()))
 
     def priors(self) -> tuple[str, ...]:
         """The priors that have a weight."""

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from jaxinv.reporting import consensus
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.panels import left_out, shown_cells
-from jaxinv.reporting.study import CellSummary, StudySummary, choose_evenly
+from jaxinv.reporting.study import CellSummary, StudySummary, choose_evenly, targets_of
 from jaxinv.reporting.wording import number_text
 
 MOST_IMAGES = 4  # of one target, in a square
@@ -66,15 +66,12 @@ def read_album(study: StudySummary) -> Album:
 
 def bands_of(cells: list[CellSummary], most: int) -> list[Band]:
     """Sets cells on the same images beside one another, at most so many, those on others below."""
-    groups: dict[tuple[int, ...], list[CellSummary]] = {}
+    groups: dict[tuple, list[CellSummary]] = {}
     for cell in cells:
-        groups.setdefault(tuple(cell.image_ids[0]), []).append(cell)
+        groups.setdefault(cell.attacked[0], []).append(cell)
     rows = max(1, ps.MOST_TARGETS // len(groups))
     shown = [choose_evenly(own, most) for own in groups.values()]
-    return [
-        Band(own, list(dict.fromkeys(t for cell in own for t in cell.target_ids))[:rows])
-        for own in shown
-    ]
+    return [Band(own, targets_of(own)[:rows]) for own in shown]
 
 
 def tile(
@@ -89,6 +86,11 @@ def tile(
         y, x = (index // columns) * (height + 1), (index % columns) * (width + 1)
         sheet[y : y + height, x : x + width] = image
     return sheet
+
+
+def as_rgb(pixels: np.ndarray) -> np.ndarray:
+    """Pixels [height, width, channel] in three channels, gray ones in three equal ones."""
+    return pixels.repeat(3, axis=-1) if pixels.shape[-1] == 1 else pixels
 
 
 class Shape(NamedTuple):
@@ -227,8 +229,8 @@ class Grid:
     ) -> None:
         """Places a picture, enlarged without smoothing or distortion; `limits`: as a heat map."""
         x, y = self.position(place, group, view)
-        if limits is None and pixels.shape[-1] == 1:
-            pixels = pixels.repeat(3, axis=-1)
+        if limits is None:
+            pixels = as_rgb(pixels)
         scale = {} if limits is None else {"vmin": limits[0], "vmax": limits[1], "cmap": "magma"}
         tall, wide = pixels.shape[:2]
         unit = min(self.size / wide, self.height / tall)

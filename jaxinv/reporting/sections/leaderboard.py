@@ -57,7 +57,7 @@ def places(study: StudySummary) -> list[Place]:
         best = order[0].cell
         for rank, entry in enumerate(order, 1):
             cell, words = entry.cell, ", ".join(filter(None, (entry.attacker, entry.fitted)))
-            same = cell.image_ids == best.image_ids and cell is not best
+            same = cell.attacked == best.attacked and cell is not best
             behind = paired_difference(cell.psnr, best.psnr) if same else Interval(*[np.nan] * 3)
             rows.append(Place(", ".join(task), rank, words, cell, behind))
     return rows

@@ -15,11 +15,11 @@ from jaxinv.reporting.figures.panels import (
     psnr_panel,
     shown_cells,
 )
-from jaxinv.reporting.figures.pictures import Album, read_album, tile
+from jaxinv.reporting.figures.pictures import Album, as_rgb, read_album, tile
 from jaxinv.reporting.figures.swarm import swarm
 from jaxinv.reporting.section import Section, facts
 from jaxinv.reporting.statistics import ranked_quantile
-from jaxinv.reporting.study import CellSummary, StudySummary
+from jaxinv.reporting.study import CellSummary, StudySummary, targets_of
 from jaxinv.reporting.wording import number_text
 from jaxinv.settings.naming import setting_text
 
@@ -30,8 +30,7 @@ THUMBNAIL = 0.46  # inches of a target's truth
 def psnr_distribution(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws the final PSNR of every seed, by target and cell, with the picks and the consensus."""
     cells = shown_cells(study)
-    ids = list(dict.fromkeys(t for cell in cells for t in cell.target_ids))
-    targets = ids[: ps.MOST_TARGETS]
+    targets = targets_of(cells)[: ps.MOST_TARGETS]
     colors = ps.cell_colors(len(cells))
     averaged = averages(cells)
     values = [cell.psnr for cell in cells]
@@ -91,11 +90,8 @@ def psnr_distribution(study: StudySummary, width: float = ps.WIDE) -> Figure:
 def _truth(cells: Sequence[CellSummary], album: Album, target: int) -> np.ndarray | None:
     """A target's images in a square; None where cells attack others under the same number."""
     own = [cell for cell in cells if target in cell.target_ids]
-    behind = {
-        (cell.asked["dataset"], tuple(cell.image_ids[cell.target_ids.index(target)]))
-        for cell in own
-    }
-    return tile(album[own[0].number, target].truth) if len(behind) == 1 else None
+    alike = len({cell.behind(target) for cell in own}) == 1
+    return tile(album[own[0].number, target].truth) if alike else None
 
 
 def _head(sheet: ps.Sheet, ax: Axes, target: int, pixels: np.ndarray | None) -> None:
@@ -104,9 +100,7 @@ def _head(sheet: ps.Sheet, ax: Axes, target: int, pixels: np.ndarray | None) -> 
     x, top = box.x0 * sheet.width, (1 - box.y1) * sheet.height - THUMBNAIL - 0.06
     if pixels is not None:
         picture = sheet.panel(x, top, THUMBNAIL, THUMBNAIL)
-        picture.imshow(
-            pixels.repeat(3, axis=-1) if pixels.shape[-1] == 1 else pixels, interpolation="none"
-        )
+        picture.imshow(as_rgb(pixels), interpolation="none")
         picture.set_axis_off()
         x += THUMBNAIL + 0.08
     sheet.text(x, top + THUMBNAIL / 2, f"target {target}", va="center")
