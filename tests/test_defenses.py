@@ -7,6 +7,7 @@ import pytest
 
 from jaxinv import client, defenses
 from jaxinv.attacks.objectives import compare, cosine
+from jaxinv.defenses import pruning
 from jaxinv.defenses.base import ClientContext, PublicFacts
 from jaxinv.networks.inspect import classifier_input, classifier_path
 
@@ -77,6 +78,18 @@ def test_pruning_drops_the_smallest_and_exactly_as_many(rng_numpy):
     by_layer = defend("prune-layer:0.5", values)
     assert [(np.asarray(v) == 0).sum() for v in by_layer.values()] == [35, 15]
     assert not any(np.any(v) for v in defend("prune:1", values).values())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_smallest_entries_are_those_that_a_stable_sort_has_first(rng_numpy, dtype):
+    with jax.enable_x64(True):
+        mark = jax.jit(jax.vmap(pruning.smallest, (None, 0)))
+        normal, wanted = rng_numpy.normal(size=40), np.arange(41)
+        for values in (normal, np.round(normal, 1), np.zeros(40)):
+            magnitudes = np.abs(values).astype(dtype)
+            order = np.argsort(magnitudes, kind="stable")
+            for count, marked in zip(wanted, mark(jnp.asarray(magnitudes), wanted)):
+                np.testing.assert_array_equal(np.flatnonzero(marked), np.sort(order[:count]))
 
 
 def test_clipping_bounds_the_norm_over_all_leaves():

@@ -4,15 +4,11 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Bool, Float
 
 from jaxinv.defenses.base import ANY, Defense
 from jaxinv.types import PyTree
-
-
-def rank(values: Float[Array, " entry"]) -> Array:
-    """The position of each entry in ascending order; ties have positions of their own."""
-    return jnp.zeros(values.size, jnp.int32).at[jnp.argsort(values)].set(jnp.arange(values.size))
 
 
 def count(fraction: Array | float, size: int) -> Array:
@@ -20,10 +16,33 @@ def count(fraction: Array | float, size: int) -> Array:
     return jnp.round(fraction * size).astype(jnp.int32)
 
 
+def smallest(magnitudes: Float[Array, " entry"], wanted: Array) -> Bool[Array, " entry"]:
+    """Marks the `wanted` smallest entries, of equal ones the first.
+
+    Those that a stable sort has first, without a sort, which takes a CPU more than ten times as
+    long: floats that are not negative are in the order of their bits, so that the last one to be
+    marked is found bit by bit, from the top, each by a count.
+
+    Args:
+      magnitudes: not negative, no NaN.
+      wanted: a whole number, 0 to the number of entries; traced.
+    """
+    size = jnp.finfo(magnitudes.dtype).bits
+    bits = lax.bitcast_convert_type(magnitudes, jnp.dtype(f"uint{size}"))
+
+    def next_bit(i, last):
+        higher = last | jnp.ones_like(last) << (size - 1 - i).astype(last.dtype)
+        return jnp.where((bits < higher).sum() <= wanted, higher, last)
+
+    last = lax.fori_loop(0, size, next_bit, jnp.zeros((), bits.dtype))
+    below, equal = bits < last, bits == last
+    return below | (equal & (jnp.cumsum(equal) <= wanted - below.sum()))
+
+
 def _keep_largest(values: Array, dropped: Array) -> Array:
     """Sets the `dropped` entries of least magnitude to zero, no more where magnitudes tie."""
-    kept = rank(jnp.abs(values).ravel()) >= dropped
-    return jnp.where(kept.reshape(values.shape), values, 0)
+    small = smallest(jnp.abs(values).ravel(), dropped)
+    return jnp.where(small.reshape(values.shape), 0, values)
 
 
 def _globally(update: PyTree, dropped: Array) -> PyTree:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxinv.defenses.base import Defense, alike
-from jaxinv.defenses.pruning import count, rank
+from jaxinv.defenses.pruning import count, smallest
 from jaxinv.networks.convolution import fast_convolutions
 from jaxinv.networks.inspect import classifier_input, classifier_path
 from jaxinv.types import PyTree
@@ -38,7 +38,7 @@ def _soteria(update, strengths, key, context):
         return jnp.abs(values) / jnp.maximum(slope, 1e-12)
 
     score = lax.map(of_image, images).mean(axis=0)
-    kept = rank(score) < score.size - count(strengths[0], score.size)
+    kept = smallest(score, score.size - count(strengths[0], score.size))
     return _on_kernel(path, lambda leaf: jnp.where(kept[:, None], leaf, 0), update)
 
 
