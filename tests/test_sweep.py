@@ -3,12 +3,14 @@
 import csv
 import errno
 import functools
+import io
 import json
 import os
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from jaxinv import sweep
 from jaxinv.attacks import levenberg_marquardt as lm
@@ -269,6 +271,18 @@ def test_each_cell_has_targets_of_its_own(tmp_path, monkeypatch):
     (tmp_path / "run.json").write_text(json.dumps(there))
     with pytest.raises(UserError, match="does not know target_id 2"):
         results.read_run(tmp_path)
+
+
+def test_a_log_file_has_a_line_now_and_then():
+    """Where there is no bar to see: how far it is, the time left, and what is at work."""
+    console = Console(file=io.StringIO(), markup=False)
+    with runtime.progress_bar(console) as bar:
+        task, seconds = bar.add_task("", total=40, completed=10), [50]
+        bar.get_time = lambda: seconds[0]
+        for done in (10, 20, 30):
+            bar.update(task, completed=done, description=f"c0: {done}.00 dB")
+            seconds[0] += runtime.SECONDS_A_LINE / 2
+    assert console.file.getvalue() == "75%, 0:00:30 left, c0: 30.00 dB\n"
 
 
 @pytest.fixture(scope="module")

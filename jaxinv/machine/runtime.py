@@ -1,6 +1,7 @@
 """The process a command runs in: cores, precision, compilation cache, what it says of itself."""
 
 import contextlib
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -14,12 +15,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from jaxinv.errors import UserError
 from jaxinv.types import PyTree
 
 NO_TRITON = "--xla_gpu_enable_triton_gemm=false"
+SECONDS_A_LINE = 60  # of a log file
+SECONDS_ESTIMATED = 600  # of the past, from which the time left is told
 
 
 def use_all_cores() -> None:
@@ -137,9 +140,29 @@ def hardware() -> str:
     return f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} CPU cores"
 
 
+class _Bar(Progress):
+    """A progress bar, and where there is none to see, in a log file, a line every minute."""
+
+    _said = 0.0  # when the last line was printed: set by the first update
+
+    def update(self, task_id: TaskID, *args: Any, **fields: Any) -> None:
+        """Moves the bar, as `Progress.update`."""
+        super().update(task_id, *args, **fields)
+        now = self.get_time()
+        self._said = self._said or now
+        if self.console.is_terminal or now < self._said + SECONDS_A_LINE:
+            return
+        self._said = now
+        task = self.tasks[task_id]
+        words = [f"{task.percentage:.0f}%", task.description]
+        if task.time_remaining is not None:
+            words.insert(1, f"{datetime.timedelta(seconds=task.time_remaining)} left")
+        self.console.print(", ".join(words), soft_wrap=True)
+
+
 def progress_bar(console: Console) -> Progress:
-    """A bar over all steps, with the time left and what its task says; nothing in a log file."""
-    return Progress(
+    """A bar over all steps, with the time left and what its task says; in a log file, lines."""
+    return _Bar(
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeRemainingColumn(),
@@ -147,5 +170,6 @@ def progress_bar(console: Console) -> Progress:
         console=console,
         # Each drawing takes time from the work, even where it is thrown away.
         refresh_per_second=2,
+        speed_estimate_period=SECONDS_ESTIMATED,
         disable=not console.is_terminal,
     )
