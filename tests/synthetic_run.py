@@ -191,11 +191,11 @@ class _Block:
         }
 
     def _trace(self, psnr, objective, random):
-        last = max(self.steps)
+        last = max(self.steps) or 1  # a closed form has none
         speed = 3 + random.random()
         for step in self.steps:
             share = (1 - np.exp(-speed * step / last)) / (1 - np.exp(-speed))
-            value = psnr if step == last else 8 + (min(psnr, 60) - 8) * share
+            value = psnr if step == max(self.steps) else 8 + (min(psnr, 60) - 8) * share
             yield {
                 "schema_version": results.SCHEMA_VERSION,
                 "cell": self.cell,

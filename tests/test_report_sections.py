@@ -21,6 +21,7 @@ from jaxinv.reporting.leaderboard import board
 from jaxinv.reporting.published import published
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.sections import SECTIONS
+from jaxinv.reporting.sections.psnr_by_target import psnr_by_target
 from jaxinv.reporting.sections.psnr_distribution import _truth
 from jaxinv.reporting.sections.spectrum import spectrum
 from jaxinv.reporting.sections.success_rate import success_rate
@@ -47,6 +48,7 @@ def made(folder, name):
             "private": one | {"axes": {"defense": ["dpsgd:1:0.5"]}, "facts": {0: TRAINED}},
             "second_order": one | {"axes": {"polish": [2]}, "block_targets": 1},
             "grid": one | {"axes": {"model": ["lenet_zhu", "convnet"], "tv": [0.1, 0.01]}},
+            "closed_form": one | {"steps": (0,)},
         }[name],
     )
     if name == "second_order":
@@ -54,7 +56,17 @@ def made(folder, name):
     return folder
 
 
-STUDIES = ("plain", "seeds", "labels", "assumed", "defended", "private", "second_order", "grid")
+STUDIES = (
+    "plain",
+    "seeds",
+    "labels",
+    "assumed",
+    "defended",
+    "private",
+    "second_order",
+    "grid",
+    "closed_form",
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,28 +95,29 @@ def test_every_file_of_sections_is_in_the_list():
     assert len(SECTIONS) == len(there)
 
 
-ALWAYS = {
-    "summary",
+ALWAYS = {"summary", "reconstructions", "success_rate", "per_target"}
+OF_ONE_SEED = {"psnr_by_target", "psnr_by_step"}
+OF_SEEDS = {
     "psnr_distribution",
     "psnr_by_step",
-    "reconstructions",
-    "success_rate",
-    "per_target",
+    "pixel_statistics",
+    "best_of_k",
+    "variance_components",
 }
-OF_SEEDS = {"pixel_statistics", "best_of_k", "variance_components"}
 
 
 @pytest.mark.parametrize(
     ("name", "own"),
     {
-        "plain": set(),
+        "plain": OF_ONE_SEED,
         "seeds": OF_SEEDS | {"likeness", "paired_differences"},
-        "labels": {"labels"},
-        "assumed": {"assumptions", "likeness", "paired_differences"},
+        "labels": OF_ONE_SEED | {"labels"},
+        "assumed": OF_ONE_SEED | {"assumptions", "likeness", "paired_differences"},
         "defended": OF_SEEDS | {"likeness", "paired_differences", "defenses", "defense_curves"},
-        "private": {"dp_sgd"},
-        "second_order": {"emergence", "posterior", "spectrum"},
-        "grid": {"leaderboard", "likeness", "paired_differences"},
+        "private": OF_ONE_SEED | {"dp_sgd"},
+        "second_order": OF_ONE_SEED | {"emergence", "posterior", "spectrum"},
+        "grid": OF_ONE_SEED | {"leaderboard", "likeness", "paired_differences"},
+        "closed_form": {"psnr_by_target"},
     }.items(),
 )
 def test_a_section_is_there_where_its_study_has_it(studies, name, own):
@@ -115,6 +128,21 @@ def test_every_condition_is_exercised_both_ways(studies):
     for section in SECTIONS:
         found = {bool(section.when(study)) for study in studies.values()}
         assert found == ({True} if section.name in ALWAYS else {True, False}), section.name
+
+
+def test_every_target_has_its_dot_and_what_is_exact_or_failed_is_told(tmp_path):
+    marks = {"exact": [(0, 0, 0)], "failed": [(0, 1, 0), (0, 2, 0)]}
+    folder = write_run(tmp_path, targets=6, seeds=1, axes={"tv": [0.1, 0.01]}, **marks)
+    study = summarize(read_run(folder), 19.0)
+    axes = psnr_by_target(study).axes[0]
+    first, second = (np.sort(drawn.get_offsets()[:, 0]) for drawn in axes.collections)
+    np.testing.assert_allclose(first, np.sort(study.cells[0].psnr[3:, 0]))
+    np.testing.assert_allclose(second, np.sort(study.cells[1].psnr[:, 0]))
+    low, high = axes.get_xlim()
+    assert (low < second).all()
+    assert (second < high).all()
+    words = [text.get_text() for text in axes.texts]
+    assert any(text.endswith("1 exact, 2 failed") for text in words)
 
 
 def test_on_a_leaderboard_weights_are_fitted_and_steps_are_not(tmp_path):

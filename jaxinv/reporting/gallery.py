@@ -15,9 +15,16 @@ from jaxinv.reporting.sections import SECTIONS
 from jaxinv.reporting.study import StudySummary
 from jaxinv.reporting.wording import count_text, without_folders
 
-# What says most of a run: a curve or the differences where it has them, else every seed; and what
-# the attack recovers.
-_LEADING = ("dp_sgd", "defense_curves", "labels", "paired_differences", "psnr_distribution")
+# What says most of a run: a curve or the differences where it has them, else every seed or target;
+# and what the attack recovers.
+_LEADING = (
+    "dp_sgd",
+    "defense_curves",
+    "labels",
+    "paired_differences",
+    "psnr_distribution",
+    "psnr_by_target",
+)
 _PICTURES = "reconstructions"
 
 

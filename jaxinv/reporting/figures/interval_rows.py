@@ -8,9 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxinv.reporting.figures import style as ps
+from jaxinv.reporting.figures.swarm import swarm
 from jaxinv.reporting.statistics import Interval
 
 BLUE = "#0072b2"  # of the points, where there is one a row
+SWARM = 0.62  # inches of a row with dots
 
 
 class IntervalRow(NamedTuple):
@@ -19,6 +21,7 @@ class IntervalRow(NamedTuple):
     label: str
     points: Sequence[tuple[Interval, str, str]]  # with marker and color
     words: str
+    dots: Sequence[float] = ()  # finite values behind the points, beside each other
 
     @property
     def is_unknown(self) -> bool:
@@ -54,6 +57,8 @@ def interval_rows(
     names = ["\n".join(ps.wrap(row.label, 0.42 * width, 8.8)) for row in rows]
     lines = max(name.count("\n") + 1 for name in names)
     pitch = max(0.34 if len(rows) <= 12 and lines == 1 else 0.26, 0.1 + 0.15 * lines)
+    if any(len(row.dots) for row in rows):
+        pitch = max(pitch, SWARM)
     words = [words_name, *(row.words for row in rows)]
     right = 0.3 + max(ps.text_width(text, 8.6) for text in words)
     label_width = max(ps.text_width(line, 8.8) for name in names for line in name.split("\n"))
@@ -65,10 +70,19 @@ def interval_rows(
     )
     ax = sheet.axes[0]
     sheet.text(width - right + 0.14, sheet.head + 0.18, words_name, size=8.2, color=ps.MUTED)
-    for y, (name, row) in enumerate(zip(names, rows)):
-        _draw_row(ax, sheet.panel_width, y, name, row, unknown)
     _set_axis(ax, rows, limits, xlabel)
+    for y, (name, row) in enumerate(zip(names, rows)):
+        _draw_dots(ax, sheet.panel_width, pitch, y, row.dots)
+        _draw_row(ax, sheet.panel_width, y, name, row, unknown)
     return sheet.figure
+
+
+def _draw_dots(ax: Axes, width: float, pitch: float, y: int, dots: Sequence[float]) -> None:
+    """Draws one row's dots as a swarm around its middle; `width` and `pitch` are in inches."""
+    low, high = ax.get_xlim()
+    diameter, offsets = swarm(np.asarray(dots) * width / (high - low), room=0.86 * pitch)
+    look = {"s": (diameter * 72 * 0.92) ** 2, "color": BLUE, "alpha": 0.4, "linewidths": 0}
+    ax.scatter(dots, y + offsets / pitch, **look, clip_on=False)
 
 
 def _draw_row(ax: Axes, width: float, y: int, name: str, row: IntervalRow, unknown: str) -> None:

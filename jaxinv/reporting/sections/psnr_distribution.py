@@ -166,5 +166,10 @@ def _caption(study: StudySummary) -> str:
 
 
 SECTION = Section(
-    name="psnr_distribution", title="Every seed", draw=psnr_distribution, alt=_alt, caption=_caption
+    name="psnr_distribution",
+    title="Every seed",
+    when=lambda study: study.has_spread,
+    draw=psnr_distribution,
+    alt=_alt,
+    caption=_caption,
 )
