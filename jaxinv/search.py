@@ -88,6 +88,7 @@ def run(study: requests.SearchStudy, command: str) -> None:
         "cell": study.cell.model_dump(),
         "target_ids": inputs.ids.tolist(),
         "seeds": study.plan.seeds,
+        "checkpoints": cells.checkpoint_digests([study.cell]),
     }
     values, rows = draw(search), []
     alive = np.arange(search.candidates)
@@ -122,7 +123,7 @@ def run(study: requests.SearchStudy, command: str) -> None:
                 }
             )
         alive = alive[order]
-    if not np.isfinite(score[order[0]]):
+    if np.isposinf(score[order[0]]):
         raise UserError("--space: no candidate of the last rung stayed finite; take smaller --lr")
     _write(study, rows, command)
     console.print(_table(rows, list(values)))

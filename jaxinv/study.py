@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from jaxinv import files, sweep
+from jaxinv.engine.cells import checkpoint_digests
 from jaxinv.engine.likeness import judge_digest
 from jaxinv.errors import UserError, run_command
 from jaxinv.report import SUCCESS_PSNR
@@ -116,11 +117,12 @@ def finished(study: schema.Study) -> StudySummary | None:
     config = read_config(study.folder)
     if config is None or not (study.folder / "report.html").is_file():
         return None
-    judge = judge_digest(study.plan.judge)
+    judge, networks = judge_digest(study.plan.judge), checkpoint_digests(study.cells)
     same = (
         config["cells"] == [cell.model_dump() for cell in study.cells]
         and config["seeds"] == list(range(study.plan.seeds))
         and config["noise_seeds"] == list(range(study.plan.noise_seeds))
+        and config.get("checkpoints", networks) == networks
         and config.get("judge", judge) == judge
         and config.get("lpips", study.plan.lpips) == study.plan.lpips
         and study.plan.target_ids is None

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from jaxinv import files, report
 from jaxinv.engine import trials
-from jaxinv.engine.cells import CellInputs, Loader, attack_of, shapes_of
+from jaxinv.engine.cells import CellInputs, Loader, attack_of, checkpoint_digests, shapes_of
 from jaxinv.engine.likeness import judge_digest
 from jaxinv.errors import UserError, run_command
 from jaxinv.machine import executors, runtime
@@ -216,6 +216,7 @@ COMPARED = {
     "targets": "other images behind its targets (--target-ids, or what --data-dir holds)",
     "seeds": "other seeds",
     "noise_seeds": "other noise-seeds",
+    "checkpoints": "another network behind the name of a checkpoint",
     "judge": "another --judge",
     "lpips": "another --lpips",
 }
@@ -234,6 +235,7 @@ def open_run(study: schema.Study, all_inputs: Sequence[CellInputs], command: str
         "cells": [cell.model_dump() for cell in study.cells],
         "target_ids": all_inputs[0].ids[:, 0].tolist(),
         "targets": targets_of(study, all_inputs),
+        "checkpoints": checkpoint_digests(study.cells),
         "judge": judge_digest(study.plan.judge),
         "lpips": study.plan.lpips,
         "seeds": list(range(study.plan.seeds)),

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from jaxinv import client
-from jaxinv.attacks.imprint import read
+from jaxinv.attacks.closed_form import Given
+from jaxinv.attacks.imprint import attack, read
 from jaxinv.audit import games, measuring, server
-from jaxinv.networks.imprint import expected_alone, imprinted
+from jaxinv.networks.imprint import LAYER, expected_alone, imprinted
 from jaxinv.networks.inspect import classifier_features, find_classifier
-from jaxinv.types import Normalization
+from jaxinv.types import Normalization, Target
 from jaxinv.victim.untrained import untrained
 
 SHAPE = (8, 8, 3)
@@ -146,6 +147,19 @@ def test_fishing_by_hand(scene):
     found = server.fish(network, candidates, np.array([[0, 10, 1, 2]] * 3))
     assert found.alone.value == 0.5
     assert found.cosine == pytest.approx(1, abs=1e-4)
+
+
+def test_bins_that_all_hold_something_are_no_evidence():
+    """Four of four hold an image each, or noise: the update does not say which."""
+    kernel = jnp.cumsum(jnp.arange(1.0, 9).reshape(2, 4)[:, ::-1], axis=1)[:, ::-1]
+    layer = {"kernel": kernel, "bias": jnp.arange(4.0, 0, -1)}
+    for bins, exact in ((4, False), (5, True)):
+        more = ((0, 0), (0, bins - 4))
+        padded = {"kernel": jnp.pad(kernel, more), "bias": jnp.pad(layer["bias"], more[1])}
+        target = Target({LAYER: padded}, jnp.zeros(4, int))
+        found = attack(Given(None, None, target, 4, (1, 2, 1), jax.random.key(0)))
+        assert (found.exact == exact).all()
+        assert found.images.shape == (4, 1, 2, 1)
 
 
 def test_a_client_sees_an_imprint(scene):

@@ -65,6 +65,15 @@ SETTINGS = [
     (["--defense", "dpsgd:1:1", "--client-epochs", "2"], "--defense dpsgd:1:1: of one gradient"),
     (["--defense", "victim"], "--defense victim: .*name one"),
     (["--adaptive", "true"], "--adaptive true: there is no --defense"),
+    (
+        ["--adaptive", "true", "--defense", "noise:1,clip:1"],
+        "--defense noise:1,clip:1: an adaptive attacker does not know what clip makes of the noise",
+    ),
+    (["--prior-features", "1", "--labels", "joint"], "--prior-features: reads features by the"),
+    (
+        ["--attack", "learned", "--inverter", "x", "--batch-norm", "train"],
+        "--batch-norm train: an inverter has learned from updates with eval",
+    ),
     (["--attack", "bayes", "--tv", "0.1"], "--tv: --attack bayes does not use it"),
     (["--attack", "imprint"], "--attack imprint: .*give --server malicious"),
     (["--bins", "9"], "--bins 9: of an imprint; give --server malicious, or leave it out"),

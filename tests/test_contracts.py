@@ -426,7 +426,7 @@ def test_defenses(name):
         scene = ClientContext(one.module, one.variables, one.truth, one.truths.labels[0])
         sent = defenses.defend((name,), update, strengths, jax.random.key(seed), scene)
         knowledge = defenses.adapt((name,), strengths, sent, facts)
-        return sent, knowledge, defenses.expect((name,), knowledge, update, sent)
+        return sent, knowledge, defenses.expect((name,), knowledge, update)
 
     compiled = jax.jit(defended)
     (sent, knowledge, expected), (again, *_), (other, *_) = (

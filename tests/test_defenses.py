@@ -185,7 +185,7 @@ def known(text, shared, classifier=("c",), images=1):
 def distance(text, update, shared):
     """The cosine distance that an adaptive attacker sees between them."""
     names, knowledge = known(text, shared)
-    expected = defenses.expect(names, knowledge, update, shared)
+    expected = defenses.expect(names, knowledge, update)
     return float(cosine(compare(expected, shared, knowledge.weights)))
 
 
@@ -195,6 +195,27 @@ def test_who_knows_of_it_sees_no_distance_at_the_truth(update, text):
     assert distance(text, update, shared) == pytest.approx(0, abs=1e-5)
     if text != "clip:0.1":  # a cosine does not see a scale
         assert cosine(compare(update, shared)) > 0.01
+
+
+@pytest.mark.parametrize("text", ["prune:0.9", "prune-layer:0.9", "top-k:500"])
+def test_who_knows_of_pruning_sees_through_noise_on_top(update, text):
+    """Nothing that was sent is 0 then: the smallest entries are those that were not."""
+    small = {"a": update["a"]}
+    _, knowledge = known(f"{text},noise:1e-6", defend(f"{text},noise:1e-6", small))
+    expected = defenses.expect(("prune", "noise"), knowledge, small)
+    np.testing.assert_array_equal(expected["a"], defend(text, small)["a"])
+
+
+def test_what_changes_noise_in_front_of_it_is_found():
+    for text, found in (
+        ("clip:1,noise:1", None),
+        ("noise:1,laplace:1", None),
+        ("noise:1,clip:1", "clip"),
+        ("clip:1,noise:1,sign", "sign"),
+        ("dpsgd:1:1,prune:0.5", "prune"),
+        ("none", None),
+    ):
+        assert defenses.changes_noise(defenses.parse(text)) == found
 
 
 def test_signs_are_expected_softly(update):

@@ -1,5 +1,7 @@
 """Clients that take several local steps, and attackers that know less than the client."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from jaxinv import client, metrics
 from jaxinv.attacks import gradient_matching as attack
 from jaxinv.attacks.base import Candidate, Known
 from jaxinv.attacks.objectives import compare, cosine
+from jaxinv.attacks.priors import SEEDS, group_distance
 from jaxinv.client import Local
 from jaxinv.engine import planner, trials
 from jaxinv.engine.targets import ClientSettings, make_targets, order_keys, seed_keys
@@ -197,6 +200,53 @@ def test_group_consistency_draws_the_starts_together(problem):
         )
         spread[weight] = np.std(result.pixels, axis=1).mean()
     assert spread[1e3] < 0.3 * spread[1e-6]
+
+
+def test_a_seed_that_failed_draws_no_other_to_it():
+    """The mean is of the others, and so is the gradient."""
+
+    @functools.partial(jax.vmap, axis_name=SEEDS)
+    def slope(images):
+        return jax.grad(group_distance)(images)
+
+    images = jnp.stack([jnp.zeros(SHAPE), jnp.full(SHAPE, jnp.nan), jnp.ones(SHAPE)])
+    pulled = slope(images)
+    np.testing.assert_allclose(pulled[0], -1 / images[0].size)  # twice half of the way
+    np.testing.assert_allclose(pulled[2], 1 / images[0].size)
+
+
+def test_who_finds_labels_beside_the_images_is_told_their_number_alone(problem):
+    one = Problem(problem)
+    clients = ClientSettings("joint", assumed_images=3)
+    given = problem.victim.module, problem.victim.variables, one.truths, one.normalization
+    assert make_targets(*given, clients).targets.labels.tolist() == [[0, 0, 0]]
+
+
+def test_the_clients_rate_is_not_rounded_in_float64(problem):
+    """It differs from the attacker's otherwise, and the truth would not explain the update."""
+    one, local = Problem(problem), Local(2, 1)
+    with jax.enable_x64(True):
+        variables, truths = jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.float64) if x.dtype == jnp.float32 else x,
+            (problem.victim.variables, one.truths),
+        )
+        given = problem.victim.module, variables, truths, one.normalization
+        found = make_targets(*given, ClientSettings(local=local), 0.1).targets.update
+        own = client.loss_fn(problem.victim.module, variables)
+        images = one.normalization.normalize(truths.images[0])
+        expected = client.update(own, variables["params"], images, truths.labels[0], local, 0.1)[0]
+        for a, b in zip(*map(jax.tree.leaves, (found, expected))):
+            np.testing.assert_allclose(a[0], b, rtol=1e-11, atol=1e-15)
+
+
+def test_a_defense_that_looks_at_the_images_finds_them_whatever_their_order(problem):
+    clients = ClientSettings(local=Local(2, 1), shuffled=True, defense=("soteria",))
+    given = problem.victim.module, problem.victim.variables
+    one = Problem(problem)
+    given = *given, one.truths, one.normalization, clients, 0.1, order_keys([0])
+    share = make_targets(*given, strengths=((0.5,),)).targets.update
+    kernel = share[sorted(name for name in share if "Dense" in name)[-1]]["kernel"][0]
+    assert (np.abs(kernel).sum(axis=1) == 0).mean() == pytest.approx(0.5, abs=0.01)
 
 
 def test_an_attacker_that_takes_too_few_images_is_measured_on_all():

@@ -268,10 +268,29 @@ def test_an_inverter_of_several_images_sees_the_update_of_all():
     pixels = jnp.clip(groups.images[0][::-1], 1e-3, 1 - 1e-3)
     bias = jnp.log(pixels / (1 - pixels)).ravel()
     params = {**params, "Dense_2": {**params["Dense_2"], "bias": bias}}
-    scale = {"mean": jnp.zeros(nets.BINS), "std": jnp.ones(nets.BINS)}
+    scale = {"mean": jnp.zeros(nets.HASHED), "std": jnp.ones(nets.HASHED)}
     examples = training.Examples(groups.images[0], groups.labels[0])
     given = victim.module, (), 2, params, context._replace(scale=scale), examples
     assert training.inverting_loss(*given, jax.random.key(0)) < 1e-6
+
+
+def test_a_bin_that_is_nearly_always_empty_does_not_drown_the_others(rng_numpy):
+    hashed = rng_numpy.normal(size=(500, 40)).astype(np.float32)
+    hashed[:, 0] = 0
+    hashed[3, 0] = 1e-3  # a deviation of 4e-5 of its own
+    scale = training.scale_of(jnp.asarray(hashed))
+    np.testing.assert_allclose(scale["std"][1:], hashed.std(axis=0)[1:], rtol=1e-5)
+    assert scale["std"][0] == pytest.approx(0.1 * np.sqrt(np.square(hashed.std(axis=0)).mean()))
+    assert np.isfinite(1 / training.scale_of(jnp.ones((2, 3)))["std"]).all()
+
+
+def test_a_hashed_update_says_its_size_apart(rng_numpy):
+    update = {"w": jnp.asarray(rng_numpy.normal(size=(70, 80)), jnp.float32)}
+    of_one, of_many = (nets.hashed(jax.tree.map(lambda x: c * x, update)) for c in (1, 1000))
+    np.testing.assert_allclose(of_many[:-1], of_one[:-1], rtol=1e-4, atol=1e-6)
+    assert of_many[-1] - of_one[-1] == pytest.approx(np.log(1000), rel=1e-5)
+    assert np.square(of_one[:-1]).mean() == pytest.approx(1, rel=1e-5)
+    assert np.isfinite(nets.hashed(jax.tree.map(jnp.zeros_like, update))).all()
 
 
 @pytest.mark.slow

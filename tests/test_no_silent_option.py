@@ -191,7 +191,7 @@ def learn(folder, kind, seed):
     variables = entry.network(width, int(np.prod(shape))).init(key, *entry.inputs(shape, classes))
     victim = untrained("mlp", classes=classes, width=8, seed=0, image_shape=shape)
     if kind == "inverter":
-        scale = dict.fromkeys(("mean", "std"), np.ones(learned.nets.BINS, np.float32))
+        scale = dict.fromkeys(("mean", "std"), np.ones(learned.nets.HASHED, np.float32))
         variables = {**variables, "scale": scale}
     told = {"kind": kind, "width": width, "dataset": "tiles", "images": 1, "recipe": {}}
     told |= {"classes": tiles.classes, "image_shape": shape, "victim_digest": victim.digest}

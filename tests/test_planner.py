@@ -48,6 +48,20 @@ def test_a_core_takes_few_images_at_once_and_wastes_no_trial():
     assert planner.first_plan(large, 8, 3) == GroupPlan(1, 3, 4)  # no seed is computed for nothing
 
 
+@pytest.mark.parametrize(
+    ("targets", "seeds", "plan"),
+    [
+        (8, 1, GroupPlan(2, 1, 4)),  # one seed: the targets are dealt out
+        (8, 2, GroupPlan(4, 1, 4)),  # two: each on two devices
+        (8, 3, GroupPlan(8, 1, 4)),
+        (3, 32, GroupPlan(3, 8, 4)),
+    ],
+)
+def test_every_accelerator_has_trials_of_its_own(monkeypatch, targets, seeds, plan):
+    monkeypatch.setattr(planner.jax, "default_backend", lambda: "gpu")
+    assert planner.first_plan({}, targets, seeds) == plan  # the suite has four devices
+
+
 def test_the_cores_of_a_cpu_share_the_memory_asked_for():
     assert planner.memory_limit(2.0) == 2 * 2**30 / 4  # the suite has four devices
     assert planner.memory_limit(None) > planner.memory_limit(0.001)

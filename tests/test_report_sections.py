@@ -21,8 +21,9 @@ from jaxinv.reporting.leaderboard import board
 from jaxinv.reporting.published import published
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.sections import SECTIONS
+from jaxinv.reporting.sections.psnr_by_step import psnr_by_step
 from jaxinv.reporting.sections.psnr_by_target import psnr_by_target
-from jaxinv.reporting.sections.psnr_distribution import _truth
+from jaxinv.reporting.sections.psnr_distribution import _truth, psnr_distribution
 from jaxinv.reporting.sections.spectrum import spectrum
 from jaxinv.reporting.sections.success_rate import success_rate
 from jaxinv.reporting.study import summarize
@@ -128,6 +129,14 @@ def test_every_condition_is_exercised_both_ways(studies):
     for section in SECTIONS:
         found = {bool(section.when(study)) for study in studies.values()}
         assert found == ({True} if section.name in ALWAYS else {True, False}), section.name
+
+
+def test_a_target_of_two_data_sets_has_no_one_baseline(tmp_path):
+    axes = {"dataset": ["cifar10", "tiles"]}
+    study = summarize(read_run(write_run(tmp_path, targets=1, seeds=2, axes=axes)), 19.0)
+    assert np.isnan(study.baseline_of(study.target_ids[0]))
+    for draw in (psnr_distribution, psnr_by_step):
+        assert draw(study).axes
 
 
 def test_every_target_has_its_dot_and_what_is_exact_or_failed_is_told(tmp_path):

@@ -57,6 +57,17 @@ def test_rungs_trade_candidates_for_iterations():
     assert search.rungs(3, 2, 1) == [(3, 1), (1, 1)]
 
 
+def test_an_exact_candidate_wins(tmp_path, monkeypatch):
+    def exact(*arguments):
+        measured = fake_measure([])(*arguments)
+        return measured | {"psnr": [np.nan, np.inf, *measured["psnr"][2:]]}
+
+    monkeypatch.setattr(search, "measure", exact)
+    command = ["--space", "tv=1e-4:1", "lr=0.01:1", "--candidates", "4", "--rungs", "1"]
+    assert search.main([*command, "--criterion", "psnr", "--out", str(tmp_path)]) == 0
+    assert read(tmp_path)[0]["candidate"] == "1"
+
+
 @pytest.mark.parametrize("criterion", ["objective", "psnr"])
 def test_the_best_survives_and_becomes_a_sweep_file(criterion, tmp_path, monkeypatch, capsys):
     calls = []

@@ -20,6 +20,7 @@ from jaxinv.machine import runtime
 from jaxinv.reporting.study import summarize
 from jaxinv.runs import blocks, results
 from jaxinv.settings import reader
+from jaxinv.victim import checkpoints
 
 ARGUMENTS = ["--targets", "2", "--seeds", "2", "--iterations", "3", "--tv", "0.01", "0"]
 
@@ -216,6 +217,7 @@ def test_other_settings_are_refused_and_change_nothing(finished, capsys):
 def joined(folder, **flags):
     """Opens the run of a batch of two tiles there, or joins it; attacks nothing."""
     asked = {"model": "mlp", "width": "8", "images": "2", "tv": "0", "out": str(folder), **flags}
+    asked = {name: value for name, value in asked.items() if value is not None}
     study = reader.load_study(None, asked)
     load = cells.Loader(study.plan)
     sweep.open_run(study, [load(cell) for cell in study.cells], "command")
@@ -235,11 +237,25 @@ def test_a_run_goes_on_with_its_images_and_judge_alone(tmp_path):
     assert len(results.read_config(tmp_path)["sessions"]) == 2
 
 
+def test_a_run_does_not_go_on_with_another_network_of_the_same_name(tmp_path):
+    """Half of its cells would be of the one, half of the other, and compared."""
+    trained = checkpoints.load_victim("lenet_zhu-tiles")
+    folder = tmp_path / "net"
+    checkpoints.save(folder, trained.variables, trained.info, [])
+    asked = {"victim": str(folder), "model": None, "width": None, "tv": "0.1"}
+    joined(tmp_path / "run", **asked)
+    joined(tmp_path / "run", **asked)
+    other = jax.tree.map(lambda x: x + 1, trained.variables)
+    checkpoints.save(folder, other, trained.info, [])
+    with pytest.raises(UserError, match="another network behind the name of a checkpoint"):
+        joined(tmp_path / "run", **asked)
+
+
 def test_a_run_that_names_fewer_settings_goes_on(tmp_path):
     """It was begun before run.json said more than each target's first image."""
     joined(tmp_path, target_ids="3,5")
     there = json.loads((tmp_path / "run.json").read_text())
-    for name in ("targets", "judge", "lpips"):
+    for name in ("targets", "checkpoints", "judge", "lpips"):
         del there[name]
     (tmp_path / "run.json").write_text(json.dumps(there))
     joined(tmp_path, target_ids="3,5")

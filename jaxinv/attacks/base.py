@@ -230,8 +230,7 @@ def simulate_update(
             known.loss, known.params, images, labels, simulation.local, client_lr
         )
     if simulation.defense:
-        knowledge, shared = known.target.defense_knowledge, known.target.update
-        update = defenses.expect(simulation.defense, knowledge, update, shared)
+        update = defenses.expect(simulation.defense, known.target.defense_knowledge, update)
     return update, statistics
 
 

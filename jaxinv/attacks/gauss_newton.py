@@ -315,8 +315,8 @@ class GaussNewton(Attack):
     def precisions(self, known: Known, residuals: PyTree, error: Float[Array, ""]) -> PyTree:
         """1 / v of each layer, a scalar a leaf: of known noise and of the model's error.
 
-        At least the mean square of the residual where no noise is known: a residual that does not
-        fall is noise, or an error of the model, whatever the schedule says.
+        v is at least the mean square of the residual: one that does not fall is noise, or an error
+        of the model, whatever is known and the schedule says.
         """
         shared = observed(known)
         powers = jax.tree.map(lambda x: jnp.mean(jnp.square(x)), shared)

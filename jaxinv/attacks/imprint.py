@@ -44,15 +44,17 @@ def attack(given: Given) -> Recovered:
 
     Args:
       given: the network behind its imprint; labels are not read, and there is nothing to draw. Its
-        images are exact by the update's own evidence where as many bins hold something; of a noisy
-        update the bins of the largest weights are taken.
+        images are exact by the update's own evidence where as many bins hold something and the
+        others nothing: noise would be in all of them. Of a noisy update the bins of the largest
+        weights are taken.
     """
     images = given.images
     found, weights = read(given.target.update[LAYER])
+    full = (weights != 0).sum()
+    exact = (full == images) & (full < len(weights))
     if len(weights) < images:  # of fewer bins the rest is the mean color
         more = images - len(weights)
         found, weights = jnp.pad(found, ((0, more), (0, 0))), jnp.pad(weights, (0, more))
-    exact = (weights != 0).sum() == images
     _, largest = lax.top_k(jnp.abs(weights), images)
     return Recovered(found[largest].reshape(images, *given.image_shape), jnp.full(images, exact))
 

@@ -10,8 +10,8 @@ ReLU, it stalls: this polishes what another attack has found. There is no prior,
 not kept in their box: the solution lies inside it, and the way there may lead along its outside.
 
 The system is solved in float64 by conjugate gradients. Their preconditioner is J^T J itself at the
-first of some points, computed and factorized in float32: a matrix that is right to seven digits
-leaves of ten or fourteen orders of magnitude between the singular values three at the most.
+first of some points, rounded to float32 and factorized there: a matrix that is right to seven
+digits leaves of ten or fourteen orders of magnitude between the singular values three at the most.
 
 References: Levenberg 1944; Marquardt 1963; Nocedal & Wright 2006, section 10.3; Carson & Higham
   2018 (factorizations in a lower precision as preconditioners).

@@ -96,7 +96,10 @@ def group_distance(images: Float[Array, "*batch height width channel"]) -> Float
 
     References: Yin et al. 2021, arXiv 2104.07586, eq. 11, there after registration of the images.
     """
-    return jnp.square(images - lax.stop_gradient(lax.pmean(images, SEEDS))).mean()
+    finite = jnp.isfinite(images).all()  # a seed that has failed counts for no other
+    total = lax.psum(jnp.where(finite, images, 0), SEEDS)
+    mean = total / jnp.maximum(1, lax.psum(finite.astype(images.dtype), SEEDS))
+    return jnp.square(images - lax.stop_gradient(mean)).mean()
 
 
 def feature_distance(view: View) -> Float[Array, ""]:

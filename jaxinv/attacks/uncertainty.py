@@ -111,8 +111,8 @@ class Posterior(Attack):
         (J^T J / v + S^-1) d = J^T e / sqrt(v) + S^(-1/2) n,     e, n standard normal,
 
     whose covariance is that of the posterior around the image (Papandreou & Yuille 2010: perturb
-    and solve). v is what it is at the attack's last step: known noise, or else the mean square of
-    the residual that was left.
+    and solve). v is what it is at the attack's last step: known noise, or the mean square of the
+    residual that was left where that is larger.
     """
 
     attack: gn.GaussNewton = dataclasses.field(default_factory=gn.GaussNewton)
@@ -151,7 +151,7 @@ class Posterior(Attack):
             # What is believed at the attack's last step.
             belief = self.attack.belief(numbers, known, numbers.iterations, unknowns)
             system = self.attack.system(
-                numbers,
+                numbers._replace(damping=jnp.zeros_like(numbers.damping)),  # no part of the belief
                 known,
                 lambda u: residuals_of(u)[0],
                 unknowns,

@@ -220,7 +220,7 @@ def send_private(
     update = structure.unflatten([p.reshape(-1, *x.shape) for p, x in zip(parts, leaves)])
     variances = structure.unflatten([np.full(games, std**2)] * len(leaves))
     strengths = ((np.full(games, clip), np.full(games, multiplier)),)
-    return Target(update, labels[members], (), DefenseKnowledge(strengths, variances, ()))
+    return Target(update, labels[members], (), DefenseKnowledge(strengths, variances, (), ((),)))
 
 
 def play(

@@ -113,8 +113,8 @@ def resample_spectrum(
     """Carries a power spectrum over to another size, by frequency in cycles a pixel.
 
     With an orthonormal transform the spectrum of a stationary process does not depend on the size
-    of the window. Interpolated linearly in the logarithm of the frequency's distance from 0 along
-    each axis; below the lowest frequency there is, its value.
+    of the window. Interpolated linearly in the frequency along each axis; above the highest
+    frequency there is, its value.
     """
     for axis, size in ((0, height), (1, width)):
         old = covariance.shape[axis]

@@ -6,8 +6,9 @@ it, what an adaptive attacker makes of that. A chain of them is written
 whole range of them shares one compilation.
 
 An adaptive attacker knows the chain and its strengths, not the random draws. It puts its
-candidate's update through what the defense does on average (`expect`), and knows the variance of
-what the defense added to each layer (`variance`), infinite where nothing of it can be trusted.
+candidate's update through what the defense does on average (`expect`, with what can be learned of
+the shared update), and knows the variance of what the defense added to each layer (`variance`),
+infinite where nothing of it can be trusted.
 """
 
 import math
@@ -107,6 +108,16 @@ def takes_each_image(chain: Iterable[str | Defense]) -> bool:
     return any(named(DEFENSES, name).of_each_image is not None for name in chain)
 
 
+def changes_noise(chain: Chain) -> str | None:
+    """The first defense that changes the variance of noise in front of it: nobody knows it then."""
+    noisy = False
+    for name in names(chain):
+        if noisy and DEFENSES[name].rescales:
+            return name
+        noisy = noisy or DEFENSES[name].random
+    return None
+
+
 def defend(
     chain: tuple[str | Defense, ...],
     update: PyTree,
@@ -160,13 +171,12 @@ def adapt(
     weights = jax.tree.map(weight, shared, variances)
     left = sum(w * jnp.sum(jnp.abs(x)) for w, x in zip(*map(jax.tree.leaves, (weights, shared))))
     weights = jax.tree.map(lambda w: jnp.where(left > 0, w, 1.0), weights)
-    return DefenseKnowledge(strengths, variances, weights)
+    learned = tuple(named(DEFENSES, n).learn(shared, own) for n, own in zip(chain, strengths))
+    return DefenseKnowledge(strengths, variances, weights, learned)
 
 
-def expect(
-    chain: tuple[str | Defense, ...], knowledge: DefenseKnowledge, update: PyTree, shared: PyTree
-) -> PyTree:
+def expect(chain: tuple[str | Defense, ...], knowledge: DefenseKnowledge, update: PyTree) -> PyTree:
     """Puts a candidate's update through what the chain does on average."""
-    for name, own in zip(chain, knowledge.strengths):
-        update = named(DEFENSES, name).expect(update, own, shared)
+    for name, own, learned in zip(chain, knowledge.strengths, knowledge.learned, strict=True):
+        update = named(DEFENSES, name).expect(update, own, learned)
     return update

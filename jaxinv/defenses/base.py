@@ -36,6 +36,7 @@ class DefenseKnowledge(NamedTuple):
     strengths: tuple[tuple[Array, ...], ...]  # of the chain
     variances: PyTree  # of the noise on each leaf's entries, a scalar a leaf; inf: not to be used
     weights: PyTree  # of each leaf in an inner product, in [0, 1], by its variance
+    learned: tuple[PyTree, ...] = ()  # of the shared update, by each of the chain (`Defense.learn`)
 
 
 class Defense(NamedTuple):
@@ -44,14 +45,17 @@ class Defense(NamedTuple):
     # (update, strengths, key, context) -> update
     apply: Callable[[PyTree, tuple, Array, ClientContext | None], PyTree]
     parameters: tuple[tuple[str, float, float], ...]  # of each strength: name, least, most
-    # (update, strengths, shared) -> what the defense makes of the update on average
-    expect: Callable[[PyTree, tuple, PyTree], PyTree] = lambda update, strengths, shared: update
+    # (update, strengths, learned) -> what the defense makes of the update on average
+    expect: Callable[[PyTree, tuple, PyTree], PyTree] = lambda update, strengths, learned: update
+    # (shared, strengths) -> what `expect` asks for of the shared update, found once
+    learn: Callable[[PyTree, tuple], PyTree] = lambda shared, strengths: ()
     # (shared, strengths, facts) -> variance of what it adds to each leaf's entries, scalars
     variance: Callable[[PyTree, tuple, PublicFacts], PyTree] | None = None
     # (loss, params, images, labels, strengths) -> the update itself, of each image's own gradient,
     # in place of the client's; without noise, as an adaptive attacker computes it
     of_each_image: Callable[..., PyTree] | None = None
     random: bool = False
+    rescales: bool = False  # whether noise that stands before it has another variance after it
     tells_classifier: bool = False  # whether `variance` asks for the last dense layer's path
     inverse: bool = False  # whether more of the last strength protects less
 

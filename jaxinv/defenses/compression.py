@@ -11,21 +11,26 @@ from jaxinv import rng
 from jaxinv.defenses.base import Defense
 
 
+def _mean_magnitude(update, strengths):
+    """Of all entries: the size in which signs are sent."""
+    del strengths
+    return optax.tree.norm(update, ord=1) / optax.tree.size(update)
+
+
 def _sign(update, strengths, key, context):
     """Sends signs, times the mean magnitude over all parameters.
 
     References: Bernstein et al. 2018 (signSGD); the scale: Karimireddy et al. 2019, 1901.09847.
     """
-    size = optax.tree.norm(update, ord=1) / optax.tree.size(update)
+    size = _mean_magnitude(update, strengths)
     return jax.tree.map(lambda x: size * jnp.sign(x), update)
 
 
-def _soft_sign(update, strengths, shared):
+def _soft_sign(update, strengths, size):
     """What a sign is on average where an entry is uncertain by its leaf's mean magnitude.
 
     In the size that was sent, which a squared distance compares too.
     """
-    size = optax.tree.norm(shared, ord=1) / optax.tree.size(shared)
 
     def soft(x):
         scale = lax.stop_gradient(jnp.abs(x).mean()) + 1e-30
@@ -51,13 +56,17 @@ def _quantize(update, strengths, key, context):
 
 
 def _quantization_variance(shared, strengths, facts):
-    """Rounding at random to levels a step apart: step^2 / 6, on average over a cell."""
+    """Rounding at random to levels a step apart: step^2 / 6, on average over a cell.
+
+    With one or two bits nearly all entries lie in the middle of the same cell, where it is up to
+    step^2 / 4.
+    """
     del facts
     steps = jnp.exp2(jnp.round(strengths[0])) - 1
     return jax.tree.map(lambda x: jnp.square(2 * jnp.abs(x).max() / steps) / 6, shared)
 
 
-SIGN = Defense(_sign, (), _soft_sign)
+SIGN = Defense(_sign, (), expect=_soft_sign, learn=_mean_magnitude, rescales=True)
 QUANTIZE = Defense(
     _quantize, (("bits", 1, 24),), variance=_quantization_variance, random=True, inverse=True
 )

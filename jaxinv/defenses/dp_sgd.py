@@ -53,7 +53,10 @@ def _dp_sgd_variance(shared, strengths, facts):
 
 
 CLIP = Defense(
-    _clip, (("norm", 1e-30, ANY),), lambda update, own, shared: _clip(update, own, None, None)
+    _clip,
+    (("norm", 1e-30, ANY),),
+    expect=lambda update, own, learned: _clip(update, own, None, None),
+    rescales=True,
 )
 DP_SGD = Defense(
     _dp_sgd,

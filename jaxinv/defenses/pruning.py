@@ -1,9 +1,10 @@
 """Pruning: only the entries of largest magnitude are sent."""
 
+from collections.abc import Callable
+
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
@@ -39,39 +40,53 @@ def smallest(magnitudes: Float[Array, " entry"], wanted: Array) -> Bool[Array, "
     return below | (equal & (jnp.cumsum(equal) <= wanted - below.sum()))
 
 
-def _keep_largest(values: Array, dropped: Array) -> Array:
-    """Sets the `dropped` entries of least magnitude to zero, no more where magnitudes tie."""
-    small = smallest(jnp.abs(values).ravel(), dropped)
-    return jnp.where(small.reshape(values.shape), 0, values)
+def _whole(dropped: Callable[[tuple, int], Array]) -> Callable[[PyTree, tuple], PyTree]:
+    """Which entries are kept, 1 or 0, where all leaves are one; `dropped` says how many are not."""
+
+    def kept(update, strengths):
+        flat, restore = jax.flatten_util.ravel_pytree(update)
+        small = smallest(jnp.abs(flat), dropped(strengths, flat.size))
+        return restore(1 - small.astype(flat.dtype))
+
+    return kept
 
 
-def _globally(update: PyTree, dropped: Array) -> PyTree:
-    """Drops the entries of least magnitude among all leaves."""
-    flat, restore = jax.flatten_util.ravel_pytree(update)
-    return restore(_keep_largest(flat, dropped))
+def _by_leaf(update: PyTree, strengths: tuple) -> PyTree:
+    """Which entries are kept, 1 or 0, of each leaf the same share."""
+
+    def kept(x):
+        small = smallest(jnp.abs(x).ravel(), count(strengths[0], x.size))
+        return 1 - small.astype(x.dtype).reshape(x.shape)
+
+    return jax.tree.map(kept, update)
 
 
-def _prune(update, strengths, key, context):
-    """Magnitude pruning over all parameters."""
-    return _globally(update, count(strengths[0], optax.tree.size(update)))
+def _pruning(
+    kept: Callable[[PyTree, tuple], PyTree], parameter: tuple, *, inverse: bool = False
+) -> Defense:
+    """Sends what is kept, and zeros.
+
+    An adaptive attacker leaves out of its candidate's update what was not sent (masked cosine): the
+    smallest entries of the shared update, which are no zeros any more where noise was added.
+    """
+
+    def masked(update, kept):
+        return jax.tree.map(lambda x, k: jnp.where(k > 0, x, 0), update, kept)
+
+    return Defense(
+        lambda update, strengths, key, context: masked(update, kept(update, strengths)),
+        (parameter,),
+        learn=kept,
+        expect=lambda update, strengths, learned: masked(update, learned),
+        rescales=True,
+        inverse=inverse,
+    )
 
 
-def _prune_layer(update, strengths, key, context):
-    """Magnitude pruning of each leaf."""
-    return jax.tree.map(lambda x: _keep_largest(x, count(strengths[0], x.size)), update)
+def _all_but(strengths: tuple, size: int) -> Array:
+    return size - jnp.round(strengths[0]).astype(jnp.int32)
 
 
-def _top_k(update, strengths, key, context):
-    """Keeps the k entries of largest magnitude."""
-    kept = jnp.round(strengths[0]).astype(jnp.int32)
-    return _globally(update, optax.tree.size(update) - kept)
-
-
-def _only_sent(update, strengths, shared):
-    """What was pruned of the shared update is left out of the candidate's (masked cosine)."""
-    return jax.tree.map(lambda u, s: jnp.where(s != 0, u, 0), update, shared)
-
-
-PRUNE = Defense(_prune, (("fraction", 0, 1),), _only_sent)
-PRUNE_LAYER = Defense(_prune_layer, (("fraction", 0, 1),), _only_sent)
-TOP_K = Defense(_top_k, (("count", 1, ANY),), _only_sent, inverse=True)
+PRUNE = _pruning(_whole(lambda strengths, size: count(strengths[0], size)), ("fraction", 0, 1))
+PRUNE_LAYER = _pruning(_by_leaf, ("fraction", 0, 1))
+TOP_K = _pruning(_whole(_all_but), ("count", 1, ANY), inverse=True)

@@ -5,7 +5,7 @@ What a sweep does for every cell, a search for all its candidates at once.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -162,7 +162,7 @@ class Loader:
 
     def _capacity(self, cell: schema.Cell, victim: Victim, shape: tuple[int, ...]) -> float:
         """How many images the cell's update can determine at the most, by the layers alone."""
-        if cell.attacker().local.steps(cell.images) > 1:
+        if cell.local().steps(cell.images) > 1:
             return math.nan
         key = victim.module, shape, cell.batch_norm
         if key not in self._capacities:
@@ -263,6 +263,22 @@ class Loader:
         if ids is None and cell.grouping != "stored":
             wanted = None  # all there are, to choose from
         return self._load(cell.dataset, ids=wanted)
+
+
+def checkpoint_digests(cells: Iterable[schema.Cell]) -> dict[str, str]:
+    """The digest of each trained network that cells name, by what they call it.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
+    called: dict[str, str] = {}
+    for cell in cells:
+        called |= {name: kind for kind, name in cell.learned().items()}
+        called |= {} if cell.victim is None else {cell.victim: "victim"}
+    return {
+        name: str(checkpoints.read_fields(checkpoints.find(name, called[name])).get("digest"))
+        for name in sorted(called)
+    }
 
 
 def _load_victim(name: str) -> tuple[checkpoints.TrainedVictim, Victim]:

@@ -79,7 +79,9 @@ def first_plan(
         on_cpu = jax.default_backend() == "cpu"
         return GroupPlan(1 if on_cpu else -(-targets // devices), seeds, devices, whole)
     if jax.default_backend() != "cpu":
-        return GroupPlan(targets, -(-seeds // devices), devices)
+        if seeds >= devices:
+            return GroupPlan(targets, -(-seeds // devices), devices)
+        return GroupPlan(-(-targets // (devices // seeds)), 1, devices)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     images = 8 if size < 100_000 else 4
     most = min(max(1, images // batch), -(-targets * seeds // devices))

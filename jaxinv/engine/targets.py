@@ -73,7 +73,7 @@ def make_targets(
         variables,
         truths,
         normalization,
-        jnp.float32(client_lr),
+        jnp.asarray(client_lr, truths.images.dtype),
         strengths,
         order_keys,
         draw_keys,
@@ -90,16 +90,14 @@ def _make_targets(
     def one(arguments):
         truth, key, draw_key = arguments
         images, classes = normalization.normalize(truth.images), truth.labels
+        context = ClientContext(module, variables, images, classes)
         if clients.shuffled:
             epochs = jax.random.split(key, clients.local.epochs)
             orders = jax.vmap(lambda k: jax.random.permutation(k, len(classes)))(epochs)
             images, classes = images[orders], classes[orders]
-        update, statistics = client.update(
-            loss, params, images, classes, clients.local, client_lr.astype(images.dtype)
-        )
+        update, statistics = client.update(loss, params, images, classes, clients.local, client_lr)
         bare = update
         if clients.defense:
-            context = ClientContext(module, variables, images, classes)
             update = defenses.defend(clients.defense, update, strengths, draw_key, context)
         between = compare(update, bare)
         kept = 1 - cosine(between)
@@ -112,8 +110,11 @@ def _make_targets(
         sent = statistics if clients.batch_norm == "train-shared" else ()
         if clients.observe:
             sent = {"batch_stats": variables["batch_stats"]}
-        if clients.labels in ("known", "joint"):
+        if clients.labels == "known":
             return SharedUpdates(Target(update, truth.labels, sent, knowledge), kept, error)
+        if clients.labels == "joint":  # found beside the images: their number alone is told
+            unknown = jnp.zeros(count, truth.labels.dtype)
+            return SharedUpdates(Target(update, unknown, sent, knowledge), kept, error)
         found = labels.infer(
             clients.labels,
             module,

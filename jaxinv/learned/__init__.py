@@ -28,7 +28,7 @@ class Kind(NamedTuple):
 
 def _bins(shape: tuple[int, int, int], classes: int) -> tuple:
     del shape
-    return (jnp.zeros((1, nets.BINS + classes)),)
+    return (jnp.zeros((1, nets.HASHED + classes)),)
 
 
 KINDS = {
@@ -127,7 +127,7 @@ def blank(
     variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     if kind != "inverter":
         return variables
-    bins = jax.ShapeDtypeStruct((nets.BINS,), jnp.float32)
+    bins = jax.ShapeDtypeStruct((nets.HASHED,), jnp.float32)
     return {**variables, "scale": {"mean": bins, "std": bins}}
 
 

@@ -22,6 +22,8 @@ CENTER, SPREAD = 0.5, 0.25  # of pixels, about: they scale what the denoiser see
 LAYERS = 6  # convolutions of the denoiser
 HALVINGS = 3  # of the autoencoder
 BINS, WIDTH = 4096, 1024  # that an update is hashed into; units of an inverter
+HASHED = BINS + 1  # numbers of a hashed update
+LEAST_SIZE = 1e-20  # of a bin: an update may be zero
 
 Pixels = Float[Array, "image height width channel"]
 
@@ -75,14 +77,18 @@ class Inverter(nn.Module):
 
     @nn.compact
     def __call__(self, seen: Float[Array, "update feature"]) -> Float[Array, "update number"]:
-        """Of bins in units of their standard deviations, with the labels beside them."""
+        """Of hashed updates in units of their standard deviations, with the labels beside them."""
         for _ in range(2):
             seen = nn.relu(nn.Dense(self.width)(seen))
         return nn.sigmoid(nn.Dense(self.numbers)(seen))
 
 
-def hashed(update: PyTree) -> Float[Array, " bin"]:
-    """An update in few numbers: each entry, with a random sign, is added to one of `BINS` bins.
+def hashed(update: PyTree) -> Float[Array, " number"]:
+    """An update in `HASHED` numbers: each entry, with a random sign, is added to one of the bins.
+
+    The bins are in units of their root mean square, whose logarithm is the last number: the
+    gradients of some images are a thousand times those of others, and what is far beyond all that
+    an inverter has learned from comes out black and white.
 
     Always the same bins and signs, so that what was learned of them stands.
 
@@ -96,12 +102,14 @@ def hashed(update: PyTree) -> Float[Array, " bin"]:
     up = jax.random.bernoulli(of_sign, jnp.float32(0.5), flat.shape)
     signs = jnp.where(up, 1, -1).astype(flat.dtype)
     places = jax.random.permutation(of_place, flat.size)
-    return (signs * flat)[places].reshape(BINS, each).sum(axis=1)
+    bins = (signs * flat)[places].reshape(BINS, each).sum(axis=1)
+    size = jnp.maximum(jnp.sqrt(jnp.square(bins).mean()), LEAST_SIZE)
+    return jnp.append(bins / size, jnp.log(size))
 
 
 def invert(
     variables: PyTree,
-    bins: Float[Array, "update bin"],
+    bins: Float[Array, "update number"],
     labels: Int[Array, "update image"],
     shape: tuple[int, int, int],
 ) -> Float[Array, "update image height width channel"]:
@@ -118,7 +126,7 @@ def invert(
             f"--inverter: has learned from updates of {images} images, not {labels.shape[1]}; "
             "give that, or train another"
         )
-    classes = (params["Dense_0"]["kernel"].shape[0] - BINS) // images
+    classes = (params["Dense_0"]["kernel"].shape[0] - HASHED) // images
     own = jax.nn.one_hot(labels, classes, dtype=bins.dtype).reshape(len(bins), -1)
     seen = jnp.concatenate([(bins - scale["mean"]) / scale["std"], own], axis=-1)
     found = Inverter(numbers, width).apply({"params": params}, seen)

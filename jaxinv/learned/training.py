@@ -23,7 +23,8 @@ from jaxinv.victim.training import SCHEDULES
 
 LEAST_NOISE, MOST_NOISE = 0.02, 0.5  # levels a denoiser is trained for, in units of pixels
 TESTED = 2000  # images of the test split on which the loss is reported
-LEAST_STD = 1e-8  # of a bin: some are always 0
+LEAST_STD = 0.1  # of a bin, against what is usual: behind pruning most are 0 nearly always
+TINY = 1e-8  # where none differs
 
 
 class Examples(NamedTuple):
@@ -147,19 +148,29 @@ def inverting_loss(
     return jnp.square(found - wanted).mean()
 
 
+def scale_of(hashed: Float[Array, "update number"]) -> dict[str, Float[Array, " number"]]:
+    """Mean and standard deviation of each number of hashed updates.
+
+    The deviation is not below a share of what is usual: a bin that differs from 0 in one of a
+    thousand updates would be thousands of deviations off there, and nothing else would be seen.
+    """
+    std = hashed.std(axis=0)
+    usual = jnp.sqrt(jnp.square(std).mean())
+    return {"mean": hashed.mean(axis=0), "std": jnp.maximum(std, LEAST_STD * usual + TINY)}
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def bin_scale(
     module: nn.Module, chain: tuple[str, ...], images: int, context: Updates, examples: Examples
-) -> dict[str, Float[Array, " bin"]]:
-    """Mean and standard deviation of each bin over the updates of some images."""
+) -> dict[str, Float[Array, " number"]]:
+    """`scale_of` the updates of some images."""
 
     def one(index):
         own = jax.random.fold_in(jax.random.key(0), index)
         group = examples.take(index * images + jnp.arange(images))
         return update_bins(module, chain, context, in_groups(group, images), own)[0]
 
-    bins = lax.map(one, jnp.arange(len(examples.labels) // images))
-    return {"mean": bins.mean(axis=0), "std": bins.std(axis=0) + LEAST_STD}
+    return scale_of(lax.map(one, jnp.arange(len(examples.labels) // images)))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)

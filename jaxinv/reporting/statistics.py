@@ -109,7 +109,8 @@ def paired_difference(
 
     A cell may have every seed for several draws of a defense's noise. Student's t interval of the
     per-target differences of means: what makes a target hard in both cells cancels. NaN with a
-    failed or an exact trial in either; one target has no interval.
+    failed trial, infinite with an exact one in one of the two, and no interval then; nor of one
+    target.
     """
     values, reference = _as_table(values), _as_table(reference)
     if len(values) != len(reference):

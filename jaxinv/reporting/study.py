@@ -1,5 +1,6 @@
 """Rows to numbers: one `CellSummary` per setting of a sweep, with every statistic of the report."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -234,12 +235,17 @@ class StudySummary:
         ]
 
     def baseline_of(self, target_id: int) -> float:
-        """Baseline PSNR in dB of one target, from the first cell that has it."""
-        for cell in self.cells:
-            if target_id in cell.target_ids:
-                position = cell.target_ids.index(target_id)
-                return float(cell.baselines["baseline_psnr"][position])
-        raise KeyError(target_id)
+        """Baseline PSNR in dB of one target; NaN where cells attack other images under its number.
+
+        Raises:
+          KeyError: no cell has it.
+        """
+        own = [cell for cell in self.cells if target_id in cell.target_ids]
+        if not own:
+            raise KeyError(target_id)
+        if len({cell.behind(target_id) for cell in own}) > 1:
+            return math.nan
+        return float(own[0].baselines["baseline_psnr"][own[0].target_ids.index(target_id)])
 
 
 def targets_of(cells: Sequence[CellSummary]) -> list[int]:

@@ -131,7 +131,7 @@ class CellTargets(BaseModel):
 class RunFile(BaseModel):
     """What run.json says, as `read_config` checks it.
 
-    A run that was begun before `targets`, `judge` and `lpips` were kept has none of the three.
+    A run that was begun before `targets`, `checkpoints`, `judge` and `lpips` were kept has none.
     """
 
     name: str
@@ -141,6 +141,7 @@ class RunFile(BaseModel):
     cells: list[dict[str, Any]] = Field(min_length=1)  # names of a user's own are not known here
     target_ids: list[int] = Field(min_length=1)  # of the first cell
     targets: list[CellTargets] = Field([])  # of each cell
+    checkpoints: dict[str, str] = Field({})  # digests, by the names that cells give them
     judge: str | None = None
     lpips: bool = False
     seeds: list[int] = Field(min_length=1)

@@ -49,6 +49,11 @@ def _learned(cell: Cell) -> Iterator[str]:
             f"{asked}: of an inverter that was trained; give --inverter "
             "(python -m jaxinv.train --inverter makes them)"
         )
+    if cell.uses_inverter() and cell.batch_norm != "eval":
+        yield (
+            f"--batch-norm {cell.batch_norm}: an inverter has learned from updates with eval; use "
+            "that"
+        )
     if begins and cell.couplings():
         yield (
             f"{flag(cell.couplings()[0])}: looks at other seeds, which --init learned makes the "
@@ -99,6 +104,10 @@ def _priors(cell: Cell) -> Iterator[str]:
             "--prior-batch-norm: --batch-norm train keeps the client's statistics private; use "
             "eval or train-shared"
         )
+    if cell.prior_features > 0 and cell.labels == "joint":
+        yield "--prior-features: reads features by the label; not with --labels joint"
+    if cell.prior_features > 0 and cell.labels == "joint":
+        yield "--prior-features: reads features by the label; not with --labels joint"
     if cell.prior_epoch_order > 0:
         if cell.client_epochs == 1 or not cell.shuffled:
             yield (
@@ -118,6 +127,11 @@ def _defense(cell: Cell) -> Iterator[str]:
         yield "--adaptive true: there is no --defense to adapt to"
     if cell.adaptive and cell.polish > 0:
         yield "--polish: not with --adaptive true"
+    if cell.adaptive and (changed := defenses.changes_noise(cell.chain())):
+        yield (
+            f"--defense {cell.defense}: an adaptive attacker does not know what {changed} makes of "
+            "the noise in front of it; put the noise last, or use --adaptive false"
+        )
     if cell.of_each_image() and f"{cell.model}_gn" in networks.NETWORKS:
         yield (
             f"--defense {cell.defense}: takes each image's own gradient, which BatchNorm does "

@@ -46,8 +46,8 @@ def finite(values: np.ndarray) -> np.ndarray:
 
 
 def limits_around(values: np.ndarray) -> tuple[float, float]:
-    """Limits around finite values with room at head and foot for exact and failed trials."""
-    low, high = float(np.min(values)), float(np.max(values))
+    """Limits around finite values, NaN for none, with room at both ends for exact and failed."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
     room = 0.09 * max(high - low, 1.0)
     return low - room, high + room
 
