@@ -71,6 +71,8 @@ def load(arguments: Mapping[str, Any]) -> list[schema.Study]:
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{name}: is named twice; its run folder would be one and the same")
+    if arguments["preset"] and not any(arguments["preset"] in reader.presets_of(p) for p in paths):
+        raise UserError(f"--preset {arguments['preset']}: none of these sweeps has it")
     studies = []
     for path in paths:
         asked = {**arguments, "out": str(root / path.stem)}

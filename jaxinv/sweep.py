@@ -6,6 +6,7 @@ again: the same command after a kill goes on where the last one stopped.
 
 import contextlib
 import datetime
+import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from jaxinv.engine.cells import CellInputs, Loader, attack_of, checkpoint_digest
 from jaxinv.engine.likeness import judge_digest
 from jaxinv.errors import UserError, run_command
 from jaxinv.machine import executors, runtime
+from jaxinv.reporting.wording import count_text
 from jaxinv.runs import results
 from jaxinv.runs.blocks import Block, draws_of, label, plan_blocks, run_block, trials_of, work_of
 from jaxinv.settings import flags, reader, schema
@@ -209,6 +211,7 @@ def run_cell(study: schema.Study, index: int) -> str:
     return runtime.hardware()
 
 
+SPEED = 5e10  # operations a second: about what two cores have of an attack on a small network
 # What a run that goes on has in common with what is there.
 COMPARED = {
     "cells": "other cells",
@@ -312,7 +315,7 @@ def print_plan(
             flops = counted[program]
         work = flops * count * cell.iterations
         total += work
-        settings = naming_settings(study.axes, cells, index) or {"model": cell.model}
+        settings = naming_settings(study.axes, cells, index) or _what_is_attacked(cell)
         table.add_row(
             str(index),
             label_text(settings),
@@ -322,10 +325,18 @@ def print_plan(
             f"{work / 1e15:.3g}",
         )
     console.print(table)
+    duration = datetime.timedelta(seconds=math.ceil(total / SPEED))
     console.print(
-        f"{len(study.cells)} cells, {len(blocks)} blocks, {total / 1e15:.3g} PFLOP in all "
-        f"(about {total / 2e10 / 60:.3g} minutes at 20 GFLOP/s); nothing was run"
+        f"{count_text(len(study.cells), 'cell')}, {count_text(len(blocks), 'block')}, "
+        f"{total / 1e15:.3g} PFLOP in all (about {duration} at {SPEED / 1e9:g} GFLOP/s, and the "
+        "compilation); nothing was run"
     )
+
+
+def _what_is_attacked(cell: schema.Cell) -> dict[str, Any]:
+    """What to call a cell that stands alone."""
+    names = ("model" if cell.victim is None else "victim", "attack", "representation")
+    return {name: getattr(cell, name) for name in names}
 
 
 if __name__ == "__main__":

@@ -141,7 +141,14 @@ def test_a_wrong_label_does_not_look_like_a_result(theirs):
 
 @pytest.mark.parametrize(
     ("objective", "word"),
-    [(0.0, "matched"), (0.029, "matched"), (0.1, "partly"), (0.3, "not"), (np.nan, "not")],
+    [
+        (0.0, "matched"),
+        (0.009, "matched"),
+        (0.029, "partly"),
+        (0.1, "partly"),
+        (0.3, "not"),
+        (np.nan, "not"),
+    ],
 )
 def test_the_verdict_compares_with_the_better_guess(objective, word):
     assert verdict(objective, Guesses(gray=2.0, mean=1.0, zero=3.0, truth=1e-7)) == word
@@ -518,7 +525,9 @@ def test_the_command_reads_the_label_and_writes_the_pictures(sent, tmp_path, cap
     shown = capsys.readouterr().out
     assert f"labels: {label}" in shown
     assert "not: no better than a guess" in shown  # after four steps
-    assert re.search(r"a gray image 0\.\d+, the mean image 0\.\d+, the truth 6e-08", shown)
+    assert re.search(
+        r"a gray image 0\.\d+, the mean image 0\.\d+, to be expected at the truth 6e-08", shown
+    )
     assert (tmp_path / "out" / "reconstructions.png").stat().st_size > 1000
     with np.load(tmp_path / "out" / "reconstructions.npz") as arrays:
         assert arrays["reconstructions"].shape == (2, 1, 32, 32, 3)

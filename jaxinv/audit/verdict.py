@@ -16,8 +16,9 @@ NOT_TRIED = (
     "updates of several rounds together",
     "candidates that differ from the true images a little",
     "BatchNorm in training mode, where images see one another",
-    "hours of attack: each ran for seconds to minutes, from one to four seeds",
 )
+SHORTLY_TRIED = "hours of attack: each ran for seconds to minutes, from one to four seeds"
+LEFT_OUT = "reconstructions and their ceiling, which --quick leaves out"
 
 
 class Verdict(NamedTuple):
@@ -32,7 +33,8 @@ def verdict(found: Audit) -> Verdict:
     """Says what was found in plain words."""
     labels = [LABELS_NOT_TRIED] if found.setting.labels_known else []
     bounds = [BOUNDS_NOT_TRIED] if found.capacity is None else []
-    said = Verdict([], [], [*found.not_tried, *bounds, *labels, *NOT_TRIED])
+    attacks = [SHORTLY_TRIED if found.found else LEFT_OUT]
+    said = Verdict([], [], [*attacks, *found.not_tried, *bounds, *labels, *NOT_TRIED])
     for topic in (_names, _capacity, _reconstruction, _server, _bounds, _privacy, _warnings):
         topic(found, said)
     return said
@@ -133,8 +135,10 @@ def _warnings(found: Audit, said: Verdict) -> None:
     seen = found.inspection
     if seen.dominated and found.images > 1:
         said.anyone.append(
-            f"One image outweighs all others in the gradients of {len(seen.dominated)} layers: "
-            "look at the parameters you were sent."
+            f"One image outweighs all others in the gradients of {len(seen.dominated)} layers, and "
+            "is as open there as if it were sent alone. Honest parameters do that too, in 2 to 87% "
+            "of updates of eight images and hardly ever in larger ones: there, look at the "
+            "parameters you were sent."
         )
     if seen.parallel > 0:
         said.anyone.append(

@@ -143,7 +143,7 @@ def select_ids(
         return np.arange(total)
     if isinstance(ids, int | np.integer):
         if not 0 <= ids <= total:
-            raise UserError(f"--targets must be between 0 and {total}, not {ids}: {holds}")
+            raise UserError(f"--targets: takes {ids} images, with --images of each; {holds}")
         return np.arange(ids)
     wrong = [i for i in ids if not (isinstance(i, int | np.integer) and 0 <= i < total)]
     if wrong:

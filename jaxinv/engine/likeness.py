@@ -69,7 +69,7 @@ def load_judge(name: str, image_shape: tuple[int, ...], classes: tuple[str, ...]
     Raises:
       UserError: it is not there, or sees other images or classes.
     """
-    found = checkpoints.load_victim(name)
+    found = checkpoints.load_victim(name, "judge")
     info = found.info
     if (tuple(info.image_shape), tuple(info.classes)) != (tuple(image_shape), tuple(classes)):
         raise UserError(f"--judge {name}: was trained on other images or classes")

@@ -179,7 +179,7 @@ def beside(found: Inversion) -> str:
     nothing = f", an update of zeros {zero:.3g}" if np.isfinite(zero) else ""
     return (
         f"beside it: a gray image {gray:.3g}, the mean image {mean:.3g}{nothing}, "
-        f"the truth {truth:.1g}"
+        f"to be expected at the truth {truth:.1g}"
     )
 
 

@@ -5,6 +5,7 @@ that asks several questions around one cell has a table [[vary]] for each, laid 
 study is all their cells, each once. Everything behind this file may trust what it is given.
 """
 
+import difflib
 import itertools
 import math
 import re
@@ -257,6 +258,11 @@ def _read_file(source: Path) -> SweepFile:
         if _LONG_KEY.search(text):
             raise RecursionError
         content = tomllib.loads(text)
+    except FileNotFoundError:
+        known = sorted(path.name for path in SWEEPS.glob("*.toml"))
+        near = difflib.get_close_matches(source.name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"sweeps/ has {', '.join(known)}"
+        raise UserError(f"sweep file {_brief(source)}: there is no such file; {hint}") from None
     except (OSError, ValueError) as error:  # bad TOML, Unicode and numbers are ValueErrors
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"sweep file {_brief(source)} cannot be read: {reason}") from None

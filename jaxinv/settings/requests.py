@@ -231,7 +231,10 @@ class Search(Strict):
         le=10,
     )
     criterion: Literal["objective", "psnr"] = setting(
-        "search", "objective", "What chooses the best: the attack's own objective, or PSNR."
+        "search",
+        "psnr",
+        "What chooses the best: PSNR (the images are of the training split), or the attack's own "
+        "objective.",
     )
     draw: Literal["sobol", "random"] = setting("search", "sobol", "How the candidates are drawn.")
     seed: int = setting("search", 0, "Seed for drawing the candidates.", ge=0, le=MOST_SEED)

@@ -97,13 +97,15 @@ def leaderboard(study: StudySummary, width: float = ps.WIDE) -> Figure:
     widest = max(ps.text_width(line, HEAD) for lines in heads for line in lines)
     size = HEAD * min(1, (step - GAP) / widest)  # a word is not broken
     tall = float(heights.sum())
+    fitted = any(len(found.at(task, attacker)) > 1 for task in tasks for attacker in attackers)
+    chosen = "; of several rates or weights the best, which takes the truth to know" * fitted
     sheet = ps.Sheet(
         width,
         ps.Heading(
             "Which attacker gets most out of what?",
             "Mean PSNR in dB, below it the share of reconstructions whose nearest of 1,000 images "
-            "is their own; of several rates or weights the best, which takes the truth to know. "
-            "Shade: dB over the mean color. Bold: the most of a row, above the mean color.",
+            f"is their own{chosen}. Shade: dB over the mean color. Bold: the most of a row, above "
+            "the mean color. Empty: not run.",
         ),
         panel_height=tall,
         margins=ps.Margins(left=left, above=0.12 + LINE * max(map(len, heads)), bottom=0.1),
