@@ -13,7 +13,7 @@ from jaxinv.attacks.base import Attack, Candidate
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
 from jaxinv.attacks.uncertainty import Posterior, Spectrum
 from jaxinv.engine import planner, trials
-from jaxinv.engine.closed_form import recover
+from jaxinv.engine.closed_form import Recovery, recover
 from jaxinv.machine import runtime
 from jaxinv.types import Normalization, PyTree
 
@@ -21,18 +21,10 @@ Cast = Callable[[PyTree], PyTree]  # a tree's floats to the precision of the ari
 MakeProblem = Callable[[Cast], trials.Problem]
 
 
-class ClosedForm(NamedTuple):
-    """An attack without iterations."""
-
-    find: Callable  # of an entry of `attacks.CLOSED_FORM`
-    objective: str | Callable  # by which what it found is compared
-    batch_norm: str  # of the client, as in `client.loss_fn`
-
-
 class Work(NamedTuple):
     """What is done to every target."""
 
-    attack: Attack | ClosedForm
+    attack: Attack | Recovery
     settings: Mapping[str, Any]  # of the traced part: each one for all seeds, or [seed]
     precision: str = "float32"
     polish: int = 0  # steps of Levenberg-Marquardt in float64 that follow
@@ -63,8 +55,8 @@ def attack_targets(
     attack, extras = work.attack, None
     with runtime.arithmetic(work.precision) as cast:
         problem = make_problem(cast)
-        if isinstance(attack, ClosedForm):
-            return recover(problem, *attack, keys), None
+        if isinstance(attack, Recovery):
+            return recover(problem, attack, keys), None
         plan = planner.first_plan(
             problem.variables["params"],
             *keys.shape,

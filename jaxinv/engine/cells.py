@@ -20,7 +20,8 @@ from jaxinv.attacks.priors import needing
 from jaxinv.client.capacity import capacity
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, Source, load_prior
 from jaxinv.engine import planner, trials
-from jaxinv.engine.assembly import ClosedForm, Work, attack_targets
+from jaxinv.engine.assembly import Work, attack_targets
+from jaxinv.engine.closed_form import Recovery
 from jaxinv.engine.likeness import (
     Likeness,
     Lineup,
@@ -291,7 +292,7 @@ def attack_cell(
     with runtime.arithmetic("float64" if cell.polish else cell.precision) as cast:
         shared = share(cell, inputs, cast)
     if cell.attack in CLOSED_FORM:
-        attack = ClosedForm(CLOSED_FORM[cell.attack].find, cell.objective, cell.batch_norm)
+        attack = Recovery(CLOSED_FORM[cell.attack].find, cell.objective, cell.batch_norm)
     else:
         attack = attack_of(cell, inputs)
     spectra = max(0, WITH_SPECTRUM - inputs.position)

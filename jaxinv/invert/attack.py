@@ -32,7 +32,8 @@ from jaxinv.client import kinds, updates
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, load_prior
 from jaxinv.defenses.base import Defense, PublicFacts
 from jaxinv.engine import planner, trials
-from jaxinv.engine.assembly import Cast, ClosedForm, Work, attack_targets
+from jaxinv.engine.assembly import Cast, Work, attack_targets
+from jaxinv.engine.closed_form import Recovery
 from jaxinv.engine.targets import seed_keys
 from jaxinv.errors import UserError
 from jaxinv.invert.checks import (
@@ -261,7 +262,7 @@ def invert_all(
     settings = {**ANNEALING, **annealing, **weights, **settings}
     of_targets = attack
     if closed_form is not None:
-        of_targets = ClosedForm(closed_form.find, attack.objective, attack.batch_norm)
+        of_targets = Recovery(closed_form.find, attack.objective, attack.batch_norm)
     work = Work(of_targets, settings, precision, polish, posterior)
     resources = functools.partial(
         trials.Resources, memory=planner.memory_limit(memory), progress=progress, announce=announce
