@@ -387,7 +387,7 @@ def classifier_of(cell: schema.Cell, inputs: CellInputs) -> tuple[str, ...]:
     known = defenses.asks_for_classifier(cell.attacker().defense)
     if needing("update", cell.priors()) or known:
         victim = inputs.victim
-        return classifier_path(victim.module, victim.variables, inputs.images[0])
+        return classifier_path(victim.module, victim.variables, inputs.images.shape[2:])
     return ()
 
 

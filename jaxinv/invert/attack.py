@@ -530,8 +530,7 @@ def _with_priors(method: Method, priors: Mapping, victim: _Victim, client: _Clie
     """The method with its priors, and what follows from them for the program."""
     classifier = ()
     if "prior_features" in priors:
-        image = jnp.zeros((1, *victim.image_shape))
-        classifier = classifier_path(victim.network, victim.variables, image)
+        classifier = classifier_path(victim.network, victim.variables, victim.image_shape)
     method = method.replace(priors=tuple(priors), classifier=classifier)
     if method.simulation == "surrogate" and not may_be_surrogate(
         method.objective, priors, client.steps, client.chain
@@ -565,8 +564,7 @@ def _path(chain: tuple, victim: _Victim) -> tuple[str, ...]:
     """Where the classifier is, for a defense that asks."""
     if not defenses.asks_for_classifier(chain):
         return ()
-    image = jnp.zeros((1, *victim.image_shape))
-    return classifier_path(victim.network, victim.variables, image)
+    return classifier_path(victim.network, victim.variables, victim.image_shape)
 
 
 def _observed(
