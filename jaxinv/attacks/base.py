@@ -97,7 +97,7 @@ class Attack:
         return bool(needing("seeds", self.priors))
 
     @property
-    def products(self) -> int:
+    def passes_per_step(self) -> int:
         """Passes through the network in one step, beside what is done once."""
         return 1
 

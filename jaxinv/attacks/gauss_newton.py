@@ -157,7 +157,7 @@ class GaussNewton(Attack):
         return True
 
     @property
-    def products(self) -> int:
+    def passes_per_step(self) -> int:
         """Those of conjugate gradients."""
         return self.cg_iterations
 

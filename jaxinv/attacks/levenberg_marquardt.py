@@ -85,11 +85,6 @@ class LevenbergMarquardt(Attack):
 
     Numbers = Numbers
 
-    @property
-    def products(self) -> int:
-        """A system of some thousand unknowns."""
-        return 3000
-
     def init(
         self,
         numbers: Numbers,

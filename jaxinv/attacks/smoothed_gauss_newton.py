@@ -101,7 +101,7 @@ class SmoothedGaussNewton(Attack):
         return True
 
     @property
-    def products(self) -> int:
+    def passes_per_step(self) -> int:
         """Those of conjugate gradients."""
         return self.cg_iterations
 

@@ -51,11 +51,6 @@ class Spectrum(Attack):
 
     Numbers = SpectrumNumbers
 
-    @property
-    def products(self) -> int:
-        """A system of some thousand unknowns."""
-        return 3000
-
     def numbers(self, seeds: int, settings: Mapping[str, Any]) -> SpectrumNumbers:
         """Makes the traced part of settings: one step."""
         return super().numbers(seeds, {**settings, "iterations": 1})
@@ -116,11 +111,6 @@ class Posterior(Attack):
     """
 
     attack: gn.GaussNewton = dataclasses.field(default_factory=gn.GaussNewton)
-
-    @property
-    def products(self) -> int:
-        """Those of conjugate gradients, for all draws of a step."""
-        return CG_FACTOR * self.attack.cg_iterations * DRAWS_AT_ONCE
 
     def numbers(self, seeds: int, settings: Mapping[str, Any]) -> gn.Numbers:
         """Those of the attack, with as many steps as the draws take."""

@@ -537,4 +537,4 @@ def step_flops(problem: Problem, attack: Attack) -> float:
     )
     # Of a program for a GPU only the compiled one can be analyzed; a backend need not say.
     analysis = lowered.cost_analysis() or lowered.compile().cost_analysis() or {"flops": math.nan}
-    return float(analysis["flops"]) * attack.products
+    return float(analysis["flops"]) * attack.passes_per_step
