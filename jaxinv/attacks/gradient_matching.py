@@ -74,6 +74,7 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 }
 RATES = {"adam": 0.1, "sgd": 0.1, "lbfgs": 1.0}  # where none is given; a search finds the step
 HISTORY, LINE_SEARCH = 100, 20  # as DLG; evaluations of a line search
+TILE = 4  # pixels along a side of what a patterned image repeats
 
 
 def default_rate(optimizer: str | Callable, representation: str | Representation) -> float:
@@ -82,14 +83,14 @@ def default_rate(optimizer: str | Callable, representation: str | Representation
     return rate * named(REPRESENTATIONS, representation).pace
 
 
-def patterned(key: jax.Array, shape: tuple[int, ...], size: int = 4) -> Array:
-    """A normal tile of size x size pixels, repeated over the image.
+def patterned(key: jax.Array, shape: tuple[int, ...]) -> Array:
+    """A normal tile of `TILE` x `TILE` pixels, repeated over the image.
 
     References: Wei et al. 2020, arXiv 2004.10397 (patterned initial images converge more often).
     """
     *front, height, width, channels = shape
-    tile = jax.random.normal(key, (*front, size, size, channels), jnp.float32)
-    repeats = (1,) * len(front) + (-(-height // size), -(-width // size), 1)
+    tile = jax.random.normal(key, (*front, TILE, TILE, channels), jnp.float32)
+    repeats = (1,) * len(front) + (-(-height // TILE), -(-width // TILE), 1)
     return jnp.tile(tile, repeats)[..., :height, :width, :]
 
 
@@ -539,7 +540,7 @@ def make(settings: Any, assumed: Assumed) -> Method:
 
 
 def may_be_surrogate(
-    objective: str | Callable, priors: Iterable[str], steps: int, defense: Sequence[str] = ()
+    objective: str | Callable, priors: Iterable[str], steps: int, defense: Sequence[str]
 ) -> bool:
     """Whether one gradient can stand for the client's steps, of which it has not the length.
 
@@ -555,11 +556,7 @@ def may_be_surrogate(
 
 
 def may_drop_gradients(
-    priors: Iterable[str],
-    steps: int,
-    defense: Sequence[str] = (),
-    simulation: str = "unrolled",
-    entries: float = 1.0,
+    priors: Iterable[str], steps: int, defense: Sequence[str], simulation: str, entries: float
 ) -> bool:
     """Whether nothing asks for the candidate's weight gradients themselves.
 
