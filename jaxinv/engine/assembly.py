@@ -144,8 +144,7 @@ def around_best(
         return jax.tree.map(lambda x: x[:few], tree)
 
     problem = problem.replace(targets=first(problem.targets), truths=first(problem.truths))
-    objective = np.where(result.finite, np.asarray(result.objective), np.inf)[:few]
-    best = objective.argmin(axis=1)
+    best = trials.comparable(result)[:few].argmin(axis=1)
     rows = np.arange(len(best))
 
     def pick(x):

@@ -71,6 +71,11 @@ class Result(NamedTuple):
     frames: Frames | None = None  # of an attack with steps
 
 
+def comparable(result: Result) -> Float[np.ndarray, "target seed"]:
+    """The objectives, inf where a trial is not finite: their argmin is the attacker's pick."""
+    return np.where(result.finite, np.asarray(result.objective), np.inf)
+
+
 class Problem(flax.struct.PyTreeNode):
     """What all trials of a cell share: the network, the updates, and what is known of images."""
 

@@ -298,7 +298,7 @@ def _inversions(
     extras: Mapping[str, np.ndarray] | None,
 ) -> list[Inversion]:
     """What came of each update, beside what anyone could guess."""
-    objective = np.where(result.finite, np.asarray(result.objective), np.inf)
+    objective = trials.comparable(result)
     best = objective.argmin(axis=1)
     labels = np.asarray(result.labels)[np.arange(len(best)), best]
     with runtime.arithmetic(work.precision) as cast:
