@@ -58,18 +58,12 @@ from jaxinv.networks.user import UserNetwork, plain
 from jaxinv.settings.schema import Cell
 from jaxinv.types import Normalization, PyTree, Target
 
-# The numbers of a second-order attack where none are given.
+# The numbers of second-order attacks where none are given.
 ANNEALING = MappingProxyType(
     {
         name: Cell.model_fields[name].default
-        for name in (
-            "anneal_from",
-            "anneal_to",
-            "damping",
-            "tolerance",
-            "inflation",
-            "prior_denoiser",
-        )
+        for name in (*GaussNewton.Numbers._fields, *SmoothedGaussNewton.Numbers._fields)
+        if name not in ("client_lr", "iterations")  # settings of their own
     }
 )
 # Label rules that need an update in its own scale.
