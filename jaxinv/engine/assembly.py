@@ -33,10 +33,7 @@ class Work(NamedTuple):
 
 
 def attack_targets(
-    make_problem: MakeProblem,
-    work: Work,
-    keys: jax.Array,
-    resources: Callable[[planner.GroupPlan], trials.Resources],
+    make_problem: MakeProblem, work: Work, keys: jax.Array, resources: trials.Resources
 ) -> tuple[trials.Result, dict[str, np.ndarray] | None]:
     """Attacks every target from every seed; then polishes, or asks what is left open.
 
@@ -44,7 +41,7 @@ def attack_targets(
       make_problem: all targets, in one precision.
       work: what is done.
       keys: [target, seed].
-      resources: of a plan, by which a program runs.
+      resources: by which a program runs, but for the plan, which is found here.
 
     Returns:
       The result, and what else was found: arrays [target, ...].
@@ -64,10 +61,10 @@ def attack_targets(
             attack.couples_seeds,
         )
         numbers = cast(attack.numbers(keys.shape[1], work.settings))
-        result = trials.run(problem, attack, numbers, keys, resources(plan))
-        # What follows is one trial at once, and moves no bar.
+        result = trials.run(problem, attack, numbers, keys, resources._replace(plan=plan))
+        # What follows is one trial at once, moves no bar and is in no picture.
         alone = planner.GroupPlan(1, 1, jax.local_device_count())
-        silent = resources(alone)._replace(progress=_say_nothing, announce=_say_nothing, frames=0)
+        silent = trials.Resources(alone, resources.memory, snapshots=resources.snapshots)
         if work.posterior:
             spread = Posterior(batch_norm=attack.batch_norm, attack=attack)
             settings = {**work.settings, "posterior": work.posterior}
@@ -164,8 +161,3 @@ def in_pixels(found: dict[str, np.ndarray], normalization: Normalization) -> dic
     """The image around which a posterior was found and its standard deviation, not clipped."""
     mean, std = np.asarray(normalization.mean), np.asarray(normalization.std)
     return {"best": found["images"] * std + mean, "std": found["std"] * std}
-
-
-def _say_nothing(*said: Any) -> None:
-    """Neither progress nor a plan."""
-    del said

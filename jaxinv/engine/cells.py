@@ -19,7 +19,7 @@ from jaxinv.attacks.base import Attack
 from jaxinv.attacks.priors import needing
 from jaxinv.client.capacity import capacity
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, Source, load_prior
-from jaxinv.engine import planner, trials
+from jaxinv.engine import trials
 from jaxinv.engine.assembly import Work, attack_targets
 from jaxinv.engine.closed_form import Recovery
 from jaxinv.engine.likeness import (
@@ -277,7 +277,7 @@ def attack_cell(
     inputs: CellInputs,
     keys: jax.Array,
     numbers: Mapping[str, Any],
-    resources: Callable[[planner.GroupPlan], trials.Resources],
+    resources: trials.Resources,
 ) -> CellResult:
     """Lets clients share their updates and attacks each from many seeds, as a cell says.
 
@@ -286,7 +286,7 @@ def attack_cell(
       inputs: the victim and the private batches.
       keys: [target, seed].
       numbers: each one for all seeds, or [seed].
-      resources: of a plan, by which a program runs.
+      resources: as in `attack_targets`.
     """
     # Polishing needs a float64 target, so the client's update is computed in float64 too.
     with runtime.arithmetic("float64" if cell.polish else cell.precision) as cast:

@@ -92,7 +92,7 @@ class Problem(flax.struct.PyTreeNode):
 class Resources(NamedTuple):
     """By what a program runs, who hears of it, and where its work is kept meanwhile."""
 
-    plan: planner.GroupPlan  # how the trials are grouped
+    plan: planner.GroupPlan = planner.GroupPlan(1, 1)  # of the trials; `attack_targets` finds it
     memory: float = math.inf  # bytes that may be taken on each device
     progress: Callable[[int, float], None] = lambda steps, psnr: None  # steps, mean PSNR
     announce: Callable[[str], None] = lambda line: None  # the plan in a line, found or changed

@@ -4,7 +4,6 @@ Everything that a user can get wrong is checked before anything compiles (`check
 was sent goes through the assembly of all attacks, without a truth.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -258,8 +257,8 @@ def invert_all(
     if closed_form is not None:
         of_targets = Recovery(closed_form.find, attack.objective, attack.batch_norm)
     work = Work(of_targets, settings, precision, polish, posterior)
-    resources = functools.partial(
-        trials.Resources, memory=planner.memory_limit(memory), progress=progress, announce=announce
+    resources = trials.Resources(
+        memory=planner.memory_limit(memory), progress=progress, announce=announce
     )
     keys = seed_keys(range(len(sent)), range(seeds))
     result, extras = attack_targets(targets.problem, work, keys, resources)

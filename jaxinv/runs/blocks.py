@@ -1,6 +1,5 @@
 """Blocks: the unit of work, one cell on a group of targets, computed and written whole."""
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -86,8 +85,7 @@ def run_block(
         inputs,
         seed_keys(ids[:, 0], seeds),
         cell.numbers(),
-        functools.partial(
-            trials.Resources,
+        trials.Resources(
             memory=planner.memory_limit(study.plan.memory),
             progress=progress,
             announce=announce,
