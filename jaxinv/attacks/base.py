@@ -92,6 +92,16 @@ class Attack:
         return False
 
     @property
+    def any_scale(self) -> bool:
+        """Whether the update may be a multiple of what it is taken for."""
+        return False
+
+    @property
+    def starts_learned(self) -> bool:
+        """Whether it begins with what a trained inverter finds."""
+        return False
+
+    @property
     def couples_seeds(self) -> bool:
         """Whether a target's seeds exchange something, and must be computed together."""
         return bool(needing("seeds", self.priors))

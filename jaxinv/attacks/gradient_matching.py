@@ -237,6 +237,11 @@ class Method(Attack):
         return named(REPRESENTATIONS, self.representation).needs_prior
 
     @property
+    def starts_learned(self) -> bool:
+        """By the name of its start."""
+        return self.init_from == LEARNED
+
+    @property
     def couples_seeds(self) -> bool:
         """Where a prior looks at the other seeds, or they meet on the way."""
         return super().couples_seeds or named(EXCHANGES, self.exchange) is not None
@@ -268,7 +273,7 @@ class Method(Attack):
         moved = named(REPRESENTATIONS, self.representation)
         front = (self.local.epochs,) if self.by_epoch else ()
         canvas = Canvas((*front, *shape), known.normalization, known.image_prior)
-        if initial is None and self.init_from == LEARNED:
+        if initial is None and self.starts_learned:
             inverter = known.learned.get("inverter")
             images = learned_inverter.find(known.target, shape[1:], inverter, known.normalization)
             initial = Candidate(images.astype(kind), None)

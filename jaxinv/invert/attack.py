@@ -18,7 +18,6 @@ from jaxinv.attacks import ATTACKS, FAMILIES
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import (
-    LEARNED,
     Method,
     default_rate,
     may_be_surrogate,
@@ -224,9 +223,9 @@ def invert_all(
         closed_form.check(victim.network, victim.variables, victim.image_shape, images)
     client = _client(update_kind, client_lr, images, attack, chain)
     check_fit(attack, client.steps, chain)
-    whole = closed_form is not None or getattr(attack, "init_from", None) == LEARNED
+    whole = closed_form is not None or attack.starts_learned
     received, own = _receive(trees, victim, client, whole)
-    any_scale = attack.objective != "l2" or getattr(attack, "any_scale", False) or bool(chain)
+    any_scale = attack.objective != "l2" or attack.any_scale or bool(chain)
     check_scale("method.objective=l2", any_scale, received)
     if rule is not None:
         attack, known = _read_labels(rule, victim, client, received, attack)
@@ -301,7 +300,7 @@ def _inversions(
             work.settings["client_lr"],
             labels,
             max(one.rounding for one in targets.received),
-            any_scale=work.polish > 0 or getattr(attack, "any_scale", False),
+            any_scale=work.polish > 0 or attack.any_scale,
         )
     return [
         Inversion(

@@ -74,7 +74,7 @@ def check_start(method: Attack, steps: int, seeds: int) -> None:
     Raises:
       UserError: one line that says why.
     """
-    if not isinstance(method, Method) or method.init_from != LEARNED:
+    if not isinstance(method, Method) or not method.starts_learned:
         return
     start = f"method.init_from={LEARNED!r}"
     if method.classes:
