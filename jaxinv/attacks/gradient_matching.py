@@ -394,7 +394,7 @@ class Method(Attack):
             if self.box:
                 candidate = candidate._replace(images=known.normalization.box(candidate.images))
             there = there._replace(parameters=to_parameters(canvas, candidate.images))
-        surrogate = _moved_on(state.surrogate, of_place)
+        surrogate = _step_surrogate(state.surrogate, of_place)
         moved = AttackState(candidate, there.parameters, optimizer_state, state.key, surrogate)
         exchange = named(EXCHANGES, self.exchange)
         if exchange is not None:
@@ -453,7 +453,7 @@ class Method(Attack):
         return Losses(named(OBJECTIVES, self.objective)(between), weighted_sum(weights, view))
 
 
-def _moved_on(surrogate: Surrogate | None, gradient: Array | None) -> Surrogate | None:
+def _step_surrogate(surrogate: Surrogate | None, gradient: Array | None) -> Surrogate | None:
     """The surrogate one step of its own optimizer further; None where there is none."""
     if surrogate is None:
         return None

@@ -149,7 +149,7 @@ def run(
         resources.announce(planner.describe(plan, needed))
         try:
             work = Unfinished(np.int64(0), _no_trace(keys.shape), _no_frames(problem, keys), states)
-            work = _finished(chunk, grid, work, resources)
+            work = _run_to_end(chunk, grid, work, resources)
             break
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -210,7 +210,7 @@ def frame_steps(total: int, count: int) -> list[int]:
     return [step for step in np.unique([0, *steps]).tolist() if step < total]
 
 
-def _finished(
+def _run_to_end(
     chunk: Chunk, grid: planner.Grid, work: Unfinished, resources: Resources
 ) -> Unfinished:
     """Calls the program until the end is measured, and keeps the work meanwhile.
@@ -222,9 +222,10 @@ def _finished(
     shown_at = frame_steps(total, resources.frames)
     path, pace = None, math.inf  # seconds that a step takes
     if resources.snapshots is not None:
+        static = (chunk.attack, chunk.points, chunk.devices)
         arrays = (chunk.problem, chunk.numbers, grid.target, grid.seed, work.states)
-        path = resources.snapshots.of_run(chunk[:3], arrays)
-        work = _resumed(path, work, resources)
+        path = resources.snapshots.of_run(static, arrays)
+        work = _resume(path, work, resources)
     keeper = snapshots.Keeper(path)
     with runtime.held_interrupts(path is not None) as interrupts:
         while work.step <= total:
@@ -236,7 +237,7 @@ def _finished(
             began = time.monotonic()
             most = min(stop - step, max(1, int(CALL_SECONDS / pace)))
             stride, count = _next_call(step, total, chunk.points, most)
-            work = _called(chunk, grid, work, stride, count, resources.progress)
+            work = _call(chunk, grid, work, stride, count, resources.progress)
             pace = max(time.monotonic() - began, 1e-6) / (stride * count)
             keeper.keep(work, now=bool(interrupts), is_end=work.step > total)
             if interrupts:
@@ -244,7 +245,7 @@ def _finished(
     return work
 
 
-def _resumed(path: Path, work: Unfinished, resources: Resources) -> Unfinished:
+def _resume(path: Path, work: Unfinished, resources: Resources) -> Unfinished:
     """The work as it was kept, or as it is where nothing was."""
     found = snapshots.read(path, work, resources.announce)
     if found is None:
@@ -274,7 +275,7 @@ def _next_call(step: int, total: int, points: int, most: int) -> tuple[int, int]
     return every, min(points, max(1, most // every), -(-(total - step) // every) + 1)
 
 
-def _called(
+def _call(
     chunk: Chunk,
     grid: planner.Grid,
     work: Unfinished,
@@ -367,6 +368,7 @@ def init_states(attack, problem, numbers, group_targets, group_seeds, keys, init
         own = _of_seeds(numbers, seeds)
 
         def one(target, own, key, initial):
+            # Without loss and parameters: no start asks what update it would cause.
             facts = problem.normalization, problem.image_prior, problem.learned
             return attack.init(own, key, shape, Known(None, None, target, *facts), initial)
 
