@@ -269,26 +269,26 @@ class Method(Attack):
         Raises:
           UserError: an image is given to begin with, to which no parameters lead.
         """
-        kind = known.normalization.mean.dtype
+        dtype = known.normalization.mean.dtype
         moved = named(REPRESENTATIONS, self.representation)
         front = (self.local.epochs,) if self.by_epoch else ()
         canvas = Canvas((*front, *shape), known.normalization, known.image_prior)
         if initial is None and self.starts_learned:
             inverter = known.learned.get("inverter")
             images = learned_inverter.find(known.target, shape[1:], inverter, known.normalization)
-            initial = Candidate(images.astype(kind), None)
+            initial = Candidate(images.astype(dtype), None)
         if initial is None:
             if moved.draw is None:
                 parameters = named(INITS, self.init_from)(key, canvas.shape)
             else:
                 parameters = moved.draw(canvas, key)
-            parameters = jax.tree.map(lambda x: x.astype(kind), parameters)
+            parameters = jax.tree.map(lambda x: x.astype(dtype), parameters)
             logits = None
             if self.classes:
                 of_labels = jax.random.fold_in(key, 1)
                 logits = jax.random.normal(of_labels, (shape[0], self.classes), jnp.float32)
-                logits = logits.astype(kind)
-            initial = Candidate(moved.to_images(canvas, parameters, jnp.zeros((), kind)), logits)
+                logits = logits.astype(dtype)
+            initial = Candidate(moved.to_images(canvas, parameters, jnp.zeros((), dtype)), logits)
         elif moved.to_parameters is None:
             raise UserError(
                 f"method.representation={self.representation!r}: there is no way back to it from "
@@ -302,7 +302,7 @@ class Method(Attack):
         optimizer = named(OPTIMIZERS, self.optimizer)().init(here)
         surrogate = None
         if self.simulation == "surrogate":
-            place = jnp.asarray(MIDWAY, kind)
+            place = jnp.asarray(MIDWAY, dtype)
             surrogate = Surrogate(place, named(OPTIMIZERS, "adam")().init(place))
         return AttackState(initial, parameters, optimizer, own, surrogate)
 

@@ -446,8 +446,8 @@ def run_chunk(
                 trace = tuple(column.at[number].set(x) for column, x in zip(trace, measured))
                 return state, index, trace
 
-            kind = state.candidate.images.dtype
-            room = tuple(jnp.full(points, jnp.nan, kind) for _ in range(3))
+            dtype = state.candidate.images.dtype
+            room = tuple(jnp.full(points, jnp.nan, dtype) for _ in range(3))
             state, _, trace = lax.fori_loop(0, count, point, (state, start, room))
             return state, trace
 
