@@ -64,8 +64,6 @@ ANNEALING = MappingProxyType(
         if name not in ("client_lr", "iterations")  # settings of their own
     }
 )
-# Label rules that need an update in its own scale.
-NEED_SCALE = ("ilrg", "counts")
 
 SecondOrder = GaussNewton | SmoothedGaussNewton
 
@@ -492,7 +490,7 @@ def _read_labels(
     rule: str, victim: _Victim, client: _Client, received: Sequence[kinds.Received], method: Attack
 ) -> tuple[Attack, np.ndarray]:
     """Labels by a rule, [update, image]; or the method that finds them beside the images."""
-    rules, network = [name for name in LABELS if name != "known"], victim.network
+    network = victim.network
     if not isinstance(network, UserNetwork) or network.loss is not None:
         raise UserError(f"labels={rule}: cannot be read under a loss of your own; give them")
     if rule == "joint":
@@ -500,11 +498,12 @@ def _read_labels(
             raise UserError("labels=joint: not with this method; give them, or a rule")
         found = np.zeros((len(received), client.images), np.int32)
         return method.replace(classes=victim.classes), found
-    if rule not in rules:
-        raise UserError(f"labels={rule}: give them, joint, or one of {', '.join(rules)}")
-    if rule == "idlg" and client.images > 1:
-        raise UserError("labels=idlg: reads one label; use counts, or give them")
-    check_scale(f"labels={rule}", rule not in NEED_SCALE, received)
+    if (entry := LABELS.get(rule)) is None:
+        rules = ", ".join(name for name, entry in LABELS.items() if entry is not None)
+        raise UserError(f"labels={rule}: give them, joint, or one of {rules}")
+    if entry.one_image and client.images > 1:
+        raise UserError(f"labels={rule}: reads one label; use counts, or give them")
+    check_scale(f"labels={rule}", not entry.scaled, received)
 
     @jax.jit
     def read(variables, update):
