@@ -1,7 +1,8 @@
 """Attack the updates of a network of your own: what `jaxinv.invert` does.
 
-Everything that a user can get wrong is checked before anything compiles (`checks.py`); then what
-was sent goes through the assembly of all attacks, without a truth.
+What a user can get wrong is checked (`checks.py`) before the attack compiles; what was sent is read
+as gradients, and labels off it where a rule is asked for; then it goes through the assembly of all
+attacks, without a truth.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxinv import defenses
-from jaxinv.attacks import ATTACKS, FAMILIES
+from jaxinv.attacks import ATTACKS, FAMILIES, ClosedForm
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import (
@@ -39,15 +40,15 @@ from jaxinv.invert.checks import (
     as_variables,
     check_finish,
     check_fit,
+    check_labels,
     check_method,
+    check_outputs,
     check_positive,
     check_priors,
     check_scale,
     check_start,
-    count_classes,
-    given_labels,
-    of_batch_norm,
-    of_network,
+    check_statistics,
+    check_update,
 )
 from jaxinv.invert.verdict import Guesses, guesses, verdict
 from jaxinv.machine import runtime
@@ -208,14 +209,12 @@ def invert_all(
         weights = {}
     if attack.needs_image_prior:
         image_prior = image_prior or _photographs(victim.image_shape, mean, std)
-    trees = [of_network(victim.variables["params"], plain(update)) for update in sent]
-    measured = of_batch_norm(attack.batch_norm, statistics, victim.variables, len(sent))
+    trees = [check_update(victim.variables["params"], plain(update)) for update in sent]
+    measured = check_statistics(attack.batch_norm, statistics, victim.variables, len(sent))
 
-    rule = labels if isinstance(labels, str) else None
-    if labels is None:
-        rule = "idlg" if images == 1 else "counts"
+    rule = _rule(labels, images)
     if rule is None:
-        known = given_labels(labels, len(sent), victim.classes, loss)
+        known = check_labels(labels, len(sent), victim.classes, loss)
         images = known.shape[1]
     if closed_form is not None:
         closed_form.check(victim.network, victim.variables, victim.image_shape, images)
@@ -227,13 +226,7 @@ def invert_all(
     check_scale("method.objective=l2", any_scale, received)
     if rule is not None:
         attack, known = _read_labels(rule, victim, client, received, attack)
-    check_start(attack, client.steps, seeds)
-    if isinstance(attack, Method) and closed_form is None:
-        attack = _with_priors(attack, weights, victim, client)
-    if attack.couples_seeds and seeds == 1:
-        raise UserError("seeds=1: with this method they look at one another; give 2 or more")
-    if chain:
-        attack = attack.replace(defense=chain)
+    attack = _ready(attack, closed_form, weights, victim, client, seeds)
     targets = _Targets(
         victim=victim,
         variables=own,
@@ -246,10 +239,8 @@ def invert_all(
         image_prior=image_prior,
         learned=dict(learned),
     )
-    if lr is None and isinstance(attack, Method):
-        lr = default_rate(attack.optimizer, attack.representation)
-    settings = {"lr": lr or 1.0, "iterations": iterations, "client_lr": client_lr or 1.0}
-    settings = {**ANNEALING, **annealing, **weights, **settings}
+    settings = {**ANNEALING, **annealing, **weights, **_rates(attack, lr, client_lr)}
+    settings["iterations"] = iterations
     of_targets = attack
     if closed_form is not None:
         of_targets = Recovery(closed_form.find, attack.objective, attack.batch_norm)
@@ -278,6 +269,13 @@ def _effort(attack: Attack, closed_form: object | None) -> _Effort:
     family = FAMILIES[type(attack)]
     usual = next(named for named in ATTACKS.values() if named.family is family)
     return _Effort(1, usual.settings["iterations"])
+
+
+def _rule(labels: Sequence[Any] | str | None, images: int) -> str | None:
+    """The rule by which labels are read off the updates; None where they are given."""
+    if labels is None:
+        return "idlg" if images == 1 else "counts"
+    return labels if isinstance(labels, str) else None
 
 
 def _inversions(
@@ -383,7 +381,7 @@ def _victim(
     shape = height, width, channels
     network = as_network(model, loss)
     variables = as_variables(network, variables)
-    classes, classifier = count_classes(network, variables, shape, batch_norm), None
+    classes, classifier = check_outputs(network, variables, shape, batch_norm), None
     if isinstance(network, UserNetwork) and loss is None:
         classifier = find_classifier(network, variables, shape)
     return _Victim(network, variables, shape, classes, classifier)
@@ -515,6 +513,30 @@ def _read_labels(
 
     found = [np.asarray(read(victim.variables, single(one.gradient))) for one in received]
     return method, np.stack(found)
+
+
+def _ready(
+    attack: Attack,
+    closed_form: ClosedForm | None,
+    priors: Mapping,
+    victim: _Victim,
+    client: _Client,
+    seeds: int,
+) -> Attack:
+    """The attack as it is run: checked, with its priors and what it knows of the defense."""
+    check_start(attack, client.steps, seeds)
+    if isinstance(attack, Method) and closed_form is None:
+        attack = _with_priors(attack, priors, victim, client)
+    if attack.couples_seeds and seeds == 1:
+        raise UserError("seeds=1: with this method they look at one another; give 2 or more")
+    return attack.replace(defense=client.chain) if client.chain else attack
+
+
+def _rates(attack: Attack, lr: float | None, client_lr: float | None) -> dict[str, float]:
+    """The learning rates, the attack's and the client's; 1 where there is none."""
+    if lr is None and isinstance(attack, Method):
+        lr = default_rate(attack.optimizer, attack.representation)
+    return {"lr": lr or 1.0, "client_lr": client_lr or 1.0}
 
 
 def _with_priors(method: Method, priors: Mapping, victim: _Victim, client: _Client) -> Method:
