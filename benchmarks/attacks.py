@@ -23,7 +23,7 @@ from jaxinv.attacks.exchanges import EXCHANGES
 from jaxinv.attacks.gradient_matching import LAYERS
 from jaxinv.attacks.representations import REPRESENTATIONS
 from jaxinv.engine import trials
-from jaxinv.engine.closed_form import recover
+from jaxinv.engine.closed_form import Recovery, recover
 from jaxinv.machine import runtime
 from jaxinv.settings import schema
 
@@ -113,9 +113,8 @@ def whole_attack(cell: schema.Cell, cast: Callable) -> Callable[[], trials.Resul
     inputs = tiles(cell, SIZE[0])
     if cell.attack in CLOSED_FORM:
         problem, keys = share(cell, inputs, SIZE[1], cast)
-        return lambda: recover(
-            problem, CLOSED_FORM[cell.attack].find, cell.objective, cell.batch_norm, keys
-        )
+        recovery = Recovery(CLOSED_FORM[cell.attack].find, cell.objective, cell.batch_norm)
+        return lambda: recover(problem, recovery, keys)
     made = assemble(cell, inputs, SIZE[1], cast)
     resources = trials.Resources(made.plan)
     return lambda: trials.run(made.problem, made.attack, made.numbers, made.keys, resources)

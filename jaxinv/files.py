@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from jaxinv.errors import UserError
 
@@ -65,6 +66,12 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError("its values nest too deeply") from None
+
+
+def first_error(error: ValidationError) -> str:
+    """The first of a file's fields that are not as they should be, and what is wrong with it."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ computed again.
 References: Jamieson & Talwalkar 2016, arXiv 1502.07943 (successive halving).
 """
 
-import functools
 import json
 import math
 import shlex
@@ -166,8 +165,7 @@ def measure(
         inputs,
         keys,
         each,
-        functools.partial(
-            trials.Resources,
+        trials.Resources(
             memory=planner.memory_limit(study.plan.memory),
             announce=lambda plan: console.print(f"plan: {plan}", soft_wrap=True),
             snapshots=snapshots,

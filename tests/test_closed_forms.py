@@ -9,7 +9,7 @@ import pytest
 from jaxinv import client, metrics
 from jaxinv.attacks import CLOSED_FORM
 from jaxinv.attacks.closed_form import Given, Recovered
-from jaxinv.engine.closed_form import recover
+from jaxinv.engine.closed_form import Recovery, recover
 from jaxinv.engine.targets import seed_keys
 from jaxinv.engine.trials import Problem
 from jaxinv.errors import UserError
@@ -152,5 +152,6 @@ def test_what_is_found_is_compared_under_the_batch_norm_of_the_client():
     normalization = Normalization(jnp.zeros(2), jnp.ones(2))
     problem = Problem(Normalized(), SHAPE, variables, target, None, normalization)
     keys = seed_keys([0], [0])
-    found = recover(problem, lambda *_: Recovered(images, None), "cosine", "train", keys)
+    recovery = Recovery(lambda *_: Recovered(images, None), "cosine", "train")
+    found = recover(problem, recovery, keys)
     assert abs(found.objective.item()) < 1e-5

@@ -34,7 +34,7 @@ def test_counts_labels_with_repeats_and_more_images_than_classes(rule, truth):
     if rule == "llg" and len(truth) > CLASSES:
         pytest.skip("its estimate of one image's impact is too rough for that")
     layer = last_layer(np.array(truth), spread=0.02, scale=1 / len(truth))
-    found = jax.jit(labels.LABELS[rule], static_argnums=1)(layer, len(truth))
+    found = jax.jit(labels.LABELS[rule].count, static_argnums=1)(layer, len(truth))
     np.testing.assert_array_equal(found, np.bincount(truth, minlength=CLASSES))
 
 

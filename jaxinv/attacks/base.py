@@ -92,12 +92,22 @@ class Attack:
         return False
 
     @property
+    def any_scale(self) -> bool:
+        """Whether the update may be a multiple of what it is taken for."""
+        return False
+
+    @property
+    def starts_learned(self) -> bool:
+        """Whether it begins with what a trained inverter finds."""
+        return False
+
+    @property
     def couples_seeds(self) -> bool:
         """Whether a target's seeds exchange something, and must be computed together."""
         return bool(needing("seeds", self.priors))
 
     @property
-    def products(self) -> int:
+    def passes_per_step(self) -> int:
         """Passes through the network in one step, beside what is done once."""
         return 1
 

@@ -157,7 +157,7 @@ class GaussNewton(Attack):
         return True
 
     @property
-    def products(self) -> int:
+    def passes_per_step(self) -> int:
         """Those of conjugate gradients."""
         return self.cg_iterations
 
@@ -176,12 +176,12 @@ class GaussNewton(Attack):
         """Starts at the prior's mean, or at a draw from the prior."""
         del numbers
         prior = known.image_prior
-        kind = prior.mean.dtype
+        dtype = prior.mean.dtype
         if initial is None:
             scale = PRIOR_INITS[self.init_from]
-            draw = scale * jax.random.normal(key, shape, jnp.float32).astype(kind)
+            draw = scale * jax.random.normal(key, shape, jnp.float32).astype(dtype)
             images = prior.mean + synthesize(prior, jnp.sqrt(prior.variances) * draw)
-            logits = jnp.zeros((shape[0], self.classes), kind) if self.classes else None
+            logits = jnp.zeros((shape[0], self.classes), dtype) if self.classes else None
             initial = Candidate(images, logits)
         return State(initial, jnp.bool_(True))
 

@@ -74,6 +74,7 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 }
 RATES = {"adam": 0.1, "sgd": 0.1, "lbfgs": 1.0}  # where none is given; a search finds the step
 HISTORY, LINE_SEARCH = 100, 20  # as DLG; evaluations of a line search
+TILE = 4  # pixels along a side of what a patterned image repeats
 
 
 def default_rate(optimizer: str | Callable, representation: str | Representation) -> float:
@@ -82,14 +83,14 @@ def default_rate(optimizer: str | Callable, representation: str | Representation
     return rate * named(REPRESENTATIONS, representation).pace
 
 
-def patterned(key: jax.Array, shape: tuple[int, ...], size: int = 4) -> Array:
-    """A normal tile of size x size pixels, repeated over the image.
+def patterned(key: jax.Array, shape: tuple[int, ...]) -> Array:
+    """A normal tile of `TILE` x `TILE` pixels, repeated over the image.
 
     References: Wei et al. 2020, arXiv 2004.10397 (patterned initial images converge more often).
     """
     *front, height, width, channels = shape
-    tile = jax.random.normal(key, (*front, size, size, channels), jnp.float32)
-    repeats = (1,) * len(front) + (-(-height // size), -(-width // size), 1)
+    tile = jax.random.normal(key, (*front, TILE, TILE, channels), jnp.float32)
+    repeats = (1,) * len(front) + (-(-height // TILE), -(-width // TILE), 1)
     return jnp.tile(tile, repeats)[..., :height, :width, :]
 
 
@@ -236,6 +237,11 @@ class Method(Attack):
         return named(REPRESENTATIONS, self.representation).needs_prior
 
     @property
+    def starts_learned(self) -> bool:
+        """By the name of its start."""
+        return self.init_from == LEARNED
+
+    @property
     def couples_seeds(self) -> bool:
         """Where a prior looks at the other seeds, or they meet on the way."""
         return super().couples_seeds or named(EXCHANGES, self.exchange) is not None
@@ -263,26 +269,26 @@ class Method(Attack):
         Raises:
           UserError: an image is given to begin with, to which no parameters lead.
         """
-        kind = known.normalization.mean.dtype
+        dtype = known.normalization.mean.dtype
         moved = named(REPRESENTATIONS, self.representation)
         front = (self.local.epochs,) if self.by_epoch else ()
         canvas = Canvas((*front, *shape), known.normalization, known.image_prior)
-        if initial is None and self.init_from == LEARNED:
+        if initial is None and self.starts_learned:
             inverter = known.learned.get("inverter")
             images = learned_inverter.find(known.target, shape[1:], inverter, known.normalization)
-            initial = Candidate(images.astype(kind), None)
+            initial = Candidate(images.astype(dtype), None)
         if initial is None:
             if moved.draw is None:
                 parameters = named(INITS, self.init_from)(key, canvas.shape)
             else:
                 parameters = moved.draw(canvas, key)
-            parameters = jax.tree.map(lambda x: x.astype(kind), parameters)
+            parameters = jax.tree.map(lambda x: x.astype(dtype), parameters)
             logits = None
             if self.classes:
                 of_labels = jax.random.fold_in(key, 1)
                 logits = jax.random.normal(of_labels, (shape[0], self.classes), jnp.float32)
-                logits = logits.astype(kind)
-            initial = Candidate(moved.to_images(canvas, parameters, jnp.zeros((), kind)), logits)
+                logits = logits.astype(dtype)
+            initial = Candidate(moved.to_images(canvas, parameters, jnp.zeros((), dtype)), logits)
         elif moved.to_parameters is None:
             raise UserError(
                 f"method.representation={self.representation!r}: there is no way back to it from "
@@ -296,7 +302,7 @@ class Method(Attack):
         optimizer = named(OPTIMIZERS, self.optimizer)().init(here)
         surrogate = None
         if self.simulation == "surrogate":
-            place = jnp.asarray(MIDWAY, kind)
+            place = jnp.asarray(MIDWAY, dtype)
             surrogate = Surrogate(place, named(OPTIMIZERS, "adam")().init(place))
         return AttackState(initial, parameters, optimizer, own, surrogate)
 
@@ -388,7 +394,7 @@ class Method(Attack):
             if self.box:
                 candidate = candidate._replace(images=known.normalization.box(candidate.images))
             there = there._replace(parameters=to_parameters(canvas, candidate.images))
-        surrogate = _moved_on(state.surrogate, of_place)
+        surrogate = _step_surrogate(state.surrogate, of_place)
         moved = AttackState(candidate, there.parameters, optimizer_state, state.key, surrogate)
         exchange = named(EXCHANGES, self.exchange)
         if exchange is not None:
@@ -447,7 +453,7 @@ class Method(Attack):
         return Losses(named(OBJECTIVES, self.objective)(between), weighted_sum(weights, view))
 
 
-def _moved_on(surrogate: Surrogate | None, gradient: Array | None) -> Surrogate | None:
+def _step_surrogate(surrogate: Surrogate | None, gradient: Array | None) -> Surrogate | None:
     """The surrogate one step of its own optimizer further; None where there is none."""
     if surrogate is None:
         return None
@@ -539,7 +545,7 @@ def make(settings: Any, assumed: Assumed) -> Method:
 
 
 def may_be_surrogate(
-    objective: str | Callable, priors: Iterable[str], steps: int, defense: Sequence[str] = ()
+    objective: str | Callable, priors: Iterable[str], steps: int, defense: Sequence[str]
 ) -> bool:
     """Whether one gradient can stand for the client's steps, of which it has not the length.
 
@@ -555,11 +561,7 @@ def may_be_surrogate(
 
 
 def may_drop_gradients(
-    priors: Iterable[str],
-    steps: int,
-    defense: Sequence[str] = (),
-    simulation: str = "unrolled",
-    entries: float = 1.0,
+    priors: Iterable[str], steps: int, defense: Sequence[str], simulation: str, entries: float
 ) -> bool:
     """Whether nothing asks for the candidate's weight gradients themselves.
 

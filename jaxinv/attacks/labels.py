@@ -65,7 +65,7 @@ def infer(
       UserError: the layer that makes the logits was not found, or is not in the update.
       ValueError: the rule reads nothing.
     """
-    if (count := LABELS[rule]) is None:
+    if (entry := LABELS[rule]) is None:
         raise ValueError(f"labels={rule}: no rule; the labels are given")
     classifier = find_classifier(module, variables, image_shape)
     if classifier is None:
@@ -89,7 +89,7 @@ def infer(
     # The error of one image's logits is read off the weights up to a positive factor.
     alone = images == 1 and classes > 2
     features = None
-    if rule == "counts" or (of_bias is None and rule != "llg" and not alone):
+    if entry.dummies or (of_bias is None and entry.bias and not alone):
         noise = natural_noise(jax.random.key(0), (max(8, DUMMIES // classes), *image_shape))
         features = classifier_features(module, variables, noise, classifier)
     if of_bias is not None:
@@ -99,7 +99,7 @@ def infer(
     else:  # every class's weight gradient is its logit's times about the same features
         of_bias = gradient.sum(1) / features.sum(1).mean()
     dummies = jnp.zeros((0, len(kernel))) if features is None else features - features.mean(axis=0)
-    counts = count(LastLayer(kernel, bias, gradient, of_bias, dummies), images)
+    counts = entry.count(LastLayer(kernel, bias, gradient, of_bias, dummies), images)
     return jnp.repeat(jnp.arange(classes), counts, total_repeat_length=images).astype(jnp.int32)
 
 
@@ -309,11 +309,21 @@ def _solve(
     return jnp.linalg.lstsq(rows, jnp.concatenate([bias_gradient, equal, jnp.full(1, 10.0)]))[0]
 
 
+class Rule(NamedTuple):
+    """An entry of `LABELS`: what counts each class's images, and what it needs of the update."""
+
+    count: Callable[[LastLayer, int], Int[Array, " class"]]  # of so many images
+    one_image: bool = False  # whether it reads one label alone
+    scaled: bool = False  # whether the update must be in its own scale
+    bias: bool = True  # whether it looks at the bias gradient: without one it is estimated
+    dummies: bool = False  # whether it looks at how features of noise scatter
+
+
 # "known": the client's labels come with the update.
-LABELS: dict[str, Callable[[LastLayer, int], Int[Array, " class"]] | None] = {
+LABELS: dict[str, Rule | None] = {
     "known": None,
-    "idlg": idlg,
-    "llg": llg,
-    "ilrg": ilrg,
-    "counts": counts,
+    "idlg": Rule(idlg, one_image=True),
+    "llg": Rule(llg, bias=False),
+    "ilrg": Rule(ilrg, scaled=True),
+    "counts": Rule(counts, scaled=True, dummies=True),
 }

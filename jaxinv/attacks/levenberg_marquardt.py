@@ -85,11 +85,6 @@ class LevenbergMarquardt(Attack):
 
     Numbers = Numbers
 
-    @property
-    def products(self) -> int:
-        """A system of some thousand unknowns."""
-        return 3000
-
     def init(
         self,
         numbers: Numbers,
@@ -102,9 +97,9 @@ class LevenbergMarquardt(Attack):
         del numbers, key, shape
         if initial is None:
             raise ValueError("Levenberg-Marquardt polishes what another attack has found")
-        kind = known.normalization.mean.dtype
-        initial = jax.tree.map(lambda x: x.astype(kind), initial)
-        return State(initial, jnp.asarray(FIRST_DAMPING, kind), jnp.int32(0))
+        dtype = known.normalization.mean.dtype
+        initial = jax.tree.map(lambda x: x.astype(dtype), initial)
+        return State(initial, jnp.asarray(FIRST_DAMPING, dtype), jnp.int32(0))
 
     def outcome(self, state: State) -> dict[str, Array]:
         """How each trial ended."""

@@ -101,7 +101,7 @@ class SmoothedGaussNewton(Attack):
         return True
 
     @property
-    def products(self) -> int:
+    def passes_per_step(self) -> int:
         """Those of conjugate gradients."""
         return self.cg_iterations
 
@@ -115,13 +115,13 @@ class SmoothedGaussNewton(Attack):
     ) -> State:
         """Starts at the prior's mean, or at a draw from the prior, and believes the prior."""
         del numbers
-        kind = known.image_prior.mean.dtype
+        dtype = known.image_prior.mean.dtype
         of_start, of_draws = jax.random.split(key)
         if initial is None:
-            draw = jax.random.normal(of_start, shape, jnp.float32).astype(kind)
+            draw = jax.random.normal(of_start, shape, jnp.float32).astype(dtype)
             images = unwhiten(known.image_prior, PRIOR_INITS[self.init_from] * draw)
             initial = Candidate(images, None)
-        return State(initial, jnp.ones(shape, kind), of_draws)
+        return State(initial, jnp.ones(shape, dtype), of_draws)
 
     def step(
         self, numbers: Numbers, known: Known, index: Int[Array, ""], state: State

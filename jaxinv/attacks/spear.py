@@ -94,9 +94,9 @@ def attack(given: Given, samples: int = SAMPLES) -> Found:
         chosen, match = _choose(layer, pool)
         return _State(state.samples + each, pool, chosen, match)
 
-    kind = layer.left.dtype
-    nothing = jnp.zeros((DISTINCT * images, images), kind)
-    start = _State(jnp.int32(0), nothing, jnp.eye(images, dtype=kind), jnp.zeros((), kind))
+    dtype = layer.left.dtype
+    nothing = jnp.zeros((DISTINCT * images, images), dtype)
+    start = _State(jnp.int32(0), nothing, jnp.eye(images, dtype=dtype), jnp.zeros((), dtype))
     end = lax.while_loop(more, draw, start)
     found = images_of(layer, end.chosen)
     exact = jnp.broadcast_to(end.match >= MATCHED, (images,))

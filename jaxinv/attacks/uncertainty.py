@@ -51,11 +51,6 @@ class Spectrum(Attack):
 
     Numbers = SpectrumNumbers
 
-    @property
-    def products(self) -> int:
-        """A system of some thousand unknowns."""
-        return 3000
-
     def numbers(self, seeds: int, settings: Mapping[str, Any]) -> SpectrumNumbers:
         """Makes the traced part of settings: one step."""
         return super().numbers(seeds, {**settings, "iterations": 1})
@@ -63,11 +58,11 @@ class Spectrum(Attack):
     def init(self, numbers, key, shape, known, initial) -> SpectrumState:
         """Room for what will be found, at the image another attack has found."""
         del numbers, key
-        kind = known.normalization.mean.dtype
-        initial = jax.tree.map(lambda x: x.astype(kind), initial)
+        dtype = known.normalization.mean.dtype
+        initial = jax.tree.map(lambda x: x.astype(dtype), initial)
         pixels = initial.images.size
         least = min(LEAST_DETERMINED, pixels)
-        return SpectrumState(initial, jnp.zeros(pixels, kind), jnp.zeros((least, *shape), kind))
+        return SpectrumState(initial, jnp.zeros(pixels, dtype), jnp.zeros((least, *shape), dtype))
 
     def outcome(self, state: SpectrumState) -> dict[str, Array]:
         """The singular values and the least determined directions."""
@@ -117,11 +112,6 @@ class Posterior(Attack):
 
     attack: gn.GaussNewton = dataclasses.field(default_factory=gn.GaussNewton)
 
-    @property
-    def products(self) -> int:
-        """Those of conjugate gradients, for all draws of a step."""
-        return CG_FACTOR * self.attack.cg_iterations * DRAWS_AT_ONCE
-
     def numbers(self, seeds: int, settings: Mapping[str, Any]) -> gn.Numbers:
         """Those of the attack, with as many steps as the draws take."""
         steps = -(-int(settings["posterior"]) // DRAWS_AT_ONCE)
@@ -131,8 +121,8 @@ class Posterior(Attack):
     def init(self, numbers, key, shape, known, initial) -> PosteriorState:
         """No draws, at the image that the attack has found."""
         del numbers, shape
-        kind = known.normalization.mean.dtype
-        initial = jax.tree.map(lambda x: x.astype(kind), initial)
+        dtype = known.normalization.mean.dtype
+        initial = jax.tree.map(lambda x: x.astype(dtype), initial)
         return PosteriorState(initial, key, jnp.zeros_like(initial.images), jnp.int32(0))
 
     def outcome(self, state: PosteriorState) -> dict[str, Array]:

@@ -101,8 +101,8 @@ def attack(given: Given) -> Found:
         chosen = _sparsest(layer.rows, jnp.concatenate([state.chosen, found]), images)
         return _State(state.rounds + 1, chosen, _match(layer, chosen))
 
-    kind = layer.rows.dtype
-    start = _State(jnp.int32(0), jnp.eye(images, dtype=kind), jnp.zeros(images, kind))
+    dtype = layer.rows.dtype
+    start = _State(jnp.int32(0), jnp.eye(images, dtype=dtype), jnp.zeros(images, dtype))
     end = lax.while_loop(more, draw, start)
     found = images_of(layer, end.chosen)
     exact = end.match >= MATCHED

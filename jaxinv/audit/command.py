@@ -109,8 +109,9 @@ def _received(
       UserError: it cannot be read, lacks layers, is no such update, or its scale is not known.
     """
     name, params = f"--update {asked.update}", victim.variables["params"]
-    of_victim = victim.module, victim.variables, victim.info.image_shape
-    sent = updates.load(asked.update, params, functools.partial(parameters_in_order, *of_victim))
+    variables, shape = victim.variables, victim.info.image_shape
+    in_order = functools.partial(parameters_in_order, victim.module, variables, shape)
+    sent = updates.load(asked.update, params, in_order)
     if jax.tree.structure(sent) != jax.tree.structure(params):
         raise UserError(f"{name}: lacks layers; give all that the client sends")
     network, bare = UserNetwork(victim.module), asked.defense == defenses.NONE
@@ -121,7 +122,7 @@ def _received(
         images=len(asked.ids),
         steps=local.steps(len(asked.ids)),
         rate=asked.client_lr,
-        classifier=find_classifier(network, *of_victim[1:]) if bare else None,
+        classifier=find_classifier(network, variables, shape) if bare else None,
         name=name,
     )
     if not received.scaled:

@@ -38,13 +38,11 @@ class Bound(NamedTuple):
     candidates: int
 
 
-def lower_bound(
-    successes: int, games: int, candidates: int, delta: float, level: float = LEVEL
-) -> Bound:
+def lower_bound(successes: int, games: int, candidates: int, delta: float) -> Bound:
     """Bounds epsilon from below by the number of games that an attacker has won.
 
     Guarantees: of a mechanism that is (epsilon, delta)-private and mu-GDP, a bound above the truth
-    comes at most with probability 1 - level, whatever the attack and the candidates are, as long as
+    comes at most with probability 1 - LEVEL, whatever the attack and the candidates are, as long as
     games are independent and each candidate equally likely.
 
     Args:
@@ -52,11 +50,10 @@ def lower_bound(
       games: independent ones.
       candidates: N of each, at least 2.
       delta: at which epsilon is asked for.
-      level: one-sided.
     """
     if candidates < 2:
         raise ValueError(f"candidates={candidates}: an attacker needs at least two to choose among")
-    low = clopper_pearson(successes, games, 2 * level - 1).low
+    low = clopper_pearson(successes, games, 2 * LEVEL - 1).low  # one-sided
     mu = max(0.0, float(special.ndtri(low) - special.ndtri(1 / candidates))) if low > 0 else 0.0
     return Bound(successes / games, low, mu, gdp_epsilon(mu, delta), delta, games, candidates)
 

@@ -143,7 +143,7 @@ def share(
     truths = Truth(pool.images[members] / np.float32(255), pool.labels[members])
     classifier = ()
     if defenses.asks_for_classifier(names):
-        classifier = classifier_path(network.module, network.variables, pool.images[:1])
+        classifier = classifier_path(network.module, network.variables, pool.images.shape[1:])
     clients = ClientSettings(
         local=rules.local, defense=names, known_defense=names, classifier=classifier
     )

@@ -39,7 +39,7 @@ def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> Share:
     return Share(successes / trials, *_limits(successes, successes, trials, tail), trials)
 
 
-def mean_share(values: Float[np.ndarray, " trial"], level: float = LEVEL) -> Share:
+def mean_share(values: Float[np.ndarray, " trial"]) -> Share:
     """Computes an exact interval of the mean of independent numbers between 0 and 1.
 
     For the recall of an update of several images, which stand and fall together: one number an
@@ -52,8 +52,8 @@ def mean_share(values: Float[np.ndarray, " trial"], level: float = LEVEL) -> Sha
     values = np.asarray(values, float)
     total, trials = float(values.sum()), len(values)
     if np.isin(values, (0.0, 1.0)).all():
-        return clopper_pearson(round(total), trials, level)
-    tail = (1 - level) / 2 / math.e
+        return clopper_pearson(round(total), trials)
+    tail = (1 - LEVEL) / 2 / math.e
     # Rounding of the sum must not cost a whole success.
     below, above = math.floor(total + 1e-9), math.ceil(total - 1e-9)
     return Share(total / trials, *_limits(below, above, trials, tail), trials)

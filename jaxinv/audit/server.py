@@ -12,7 +12,7 @@ References: Fowl et al. 2022 (Robbing the Fed), arXiv 2110.13057 (imprint); Wen 
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.traverse_util
 import jax
@@ -24,6 +24,7 @@ from scipy import stats
 from jaxinv import client, defenses
 from jaxinv.attacks.imprint import read
 from jaxinv.audit import measuring
+from jaxinv.audit.games import Network
 from jaxinv.audit.intervals import Share, mean_share
 from jaxinv.engine.targets import noise_keys
 from jaxinv.networks.imprint import LAYER, expected_alone, imprinted
@@ -49,7 +50,7 @@ class Imprinted(NamedTuple):
 
 
 def play(
-    network: Any,
+    network: Network,
     candidates: measuring.Candidates,
     members: Int[np.ndarray, "game image"],
     defense: str,
@@ -59,7 +60,7 @@ def play(
     """Lets clients share updates of a network behind an imprint, and reads them.
 
     Args:
-      network: `games.Network`, of the honest server.
+      network: of the honest server.
       candidates: normalized; the server knows how bright they are.
       members: of each game.
       defense: the client's.
@@ -68,7 +69,9 @@ def play(
     """
     images, labels = np.asarray(candidates.images), np.asarray(candidates.labels)
     known = images.reshape(len(images), -1).mean(axis=1)
-    module, variables = imprinted(*network[:2], images.shape[1:], bins, known, amplify)
+    module, variables = imprinted(
+        network.module, network.variables, images.shape[1:], bins, known, amplify
+    )
     params, loss = variables["params"], client.loss_fn(module, variables)
     chain = defenses.parse(defense)
     keys = noise_keys(range(len(members)), [0] * len(members))
@@ -100,12 +103,12 @@ class Fished(NamedTuple):
 
 
 def fish(
-    network: Any, candidates: measuring.Candidates, members: Int[np.ndarray, "game image"]
+    network: Network, candidates: measuring.Candidates, members: Int[np.ndarray, "game image"]
 ) -> Fished | None:
     """Fishes for every class of which an update holds one image, without a defense.
 
     Args:
-      network: `games.Network`.
+      network: as it was trained.
       candidates: normalized.
       members: of each game.
 
@@ -141,11 +144,11 @@ def fish(
     return Fished(mean_share((counts[1:] == 1).mean(axis=1)), min(cosines, default=math.nan))
 
 
-def fished_layer(network: Any, image_shape: Sequence[int]) -> Classifier | None:
+def fished_layer(network: Network, image_shape: Sequence[int]) -> Classifier | None:
     """The layer that a server changes to fish: a dense one with a bias that makes the logits.
 
     Args:
-      network: `games.Network`.
+      network: as it was trained.
       image_shape: height, width, channel.
 
     Returns:

@@ -187,9 +187,9 @@ def check_finite(tree: PyTree, name: str) -> None:
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         of = path_name(path)
-        kind = getattr(leaf, "dtype", np.asarray(leaf).dtype)
-        if not (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)):
-            raise UserError(f"{name}: {of} holds {kind}; an update is of real numbers")
+        dtype = getattr(leaf, "dtype", np.asarray(leaf).dtype)
+        if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+            raise UserError(f"{name}: {of} holds {dtype}; an update is of real numbers")
         values = np.asarray(leaf).astype(np.float64)
         for what, bad in (("NaN", np.isnan(values)), ("infinite", np.isinf(values))):
             if bad.any():
@@ -312,11 +312,11 @@ def _rounding(tree: PyTree) -> float:
     """Relative error, as norms, of numbers rounded to the types that they have."""
     total = 0.0
     for leaf in jax.tree.leaves(tree):
-        kind = getattr(leaf, "dtype", np.asarray(leaf).dtype)
-        if jnp.issubdtype(kind, jnp.floating):
+        dtype = getattr(leaf, "dtype", np.asarray(leaf).dtype)
+        if jnp.issubdtype(dtype, jnp.floating):
             # A uniform error of a spacing, which is between eps / 2 and eps of the number.
             values = np.asarray(leaf).astype(np.float64)
-            total += (0.2 * float(jnp.finfo(kind).eps)) ** 2 * float(np.sum(values**2))
+            total += (0.2 * float(jnp.finfo(dtype).eps)) ** 2 * float(np.sum(values**2))
         else:
             total += np.size(leaf) / 12
     return total**0.5 / _norm(tree)

@@ -31,6 +31,7 @@ from jaxinv.types import PyTree, path_name
 
 FORMATS = ".npz, .safetensors, or a folder of Orbax"
 ROOM = 2**20  # bytes that a file may hold beside the parameters
+MOST_LISTED = 12  # names in a message
 MOST_HEADER = 10**8  # bytes of the header of a safetensors file: the format's own limit
 # Of safetensors, https://github.com/huggingface/safetensors; the rest are no parameters.
 _TYPES = {
@@ -212,10 +213,10 @@ def _by_order(entries, expected, uses, name):
     )
 
 
-def _listed(names: Sequence[str], most: int = 12) -> str:
+def _listed(names: Sequence[str]) -> str:
     """Names in one line, not all of a large network's."""
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f", and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return ", ".join(names[:MOST_LISTED]) + more
 
 
 def _flat_name(name: str) -> str:

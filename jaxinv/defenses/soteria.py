@@ -22,7 +22,7 @@ def _soteria(update, strengths, key, context):
     References: Sun et al. 2021 (Soteria), arXiv 2012.06043, eq. 7 and its public code.
     """
     module, variables, images, _ = context
-    path = classifier_path(module, variables, images)
+    path = classifier_path(module, variables, images.shape[1:])
 
     def features(image):
         with fast_convolutions():

@@ -13,7 +13,7 @@ from jaxinv.attacks.base import Attack, Candidate
 from jaxinv.attacks.levenberg_marquardt import LevenbergMarquardt
 from jaxinv.attacks.uncertainty import Posterior, Spectrum
 from jaxinv.engine import planner, trials
-from jaxinv.engine.closed_form import recover
+from jaxinv.engine.closed_form import Recovery, recover
 from jaxinv.machine import runtime
 from jaxinv.types import Normalization, PyTree
 
@@ -21,18 +21,10 @@ Cast = Callable[[PyTree], PyTree]  # a tree's floats to the precision of the ari
 MakeProblem = Callable[[Cast], trials.Problem]
 
 
-class ClosedForm(NamedTuple):
-    """An attack without iterations."""
-
-    find: Callable  # of an entry of `attacks.CLOSED_FORM`
-    objective: str | Callable  # by which what it found is compared
-    batch_norm: str  # of the client, as in `client.loss_fn`
-
-
 class Work(NamedTuple):
     """What is done to every target."""
 
-    attack: Attack | ClosedForm
+    attack: Attack | Recovery
     settings: Mapping[str, Any]  # of the traced part: each one for all seeds, or [seed]
     precision: str = "float32"
     polish: int = 0  # steps of Levenberg-Marquardt in float64 that follow
@@ -41,10 +33,7 @@ class Work(NamedTuple):
 
 
 def attack_targets(
-    make_problem: MakeProblem,
-    work: Work,
-    keys: jax.Array,
-    resources: Callable[[planner.GroupPlan], trials.Resources],
+    make_problem: MakeProblem, work: Work, keys: jax.Array, resources: trials.Resources
 ) -> tuple[trials.Result, dict[str, np.ndarray] | None]:
     """Attacks every target from every seed; then polishes, or asks what is left open.
 
@@ -52,7 +41,7 @@ def attack_targets(
       make_problem: all targets, in one precision.
       work: what is done.
       keys: [target, seed].
-      resources: of a plan, by which a program runs.
+      resources: by which a program runs, but for the plan, which is found here.
 
     Returns:
       The result, and what else was found: arrays [target, ...].
@@ -63,8 +52,8 @@ def attack_targets(
     attack, extras = work.attack, None
     with runtime.arithmetic(work.precision) as cast:
         problem = make_problem(cast)
-        if isinstance(attack, ClosedForm):
-            return recover(problem, *attack, keys), None
+        if isinstance(attack, Recovery):
+            return recover(problem, attack, keys), None
         plan = planner.first_plan(
             problem.variables["params"],
             *keys.shape,
@@ -72,10 +61,10 @@ def attack_targets(
             attack.couples_seeds,
         )
         numbers = cast(attack.numbers(keys.shape[1], work.settings))
-        result = trials.run(problem, attack, numbers, keys, resources(plan))
-        # What follows is one trial at once, and moves no bar.
+        result = trials.run(problem, attack, numbers, keys, resources._replace(plan=plan))
+        # What follows is one trial at once, moves no bar and is in no picture.
         alone = planner.GroupPlan(1, 1, jax.local_device_count())
-        silent = resources(alone)._replace(progress=_say_nothing, announce=_say_nothing, frames=0)
+        silent = trials.Resources(alone, resources.memory, snapshots=resources.snapshots)
         if work.posterior:
             spread = Posterior(batch_norm=attack.batch_norm, attack=attack)
             settings = {**work.settings, "posterior": work.posterior}
@@ -152,8 +141,7 @@ def around_best(
         return jax.tree.map(lambda x: x[:few], tree)
 
     problem = problem.replace(targets=first(problem.targets), truths=first(problem.truths))
-    objective = np.where(result.finite, np.asarray(result.objective), np.inf)[:few]
-    best = objective.argmin(axis=1)
+    best = trials.comparable(result)[:few].argmin(axis=1)
     rows = np.arange(len(best))
 
     def pick(x):
@@ -173,8 +161,3 @@ def in_pixels(found: dict[str, np.ndarray], normalization: Normalization) -> dic
     """The image around which a posterior was found and its standard deviation, not clipped."""
     mean, std = np.asarray(normalization.mean), np.asarray(normalization.std)
     return {"best": found["images"] * std + mean, "std": found["std"] * std}
-
-
-def _say_nothing(*said: Any) -> None:
-    """Neither progress nor a plan."""
-    del said

@@ -19,8 +19,9 @@ from jaxinv.attacks.base import Attack
 from jaxinv.attacks.priors import needing
 from jaxinv.client.capacity import capacity
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, Source, load_prior
-from jaxinv.engine import planner, trials
-from jaxinv.engine.assembly import ClosedForm, Work, attack_targets
+from jaxinv.engine import trials
+from jaxinv.engine.assembly import Work, attack_targets
+from jaxinv.engine.closed_form import Recovery
 from jaxinv.engine.likeness import (
     Likeness,
     Lineup,
@@ -292,7 +293,7 @@ def attack_cell(
     inputs: CellInputs,
     keys: jax.Array,
     numbers: Mapping[str, Any],
-    resources: Callable[[planner.GroupPlan], trials.Resources],
+    resources: trials.Resources,
 ) -> CellResult:
     """Lets clients share their updates and attacks each from many seeds, as a cell says.
 
@@ -301,13 +302,13 @@ def attack_cell(
       inputs: the victim and the private batches.
       keys: [target, seed].
       numbers: each one for all seeds, or [seed].
-      resources: of a plan, by which a program runs.
+      resources: as in `attack_targets`.
     """
     # Polishing needs a float64 target, so the client's update is computed in float64 too.
     with runtime.arithmetic("float64" if cell.polish else cell.precision) as cast:
         shared = share(cell, inputs, cast)
     if cell.attack in CLOSED_FORM:
-        attack = ClosedForm(CLOSED_FORM[cell.attack].find, cell.objective, cell.batch_norm)
+        attack = Recovery(CLOSED_FORM[cell.attack].find, cell.objective, cell.batch_norm)
     else:
         attack = attack_of(cell, inputs)
     spectra = max(0, WITH_SPECTRUM - inputs.position)
@@ -402,7 +403,7 @@ def classifier_of(cell: schema.Cell, inputs: CellInputs) -> tuple[str, ...]:
     known = defenses.asks_for_classifier(cell.attacker().defense)
     if needing("update", cell.priors()) or known:
         victim = inputs.victim
-        return classifier_path(victim.module, victim.variables, inputs.images[0])
+        return classifier_path(victim.module, victim.variables, inputs.images.shape[2:])
     return ()
 
 

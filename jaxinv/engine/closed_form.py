@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +18,22 @@ from jaxinv.engine.trials import Problem, Result, Trace
 from jaxinv.types import named
 
 
-def recover(
-    problem: Problem, closed_form: Callable, objective: str, batch_norm: str, keys: jax.Array
-) -> Result:
+class Recovery(NamedTuple):
+    """A closed form, and by what its find is compared."""
+
+    find: Callable  # of an entry of `attacks.CLOSED_FORM`
+    objective: str | Callable  # by which the update of what was found is compared
+    batch_norm: str  # of the client, by which that update is computed: as in `client.loss_fn`
+
+
+def recover(problem: Problem, recovery: Recovery, keys: jax.Array) -> Result:
     """Runs an attack in closed form on every target, from every key.
 
     Args:
-      problem, keys: as in `run`.
-      closed_form: one of `attacks.CLOSED_FORM`.
-      objective: by which the update of what was found is compared with the target's.
-      batch_norm: of the client, by which that update is computed.
+      problem, keys: as in `trials.run`.
+      recovery: the attack.
     """
-    images, pixels, scores, distance, finite, exact = _recover(
-        closed_form, objective, batch_norm, problem, keys
-    )
+    images, pixels, scores, distance, finite, exact = _recover(recovery, problem, keys)
     given = problem.targets.labels
     labels = jnp.broadcast_to(given[:, None], (*keys.shape, given.shape[1]))
     psnr = np.full(keys.shape, np.nan) if scores is None else np.asarray(scores.psnr)
@@ -53,21 +56,21 @@ def recover(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _recover(closed_form, objective, batch_norm, problem, keys):
+@functools.partial(jax.jit, static_argnums=0)
+def _recover(recovery, problem, keys):
     module, variables, normalization = problem.module, problem.variables, problem.normalization
-    loss = client.loss_fn(module, variables, batch_norm)
+    loss = client.loss_fn(module, variables, recovery.batch_norm)
 
     def one(target, truth, key):
         count = len(target.labels)
         network = module, variables, target, count, problem.image_shape
-        found = closed_form(Given(*network, key, normalization, problem.learned.get("inverter")))
+        found = recovery.find(Given(*network, key, normalization, problem.learned.get("inverter")))
         update, _ = client.gradient(loss, variables["params"], found.images, target.labels)
         pixels, scores = normalization.pixels(found.images), None
         if truth is not None:
             pixels = metrics.match(pixels, truth.images, normalization.mean)
             scores = metrics.score(truth, pixels)
-        distance = named(OBJECTIVES, objective)(compare(update, target.update))
+        distance = named(OBJECTIVES, recovery.objective)(compare(update, target.update))
         finite = jnp.isfinite(found.images).all()
         exact = None if found.exact is None else found.exact.all()
         return found.images, pixels, scores, distance, finite, exact

@@ -71,6 +71,11 @@ class Result(NamedTuple):
     frames: Frames | None = None  # of an attack with steps
 
 
+def comparable(result: Result) -> Float[np.ndarray, "target seed"]:
+    """The objectives, inf where a trial is not finite: their argmin is the attacker's pick."""
+    return np.where(result.finite, np.asarray(result.objective), np.inf)
+
+
 class Problem(flax.struct.PyTreeNode):
     """What all trials of a cell share: the network, the updates, and what is known of images."""
 
@@ -87,7 +92,7 @@ class Problem(flax.struct.PyTreeNode):
 class Resources(NamedTuple):
     """By what a program runs, who hears of it, and where its work is kept meanwhile."""
 
-    plan: planner.GroupPlan  # how the trials are grouped
+    plan: planner.GroupPlan = planner.GroupPlan(1, 1)  # of the trials; `attack_targets` finds it
     memory: float = math.inf  # bytes that may be taken on each device
     progress: Callable[[int, float], None] = lambda steps, psnr: None  # steps, mean PSNR
     announce: Callable[[str], None] = lambda line: None  # the plan in a line, found or changed
@@ -144,7 +149,7 @@ def run(
         resources.announce(planner.describe(plan, needed))
         try:
             work = Unfinished(np.int64(0), _no_trace(keys.shape), _no_frames(problem, keys), states)
-            work = _finished(chunk, grid, work, resources)
+            work = _run_to_end(chunk, grid, work, resources)
             break
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -205,7 +210,7 @@ def frame_steps(total: int, count: int) -> list[int]:
     return [step for step in np.unique([0, *steps]).tolist() if step < total]
 
 
-def _finished(
+def _run_to_end(
     chunk: Chunk, grid: planner.Grid, work: Unfinished, resources: Resources
 ) -> Unfinished:
     """Calls the program until the end is measured, and keeps the work meanwhile.
@@ -217,9 +222,10 @@ def _finished(
     shown_at = frame_steps(total, resources.frames)
     path, pace = None, math.inf  # seconds that a step takes
     if resources.snapshots is not None:
+        static = (chunk.attack, chunk.points, chunk.devices)
         arrays = (chunk.problem, chunk.numbers, grid.target, grid.seed, work.states)
-        path = resources.snapshots.of_run(chunk[:3], arrays)
-        work = _resumed(path, work, resources)
+        path = resources.snapshots.of_run(static, arrays)
+        work = _resume(path, work, resources)
     keeper = snapshots.Keeper(path)
     with runtime.held_interrupts(path is not None) as interrupts:
         while work.step <= total:
@@ -231,7 +237,7 @@ def _finished(
             began = time.monotonic()
             most = min(stop - step, max(1, int(CALL_SECONDS / pace)))
             stride, count = _next_call(step, total, chunk.points, most)
-            work = _called(chunk, grid, work, stride, count, resources.progress)
+            work = _call(chunk, grid, work, stride, count, resources.progress)
             pace = max(time.monotonic() - began, 1e-6) / (stride * count)
             keeper.keep(work, now=bool(interrupts), is_end=work.step > total)
             if interrupts:
@@ -239,7 +245,7 @@ def _finished(
     return work
 
 
-def _resumed(path: Path, work: Unfinished, resources: Resources) -> Unfinished:
+def _resume(path: Path, work: Unfinished, resources: Resources) -> Unfinished:
     """The work as it was kept, or as it is where nothing was."""
     found = snapshots.read(path, work, resources.announce)
     if found is None:
@@ -269,7 +275,7 @@ def _next_call(step: int, total: int, points: int, most: int) -> tuple[int, int]
     return every, min(points, max(1, most // every), -(-(total - step) // every) + 1)
 
 
-def _called(
+def _call(
     chunk: Chunk,
     grid: planner.Grid,
     work: Unfinished,
@@ -362,6 +368,7 @@ def init_states(attack, problem, numbers, group_targets, group_seeds, keys, init
         own = _of_seeds(numbers, seeds)
 
         def one(target, own, key, initial):
+            # Without loss and parameters: no start asks what update it would cause.
             facts = problem.normalization, problem.image_prior, problem.learned
             return attack.init(own, key, shape, Known(None, None, target, *facts), initial)
 
@@ -439,8 +446,8 @@ def run_chunk(
                 trace = tuple(column.at[number].set(x) for column, x in zip(trace, measured))
                 return state, index, trace
 
-            kind = state.candidate.images.dtype
-            room = tuple(jnp.full(points, jnp.nan, kind) for _ in range(3))
+            dtype = state.candidate.images.dtype
+            room = tuple(jnp.full(points, jnp.nan, dtype) for _ in range(3))
             state, _, trace = lax.fori_loop(0, count, point, (state, start, room))
             return state, trace
 
@@ -537,4 +544,4 @@ def step_flops(problem: Problem, attack: Attack) -> float:
     )
     # Of a program for a GPU only the compiled one can be analyzed; a backend need not say.
     analysis = lowered.cost_analysis() or lowered.compile().cost_analysis() or {"flops": math.nan}
-    return float(analysis["flops"]) * attack.products
+    return float(analysis["flops"]) * attack.passes_per_step

@@ -1,10 +1,10 @@
 """Attack the updates of a network of your own: what `jaxinv.invert` does.
 
-Everything that a user can get wrong is checked before anything compiles (`checks.py`); then what
-was sent goes through the assembly of all attacks, without a truth.
+What a user can get wrong is checked (`checks.py`) before the attack compiles; what was sent is read
+as gradients, and labels off it where a rule is asked for; then it goes through the assembly of all
+attacks, without a truth.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,11 +15,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxinv import defenses
-from jaxinv.attacks import ATTACKS, FAMILIES
+from jaxinv.attacks import ATTACKS, FAMILIES, ClosedForm
 from jaxinv.attacks.base import Attack
 from jaxinv.attacks.gauss_newton import GaussNewton
 from jaxinv.attacks.gradient_matching import (
-    LEARNED,
     Method,
     default_rate,
     may_be_surrogate,
@@ -32,7 +31,8 @@ from jaxinv.client import kinds, updates
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, load_prior
 from jaxinv.defenses.base import Defense, PublicFacts
 from jaxinv.engine import planner, trials
-from jaxinv.engine.assembly import Cast, ClosedForm, Work, attack_targets
+from jaxinv.engine.assembly import Cast, Work, attack_targets
+from jaxinv.engine.closed_form import Recovery
 from jaxinv.engine.targets import seed_keys
 from jaxinv.errors import UserError
 from jaxinv.invert.checks import (
@@ -40,15 +40,15 @@ from jaxinv.invert.checks import (
     as_variables,
     check_finish,
     check_fit,
+    check_labels,
     check_method,
+    check_outputs,
     check_positive,
     check_priors,
     check_scale,
     check_start,
-    count_classes,
-    given_labels,
-    of_batch_norm,
-    of_network,
+    check_statistics,
+    check_update,
 )
 from jaxinv.invert.verdict import Guesses, guesses, verdict
 from jaxinv.machine import runtime
@@ -57,22 +57,14 @@ from jaxinv.networks.user import UserNetwork, plain
 from jaxinv.settings.schema import Cell
 from jaxinv.types import Normalization, PyTree, Target
 
-# The numbers of a second-order attack where none are given.
+# The numbers of second-order attacks where none are given.
 ANNEALING = MappingProxyType(
     {
         name: Cell.model_fields[name].default
-        for name in (
-            "anneal_from",
-            "anneal_to",
-            "damping",
-            "tolerance",
-            "inflation",
-            "prior_denoiser",
-        )
+        for name in (*GaussNewton.Numbers._fields, *SmoothedGaussNewton.Numbers._fields)
+        if name not in ("client_lr", "iterations")  # settings of their own
     }
 )
-# Label rules that need an update in its own scale.
-NEED_SCALE = ("ilrg", "counts")
 
 SecondOrder = GaussNewton | SmoothedGaussNewton
 
@@ -217,32 +209,24 @@ def invert_all(
         weights = {}
     if attack.needs_image_prior:
         image_prior = image_prior or _photographs(victim.image_shape, mean, std)
-    trees = [of_network(victim.variables["params"], plain(update)) for update in sent]
-    measured = of_batch_norm(attack.batch_norm, statistics, victim.variables, len(sent))
+    trees = [check_update(victim.variables["params"], plain(update)) for update in sent]
+    measured = check_statistics(attack.batch_norm, statistics, victim.variables, len(sent))
 
-    rule = labels if isinstance(labels, str) else None
-    if labels is None:
-        rule = "idlg" if images == 1 else "counts"
+    rule = _rule(labels, images)
     if rule is None:
-        known = given_labels(labels, len(sent), victim.classes, loss)
+        known = check_labels(labels, len(sent), victim.classes, loss)
         images = known.shape[1]
     if closed_form is not None:
         closed_form.check(victim.network, victim.variables, victim.image_shape, images)
     client = _client(update_kind, client_lr, images, attack, chain)
     check_fit(attack, client.steps, chain)
-    whole = closed_form is not None or getattr(attack, "init_from", None) == LEARNED
+    whole = closed_form is not None or attack.starts_learned
     received, own = _receive(trees, victim, client, whole)
-    any_scale = attack.objective != "l2" or getattr(attack, "any_scale", False) or bool(chain)
+    any_scale = attack.objective != "l2" or attack.any_scale or bool(chain)
     check_scale("method.objective=l2", any_scale, received)
     if rule is not None:
         attack, known = _read_labels(rule, victim, client, received, attack)
-    check_start(attack, client.steps, seeds)
-    if isinstance(attack, Method) and closed_form is None:
-        attack = _with_priors(attack, weights, victim, client)
-    if attack.couples_seeds and seeds == 1:
-        raise UserError("seeds=1: with this method they look at one another; give 2 or more")
-    if chain:
-        attack = attack.replace(defense=chain)
+    attack = _ready(attack, closed_form, weights, victim, client, seeds)
     targets = _Targets(
         victim=victim,
         variables=own,
@@ -255,16 +239,14 @@ def invert_all(
         image_prior=image_prior,
         learned=dict(learned),
     )
-    if lr is None and isinstance(attack, Method):
-        lr = default_rate(attack.optimizer, attack.representation)
-    settings = {"lr": lr or 1.0, "iterations": iterations, "client_lr": client_lr or 1.0}
-    settings = {**ANNEALING, **annealing, **weights, **settings}
+    settings = {**ANNEALING, **annealing, **weights, **_rates(attack, lr, client_lr)}
+    settings["iterations"] = iterations
     of_targets = attack
     if closed_form is not None:
-        of_targets = ClosedForm(closed_form.find, attack.objective, attack.batch_norm)
+        of_targets = Recovery(closed_form.find, attack.objective, attack.batch_norm)
     work = Work(of_targets, settings, precision, polish, posterior)
-    resources = functools.partial(
-        trials.Resources, memory=planner.memory_limit(memory), progress=progress, announce=announce
+    resources = trials.Resources(
+        memory=planner.memory_limit(memory), progress=progress, announce=announce
     )
     keys = seed_keys(range(len(sent)), range(seeds))
     result, extras = attack_targets(targets.problem, work, keys, resources)
@@ -289,6 +271,13 @@ def _effort(attack: Attack, closed_form: object | None) -> _Effort:
     return _Effort(1, usual.settings["iterations"])
 
 
+def _rule(labels: Sequence[Any] | str | None, images: int) -> str | None:
+    """The rule by which labels are read off the updates; None where they are given."""
+    if labels is None:
+        return "idlg" if images == 1 else "counts"
+    return labels if isinstance(labels, str) else None
+
+
 def _inversions(
     targets: "_Targets",
     attack: Attack,
@@ -297,7 +286,7 @@ def _inversions(
     extras: Mapping[str, np.ndarray] | None,
 ) -> list[Inversion]:
     """What came of each update, beside what anyone could guess."""
-    objective = np.where(result.finite, np.asarray(result.objective), np.inf)
+    objective = trials.comparable(result)
     best = objective.argmin(axis=1)
     labels = np.asarray(result.labels)[np.arange(len(best)), best]
     with runtime.arithmetic(work.precision) as cast:
@@ -307,7 +296,7 @@ def _inversions(
             work.settings["client_lr"],
             labels,
             max(one.rounding for one in targets.received),
-            any_scale=work.polish > 0 or getattr(attack, "any_scale", False),
+            any_scale=work.polish > 0 or attack.any_scale,
         )
     return [
         Inversion(
@@ -392,7 +381,7 @@ def _victim(
     shape = height, width, channels
     network = as_network(model, loss)
     variables = as_variables(network, variables)
-    classes, classifier = count_classes(network, variables, shape, batch_norm), None
+    classes, classifier = check_outputs(network, variables, shape, batch_norm), None
     if isinstance(network, UserNetwork) and loss is None:
         classifier = find_classifier(network, variables, shape)
     return _Victim(network, variables, shape, classes, classifier)
@@ -499,7 +488,7 @@ def _read_labels(
     rule: str, victim: _Victim, client: _Client, received: Sequence[kinds.Received], method: Attack
 ) -> tuple[Attack, np.ndarray]:
     """Labels by a rule, [update, image]; or the method that finds them beside the images."""
-    rules, network = [name for name in LABELS if name != "known"], victim.network
+    network = victim.network
     if not isinstance(network, UserNetwork) or network.loss is not None:
         raise UserError(f"labels={rule}: cannot be read under a loss of your own; give them")
     if rule == "joint":
@@ -507,11 +496,12 @@ def _read_labels(
             raise UserError("labels=joint: not with this method; give them, or a rule")
         found = np.zeros((len(received), client.images), np.int32)
         return method.replace(classes=victim.classes), found
-    if rule not in rules:
-        raise UserError(f"labels={rule}: give them, joint, or one of {', '.join(rules)}")
-    if rule == "idlg" and client.images > 1:
-        raise UserError("labels=idlg: reads one label; use counts, or give them")
-    check_scale(f"labels={rule}", rule not in NEED_SCALE, received)
+    if (entry := LABELS.get(rule)) is None:
+        rules = ", ".join(name for name, entry in LABELS.items() if entry is not None)
+        raise UserError(f"labels={rule}: give them, joint, or one of {rules}")
+    if entry.one_image and client.images > 1:
+        raise UserError(f"labels={rule}: reads one label; use counts, or give them")
+    check_scale(f"labels={rule}", not entry.scaled, received)
 
     @jax.jit
     def read(variables, update):
@@ -525,12 +515,35 @@ def _read_labels(
     return method, np.stack(found)
 
 
+def _ready(
+    attack: Attack,
+    closed_form: ClosedForm | None,
+    priors: Mapping,
+    victim: _Victim,
+    client: _Client,
+    seeds: int,
+) -> Attack:
+    """The attack as it is run: checked, with its priors and what it knows of the defense."""
+    check_start(attack, client.steps, seeds)
+    if isinstance(attack, Method) and closed_form is None:
+        attack = _with_priors(attack, priors, victim, client)
+    if attack.couples_seeds and seeds == 1:
+        raise UserError("seeds=1: with this method they look at one another; give 2 or more")
+    return attack.replace(defense=client.chain) if client.chain else attack
+
+
+def _rates(attack: Attack, lr: float | None, client_lr: float | None) -> dict[str, float]:
+    """The learning rates, the attack's and the client's; 1 where there is none."""
+    if lr is None and isinstance(attack, Method):
+        lr = default_rate(attack.optimizer, attack.representation)
+    return {"lr": lr or 1.0, "client_lr": client_lr or 1.0}
+
+
 def _with_priors(method: Method, priors: Mapping, victim: _Victim, client: _Client) -> Method:
     """The method with its priors, and what follows from them for the program."""
     classifier = ()
     if "prior_features" in priors:
-        image = jnp.zeros((1, *victim.image_shape))
-        classifier = classifier_path(victim.network, victim.variables, image)
+        classifier = classifier_path(victim.network, victim.variables, victim.image_shape)
     method = method.replace(priors=tuple(priors), classifier=classifier)
     if method.simulation == "surrogate" and not may_be_surrogate(
         method.objective, priors, client.steps, client.chain
@@ -564,8 +577,7 @@ def _path(chain: tuple, victim: _Victim) -> tuple[str, ...]:
     """Where the classifier is, for a defense that asks."""
     if not defenses.asks_for_classifier(chain):
         return ()
-    image = jnp.zeros((1, *victim.image_shape))
-    return classifier_path(victim.network, victim.variables, image)
+    return classifier_path(victim.network, victim.variables, victim.image_shape)
 
 
 def _observed(

@@ -74,7 +74,7 @@ def check_start(method: Attack, steps: int, seeds: int) -> None:
     Raises:
       UserError: one line that says why.
     """
-    if not isinstance(method, Method) or method.init_from != LEARNED:
+    if not isinstance(method, Method) or not method.starts_learned:
         return
     start = f"method.init_from={LEARNED!r}"
     if method.classes:
@@ -133,10 +133,14 @@ def as_variables(network: Any, variables: Any) -> PyTree:
     return plain(variables)
 
 
-def count_classes(
+def check_outputs(
     network: Any, variables: PyTree, image_shape: tuple[int, int, int], batch_norm: str
 ) -> int | None:
-    """The number of a module's outputs; None of a loss function, or where it is no row of them."""
+    """Counts a module's outputs; None of a loss function, or where they are no row.
+
+    Raises:
+      UserError: they are no logits, or there is no BatchNorm of such a mode.
+    """
     if not isinstance(network, UserNetwork):
         if batch_norm != "eval":
             raise UserError("method.batch_norm: a loss function decides that itself; use eval")
@@ -153,7 +157,7 @@ def count_classes(
     return shape[1] if len(shape) == 2 else None
 
 
-def of_network(params: PyTree, update: PyTree) -> PyTree:
+def check_update(params: PyTree, update: PyTree) -> PyTree:
     """Checks that an update is shaped like the parameters, or some of them.
 
     Raises:
@@ -178,7 +182,7 @@ def of_network(params: PyTree, update: PyTree) -> PyTree:
     return update
 
 
-def of_batch_norm(
+def check_statistics(
     batch_norm: str, statistics: Sequence[PyTree] | None, variables: PyTree, count: int
 ) -> list[PyTree] | None:
     """Checks what was sent of the batches' statistics: one tree for each update, or none.
@@ -211,7 +215,7 @@ def of_batch_norm(
     return trees
 
 
-def given_labels(
+def check_labels(
     given: Sequence[Any], count: int, classes: int | None, loss: Callable | None
 ) -> np.ndarray:
     """Labels [update, image, ...]: classes of the network, distributions, or what a loss takes.

@@ -75,12 +75,12 @@ def guesses(
     shape = (labels.shape[1], *problem.image_shape)
     targets = problem.targets._replace(labels=jnp.asarray(labels))
     problem = problem.replace(targets=targets)
-    kind = problem.normalization.mean.dtype
-    gray = jnp.broadcast_to(problem.normalization.normalize(jnp.asarray(0.5, kind)), shape)
-    mean = jnp.zeros(shape, kind)
+    dtype = problem.normalization.mean.dtype
+    gray = jnp.broadcast_to(problem.normalization.normalize(jnp.asarray(0.5, dtype)), shape)
+    mean = jnp.zeros(shape, dtype)
     if problem.image_prior is not None:
-        mean = jnp.broadcast_to(problem.image_prior.mean, shape).astype(kind)
-    rate = jnp.asarray(client_lr, kind)
+        mean = jnp.broadcast_to(problem.image_prior.mean, shape).astype(dtype)
+    rate = jnp.asarray(client_lr, dtype)
     found = np.asarray(_objectives(attack, any_scale, problem, rate, gray, mean))
     updates = jax.tree.leaves(problem.targets.update)
     expected = []

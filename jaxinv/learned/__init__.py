@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from jaxinv import files
 from jaxinv.errors import UserError
 from jaxinv.learned import nets
 from jaxinv.types import PyTree
@@ -99,10 +100,7 @@ def load(kind: str, path_or_name: str) -> Learned:
     try:
         info = Info.model_validate(checkpoints.read_fields(folder))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(
-            f"--{kind} {folder}: info.json: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-        ) from None
+        raise UserError(f"--{kind} {folder}: info.json: {files.first_error(error)}") from None
     if info.kind != kind:
         raise UserError(f"--{kind} {folder}: holds no {kind} (but: {info.kind}); give another")
     template = blank(info.kind, info.width, info.image_shape, len(info.classes), info.update_images)

@@ -66,10 +66,10 @@ def arithmetic(precision: str) -> Generator[Callable[[PyTree], PyTree]]:
     double = precision == "float64"
 
     def cast(tree: PyTree) -> PyTree:
-        kind = jnp.float64 if double else jnp.float32
+        dtype = jnp.float64 if double else jnp.float32
 
         def one(x):
-            return jnp.asarray(x, kind if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
+            return jnp.asarray(x, dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
 
         return jax.tree.map(one, tree)
 

@@ -223,13 +223,15 @@ def classifier_features(
     return lax.map(of_image, images, batch_size=FEATURES_AT_ONCE)
 
 
-def classifier_path(module: Any, variables: PyTree, images: jax.Array) -> tuple[str, ...]:
+def classifier_path(
+    module: Any, variables: PyTree, image_shape: tuple[int, int, int]
+) -> tuple[str, ...]:
     """Finds the dense layer that makes the logits: the path of its kernel and bias.
 
     Raises:
       UserError: no `flax.linen.Dense` makes them.
     """
-    found = find_classifier(module, variables, images.shape[1:])
+    found = find_classifier(module, variables, image_shape)
     if found is None or found.kernel[-1] != "kernel" or found.by_row:
         raise UserError("the network has no dense layer that makes its logits, which this needs")
     return found.kernel[:-1]
@@ -239,7 +241,7 @@ def classifier_input(
     module: nn.Module, variables: PyTree, images: Float[Array, "batch height width channel"]
 ) -> Float[Array, "batch feature"]:
     """Computes what goes into the dense layer that makes the logits."""
-    path, inputs = classifier_path(module, variables, images), []
+    path, inputs = classifier_path(module, variables, images.shape[1:]), []
 
     def look(next_fun, args, kwargs, context):
         if context.module.path == path and context.method_name == "__call__":

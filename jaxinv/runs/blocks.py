@@ -1,6 +1,5 @@
 """Blocks: the unit of work, one cell on a group of targets, computed and written whole."""
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -86,8 +85,7 @@ def run_block(
         inputs,
         seed_keys(ids[:, 0], seeds),
         cell.numbers(),
-        functools.partial(
-            trials.Resources,
+        trials.Resources(
             memory=planner.memory_limit(study.plan.memory),
             progress=progress,
             announce=announce,
@@ -112,8 +110,7 @@ def way_of_picks(result: trials.Result) -> dict[str, np.ndarray]:
     """Pictures of each target's pick on its way, [target, frame, ...], and the steps taken."""
     if result.frames is None:
         return {}
-    objective = np.where(result.finite, np.asarray(result.objective), np.inf)
-    picks = objective.argmin(axis=1)
+    picks = trials.comparable(result).argmin(axis=1)
     pixels = result.frames.pixels[:, np.arange(len(picks)), picks]
     steps = np.tile(result.frames.step, (len(picks), 1))
     return {"frames": np.moveaxis(pixels, 1, 0), "frame_steps": steps}

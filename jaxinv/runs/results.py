@@ -29,7 +29,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 
 from jaxinv.engine.likeness import Likeness
 from jaxinv.errors import UserError
-from jaxinv.files import LOCK, read_json, read_npz, write_file
+from jaxinv.files import LOCK, first_error, read_json, read_npz, write_file
 from jaxinv.metrics import Scores
 from jaxinv.settings.fields import kind_of
 from jaxinv.settings.schema import Cell, Text
@@ -379,11 +379,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     try:
         RunFile.model_validate(config)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(
-            f"{folder}/run.json: {'.'.join(map(str, first['loc']))}: {first['msg']}; choose "
-            "another --out"
-        ) from None
+        raise UserError(f"{folder}/run.json: {first_error(error)}; choose another --out") from None
     return config
 
 

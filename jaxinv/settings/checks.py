@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxinv import defenses, networks
 from jaxinv.attacks.gradient_matching import LEARNED, can_meet, may_be_surrogate, may_drop_gradients
+from jaxinv.attacks.labels import LABELS
 from jaxinv.attacks.priors import needing
 from jaxinv.attacks.representations import REPRESENTATIONS
 from jaxinv.errors import UserError
@@ -84,8 +85,9 @@ def _client(cell: Cell) -> Iterator[str]:
 
 def _attackers_view(cell: Cell) -> Iterator[str]:
     attacker = cell.attacker()
-    if cell.labels == "idlg" and attacker.images > 1:
-        yield "--labels idlg reads one label; use --images 1 or --labels known"
+    rule = LABELS.get(cell.labels)
+    if rule is not None and rule.one_image and attacker.images > 1:
+        yield f"--labels {cell.labels} reads one label; use --images 1 or --labels known"
     if attacker.images % (attacker.local.batch or 1):
         yield (
             f"--assumed-batch {attacker.local.batch}: does not divide the {attacker.images} "

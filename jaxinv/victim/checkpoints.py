@@ -155,10 +155,7 @@ def read_info(folder: Path) -> Info:
     try:
         return Info.model_validate(read_fields(folder))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(
-            f"--victim {folder}: info.json: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-        ) from None
+        raise UserError(f"--victim {folder}: info.json: {files.first_error(error)}") from None
 
 
 def check_fits(victim: TrainedVictim, dataset: data.Dataset, setting: str = "victim") -> None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import BaseModel, ValidationError, field_validator
 
+from jaxinv import files
 from jaxinv.errors import UserError
 from jaxinv.types import PyTree
 from jaxinv.victim import checkpoints
@@ -132,10 +133,9 @@ def read(
     try:
         told = kind.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
         raise UserError(
-            f"{kept[-1]}/info.json: is not what a training writes "
-            f"({'.'.join(map(str, first['loc']))}: {first['msg']}); delete that folder"
+            f"{kept[-1]}/info.json: is not what a training writes ({files.first_error(error)}); "
+            "delete that folder"
         ) from None
     tree = checkpoints.read(kept[-1], _as_tree(state), told.digest, "this training's state")
     leaves = [jnp.asarray(tree[name]) for name in sorted(tree)]

@@ -85,7 +85,7 @@ def _attained(scene: Scene, images: list[int], variance: float, prior) -> list[f
         return []
     own, rules = scene.dataset, games.Rules(1, defense=f"noise:{variance:g}")
     sent = games.share(scene.network, scene.pool, np.array(images)[:, None], rules).targets.update
-    module, variables = scene.network[:2]
+    module, variables = scene.network.module, scene.network.variables
     smooth = not has_kinks(module, variables, SHAPE)
     if strongest(smooth, scene.trained, steps=1)["attack"] == "geiping":
         attack = FIRST_ORDER
@@ -122,7 +122,8 @@ def capacities(asked: Options) -> None:
     """Images that one gradient can determine, by network."""
     rows = []
     for name in asked.victims:
-        found = capacity(*load(name, 1).network[:2], SHAPE)
+        network = load(name, 1).network
+        found = capacity(network.module, network.variables, SHAPE)
         rows.append(
             {
                 "victim": name,
