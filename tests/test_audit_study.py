@@ -129,8 +129,11 @@ def test_figure_draws_what_the_rows_say():
     ]
     drawn = figure.draw(named, bounded, ["a"], [1, 8])
     left, right = drawn.axes[0], drawn.axes[-1]
-    lines = [line for line in left.lines if len(line.get_xdata()) == 3]
+    lines = [line for line in left.lines if len(line.get_xdata()) == 2]
     assert len(lines) == 2
-    assert list(lines[0].get_xdata()) == pytest.approx([-4, -1, 1])
+    assert list(lines[0].get_xdata()) == pytest.approx([-1, 1])
+    apart = [line for line in left.lines if list(line.get_xdata()) == [-4]]  # no noise at all
+    assert {line.get_ydata()[0] for line in apart} == {0.5}
+    assert left.get_title(loc="left") == "untrained a\nimages named"
     heights = sorted(line.get_ydata()[0] for line in right.lines)
     assert heights == [12.0, 15.0, 20.5]

@@ -10,6 +10,12 @@ from jaxinv.audit.study.scene import NOISES, Options, Row, Table
 from jaxinv.reporting.figures import style as ps
 
 NONE = 1e-4  # where on the axis no noise stands
+NAMES = {  # as papers write them
+    "lenet_zhu": "LeNetZhu",
+    "convnet": "ConvNet",
+    "resnet18": "ResNet18",
+    "mobilenetv2": "MobileNetV2",
+}
 COLUMNS = 4
 
 
@@ -50,36 +56,36 @@ def draw(
         panels=len(of_names) + len(of_pixels),
         columns=COLUMNS,
         panel_height=1.75,
-        margins=ps.Margins(left=0.62, gap=0.36, above=0.3),
+        margins=ps.Margins(left=0.62, gap=0.36, above=0.42),
     )
     axes = list(sheet.axes)
     for ax, victim in zip(axes, of_names):
         for images, color in colors.items():
             rows = [r for r in named if r["victim"] == victim and r["images"] == images]
             _named(ax, rows, color)
-        ax.set_title(_title(victim), weight="bold", size=8.2)
+        _name(ax, victim, "images named")
         ps.percent_axis(ax)
     for ax, victim in zip(axes[len(of_names) :], of_pixels):
         _decibels(ax, [r for r in bounded if r["victim"] == victim], colors[batches[0]])
-        ax.set_title(f"PSNR (dB): {_title(victim)}", weight="bold", size=8.2)
-    for number, ax in enumerate(axes):
+        _name(ax, victim, "PSNR (dB)")
+    for ax in axes:
         ax.set_xlabel("variance of the noise")
         ax.set_xticks(
             _place([NONE, *NOISES]), ["0", *map(ps.power_of_ten, (-3, -2, -1)), "1", "10"]
         )
         ax.set_xlim(-4.3, 1.3)
-        if number % COLUMNS == 0 and number < len(of_names):
-            ax.set_ylabel("images named")
     return sheet.figure
 
 
-def _title(victim: str) -> str:
-    """`convnet-w16-cifar10` as convnet (16), trained; `convnet:16` as untrained."""
+def _name(ax: Axes, victim: str, what: str) -> None:
+    """Sets over a panel what it is of: `convnet-w16-cifar10` is trained, `convnet:16` is not."""
     model, _, recipe = victim.partition("-")
     model, _, width = model.partition(":")
     if recipe.startswith("w"):
         width = recipe.split("-")[0][1:]
-    return f"{model}{f' ({width})' if width else ''}, {'trained' if recipe else 'untrained'}"
+    of_width = f" ({width})" if width else ""
+    name = f"{'trained' if recipe else 'untrained'} {NAMES.get(model, model)}{of_width}"
+    ax.set_title(f"{name}\n{what}", size=8.2)
 
 
 def _place(variances) -> np.ndarray:
@@ -92,9 +98,13 @@ def _named(ax: Axes, rows: list[Row], color) -> None:
     value, low, high = (
         np.array([r[n] for r in rows])[order] for n in ("recall", "recall_low", "recall_high")
     )
-    at = _place(noise)[order]
-    ax.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0)
-    ax.plot(at, value, color=color, linewidth=1.8, marker="o", markersize=3)
+    at, noisy = _place(noise)[order], np.sort(noise) > 0
+    look = {"color": color, "marker": "o", "markersize": 3}
+    ax.fill_between(at[noisy], low[noisy], high[noisy], color=color, alpha=0.15, linewidth=0)
+    ax.plot(at[noisy], value[noisy], linewidth=1.8, **look)
+    # No noise is no decade below the least: its point stands apart.
+    below = np.stack([value - low, high - value])[:, ~noisy]
+    ax.errorbar(at[~noisy], value[~noisy], below, linewidth=0, elinewidth=1.2, **look)
 
 
 def _decibels(ax: Axes, rows: list[Row], color) -> None:

@@ -9,7 +9,7 @@ from jaxinv.reporting.figures.panels import averages, shown_cells
 from jaxinv.reporting.figures.pictures import Grid, Pictures, bands_of, places, read_album, tile
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.study import CellSummary, StudySummary
-from jaxinv.reporting.wording import count_text, number_text
+from jaxinv.reporting.wording import number_text
 
 
 @ps.styled
@@ -21,7 +21,11 @@ def reconstructions(study: StudySummary, width: float = ps.WIDE) -> Figure:
     averaged = quarter(seeds)
     # The best quarter of up to four seeds is the pick, which is there already.
     views = ["pick", "consensus" if averaged > 1 else "median", "worst"] if full else ["pick"]
-    explain = f"pick: the attacker's choice, the lowest objective of {count_text(seeds, 'seed')}. "
+    explain = ""
+    if full:
+        explain = f"pick: the attacker's choice, the lowest objective of {seeds} seeds. "
+    elif seeds > 1:
+        explain = f"Of {seeds} seeds the attacker's choice, the one with the lowest objective. "
     if "consensus" in views:
         explain += f"consensus: the mean image of the {averaged} with the lowest objectives. "
         explain += "worst: the seed of lowest PSNR, for comparison. "
@@ -45,7 +49,7 @@ def reconstructions(study: StudySummary, width: float = ps.WIDE) -> Figure:
             if pixels is None:
                 grid.blank(place, group, column, "failed")
                 continue
-            bold = view in ("pick", "consensus")
+            bold = full and view in ("pick", "consensus")
             grid.image(place, group, column, tile(pixels), number_text(psnr, 1), bold)
     return grid.sheet.figure
 
