@@ -101,7 +101,7 @@ class Belief(NamedTuple):
     precisions: Unknowns  # diagonal
 
     def energy(self, unknowns: Unknowns) -> Float[Array, ""]:
-        """Of the distance to the center."""
+        """Half the squared distance to the center, in units of the belief's spread."""
         away = optax.tree.sub(unknowns, self.center)
         return dot(away, multiply(self.precisions, away)) / 2
 
@@ -123,12 +123,12 @@ class System(NamedTuple):
     scale: Unknowns  # of the preconditioner
 
     def product(self, direction: Unknowns) -> Unknowns:
-        """Of the system with a direction."""
+        """The system's matrix times a direction."""
         curved = self.linear.vjp(multiply(self.weights, self.linear.jvp(direction)))
         return add(curved, multiply(self.ridge, direction))
 
     def solve(self, right: Unknowns, iterations: Array | int) -> Unknowns:
-        """By preconditioned conjugate gradients."""
+        """Solves for a right-hand side by preconditioned conjugate gradients."""
         return jax.scipy.sparse.linalg.cg(
             self.product,
             right,
