@@ -101,7 +101,7 @@ class Belief(NamedTuple):
     precisions: Unknowns  # diagonal
 
     def energy(self, unknowns: Unknowns) -> Float[Array, ""]:
-        """Of the distance to the center."""
+        """Half the squared distance to the center, in units of the belief's spread."""
         away = optax.tree.sub(unknowns, self.center)
         return dot(away, multiply(self.precisions, away)) / 2
 
@@ -123,12 +123,12 @@ class System(NamedTuple):
     scale: Unknowns  # of the preconditioner
 
     def product(self, direction: Unknowns) -> Unknowns:
-        """Of the system with a direction."""
+        """The system's matrix times a direction."""
         curved = self.linear.vjp(multiply(self.weights, self.linear.jvp(direction)))
         return add(curved, multiply(self.ridge, direction))
 
     def solve(self, right: Unknowns, iterations: Array | int) -> Unknowns:
-        """By preconditioned conjugate gradients."""
+        """Solves for a right-hand side by preconditioned conjugate gradients."""
         return jax.scipy.sparse.linalg.cg(
             self.product,
             right,
@@ -320,16 +320,13 @@ class GaussNewton(Attack):
         """
         shared = observed(known)
         powers = jax.tree.map(lambda x: jnp.mean(jnp.square(x)), shared)
-        total = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(shared)) / size(shared)
-        known_noise = jax.tree.map(jnp.zeros_like, powers)
-        if self.defense:
-            known_noise = (known.target.defense_knowledge.variances, known_noise[1])
+        total = mean_square(shared)
 
         def precision(power, noise, r):
             modeled = noise + error * jnp.maximum(power, LEAST_POWER * total)
             return 1 / jnp.maximum(modeled, jnp.mean(jnp.square(r)))
 
-        return jax.tree.map(precision, powers, known_noise, residuals)
+        return jax.tree.map(precision, powers, known_noise(known, bool(self.defense)), residuals)
 
     def residual_function(
         self, numbers: Numbers, known: Known
@@ -352,6 +349,22 @@ class GaussNewton(Attack):
 def observed(known: Known) -> tuple[PyTree, PyTree]:
     """All that the client sent: its update, and the statistics of its batch where they are."""
     return known.target.update, known.target.statistics
+
+
+def mean_square(tree: PyTree) -> Float[Array, ""]:
+    """The mean square of a tree's numbers, over all leaves together."""
+    return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)) / size(tree)
+
+
+def known_noise(known: Known, defended: bool) -> tuple[PyTree, PyTree]:
+    """Variances of the noise in what was observed, a scalar a leaf; 0 where none is known.
+
+    Args:
+      known: all that the attacker has.
+      defended: whether it knows of a defense.
+    """
+    nothing = jax.tree.map(lambda x: jnp.zeros((), x.dtype), observed(known))
+    return (known.target.defense_knowledge.variances, nothing[1]) if defended else nothing
 
 
 def to_unknowns(known: Known, candidate: Candidate) -> Unknowns:

@@ -8,7 +8,7 @@ in [0, 1].
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -489,21 +489,37 @@ def check(method: Method) -> None:
             raise UserError(f"method.{field}={name!r}: unknown; known are {', '.join(table)}")
     if not 0 < method.entries <= 1:
         raise UserError(f"method.entries={method.entries:g}: a share; give one above 0, at most 1")
-    if method.entries < 1 and method.exchange != "none":
+    found = set(conflicts(method))
+    if "entries" in found:
         raise UserError("method.entries: seeds that compare different entries exchange nothing")
-    if method.optimizer == "lbfgs" and method.sign != "none":
+    if "optimizer" in found:
         raise UserError("method.optimizer='lbfgs': needs the gradient itself; use sign='none'")
-    if not can_meet(method.exchange, method.representation):
+    if "exchange" in found:
         raise UserError(
             f"method.exchange={method.exchange!r}: takes means, which the representation "
             f"{method.representation!r} has none of; use 'halving'"
         )
 
 
-def can_meet(exchange: str | Exchange, representation: str | Representation) -> bool:
-    """Whether what the seeds do together can be done with what they move."""
-    met, moved = named(EXCHANGES, exchange), named(REPRESENTATIONS, representation)
-    return met is None or not met.averages or moved.to_parameters is not None
+def conflicts(chosen: Any) -> Iterator[str]:
+    """The settings of gradient matching, in a method or a cell, that do not go with another.
+
+    Args:
+      chosen: has them as attributes, each a known name or what stands for one.
+
+    Yields:
+      entries: each seed compares its own, while they exchange what they move.
+      optimizer: L-BFGS needs the gradient itself, of which it gets a sign.
+      exchange: takes means, and what is moved has none.
+    """
+    if chosen.entries < 1 and chosen.exchange != "none":
+        yield "entries"
+    if chosen.optimizer == "lbfgs" and chosen.sign != "none":
+        yield "optimizer"
+    met = named(EXCHANGES, chosen.exchange)
+    moved = named(REPRESENTATIONS, chosen.representation)
+    if met is not None and met.averages and moved.to_parameters is None:
+        yield "exchange"
 
 
 STATIC = (

@@ -190,7 +190,7 @@ def entry_of(prior: str | Prior | Callable) -> Prior:
 
 
 def needing(need: str, priors: Iterable[str | Prior | Callable] = PRIORS) -> tuple:
-    """Those of some priors that need something: a field of `Prior`."""
+    """The priors, of those given, that need something: the name of a field of `Prior`."""
     return tuple(prior for prior in priors if getattr(entry_of(prior), need))
 
 

@@ -48,7 +48,14 @@ from jaxinv.attacks.base import (
     Simulation,
     simulate_update,
 )
-from jaxinv.attacks.gauss_newton import LEAST_POWER, PRIOR_INITS, linearize, observed
+from jaxinv.attacks.gauss_newton import (
+    LEAST_POWER,
+    PRIOR_INITS,
+    known_noise,
+    linearize,
+    mean_square,
+    observed,
+)
 from jaxinv.attacks.objectives import OBJECTIVES, compare
 from jaxinv.data.image_prior import ImagePrior, unwhiten, whiten
 from jaxinv.errors import UserError
@@ -64,7 +71,7 @@ LEAST_VARIANCE = 1e-10  # of an entry, in units of its layer's mean square
 SURPRISE = 4.0  # mean square of a layer's residual, over that of its scatter, that noise explains
 LEAST_KINK = 1e-6  # spread of a kink's input
 
-dot, multiply, size, subtract = optax.tree.vdot, optax.tree.mul, optax.tree.size, optax.tree.sub
+dot, multiply, subtract = optax.tree.vdot, optax.tree.mul, optax.tree.sub
 
 Whitened = Float[Array, "image height width channel"]  # coefficients in units of the prior's spread
 
@@ -228,10 +235,7 @@ class SmoothedGaussNewton(Attack):
           predicted: by the Jacobian, of the draws' offsets.
         """
         shared = observed(known)
-        total = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(shared)) / size(shared)
-        noise = jax.tree.map(lambda x: jnp.zeros((), x.dtype), shared)
-        if self.defense:
-            noise = (known.target.defense_knowledge.variances, noise[1])
+        total, noise = mean_square(shared), known_noise(known, bool(self.defense))
 
         def weight(x, center, line, sent, noise):
             own = jnp.square(x - center - line).mean(axis=0)

@@ -40,7 +40,7 @@ class Network(NamedTuple):
 
     @property
     def params(self) -> PyTree:
-        """Where the gradients are taken."""
+        """The parameters, at which the gradients are taken."""
         return self.variables["params"]
 
     def normalize(self, pool: "Pool") -> measuring.Candidates:
@@ -105,7 +105,7 @@ class Rules(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """The client's."""
+        """The number of local steps that the client takes."""
         return self.local.steps(self.images)
 
 

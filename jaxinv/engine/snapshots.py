@@ -33,7 +33,7 @@ class Snapshots:
     """The snapshots of one block of work, which may be several runs after one another."""
 
     def __init__(self, folder: Path, block: str, settings: str):
-        """Names them.
+        """Sets what the snapshots are named by.
 
         Args:
           folder: of all the work.

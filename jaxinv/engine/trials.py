@@ -90,7 +90,7 @@ class Problem(flax.struct.PyTreeNode):
 
 
 class Resources(NamedTuple):
-    """By what a program runs, who hears of it, and where its work is kept meanwhile."""
+    """What a run may take, how its trials are grouped, who hears of it and where it is kept."""
 
     plan: planner.GroupPlan = planner.GroupPlan(1, 1)  # of the trials; `attack_targets` finds it
     memory: float = math.inf  # bytes that may be taken on each device

@@ -48,7 +48,7 @@ MOST_WIDTH = 2**14
 
 
 class Info(BaseModel):
-    """What info.json says of one."""
+    """What info.json says of a network that an attacker has trained."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -80,7 +80,7 @@ class Info(BaseModel):
 
 
 class Learned(NamedTuple):
-    """One of them, loaded."""
+    """A network that an attacker has trained, loaded."""
 
     variables: PyTree  # "params", and what else it holds
     info: Info
@@ -111,7 +111,7 @@ def load(kind: str, path_or_name: str) -> Learned:
 def network(
     kind: str, width: int | None, shape: tuple[int, int, int], classes: int, images: int = 1
 ) -> tuple[nn.Module, tuple]:
-    """One's network, and arrays of the shapes that go in, for updates of so many images."""
+    """A kind's network, and arrays shaped like its inputs, for updates of so many images."""
     entry = KINDS[kind]
     module = entry.network(width, images * math.prod(shape))
     return module, entry.inputs(shape, images * classes)
@@ -120,7 +120,7 @@ def network(
 def blank(
     kind: str, width: int | None, shape: tuple[int, int, int], classes: int, images: int = 1
 ) -> PyTree:
-    """The shapes of one's variables."""
+    """The shapes of the variables of a kind's network."""
     module, inputs = network(kind, width, shape, classes, images)
     variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     if kind != "inverter":

@@ -203,7 +203,7 @@ def classifier_features(
     images: Float[Array, "batch height width channel"],
     classifier: Classifier,
 ) -> Float[Array, "batch feature"]:
-    """Computes what goes into the layer that makes the logits, a few images at a time.
+    """Computes the features that enter any layer that makes the logits, a few images at a time.
 
     The logits are linear in its kernel: the derivative of the first with respect to its weights.
     """
@@ -240,7 +240,11 @@ def classifier_path(
 def classifier_input(
     module: nn.Module, variables: PyTree, images: Float[Array, "batch height width channel"]
 ) -> Float[Array, "batch feature"]:
-    """Computes what goes into the dense layer that makes the logits."""
+    """Computes the features that enter a `flax.linen.Dense` that makes the logits, in one call.
+
+    Raises:
+      UserError: no `flax.linen.Dense` makes them.
+    """
     path, inputs = classifier_path(module, variables, images.shape[1:]), []
 
     def look(next_fun, args, kwargs, context):

@@ -8,7 +8,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxinv import defenses, networks
-from jaxinv.attacks.gradient_matching import LEARNED, can_meet, may_be_surrogate, may_drop_gradients
+from jaxinv.attacks.gradient_matching import (
+    LEARNED,
+    conflicts,
+    may_be_surrogate,
+    may_drop_gradients,
+)
 from jaxinv.attacks.labels import LABELS
 from jaxinv.attacks.priors import needing
 from jaxinv.attacks.representations import REPRESENTATIONS
@@ -147,16 +152,17 @@ def _defense(cell: Cell) -> Iterator[str]:
 
 
 def _attack(cell: Cell) -> Iterator[str]:
-    if cell.optimizer == "lbfgs" and cell.sign != "none":
+    found = set(conflicts(cell))
+    if "optimizer" in found:
         yield (
             f"--optimizer lbfgs: needs the gradient itself, not --sign {cell.sign}; use --sign none"
         )
-    if not can_meet(cell.exchange, cell.representation):
+    if "exchange" in found:
         yield (
             f"--exchange {cell.exchange}: takes means, which --representation "
             f"{cell.representation} has none of; use halving"
         )
-    if cell.entries < 1 and cell.exchange != "none":
+    if "entries" in found:
         yield (
             f"--entries {cell.entries:g}: seeds that compare different entries exchange nothing; "
             "leave --exchange out"
