@@ -132,7 +132,7 @@ def test_what_is_given_beside_the_best_attack_stands():
 
 
 def test_bad_files_name_themselves(tmp_path):
-    with pytest.raises(UserError, match=r"absent\.toml cannot be read"):
+    with pytest.raises(UserError, match=r"absent\.toml: there is no such file; sweeps/ has"):
         study(tmp_path / "absent.toml")
     file = tmp_path / "bad.toml"
     for content, message in (
@@ -244,6 +244,18 @@ def test_a_label_says_what_it_means_that_a_setting_is_not_given():
     assert label_text({"victim": None, "width": None, "tv": 0.01}) == (
         "victim = untrained, width = published, tv = 0.01"
     )
+
+
+def test_attack_and_defense_are_said_of_every_cell_of_a_sweep_that_has_several():
+    """Beside another attack a picture without a name would not say whose it is."""
+    axes = {"attack": ["geiping", "bayes"], "defense": ["none", "clip:1"], "tv": [0.03, 0.1]}
+    rows = [("geiping", "none", 0.03), ("geiping", "clip:1", 0.1), ("bayes", "none", 0.03)]
+    made = [dict(zip(axes, row)) for row in rows]
+    assert [heading_text(naming_settings(axes, made, i)) for i in range(3)] == [
+        "cosine + TV, no defense, tv = 0.03",
+        "cosine + TV, clip:1, tv = 0.1",
+        "Gauss-Newton, no defense",
+    ]
 
 
 def test_a_heading_leaves_out_the_names_of_words():

@@ -13,6 +13,7 @@ SPOKEN = {
     ("attack", "smoothed_bayes"): "smoothed Gauss-Newton",
     ("defense", "none"): "no defense",
 }
+ALWAYS = ("attack", "defense")  # said of every cell, where some differ in them
 UNSET = {"victim": "untrained", "width": "published", "client_batch": "whole batch"}  # not given
 
 
@@ -22,7 +23,7 @@ def naming_settings(
     """The settings that name a cell: those that vary.
 
     In a study that varies one thing after another around its first cell, only what differs from
-    that cell; and of the first itself, all that is set.
+    that cell, but attack and defense always; and of the first itself, all that is set.
 
     Args:
       axes: the settings that vary, with their values.
@@ -33,7 +34,7 @@ def naming_settings(
     if len(cells) == math.prod(map(len, axes.values())):
         return {name: mine[name] for name in axes}
     usual = cells[0] if number else dict.fromkeys(axes)
-    return {name: mine[name] for name in axes if mine[name] != usual[name]}
+    return {name: mine[name] for name in axes if name in ALWAYS or mine[name] != usual[name]}
 
 
 def label_text(settings: Mapping[str, Any]) -> str:

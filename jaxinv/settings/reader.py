@@ -259,9 +259,9 @@ def _read_file(source: Path) -> SweepFile:
             raise RecursionError
         content = tomllib.loads(text)
     except FileNotFoundError:
-        known = sorted(path.name for path in SWEEPS.glob("*.toml"))
-        near = difflib.get_close_matches(source.name, known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"sweeps/ has {', '.join(known)}"
+        known = sorted(path.stem for path in SWEEPS.glob("*.toml"))
+        near = difflib.get_close_matches(source.stem, known, 1)
+        hint = f"did you mean {near[0]}.toml?" if near else f"sweeps/ has {', '.join(known)}"
         raise UserError(f"sweep file {_brief(source)}: there is no such file; {hint}") from None
     except (OSError, ValueError) as error:  # bad TOML, Unicode and numbers are ValueErrors
         reason = error.strerror if isinstance(error, OSError) else error
