@@ -13,21 +13,22 @@ References: Wen et al. 2022 (Fishing for user data), arXiv 2202.00580.
 """
 
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+from matplotlib.figure import Figure
 
 import jaxinv
 from jaxinv import client, data, metrics
 from jaxinv.audit.server import fish_class
+from jaxinv.reporting.figures import style
 from jaxinv.reporting.figures.pictures import tile
 from jaxinv.types import Normalization
 
 WANTED = 1  # the class that the server fishes for
 OTHERS = 3  # images of each other class
-SCALE = 4  # of single images in the picture
 
 
 def main(picture: str = "fished.png") -> float:
@@ -65,17 +66,28 @@ def main(picture: str = "fished.png") -> float:
 
     every = tiles.images[batch] / np.float32(255)
     psnr = float(metrics.psnr(jnp.asarray(found[None]), jnp.asarray(every[:1]))[0])
-    sheet = tile(every)
-    singles = [x.repeat(SCALE, 0).repeat(SCALE, 1) for x in (every[0], found)]
-    height = max(len(sheet), len(singles[0]))
-    parts = [
-        np.pad(x, ((0, height - len(x)), (8, 8), (0, 0)), constant_values=1)
-        for x in (sheet, *singles)
-    ]
-    pixels = np.round(np.concatenate(parts, axis=1) * 255).astype(np.uint8)
-    Image.fromarray(pixels.repeat(2, 0).repeat(2, 1)).save(picture)
+    style.save(draw(tile(every), every[0], found, len(batch), psnr), Path(picture), ("png",))
     print(f"the only {tiles.classes[WANTED]} of {len(batch)} images: {psnr:.1f} dB ({picture})")
     return psnr
+
+
+@style.styled
+def draw(
+    batch: np.ndarray, truth: np.ndarray, found: np.ndarray, count: int, psnr: float
+) -> Figure:
+    """Draws the client's images, the one that was fished for, and what was found."""
+    heads = {
+        f"The client's batch: {count} images, one gradient": batch,
+        "The only one of its class": truth,
+        f"Found in that gradient, {psnr:.1f} dB": found,
+    }
+    figure = Figure(figsize=(9, 2.75), layout="constrained")
+    widths = {"width_ratios": [batch.shape[1] / batch.shape[0], 1, 1]}
+    for axes, (head, pixels) in zip(figure.subplots(1, 3, gridspec_kw=widths), heads.items()):
+        axes.imshow(pixels, interpolation="none")
+        axes.set_title(head, size=10)
+        axes.set_axis_off()
+    return figure
 
 
 if __name__ == "__main__":
