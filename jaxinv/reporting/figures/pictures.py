@@ -161,7 +161,7 @@ class Grid:
         self.pitch = self.height + caption + 0.06
         self.of_cell = len(views) * (self.size + GAP)  # inches of a cell's columns
         labels = [
-            [ps.wrap(cell.heading, self.of_cell, 8.8, "bold") for cell in band.cells]
+            [ps.wrap_list(cell.heading, self.of_cell, 8.8, "bold") for cell in band.cells]
             for band in bands
         ]
         names = 0.17 * (len(views) > 1)

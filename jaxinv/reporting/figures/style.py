@@ -323,6 +323,19 @@ def wrap(text: str, width: float, size: float, weight: str = "normal") -> list[s
     return lines
 
 
+def wrap_list(text: str, width: float, size: float, weight: str = "normal") -> list[str]:
+    """The same for a list with commas: an entry stays on one line where it fits there."""
+    *entries, last = text.split(", ")
+    lines: list[str] = []
+    for entry in (*(f"{entry}," for entry in entries), last):
+        longer = f"{lines[-1]} {entry}" if lines else entry
+        if lines and text_width(longer, size, weight) <= width:
+            lines[-1] = longer
+        else:
+            lines += wrap(entry, width, size, weight)
+    return lines
+
+
 def _flow(keys: Sequence[Key], width: float) -> list[list[tuple[float, Key]]]:
     """Sets legend entries in rows, each with its inches from the left."""
     rows: list[list[tuple[float, Key]]] = []
