@@ -78,6 +78,8 @@ def _choice_sentence(study: StudySummary) -> str:
     limits = interval_text(best.mean.low, best.mean.high, 1)
     sentence = f"{where}{number_text(best.mean.mean, 1)} dB{' ' + limits if limits else ''}"
     sentence += f" against {number_text(best.baseline('psnr'), 1)} dB of a mean-color image"
+    if best.mean.mean < best.baseline("psnr"):
+        sentence += ": less than what knowing nothing gets, the attack failed"
     gains = [choice.mean[-1] - best.mean.mean for choice in (best.attacker, best.oracle)]
     if len(best.seeds) > 1 and np.isfinite(gains).all():
         signed = [f"{gain:+.1f}".replace("-", "−") for gain in gains]

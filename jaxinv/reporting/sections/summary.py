@@ -72,10 +72,10 @@ def best_columns(value) -> tuple[Column, ...]:
         return Column(*named, head, decimals_or_failed(named[0]), **options)
 
     return (
-        column(attacker, "attacker\nbest", terminal=True, definition=BEST_OF_K),
+        column(attacker, "pick", when=several, terminal=True, definition=BEST_OF_K),
         column(quarter, "consensus\nbest ¼", when=beyond_pick, terminal=True, definition=CONSENSUS),
         column(everything, "consensus\nall", when=several, definition=CONSENSUS),
-        column(oracle, "oracle\nbest", terminal=True),
+        column(oracle, "oracle", when=several, terminal=True),
     )
 
 
@@ -119,6 +119,7 @@ SUMMARY = Table(
             lambda cell: cell.mean.seed_std,
             "seed\nstd",
             decimals("psnr_seed_std"),
+            when=lambda study: study.has_choice,
             terminal=True,
             definition=Definition(
                 "Seed std",
