@@ -21,7 +21,7 @@ MOST_IMAGES = 4  # of one target, in a square
 # Inches: the margins, between the views of a cell, between cells, strands and bands.
 LEFT, GAP, GROUP_GAP, STRAND_GAP, BAND_GAP = 0.16, 0.05, 0.16, 0.36, 0.14
 LARGEST = 1.25  # inches of a picture of one image
-SMALLEST = {True: 1.0, False: 0.8}  # where strands stand side by side, on wide and narrow sheets
+SMALLEST = {True: 0.64, False: 0.8}  # where strands stand side by side, on wide and narrow sheets
 
 
 class Pictures(NamedTuple):
