@@ -175,7 +175,7 @@ SETTINGS = [
     (["--attack", "bayes", "--prior-autoencoder", "1"], "--prior-autoencoder: --attack bayes does"),
 ]
 OF_SEARCH = [
-    (["--space", "tv=1:0.1"], "give such as tv=1e-5:1e-1"),
+    (["--space", "tv=1:0.1"], "give LOW:HIGH, 0 < LOW < HIGH, such as tv"),
     (["--space", "width=1:2"], "names are assumed_lr, lr, tv"),
     (["--space", "client_lr=0.1:1"], "names are assumed_lr, lr, tv"),
     (["--tv", "0.1"], "--tv: a search goes around one cell"),

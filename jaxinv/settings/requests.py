@@ -203,9 +203,10 @@ def _ranges(texts: Any) -> Any:
             ranges[name] = (float(low), float(high))
         except ValueError:
             ranges[name] = (0.0, 0.0)
-        if name not in SEARCHABLE or not 0 < ranges[name][0] < ranges[name][1] < math.inf:
-            known = ", ".join(SEARCHABLE)
-            raise ValueError(f"give such as tv=1e-5:1e-1, both above 0; names are {known}")
+        if name not in SEARCHABLE:
+            raise ValueError(f"'{name}' cannot be searched; names are {', '.join(SEARCHABLE)}")
+        if not 0 < ranges[name][0] < ranges[name][1] < math.inf:
+            raise ValueError("give LOW:HIGH, 0 < LOW < HIGH, such as tv=1e-5:1e-1")
         for end in ranges[name]:
             check_float(end)
     return ranges
