@@ -308,7 +308,7 @@ def print_plan(
         count = len(inputs.ids) * draws_of(cell, study.plan) * study.plan.seeds
         flops = 0.0  # of a closed form: next to nothing
         if cell.family().make is not None:
-            attack, images = attack_of(cell, inputs), cell.attacker().images
+            attack, images = attack_of(cell, inputs), cell.assumed().images
             program = (inputs.victim.module, attack, images, inputs.images.shape[2:])
             if program not in counted:
                 counted[program] = trials.step_flops(shapes_of(inputs, attack, images), attack)

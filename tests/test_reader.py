@@ -224,11 +224,11 @@ def test_help_shows_choices_and_types():
 
 def test_an_attackers_view_is_what_it_assumes_and_else_the_truth():
     cell = schema.Cell(images=4, client_batch=2, client_lr=0.1, defense="clip:1,noise:0.5")
-    assert cell.attacker() == (4, Local(1, 2), 0.1, ())
+    assert cell.assumed() == (4, Local(1, 2), 0.1, ())
     own = cell.model_copy(
         update={"assumed_images": 6, "assumed_batch": 3, "assumed_lr": 0.2, "adaptive": True}
     )
-    assert own.attacker() == (6, Local(1, 3), 0.2, ("clip", "noise"))
+    assert own.assumed() == (6, Local(1, 3), 0.2, ("clip", "noise"))
     assert (cell.numbers()["client_lr"], own.numbers()["client_lr"]) == (0.1, 0.2)
 
 

@@ -139,7 +139,7 @@ def test_the_consensus_is_that_of_the_pictures(study):
     page = (folder / "report.html").read_text()
     shown = summarize(run, 19.0)
     cell = shown.cells[0]
-    gain = cell.consensus.quarter.per_target[:, -1] - cell.attacker.per_target[:, -1]
+    gain = cell.consensus.quarter.per_target[:, -1] - cell.pick.per_target[:, -1]
     half = 4.302653 * gain.std(ddof=1) / np.sqrt(3)
     assert (
         "Averaging the 2 of 5 seeds with the lowest objectives instead of picking one changes PSNR "

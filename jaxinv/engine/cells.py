@@ -137,7 +137,7 @@ class Loader:
             if cell.prior_batch_norm > 0:
                 raise UserError(f"--prior-batch-norm: {cell.model} has no BatchNorm; give 0")
         if cell.attack in CLOSED_FORM:
-            count = cell.attacker().images
+            count = cell.assumed().images
             CLOSED_FORM[cell.attack].check(victim.module, victim.variables, shape, count)
         images, labels, ids = self._targets(cell, dataset)
         prior, source = self._prior(cell, dataset) if cell.has_image_prior() else (None, None)
@@ -208,7 +208,7 @@ class Loader:
         for kind, own in found.items():
             learned.check_fits(own, kind, shape)
             if kind == "inverter":
-                learned.check_learned_from(own, victim.digest, cell.defense, cell.attacker().images)
+                learned.check_learned_from(own, victim.digest, cell.defense, cell.assumed().images)
         return found
 
     def _prior(self, cell: schema.Cell, dataset: data.Dataset) -> tuple[ImagePrior, Source]:
@@ -330,11 +330,11 @@ def share(cell: schema.Cell, inputs: CellInputs, cast: Callable[[PyTree], PyTree
         cell.batch_norm,
         cell.local(),
         cell.shuffled,
-        cell.attacker().images,
-        cell.attacker().local,
+        cell.assumed().images,
+        cell.assumed().local,
         observe=cell.batch_norm == "eval" and cell.prior_batch_norm > 0,
         defense=defenses.names(cell.chain()),
-        known_defense=cell.attacker().defense,
+        known_defense=cell.assumed().defense,
         classifier=classifier_of(cell, inputs),
     )
     truths, normalization, variables = cast(
@@ -400,7 +400,7 @@ def shapes_of(inputs: CellInputs, attack: Attack, images: int) -> trials.Problem
 
 def classifier_of(cell: schema.Cell, inputs: CellInputs) -> tuple[str, ...]:
     """The path of the network's last dense layer, where the attacker asks for it; else ()."""
-    known = defenses.asks_for_classifier(cell.attacker().defense)
+    known = defenses.asks_for_classifier(cell.assumed().defense)
     if needing("update", cell.priors()) or known:
         victim = inputs.victim
         return classifier_path(victim.module, victim.variables, inputs.images.shape[2:])

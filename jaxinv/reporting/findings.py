@@ -80,7 +80,7 @@ def _choice_sentence(study: StudySummary) -> str:
     sentence += f" against {number_text(best.baseline('psnr'), 1)} dB of a mean-color image"
     if best.mean.mean < best.baseline("psnr"):
         sentence += ": less than what knowing nothing gets, the attack failed"
-    gains = [choice.mean[-1] - best.mean.mean for choice in (best.attacker, best.oracle)]
+    gains = [choice.mean[-1] - best.mean.mean for choice in (best.pick, best.oracle)]
     if len(best.seeds) > 1 and np.isfinite(gains).all():
         signed = [f"{gain:+.1f}".replace("-", "−") for gain in gains]
         sentence += (

@@ -88,7 +88,7 @@ class CellSummary:
         )
 
     @cached_property
-    def attacker(self) -> st.BestOfK:
+    def pick(self) -> st.BestOfK:
         """Best of k by the attack's own objective."""
         return st.best_of_k(self.psnr, self.metrics["objective"], draws=len(self.draws))
 
@@ -101,7 +101,7 @@ class CellSummary:
     def consensus(self) -> cs.Consensus:
         """Mean images of k seeds. Reads the cell's pictures, unless there is nothing to average."""
         if len(self.seeds) == 1:
-            return cs.Consensus(self.attacker, self.attacker, self.psnr[:, 0])
+            return cs.Consensus(self.pick, self.pick, self.psnr[:, 0])
         images = self.pictures()
         return cs.curves(self.trials(images, target) for target in self.target_ids)
 
@@ -120,7 +120,7 @@ class CellSummary:
 
     def gain(self, best: st.BestOfK) -> st.Interval:
         """PSNR in dB of a consensus of all seeds minus the pick's, paired over targets."""
-        pick = self.attacker.per_target[:, -1:]
+        pick = self.pick.per_target[:, -1:]
         return st.paired_difference(best.per_target[:, -1:], pick)
 
     @cached_property
@@ -129,12 +129,12 @@ class CellSummary:
         return st.success_rate(self.psnr, self.success_psnr)
 
     @cached_property
-    def attacker_pick(self) -> np.ndarray:
+    def pick_seed(self) -> np.ndarray:
         """Seed position [target] of the lowest objective, first draw; -1 where all failed."""
         return st.choose_lowest(self.metrics["objective"][:, : len(self.seeds)])
 
     @cached_property
-    def oracle_pick(self) -> np.ndarray:
+    def oracle_seed(self) -> np.ndarray:
         """Seed position [target] of the highest PSNR, first draw; -1 where all failed."""
         return st.choose_lowest(-self.psnr[:, : len(self.seeds)])
 

@@ -67,10 +67,7 @@ def _learned(cell: Cell) -> Iterator[str]:
         )
     if begins and cell.labels == "joint":
         yield "--init learned: an inverter takes labels as given; use --labels known, or a rule"
-    if (
-        begins
-        and max(cell.local().steps(cell.images), cell.attacker().local.steps(cell.images)) > 1
-    ):
+    if begins and max(cell.local().steps(cell.images), cell.assumed().local.steps(cell.images)) > 1:
         yield (
             "--init learned: of one gradient; leave --client-epochs, --client-batch and "
             "--assumed-batch out"
@@ -89,16 +86,16 @@ def _client(cell: Cell) -> Iterator[str]:
 
 
 def _attackers_view(cell: Cell) -> Iterator[str]:
-    attacker = cell.attacker()
+    assumed = cell.assumed()
     rule = LABELS.get(cell.labels)
-    if rule is not None and rule.one_image and attacker.images > 1:
+    if rule is not None and rule.one_image and assumed.images > 1:
         yield f"--labels {cell.labels} reads one label; use --images 1 or --labels known"
-    if attacker.images % (attacker.local.batch or 1):
+    if assumed.images % (assumed.local.batch or 1):
         yield (
-            f"--assumed-batch {attacker.local.batch}: does not divide the {attacker.images} "
+            f"--assumed-batch {assumed.local.batch}: does not divide the {assumed.images} "
             "images assumed"
         )
-    if attacker.images != cell.images and cell.labels == "known":
+    if assumed.images != cell.images and cell.labels == "known":
         yield (
             "--assumed-images needs a label rule such as --labels counts: with --labels known, "
             "the labels already reveal how many images there are"
@@ -167,10 +164,10 @@ def _attack(cell: Cell) -> Iterator[str]:
             f"--entries {cell.entries:g}: seeds that compare different entries exchange nothing; "
             "leave --exchange out"
         )
-    attacker = cell.attacker()
-    steps = attacker.local.steps(attacker.images)
+    assumed = cell.assumed()
+    steps = assumed.local.steps(assumed.images)
     if cell.simulation == "surrogate":
-        if not may_be_surrogate(cell.objective, cell.priors(), steps, attacker.defense):
+        if not may_be_surrogate(cell.objective, cell.priors(), steps, assumed.defense):
             yield (
                 "--simulation surrogate: of several local steps (--client-epochs, --client-batch), "
                 "with --objective cosine, blind to the defense, without --prior-epoch-order"
@@ -191,7 +188,7 @@ def _attack(cell: Cell) -> Iterator[str]:
 
 def _family(cell: Cell) -> Iterator[str]:
     """What the kind of attack is not for."""
-    family, attacker = cell.family(), cell.attacker()
+    family, assumed = cell.family(), cell.assumed()
     if family.inits and cell.init not in family.inits:
         yield (
             f"--init {cell.init}: --attack {cell.attack} does not begin so; use "
@@ -203,7 +200,7 @@ def _family(cell: Cell) -> Iterator[str]:
         yield (
             f"--attack {cell.attack}: of one gradient; leave --client-epochs and --client-batch out"
         )
-    if why := family.unfit(steps=attacker.local.steps(attacker.images)):
+    if why := family.unfit(steps=assumed.local.steps(assumed.images)):
         yield f"--assumed-batch: --attack {cell.attack} {why}; leave it out"
     if why := family.unfit(joint_labels=cell.labels == "joint"):
         yield f"--labels joint: --attack {cell.attack} {why}; use known, or a rule"
@@ -257,8 +254,8 @@ def _default(name: str) -> Any:
 
 def _idle(cell: Cell) -> Iterator[tuple[str, str]]:
     """The settings off their defaults that change nothing beside the others, with the reason."""
-    attacker = cell.attacker()
-    assumed_steps = attacker.local.steps(attacker.images)
+    assumed = cell.assumed()
+    assumed_steps = assumed.local.steps(assumed.images)
     steps = max(cell.local().steps(cell.images), 1 if cell.assumed_lr else assumed_steps)
     if cell.image_prior != _default("image_prior") and not cell.has_image_prior():
         yield "image_prior", "of --representation whitened; give it, or leave the prior out"
@@ -291,8 +288,8 @@ def _idle(cell: Cell) -> Iterator[tuple[str, str]]:
         yield "shuffled", "an epoch of one step has no order; give --client-batch, or leave it out"
     dropped = may_drop_gradients(
         cell.priors(),
-        attacker.local.steps(attacker.images),
-        attacker.defense,
+        assumed.local.steps(assumed.images),
+        assumed.defense,
         cell.simulation,
         cell.entries,
     )

@@ -127,7 +127,9 @@ def load_inverting(flags: Mapping[str, Any]) -> tuple[Inverting, Cell]:
     """
     asked, settings = _given(flags, Inverting), _given(flags, Cell)
     if "update" not in asked:
-        raise UserError("--update: the file to attack; see docs/updates.md, or jaxinv.client.updates.save")
+        raise UserError(
+            "--update: the file to attack; see docs/updates.md, or jaxinv.client.updates.save"
+        )
     inverting = _validate(Inverting, asked)
     if "victim" not in settings:
         raise UserError("--victim: the network that the update is of; give a name or a folder")

@@ -71,7 +71,7 @@ RENAMED = {
 }
 
 
-class Attacker(NamedTuple):
+class AssumedClient(NamedTuple):
     """What the attacker takes the client to be: what it assumes, and else the truth."""
 
     images: int  # of an update
@@ -419,9 +419,9 @@ class Cell(Strict):
         """The client's defense."""
         return defenses.parse(self.defense)
 
-    def attacker(self) -> Attacker:
+    def assumed(self) -> AssumedClient:
         """What the attacker takes the client to be."""
-        return Attacker(
+        return AssumedClient(
             self.assumed_images or self.images,
             Local(self.client_epochs, self.assumed_batch or self.client_batch),
             self.assumed_lr or self.client_lr,
@@ -431,7 +431,7 @@ class Cell(Strict):
     def numbers(self) -> dict[str, float]:
         """What of the attack is traced: names as in `SEARCHABLE`; `client_lr` as it believes."""
         settings = {name: getattr(self, name) for name in (*SEARCHABLE, "iterations")}
-        return settings | {"client_lr": self.attacker().client_lr}
+        return settings | {"client_lr": self.assumed().client_lr}
 
     def of_each_image(self) -> bool:
         """Whether the client's defense takes each image's own gradient."""
@@ -477,11 +477,11 @@ class Cell(Strict):
         Raises:
           UserError: the attack has no iterations.
         """
-        make, attacker = self.family().make, self.attacker()
+        make, assumed = self.family().make, self.assumed()
         if make is None:
             raise UserError(f"--attack {self.attack}: has no iterations; give another attack")
         of_labels = classes if self.labels == "joint" else 0
-        assumed = Assumed(attacker.local, attacker.images, attacker.defense, of_labels, classifier)
+        assumed = Assumed(assumed.local, assumed.images, assumed.defense, of_labels, classifier)
         return make(self, assumed)
 
 

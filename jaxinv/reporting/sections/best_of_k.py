@@ -37,7 +37,7 @@ def best_of_k(study: StudySummary, width: float = ps.WIDE) -> Figure:
     finite = [
         curve[np.isfinite(curve)]
         for cell in cells
-        for best in (cell.attacker, cell.oracle, *([cell.consensus.quarter] if averaged else []))
+        for best in (cell.pick, cell.oracle, *([cell.consensus.quarter] if averaged else []))
         for curve in (best.mean, best.low, best.high)
     ]
     limits = limits_around(np.concatenate([*finite, [cell.baseline("psnr") for cell in cells]]))
@@ -65,7 +65,7 @@ def best_of_k(study: StudySummary, width: float = ps.WIDE) -> Figure:
     )
     for index, (ax, cell, color) in enumerate(zip(sheet.axes, cells, colors)):
         _draw_choice(ax, cell.oracle, ps.INK, thin=True)
-        _draw_choice(ax, cell.attacker, color, thin=False)
+        _draw_choice(ax, cell.pick, color, thin=False)
         if averages([cell]):
             _draw_consensus(ax, cell.consensus.quarter, color)
         psnr_panel(sheet, index, ax, limits, cell.baseline("psnr"))
@@ -106,7 +106,7 @@ def _title_with_gains(ax: Axes, cell: CellSummary, color: object, width: float) 
     size = min(9.4, 9.4 * width / ps.text_width(cell.label, 9.4, "bold"))
     ax.set_title(cell.label, color=color, weight="bold", pad=18, size=size)
     with np.errstate(invalid="ignore"):
-        gains = {"pick": cell.attacker.mean[-1] - cell.mean.mean}
+        gains = {"pick": cell.pick.mean[-1] - cell.mean.mean}
         if averages([cell]):
             gains["consensus"] = cell.consensus.quarter.mean[-1] - cell.mean.mean
         gains["oracle"] = cell.oracle.mean[-1] - cell.mean.mean
@@ -146,7 +146,7 @@ def _caption(study: StudySummary) -> str:
 def _columns() -> tuple[Column, ...]:
     """One row per cell and k: choosing and averaging, means over targets."""
     makers = {
-        "attacker": lambda cell: cell.attacker,
+        "attacker": lambda cell: cell.pick,
         "consensus_quarter": lambda cell: cell.consensus.quarter,
         "consensus_all": lambda cell: cell.consensus.all,
         "oracle": lambda cell: cell.oracle,

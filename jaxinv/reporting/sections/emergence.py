@@ -44,9 +44,7 @@ def read_way(study: StudySummary) -> Way | None:
         pictures = cell.pictures()
         first = [list(pictures.target_ids).index(target) for target in cell.target_ids]
         kept = [
-            (at, int(pick))
-            for at, pick in zip(first[:MOST_TARGETS], cell.attacker_pick)
-            if pick >= 0
+            (at, int(pick)) for at, pick in zip(first[:MOST_TARGETS], cell.pick_seed) if pick >= 0
         ]
         if kept:
             rows, picks = map(list, zip(*kept))

@@ -129,7 +129,7 @@ def _draw_seeds(
     median = ranked_quantile(values, 0.5)
     if np.isfinite(median):
         ax.hlines(median, at - 0.32, at + 0.32, color=ps.INK, linewidth=1.6, zorder=3)
-    for pick, mark in ((cell.oracle_pick[target], "ring"), (cell.attacker_pick[target], "diamond")):
+    for pick, mark in ((cell.oracle_seed[target], "ring"), (cell.pick_seed[target], "diamond")):
         if pick >= 0:
             look = {"markeredgecolor": ps.INK} if mark == "ring" else {"color": ps.INK}
             ax.plot(x[pick], drawn[pick], **(ps.MARKS[mark] | look), zorder=4, clip_on=False)

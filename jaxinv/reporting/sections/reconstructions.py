@@ -66,7 +66,7 @@ def _shown(
     of_draw = cell.psnr[target, : len(cell.seeds)]
     ranked = np.argsort(np.nan_to_num(of_draw, nan=-np.inf), kind="stable")
     found = {
-        "pick": int(cell.attacker_pick[target]),
+        "pick": int(cell.pick_seed[target]),
         "consensus": -1,
         "median": int(ranked[(len(ranked) - 1) // 2]),
         "worst": int(ranked[0]),

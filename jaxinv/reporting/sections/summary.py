@@ -82,7 +82,7 @@ def best_columns(value) -> tuple[Column, ...]:
 def choice(cell: CellSummary, name: str):
     """What is made of a cell's seeds, by the name of its column."""
     return {
-        "attacker_best": cell.attacker,
+        "attacker_best": cell.pick,
         "consensus_quarter": cell.consensus.quarter,
         "consensus_all": cell.consensus.all,
         "oracle_best": cell.oracle,
