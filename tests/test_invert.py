@@ -403,6 +403,14 @@ def test_what_needs_the_scale_asks_for_it(theirs):
         ({"posterior": 8}, "posterior: of jaxinv.GaussNewton alone"),
         ({"polish": 1, "posterior": 8}, "posterior: of an image that is not polished"),
         ({"polish": 1, "defense": "clip:1"}, "polish: not under a defense that is known"),
+        (
+            {"defense": "noise:1,sign"},
+            "defense=noise:1,sign: what sign makes of the noise in front",
+        ),
+        (
+            {"labels": "joint", "priors": {"prior_features": 0.1}},
+            "prior_features: reads features by the label; labels=joint has none",
+        ),
         ({"polish": 1, "method": "analytic"}, "polish: of an attack with iterations"),
         ({"method": "imprint"}, "reads what a server imprinted"),
         (

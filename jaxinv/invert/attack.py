@@ -543,6 +543,8 @@ def _with_priors(method: Method, priors: Mapping, victim: _Victim, client: _Clie
     """The method with its priors, and what follows from them for the program."""
     classifier = ()
     if "prior_features" in priors:
+        if method.classes:
+            raise UserError("prior_features: reads features by the label; labels=joint has none")
         classifier = classifier_path(victim.network, victim.variables, victim.image_shape)
     method = method.replace(priors=tuple(priors), classifier=classifier)
     if method.simulation == "surrogate" and not may_be_surrogate(
@@ -566,6 +568,11 @@ def _defense(defense: Any) -> tuple[tuple, tuple]:
             chain = defenses.parse(defense)
         except ValueError as error:
             raise UserError(f"defense={defense}: {error}") from None
+        if changed := defenses.changes_noise(chain):
+            raise UserError(
+                f"defense={defense}: what {changed} makes of the noise in front of it is not known; "
+                "leave defense out"
+            )
         return defenses.names(chain), defenses.strengths(chain)
     if not isinstance(defense, Defense):
         own = defense
