@@ -570,8 +570,8 @@ def _defense(defense: Any) -> tuple[tuple, tuple]:
             raise UserError(f"defense={defense}: {error}") from None
         if changed := defenses.changes_noise(chain):
             raise UserError(
-                f"defense={defense}: what {changed} makes of the noise in front of it is not known; "
-                "leave defense out"
+                f"defense={defense}: what {changed} makes of the noise in front of it is not "
+                "known; leave defense out"
             )
         return defenses.names(chain), defenses.strengths(chain)
     if not isinstance(defense, Defense):
