@@ -84,10 +84,10 @@ def draw_posteriors(posteriors: Sequence[tuple[CellSummary, Posterior]], width: 
         ps.Heading(
             "How sure the attack is, and whether it is right",
             "The attack's own standard deviation of each pixel (root mean square over colors) "
-            f"beside what it is off by, one scale a row, at {cell.label}. The curves: how many "
+            f"beside what it is off by, one scale a row, at {cell.heading}. The curves: how many "
             "pixels lie within the interval that should hold so many; below the diagonal the "
             "attack is too sure.",
-            keys=[ps.Key("line", color, cell.label) for color, (cell, _) in zip(colors, shown)]
+            keys=[ps.Key("line", color, cell.heading) for color, (cell, _) in zip(colors, shown)]
             + [ps.Key("dash", ps.BASELINE, "calibrated")],
         ),
         panel_height=height,
