@@ -67,7 +67,8 @@ class Linear:
         update = {"w": np.stack([self.update["w"]] if updates is None else updates)}
         count = len(update["w"])
         variance = np.full(count, self.variance if noise is None else noise)
-        knowledge = DefenseKnowledge((), {"w": variance}, {"w": np.ones(count)})
+        weights = {"w": np.ones(count)}
+        knowledge = DefenseKnowledge(((variance,),), {"w": variance}, weights, ((),))
         target = Target(update, np.zeros((count, 1), np.int32), (), knowledge)
         truths = Truth(np.zeros((count, 1, *SHAPE)), np.zeros((count, 1), np.int32))
         normalization = Normalization(jnp.zeros(2), jnp.ones(2))

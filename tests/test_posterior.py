@@ -35,7 +35,7 @@ def test_images_of_a_batch_stand_beside_their_truths():
 @pytest.mark.parametrize("width", [9.6, 4.2])
 @pytest.mark.parametrize("images", [1, 4])
 def test_the_figure_shows_errors_on_the_scale_of_the_deviations(width, images):
-    cells = [SimpleNamespace(label=f"defense = noise:{v}") for v in ("0.1", "1")]
+    cells = [SimpleNamespace(heading=f"noise:{v}") for v in ("0.1", "1")]
     found = [(cell, made(1, images=images)) for cell in cells]
     figure = pp.draw_posteriors(found, width)
     maps = [panel.images[0] for panel in figure.axes if panel.images]
