@@ -71,12 +71,12 @@ def load(arguments: Mapping[str, Any]) -> list[schema.Study]:
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{name}: is named twice; its run folder would be one and the same")
-    if arguments["preset"] and not any(arguments["preset"] in reader.presets_of(p) for p in paths):
+    presets = [reader.presets_of(path) for path in paths]
+    if arguments["preset"] and not any(arguments["preset"] in known for known in presets):
         raise UserError(f"--preset {arguments['preset']}: none of these sweeps has it")
     studies = []
-    for path in paths:
+    for path, known in zip(paths, presets):
         asked = {**arguments, "out": str(root / path.stem)}
-        known = reader.presets_of(path)
         preset = arguments["preset"] if arguments["preset"] in known else None
         try:
             studies.append(reader.load_study(path, asked, preset))

@@ -110,8 +110,6 @@ def _priors(cell: Cell) -> Iterator[str]:
         )
     if cell.prior_features > 0 and cell.labels == "joint":
         yield "--prior-features: reads features by the label; not with --labels joint"
-    if cell.prior_features > 0 and cell.labels == "joint":
-        yield "--prior-features: reads features by the label; not with --labels joint"
     if cell.prior_epoch_order > 0:
         if cell.client_epochs == 1 or not cell.shuffled:
             yield (

@@ -481,8 +481,9 @@ class Cell(Strict):
         if make is None:
             raise UserError(f"--attack {self.attack}: has no iterations; give another attack")
         of_labels = classes if self.labels == "joint" else 0
-        assumed = Assumed(assumed.local, assumed.images, assumed.defense, of_labels, classifier)
-        return make(self, assumed)
+        return make(
+            self, Assumed(assumed.local, assumed.images, assumed.defense, of_labels, classifier)
+        )
 
 
 def settings_of(group: str) -> tuple[str, ...]:
