@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinv import rng
-from jaxinv.attacks.priors import SEEDS
+from jaxinv.attacks.priors import SEEDS, mean_over_seeds
 from jaxinv.types import PyTree
 
 NUDGE = 0.1  # size of the draw, relative to the root mean square of what is moved
@@ -44,10 +44,7 @@ def halve(loss: Float[Array, ""], place: PyTree) -> tuple[PyTree, Bool[Array, ""
 
 def average(loss: Float[Array, ""], place: PyTree) -> tuple[PyTree, Bool[Array, ""]]:
     """All seeds go on from their mean: what they agree on is more of the image than any of them."""
-    counts = jnp.isfinite(loss)
-    finite = jax.tree.map(lambda x: lax.psum(jnp.where(counts, x, 0), SEEDS), place)
-    count = jnp.maximum(lax.psum(counts.astype(loss.dtype), SEEDS), 1)
-    return jax.tree.map(lambda x: x / count, finite), jnp.array(True)
+    return mean_over_seeds(place, jnp.isfinite(loss)), jnp.array(True)
 
 
 EXCHANGES: dict[str, Exchange | None] = {

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxinv.attacks.analytic import features
 from jaxinv.learned import nets, params_of
@@ -88,6 +88,12 @@ def statistics_distance(statistics: PyTree, shared: PyTree) -> Float[Array, ""]:
     return 2 * sum(leaves) / len(leaves)
 
 
+def mean_over_seeds(tree: PyTree, counts: Bool[Array, ""]) -> PyTree:
+    """The mean over a target's seeds, of those that count: one that has failed is in no other."""
+    count = jnp.maximum(1, lax.psum(counts.astype(jnp.int32), SEEDS))
+    return jax.tree.map(lambda x: lax.psum(jnp.where(counts, x, 0), SEEDS) / count, tree)
+
+
 def group_distance(images: Float[Array, "*batch height width channel"]) -> Float[Array, ""]:
     """Computes the mean squared distance to the mean of the target's other seeds and itself.
 
@@ -96,9 +102,7 @@ def group_distance(images: Float[Array, "*batch height width channel"]) -> Float
 
     References: Yin et al. 2021, arXiv 2104.07586, eq. 11, there after registration of the images.
     """
-    finite = jnp.isfinite(images).all()  # a seed that has failed counts for no other
-    total = lax.psum(jnp.where(finite, images, 0), SEEDS)
-    mean = total / jnp.maximum(1, lax.psum(finite.astype(images.dtype), SEEDS))
+    mean = mean_over_seeds(images, jnp.isfinite(images).all())
     return jnp.square(images - lax.stop_gradient(mean)).mean()
 
 

@@ -47,7 +47,8 @@ def finite(values: np.ndarray) -> np.ndarray:
 
 def limits_around(values: np.ndarray) -> tuple[float, float]:
     """Limits around finite values, NaN for none, with room at both ends for exact and failed."""
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    known = values[~np.isnan(values)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
     room = 0.09 * max(high - low, 1.0)
     return low - room, high + room
 
