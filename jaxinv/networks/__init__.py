@@ -22,6 +22,7 @@ from jaxinv.networks.vit import HEAD, PATCH, ViT
 class Network(NamedTuple):
     """A table entry: what makes the module, and what it can be given."""
 
+    title: str  # as its paper spells it
     module: Callable[..., nn.Module]  # takes `classes`, and `width` if the network has one
     width: int | None  # the published width; None where the network has no such setting
     smallest: int = 1  # least height and width of an image that survives the pooling
@@ -29,30 +30,33 @@ class Network(NamedTuple):
     smooth: bool = False  # whether it has no kinks (`networks.kinks`)
 
 
-def _resnet(width: int, *blocks: int, **fields) -> Network:
+def _resnet(title: str, width: int, *blocks: int, **fields) -> Network:
     """A table entry of the ResNet family."""
-    return Network(functools.partial(ResNet, blocks=blocks, **fields), width)
+    return Network(title, functools.partial(ResNet, blocks=blocks, **fields), width)
 
 
 def _twin(network: Network) -> Network:
     """The same network with GroupNorm."""
-    return network._replace(module=functools.partial(network.module, norm="group"))
+    return network._replace(
+        title=f"{network.title} with GroupNorm",
+        module=functools.partial(network.module, norm="group"),
+    )
 
 
 _BATCH_NORM = {
-    "convnet": Network(ConvNet, width=64, smallest=9),
-    "resnet20": _resnet(16, 3, 3, 3),
-    "resnet32": _resnet(16, 5, 5, 5),
-    "resnet56": _resnet(16, 9, 9, 9),
-    "resnet18": _resnet(64, 2, 2, 2, 2),
-    "resnet34": _resnet(64, 3, 4, 6, 3),
-    "resnet50": _resnet(64, 3, 4, 6, 3, block=Bottleneck),
-    "mobilenetv2": Network(MobileNetV2, width=32, width_step=8),
+    "convnet": Network("ConvNet", ConvNet, width=64, smallest=9),
+    "resnet20": _resnet("ResNet20", 16, 3, 3, 3),
+    "resnet32": _resnet("ResNet32", 16, 5, 5, 5),
+    "resnet56": _resnet("ResNet56", 16, 9, 9, 9),
+    "resnet18": _resnet("ResNet18", 64, 2, 2, 2, 2),
+    "resnet34": _resnet("ResNet34", 64, 3, 4, 6, 3),
+    "resnet50": _resnet("ResNet50", 64, 3, 4, 6, 3, block=Bottleneck),
+    "mobilenetv2": Network("MobileNetV2", MobileNetV2, width=32, width_step=8),
 }
 NETWORKS = {
-    "lenet_zhu": Network(LeNetZhu, width=None, smooth=True),
-    "mlp": Network(MLP, width=1024),
-    "vit": Network(ViT, width=192, smallest=PATCH, width_step=HEAD, smooth=True),
+    "lenet_zhu": Network("LeNetZhu", LeNetZhu, width=None, smooth=True),
+    "mlp": Network("MLP", MLP, width=1024),
+    "vit": Network("ViT", ViT, width=192, smallest=PATCH, width_step=HEAD, smooth=True),
     **_BATCH_NORM,
     **{f"{name}_gn": _twin(network) for name, network in _BATCH_NORM.items()},
 }

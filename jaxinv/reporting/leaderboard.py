@@ -115,8 +115,9 @@ def _victims(study: StudySummary) -> dict[str, str]:
 
 
 def _architecture(asked: dict[str, Any]) -> str:
-    """A network and its width: "resnet18 (64)"."""
-    return asked["model"] + ("" if asked["width"] is None else f" ({asked['width']})")
+    """A network and its width: "ResNet18 (64)"."""
+    title = spoken("model", asked["model"])
+    return title + ("" if asked["width"] is None else f" ({asked['width']})")
 
 
 def _network(cell: CellSummary, varying: list[str], victims: dict[str, str]) -> str:
@@ -134,5 +135,5 @@ def _words(name: str, asked: dict[str, Any]) -> str:
     if name == "images":
         return f"{value} image{'s' * (value > 1)}"
     if name in ("dataset", "representation"):
-        return without_folders(str(value))
+        return without_folders(spoken(name, value))
     return f"{name} {setting_text(value)}".replace("_", " ")

@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from jaxinv.networks import NETWORKS
+
 # What is said of a value over a picture.
 SPOKEN = {
     ("attack", "geiping"): "cosine + TV",
     ("attack", "bayes"): "Gauss-Newton",
     ("attack", "smoothed_bayes"): "smoothed Gauss-Newton",
     ("defense", "none"): "no defense",
+    ("representation", "coarse_to_fine"): "low frequencies first",
+    **{("model", name): network.title for name, network in NETWORKS.items()},
 }
 ALWAYS = ("attack", "defense")  # said of every cell, where some differ in them
 UNSET = {"victim": "untrained", "width": "published", "client_batch": "whole batch"}  # not given

@@ -32,7 +32,7 @@ from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import number_text
 
 PAPER, FULL = "#ffffff", "#5aa7d6"  # from the mean color to `FULL_GAIN`
-FULL_GAIN = 10.0  # dB
+FULL_GAIN = 40.0  # dB; the shade goes with the root of the gain, as most gains are of a few dB
 HEAD, LINE = 8.6, 0.17  # of tasks' and attackers' names: points, and inches of a line
 MOST_WIDTH = 3.0  # inches of the tasks' names
 GAP = 0.06  # inches between the heads of two columns
@@ -121,7 +121,7 @@ def leaderboard(study: StudySummary, width: float = ps.WIDE) -> Figure:
             if not own:
                 continue
             gain = own[0].cell.mean.mean - own[0].cell.baseline("psnr")
-            color = shade(float(np.clip(np.nan_to_num(gain) / FULL_GAIN, 0, 1)))
+            color = shade(math.sqrt(np.clip(np.nan_to_num(gain) / FULL_GAIN, 0, 1)))
             ax.add_patch(
                 ps.Rectangle((column, ends[row]), 1, heights[row], color=color, linewidth=0)
             )
