@@ -76,8 +76,8 @@ def load(arguments: Mapping[str, Any]) -> list[schema.Study]:
         raise UserError(f"--preset {arguments['preset']}: none of these sweeps has it")
     studies = []
     for path, known in zip(paths, presets):
-        asked = {**arguments, "out": str(root / path.stem)}
         preset = arguments["preset"] if arguments["preset"] in known else None
+        asked = {**arguments, "out": str(root / reader.name_of(path, preset))}
         try:
             studies.append(reader.load_study(path, asked, preset))
         except UserError as error:

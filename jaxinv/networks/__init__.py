@@ -38,8 +38,7 @@ def _resnet(title: str, width: int, *blocks: int, **fields) -> Network:
 def _twin(network: Network) -> Network:
     """The same network with GroupNorm."""
     return network._replace(
-        title=f"{network.title} with GroupNorm",
-        module=functools.partial(network.module, norm="group"),
+        title=f"{network.title}-GN", module=functools.partial(network.module, norm="group")
     )
 
 

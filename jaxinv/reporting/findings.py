@@ -45,8 +45,9 @@ def _spread_sentence(study: StudySummary) -> str:
     }
     if low is not high:
         return (
-            f"At {low.label} the {len(low.seeds)} seeds of one target differ by {std[low.number]} "
-            f"dB (standard deviation), at {high.label} by {std[high.number]} dB."
+            f"At {low.heading} the {len(low.seeds)} seeds of one target differ by "
+            f"{std[low.number]} dB (standard deviation), at {high.heading} by "
+            f"{std[high.number]} dB."
         )
     sentence = f"The {len(low.seeds)} seeds of one target differ by {std[low.number]} dB"
     between = low.components.between.value
@@ -64,7 +65,9 @@ def _labels_sentence(study: StudySummary) -> str:
     best = ranked[-1]
     sentence = f"The attacker has {percent_text(best.labels_right.value)} of the labels right"
     if len(known) > 1:
-        sentence += f" at {best.label}, {percent_text(worst.labels_right.value)} at {worst.label}"
+        sentence += (
+            f" at {best.heading}, {percent_text(worst.labels_right.value)} at {worst.heading}"
+        )
     return f"{sentence}."
 
 
@@ -73,8 +76,10 @@ def _choice_sentence(study: StudySummary) -> str:
     known = [c for c in study.cells if np.isfinite(c.mean.mean)]
     if not known:
         return ""
+    if len({c.asked["defense"] for c in known}) > 1:
+        return _of_each_defense(known)
     best = max(known, key=lambda c: c.mean.mean)
-    where = f"Best on average: {best.label}, " if len(study.cells) > 1 else "On average "
+    where = f"Best on average: {best.heading}, " if len(study.cells) > 1 else "On average "
     limits = interval_text(best.mean.low, best.mean.high, 1)
     sentence = f"{where}{number_text(best.mean.mean, 1)} dB{' ' + limits if limits else ''}"
     sentence += f" against {number_text(best.baseline('psnr'), 1)} dB of a mean-color image"
@@ -90,6 +95,17 @@ def _choice_sentence(study: StudySummary) -> str:
     return f"{sentence}."
 
 
+def _of_each_defense(cells: list[CellSummary]) -> str:
+    """States the best cell of each defense: that none is the best of all says nothing."""
+    best: dict[str, CellSummary] = {}
+    for cell in sorted(cells, key=lambda c: -c.mean.mean):
+        best.setdefault(cell.asked["defense"], cell)
+    order = [best[name] for name in dict.fromkeys(c.asked["defense"] for c in cells)]
+    said = [f"{cell.heading} {number_text(cell.mean.mean, 1)} dB" for cell in order]
+    baseline = number_text(order[0].baseline("psnr"), 1)
+    return f"Best of each defense, on average: {'; '.join(said)}; a mean-color image {baseline} dB."
+
+
 def _consensus_sentence(study: StudySummary) -> str:
     """States what averaging seeds changes against picking one: in the best cell, and at most."""
     known = [c for c in study.cells if len(c.seeds) > 1 and np.isfinite(c.mean.mean)]
@@ -98,7 +114,7 @@ def _consensus_sentence(study: StudySummary) -> str:
         return ""
     best = max(known, key=lambda c: c.mean.mean)
     most = max(known, key=lambda c: c.gain(_average(c)).value)
-    count, where = quarter(len(best.seeds)), f" at {best.label}" if len(study.cells) > 1 else ""
+    count, where = quarter(len(best.seeds)), f" at {best.heading}" if len(study.cells) > 1 else ""
     seeds = f"{len(best.seeds)} seeds"
     averaged = f"the {count} of {seeds} with the lowest objectives" if count > 1 else f"all {seeds}"
     gain = best.gain(_average(best))
@@ -106,7 +122,7 @@ def _consensus_sentence(study: StudySummary) -> str:
     verdict = "changes nothing that these targets can show" if unseen else "changes PSNR"
     sentence = f"Averaging {averaged} instead of picking one {verdict}{where}: {_gains(best)}"
     if most is not best:
-        sentence += f"; at {most.label}: {_gains(most)}"
+        sentence += f"; at {most.heading}: {_gains(most)}"
     return f"{sentence}{'; one target, no interval' if math.isnan(gain.low) else ''}."
 
 

@@ -12,7 +12,7 @@ from jaxinv.attacks import ATTACKS
 from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import percent_text, without_folders
 from jaxinv.settings import schema
-from jaxinv.settings.naming import setting_text, spoken
+from jaxinv.settings.naming import network_text, setting_text, spoken
 from jaxinv.settings.schema import OF_VICTIM, Cell
 
 OF_TASK = tuple(
@@ -115,9 +115,7 @@ def _victims(study: StudySummary) -> dict[str, str]:
 
 
 def _architecture(asked: dict[str, Any]) -> str:
-    """A network and its width: "ResNet18 (64)"."""
-    title = spoken("model", asked["model"])
-    return title + ("" if asked["width"] is None else f" ({asked['width']})")
+    return network_text(asked["model"], asked["width"])
 
 
 def _network(cell: CellSummary, varying: list[str], victims: dict[str, str]) -> str:

@@ -1,6 +1,7 @@
 """A cell's name: the settings in which it differs from the others."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,12 @@ SPOKEN = {
     ("attack", "bayes"): "Gauss-Newton",
     ("attack", "smoothed_bayes"): "smoothed Gauss-Newton",
     ("defense", "none"): "no defense",
+    ("adaptive", False): "blind",
+    ("adaptive", True): "adaptive",
     ("representation", "coarse_to_fine"): "low frequencies first",
     **{("model", name): network.title for name, network in NETWORKS.items()},
 }
+RECIPES = {"trained": "trained", "no-augment": "trained without augmentation"}
 ALWAYS = ("attack", "defense")  # said of every cell, where some differ in them
 UNSET = {"victim": "untrained", "width": "published", "client_batch": "whole batch"}  # not given
 
@@ -53,7 +57,7 @@ def heading_text(settings: Mapping[str, Any]) -> str:
     order = sorted(settings.items(), key=lambda item: item[0] != "attack")
     return ", ".join(
         spoken(name, value)
-        if isinstance(value, str) or (name == "victim" and value is None)
+        if isinstance(value, str) or name == "victim" or (name, value) in SPOKEN
         else label_text({name: value})
         for name, value in order
     )
@@ -61,7 +65,31 @@ def heading_text(settings: Mapping[str, Any]) -> str:
 
 def spoken(name: str, value: Any) -> str:
     """Says a setting's value in words, where it has some."""
+    if name == "victim" and value is not None:
+        return victim_text(str(value))
     return SPOKEN.get((name, value), _said(name, value))
+
+
+def network_text(model: str, width: int | str | None) -> str:
+    """Names a network and its width: "ResNet18 (64)"."""
+    return spoken("model", model) + ("" if width is None else f" ({width})")
+
+
+def victim_text(victim: str) -> str:
+    """Names a checkpoint as `jaxinv.train` does, in words: `resnet18-w32-cifar10-epoch1` is
+    "ResNet18 (32) after 1 epoch". One that is called otherwise keeps its name, without folders.
+    """
+    own = victim.rstrip("/").rpartition("/")[2]
+    parts = re.fullmatch(r"(?P<model>\w+)(-w(?P<width>\d+))?-[^-]+(-(?P<recipe>.+))?", own)
+    if parts is None or parts["model"] not in NETWORKS:
+        return own
+    recipe = parts["recipe"] or "trained"
+    if epochs := re.fullmatch(r"epoch(\d+)", recipe):
+        count = int(epochs[1])
+        state = f"after {count} epoch{'s' * (count > 1)}" if count else "before training"
+    else:
+        state = RECIPES.get(recipe, f"trained, {recipe}")
+    return f"{network_text(parts['model'], parts['width'])} {state}"
 
 
 def _said(name: str, value: Any) -> str:

@@ -86,10 +86,23 @@ def load_study(path: Path | None, flags: Mapping[str, Any], preset: str | None =
             "--target-ids cannot be combined with several values of --images, because the number "
             "of targets would differ; use --targets"
         )
-    # What a file costs and expects is said of its own grid.
-    kept = ("question",) if asked else tuple(Text.model_fields)
-    text = Text(**{name: getattr(file, name) for name in kept})
-    return Study(path.stem if path else "default", text, axes, cells, plan)
+    text = Text(**{name: getattr(file, name) for name in _still_said(path, bool(asked))})
+    return Study(name_of(path, preset), text, axes, cells, plan)
+
+
+def _still_said(path: Path | None, is_replaced: bool) -> tuple[str, ...]:
+    """What a file says of itself that holds of a grid, some of whose settings may be replaced.
+
+    What it costs and expects is said of its own grid; what the default study asks, too.
+    """
+    if not is_replaced:
+        return tuple(Text.model_fields)
+    return () if path is None else ("question",)
+
+
+def name_of(path: Path | None, preset: str | None = None) -> str:
+    """What a sweep is called, and its run folder: by its file, and the preset if there is one."""
+    return "-".join(filter(None, (path.stem if path else "default", preset)))
 
 
 def load_search(flags: Mapping[str, Any]) -> SearchStudy:

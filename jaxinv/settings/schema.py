@@ -578,7 +578,7 @@ class Workers(Strict):
 class Text(Strict):
     """What a sweep file says of itself."""
 
-    question: str = "A grid given by flags."
+    question: str = "What does the attack recover?"
     cost: str = ""
     expectation: str = ""
 

@@ -7,15 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxinv.audit.study.scene import NOISES, Options, Row, Table
+from jaxinv.networks import NETWORKS
 from jaxinv.reporting.figures import style as ps
+from jaxinv.settings.naming import network_text, victim_text
 
 NONE = 1e-4  # where on the axis no noise stands
-NAMES = {  # as papers write them
-    "lenet_zhu": "LeNetZhu",
-    "convnet": "ConvNet",
-    "resnet18": "ResNet18",
-    "mobilenetv2": "MobileNetV2",
-}
 COLUMNS = 4
 
 
@@ -79,12 +75,9 @@ def draw(
 
 def _name(ax: Axes, victim: str, what: str) -> None:
     """Sets over a panel what it is of: `convnet-w16-cifar10` is trained, `convnet:16` is not."""
-    model, _, recipe = victim.partition("-")
-    model, _, width = model.partition(":")
-    if recipe.startswith("w"):
-        width = recipe.split("-")[0][1:]
-    of_width = f" ({width})" if width else ""
-    name = f"{'trained' if recipe else 'untrained'} {NAMES.get(model, model)}{of_width}"
+    model, _, width = victim.partition(":")
+    is_drawn = model in NETWORKS
+    name = f"{network_text(model, width or None)} untrained" if is_drawn else victim_text(victim)
     ax.set_title(f"{name}\n{what}", size=8.2)
 
 

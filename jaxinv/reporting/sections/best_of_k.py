@@ -103,8 +103,8 @@ def _draw_consensus(ax: Axes, best: BestOfK, color: object) -> None:
 
 def _title_with_gains(ax: Axes, cell: CellSummary, color: object, width: float) -> None:
     """Names a panel, and under its name what choosing among all seeds adds to the mean seed."""
-    size = min(9.4, 9.4 * width / ps.text_width(cell.label, 9.4, "bold"))
-    ax.set_title(cell.label, color=color, weight="bold", pad=18, size=size)
+    size = min(9.4, 9.4 * width / ps.text_width(cell.heading, 9.4, "bold"))
+    ax.set_title(cell.heading, color=color, weight="bold", pad=18, size=size)
     with np.errstate(invalid="ignore"):
         gains = {"pick": cell.pick.mean[-1] - cell.mean.mean}
         if averages([cell]):

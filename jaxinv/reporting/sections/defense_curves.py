@@ -72,7 +72,7 @@ def defense_curves(study: StudySummary, width: float = ps.WIDE) -> Figure:
                     ps.Key(*lines[label, blind], _words(label, blind, differ))
                     for label, blind in attackers
                 ),
-                *([ps.Key("ring", ps.INK, "strengths that the study tried")] if marked else []),
+                *([ps.Key("ring", ps.INK, "strengths of the original study")] if marked else []),
                 ps.Key("dash", ps.BASELINE, "mean color"),
             ],
         ),

@@ -68,7 +68,7 @@ def emergence(study: StudySummary, width: float = ps.WIDE) -> Figure:
         width,
         ps.Heading(
             "How the image emerges",
-            f"The attacker's pick at {way.cell.label}, by steps taken; at the right the truth.",
+            f"The attacker's pick at {way.cell.heading}, by steps taken; at the right the truth.",
         ),
         panel_height=len(way.truths) * (tall + GAP),
         margins=ps.Margins(bottom=0.02),

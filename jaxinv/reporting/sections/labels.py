@@ -28,7 +28,7 @@ def labels(study: StudySummary, width: float = ps.WIDE) -> Figure:
     for cell in cells:
         share = Interval(*(100 * end for end in cell.labels_right))
         words = percent_text(cell.labels_right.value)
-        rows.append(IntervalRow(cell.label, [(share, "o", BLUE)], words))
+        rows.append(IntervalRow(cell.heading, [(share, "o", BLUE)], words))
     return interval_rows(
         width,
         "Which labels does the update give away?",

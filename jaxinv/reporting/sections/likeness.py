@@ -119,7 +119,7 @@ def likeness(study: StudySummary, width: float = ps.WIDE) -> Figure:
             "Do the measures agree on which cell gives most away?",
             "Cells in the order of the mean over their trials; equal ones share a place."
             + left_out(study, cells),
-            keys=[ps.Key("line", c, cell.label) for c, cell in zip(colors, cells)],
+            keys=[ps.Key("line", c, cell.heading) for c, cell in zip(colors, cells)],
         ),
         panel_height=0.5 + 0.3 * len(cells),
         margins=ps.Margins(left=1.3),

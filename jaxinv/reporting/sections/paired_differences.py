@@ -24,7 +24,7 @@ def paired_differences(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws each cell's PSNR minus the first cell's, with t intervals over targets."""
     pairs = choose_evenly(study.pairs, MOST_ROWS)
     rows = [
-        IntervalRow(p.cell.label, [(p.difference, "o", BLUE)], number_text(p.difference.value))
+        IntervalRow(p.cell.heading, [(p.difference, "o", BLUE)], number_text(p.difference.value))
         for p in pairs
     ]
     ends = [v for p in pairs for v in p.difference if np.isfinite(v)]
@@ -32,7 +32,7 @@ def paired_differences(study: StudySummary, width: float = ps.WIDE) -> Figure:
     room = 0.06 * max(high - low, 1e-3)
     figure = interval_rows(
         width,
-        f"Against {pairs[0].reference.label}",
+        f"Against {pairs[0].reference.heading}",
         "Difference of PSNR on the same targets from the same seeds, 95% t intervals over targets. "
         "An interval that excludes 0 tells the two settings apart."
         + left_out(study, [pairs[0].reference, *(pair.cell for pair in pairs)]),

@@ -40,7 +40,7 @@ def _row(cell: CellSummary) -> IntervalRow:
     for count, what in ((cell.exact.sum(), "exact"), (cell.failed.sum(), "failed")):
         words += [f"{count} {what}"] if count else []
     return IntervalRow(
-        cell.label, [(mean, "D", ps.INK)], ", ".join(words), values[np.isfinite(values)]
+        cell.heading, [(mean, "D", ps.INK)], ", ".join(words), values[np.isfinite(values)]
     )
 
 
@@ -51,7 +51,7 @@ def _mean_text(cell: CellSummary) -> str:
 
 def _alt(study: StudySummary) -> str:
     means = "; ".join(
-        f"{cell.label}: {_mean_text(cell)} dB of {count_text(len(cell.target_ids), 'target')}"
+        f"{cell.heading}: {_mean_text(cell)} dB of {count_text(len(cell.target_ids), 'target')}"
         for cell in shown_cells(study, MOST_ROWS)
     )
     return f"PSNR of every target by cell. {means}."

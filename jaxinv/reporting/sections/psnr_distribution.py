@@ -145,7 +145,7 @@ def _tick(cell: CellSummary) -> str:
 
 def _alt(study: StudySummary) -> str:
     spread = "; ".join(
-        f"{cell.label}: mean {number_text(cell.mean.mean)} dB, standard deviation over seeds "
+        f"{cell.heading}: mean {number_text(cell.mean.mean)} dB, standard deviation over seeds "
         f"{number_text(cell.mean.seed_std)} dB"
         for cell in shown_cells(study)
     )

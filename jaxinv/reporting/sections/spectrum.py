@@ -37,7 +37,7 @@ def spectrum(study: StudySummary, width: float = ps.WIDE) -> Figure:
             "the polish, relative to the largest, a line per target. At the right the directions "
             f"of the {columns} smallest, a row per target of the first setting: what could be "
             "added to the image with the least change of the update.",
-            keys=[ps.Key("line", color, cell.label) for color, (cell, _) in zip(colors, cells)],
+            keys=[ps.Key("line", color, cell.heading) for color, (cell, _) in zip(colors, cells)],
         ),
         panel_height=max(2.2, rows * pitch),
         margins=ps.Margins(left=0.72, right=0.3 + columns * pitch),

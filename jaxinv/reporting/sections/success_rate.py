@@ -19,7 +19,7 @@ def success_rate(study: StudySummary, width: float = ps.WIDE) -> Figure:
         s = cell.success
         share = Interval(100 * s.rate, 100 * s.low, 100 * s.high)
         words = f"{s.successes} of {s.trials}"
-        rows.append(IntervalRow(cell.label, [(share, "o", BLUE)], words))
+        rows.append(IntervalRow(cell.heading, [(share, "o", BLUE)], words))
     return interval_rows(
         width,
         f"How many trials exceed {threshold} dB?",

@@ -33,7 +33,7 @@ def variance_components(study: StudySummary, width: float = ps.WIDE) -> Figure:
     cells = shown_cells(study, MOST_ROWS)
     rows = [
         IntervalRow(
-            cell.label,
+            cell.heading,
             [(getattr(cell.components, part), mark, color) for part, _, mark, color in parts],
             percent_text(cell.components.icc.value, 0),
         )
