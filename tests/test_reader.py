@@ -8,7 +8,7 @@ import pytest
 from jaxinv.client import Local
 from jaxinv.errors import UserError
 from jaxinv.settings import flags, reader, requests, schema
-from jaxinv.settings.naming import heading_text, label_text, naming_settings
+from jaxinv.settings.naming import heading_text, label_text, naming_settings, victim_text
 from jaxinv.settings.schema import RENAMED
 
 
@@ -263,3 +263,34 @@ def test_a_heading_leaves_out_the_names_of_words():
     assert heading_text(settings) == "generator, untrained, width = published, tv = 0.01"
     settings = {"defense": "none", "tv": 0.03, "attack": "geiping"}
     assert heading_text(settings) == "cosine + TV, no defense, tv = 0.03"
+    settings = {"victim": "resnet18-w32-cifar10", "adaptive": False, "images": 4}
+    assert heading_text(settings) == "ResNet18 (32) trained, blind, images = 4"
+
+
+def test_a_checkpoint_is_named_in_words_where_it_has_the_names_of_the_trainings():
+    words = {
+        "lenet_zhu-cifar10": "LeNetZhu trained",
+        "resnet18-w16-cifar10-epoch0": "ResNet18 (16) before training",
+        "checkpoints/mobilenetv2-w8-cifar10-epoch1/": "MobileNetV2 (8) after 1 epoch",
+        "resnet18-w32-cifar10-no-augment": "ResNet18 (32) trained without augmentation",
+        "resnet20_gn-w8-cifar10-dp-s0.5": "ResNet20-GN (8) trained, dp-s0.5",
+        "/somewhere/my-own": "my-own",
+        "alexnet-cifar10": "alexnet-cifar10",
+    }
+    assert {name: victim_text(name) for name in words} == words
+
+
+def test_what_the_default_study_asks_is_said_of_its_own_grid_alone(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('question = "Mine?"\ncost = "much"\n')
+    asked = {"tv": ["0.5"]}
+    assert reader.load_study(None, asked).text == schema.Text()
+    assert reader.load_study(None, {}).text.question != schema.Text().question
+    assert reader.load_study(file, asked).text == schema.Text(question="Mine?")
+
+
+def test_a_preset_has_a_run_folder_of_its_own(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("[preset.tiny.run]\nseeds = 1\n")
+    assert reader.load_study(file, {}).folder.name == "mine"
+    assert reader.load_study(file, {}, "tiny").folder.name == "mine-tiny"
