@@ -12,7 +12,7 @@ from jaxinv.attacks import ATTACKS
 from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import percent_text, without_folders
 from jaxinv.settings import schema
-from jaxinv.settings.naming import setting_text, spoken
+from jaxinv.settings.naming import network_text, setting_text, spoken
 from jaxinv.settings.schema import OF_VICTIM, Cell
 
 OF_TASK = tuple(
@@ -109,15 +109,9 @@ def _victims(study: StudySummary) -> dict[str, str]:
     for cell in study.cells:
         if (victim := cell.asked["victim"]) is not None:
             accuracy = percent_text(cell.facts["victim_accuracy"], 1)
-            names[victim] = f"{_architecture(cell.asked)}, accuracy {accuracy}"
+            names[victim] = f"{network_text(cell.asked)}, accuracy {accuracy}"
     said = list(names.values())
     return {v: w if said.count(w) == 1 else without_folders(str(v)) for v, w in names.items()}
-
-
-def _architecture(asked: dict[str, Any]) -> str:
-    """A network and its width: "ResNet18 (64)"."""
-    title = spoken("model", asked["model"])
-    return title + ("" if asked["width"] is None else f" ({asked['width']})")
 
 
 def _network(cell: CellSummary, varying: list[str], victims: dict[str, str]) -> str:
@@ -126,7 +120,7 @@ def _network(cell: CellSummary, varying: list[str], victims: dict[str, str]) -> 
     if asked["victim"] is not None:
         return victims[asked["victim"]]
     draw = f", draw {asked['network_seed']}" if "network_seed" in varying else ""
-    return f"{_architecture(asked)}{draw}" + ", untrained" * ("victim" in varying)
+    return f"{network_text(asked)}{draw}" + ", untrained" * ("victim" in varying)
 
 
 def _words(name: str, asked: dict[str, Any]) -> str:

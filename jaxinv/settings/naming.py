@@ -64,6 +64,12 @@ def spoken(name: str, value: Any) -> str:
     return SPOKEN.get((name, value), _said(name, value))
 
 
+def network_text(settings: Mapping[str, Any]) -> str:
+    """A network and its width: "ResNet18 (64)"."""
+    width = "" if settings["width"] is None else f" ({settings['width']})"
+    return spoken("model", settings["model"]) + width
+
+
 def _said(name: str, value: Any) -> str:
     """Prints a setting's value, or what it means that it is not given."""
     return UNSET.get(name, "None") if value is None else setting_text(value)

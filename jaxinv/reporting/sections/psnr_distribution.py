@@ -10,6 +10,7 @@ from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.panels import (
     averages,
     columns_in,
+    held_fixed,
     left_out,
     limits_around,
     psnr_panel,
@@ -59,7 +60,8 @@ def psnr_distribution(study: StudySummary, width: float = ps.WIDE) -> Figure:
         width,
         ps.Heading(
             "Final PSNR of every seed",
-            (
+            held_fixed(study)
+            + (
                 "Where the diamond sits below the ring, the objective did not find the best seed."
                 if max(len(cell.seeds) for cell in cells) > 1
                 else "One seed: nothing to choose from."
