@@ -107,9 +107,14 @@ def cell_colors(count: int) -> list:
     return [ramp(0.9 * i / (count - 1)) for i in range(count)]
 
 
-def draw_baseline(ax: Axes, level: float) -> None:
-    """Draws what the mean-color image scores as a dashed line across a panel."""
+def draw_baseline(ax: Axes, level: float, name: str = "") -> None:
+    """Draws what the mean-color image scores as a dashed line across a panel, named at its end
+    where the legend does not.
+    """
     ax.axhline(level, **line_style("dash", BASELINE), zorder=1.5)
+    if name:
+        end = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+        ax.annotate(name, (1, level), (-3, 3), size=_SMALL, color=BASELINE, **end)
 
 
 def percent_axis(ax: Axes) -> None:
