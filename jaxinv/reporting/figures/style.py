@@ -265,7 +265,7 @@ def line_style(kind: str, color: object) -> dict:
         "dash": {"color": color, "linewidth": 1.2, "linestyle": (0, (4, 2.5))},
         "dot": {"color": color, "marker": "o", "markersize": 5, "linestyle": ""},
         "bar": {"color": color, "marker": "_", "markersize": 13, "markeredgewidth": 1.6},
-        "diamond": MARKS["diamond"] | {"color": color},
+        "diamond": MARKS["diamond"] | {"markeredgecolor": color},
         "ring": MARKS["ring"] | {"markeredgecolor": color},
         "cross": MARKS["cross"] | {"markeredgecolor": color},
         "triangle": MARKS["triangle"] | {"color": color},
@@ -274,12 +274,12 @@ def line_style(kind: str, color: object) -> dict:
     }[kind]
 
 
-MARKS = {
+MARKS = {  # those that mark a dot are hollow, and do not hide it
     "diamond": {
         "marker": "D",
-        "markersize": 5.2,
-        "markeredgecolor": "white",
-        "markeredgewidth": 0.9,
+        "markersize": 6.4,
+        "markerfacecolor": "none",
+        "markeredgewidth": 1.2,
         "linestyle": "",
     },
     "ring": {
