@@ -31,13 +31,15 @@ def reconstructions(study: StudySummary, width: float = ps.WIDE) -> Figure:
         explain += "worst: the seed of lowest PSNR, for comparison. "
     elif full:
         explain += "median, worst: seeds ranked by PSNR, for comparison. "
+    several = any(len(pictures.truth) > 1 for pictures in album.values())
+    of_images = ", the mean over all images of a target" if several else ""
     bands = bands_of(cells, 6 if width > 6 else 3)
     grid = Grid(
         study,
         width,
         "Truth beside reconstruction",
-        f"{held_fixed(study)}{explain}Numbers: PSNR in dB; under the truth, that of an image of "
-        "the mean color.",
+        f"{held_fixed(study)}{explain}Numbers: PSNR in dB{of_images}; under the truth, that of an "
+        "image of the mean color.",
         bands,
         views,
         album,
