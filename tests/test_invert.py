@@ -534,7 +534,7 @@ def test_the_command_reads_the_label_and_writes_the_pictures(sent, tmp_path, cap
     assert f"labels: {label}" in shown
     assert "not: no better than a guess" in shown  # after four steps
     assert re.search(
-        r"a gray image 0\.\d+, the mean image 0\.\d+, to be expected at the truth 6e-08", shown
+        r"a gray image 0\.\d+, of the mean image 0\.\d+, to be expected at the truth 6e-08", shown
     )
     assert (tmp_path / "out" / "reconstructions.png").stat().st_size > 1000
     with np.load(tmp_path / "out" / "reconstructions.npz") as arrays:

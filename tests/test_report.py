@@ -13,7 +13,7 @@ from synthetic_run import write_run
 
 from jaxinv import report
 from jaxinv.reporting.figures import pictures, style
-from jaxinv.reporting.figures.swarm import swarm
+from jaxinv.reporting.figures.swarm import swarms
 from jaxinv.reporting.sections import SECTIONS
 from jaxinv.reporting.sections.assumptions import choose
 from jaxinv.reporting.sections.pixel_statistics import pixel_statistics, pixel_std
@@ -331,12 +331,20 @@ def test_tile_sets_images_in_a_square():
 
 def test_swarm_dots_do_not_overlap():
     heights = np.random.default_rng(0).normal(size=60)
-    diameter, offsets = swarm(heights, room=3.0, diameter=0.2)
+    diameter, (offsets,) = swarms([heights], room=3.0, diameter=0.2)
     apart = np.hypot(heights[:, None] - heights, offsets[:, None] - offsets)
     assert apart[np.triu_indices(60, 1)].min() >= diameter - 1e-9
     assert np.abs(offsets).max() + diameter / 2 <= 1.5
-    again = swarm(heights, room=3.0, diameter=0.2)
-    np.testing.assert_array_equal(offsets, again[1])
+    _, (again,) = swarms([heights], room=3.0, diameter=0.2)
+    np.testing.assert_array_equal(offsets, again)
+
+
+def test_dots_of_one_figure_have_one_size():
+    crowd, few = np.zeros(60), np.zeros(2)
+    diameter, (wide, narrow) = swarms([crowd, few], room=3.0, diameter=0.2)
+    assert diameter < 0.2
+    assert np.abs(wide).max() + diameter / 2 <= 1.5
+    assert abs(narrow[1] - narrow[0]) == pytest.approx(diameter)
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):

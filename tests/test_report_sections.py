@@ -16,6 +16,7 @@ from synthetic_run import write_extras, write_run
 from jaxinv import report
 from jaxinv.reporting import columns, page, sections
 from jaxinv.reporting.figures import style
+from jaxinv.reporting.figures.panels import held_fixed
 from jaxinv.reporting.figures.pictures import read_album, shape_of
 from jaxinv.reporting.leaderboard import board
 from jaxinv.reporting.published import published
@@ -105,6 +106,21 @@ OF_SEEDS = {
     "best_of_k",
     "variance_components",
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "plain",
+            "ConvNet (16), untrained; 1 image in each update; cosine + TV, 500 steps, 1 seed. ",
+        ),
+        ("grid", "1 image in each update; cosine + TV, 500 steps, 1 seed. "),  # over pictures
+        ("private", "ConvNet (16), test accuracy 50.0%; 1 image in each update, defense dpsgd:"),
+    ],
+)
+def test_a_figure_says_what_does_not_vary(studies, name, words):
+    assert held_fixed(studies[name]).startswith(words)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from jaxinv.settings import flags, reader, requests, schema
 from jaxinv.victim import checkpoints
 
 SHOWN = 8  # seeds in the picture
+PITCH, GAP = 1.5, 0.16  # inches from one seed to the next, and between them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,23 +177,39 @@ def _write(folder: Path, found: Inversion, shown: np.ndarray) -> None:
 def beside(found: Inversion) -> str:
     """The objectives that the best seed's is to be compared with."""
     gray, mean, zero, truth = found.guesses
-    nothing = f", an update of zeros {zero:.3g}" if np.isfinite(zero) else ""
+    nothing = f", of an update of zeros {zero:.3g}" if np.isfinite(zero) else ""
     return (
-        f"beside it: a gray image {gray:.3g}, the mean image {mean:.3g}{nothing}, "
-        f"to be expected at the truth {truth:.1g}"
+        f"for comparison: objective of a gray image {gray:.3g}, of the mean image {mean:.3g}"
+        f"{nothing}, to be expected at the truth {truth:.1g}"
     )
 
 
 @style.styled
 def draw(found: Inversion, seeds: np.ndarray) -> Figure:
-    """Draws these seeds' reconstructions beside one another, with the verdict above them."""
-    figure = Figure(figsize=(max(5.0, 1.5 * len(seeds)), 2.6), layout="constrained")
-    figure.suptitle(f"{SENTENCES[found.verdict].split(';')[0]}\n{beside(found)}", fontsize=9)
-    for axes, seed in zip(figure.subplots(1, len(seeds), squeeze=False)[0], seeds):
-        axes.imshow(tile(found.reconstructions[seed]).squeeze(), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(f"{found.objectives[seed]:.2g}", fontsize=9)
+    """Draws these seeds' reconstructions, the best first, with the verdict above them."""
+    tiles = [tile(found.reconstructions[seed]).squeeze() for seed in seeds]
+    tall, wide = tiles[0].shape[:2]
+    width = max(5.0, 0.32 + PITCH * len(seeds))
+    sheet = style.Sheet(
+        width,
+        style.Heading(SENTENCES[found.verdict].split(";")[0], beside(found)),
+        panels=len(seeds),
+        columns=len(seeds),
+        panel_height=(PITCH - GAP) * tall / wide,
+        margins=style.Margins(
+            left=0.16,
+            right=width - 0.16 - PITCH * len(seeds) + GAP,
+            bottom=0.08,
+            gap=GAP,
+            above=0.4,
+        ),
+    )
+    for rank, (axes, pixels, seed) in enumerate(zip(sheet.axes, tiles, seeds)):
+        axes.imshow(pixels, cmap="gray", vmin=0, vmax=1)
+        best = "" if rank else "best\n"
+        axes.set_title(f"{best}objective {found.objectives[seed]:.2g}", fontsize=8.4)
         axes.set_axis_off()
-    return figure
+    return sheet.figure
 
 
 @style.styled

@@ -109,13 +109,10 @@ def _victims(study: StudySummary) -> dict[str, str]:
     for cell in study.cells:
         if (victim := cell.asked["victim"]) is not None:
             accuracy = percent_text(cell.facts["victim_accuracy"], 1)
-            names[victim] = f"{_architecture(cell.asked)}, accuracy {accuracy}"
+            network = network_text(cell.asked["model"], cell.asked["width"])
+            names[victim] = f"{network}, accuracy {accuracy}"
     said = list(names.values())
     return {v: w if said.count(w) == 1 else without_folders(str(v)) for v, w in names.items()}
-
-
-def _architecture(asked: dict[str, Any]) -> str:
-    return network_text(asked["model"], asked["width"])
 
 
 def _network(cell: CellSummary, varying: list[str], victims: dict[str, str]) -> str:
@@ -124,7 +121,8 @@ def _network(cell: CellSummary, varying: list[str], victims: dict[str, str]) -> 
     if asked["victim"] is not None:
         return victims[asked["victim"]]
     draw = f", draw {asked['network_seed']}" if "network_seed" in varying else ""
-    return f"{_architecture(asked)}{draw}" + ", untrained" * ("victim" in varying)
+    network = network_text(asked["model"], asked["width"])
+    return f"{network}{draw}" + ", untrained" * ("victim" in varying)
 
 
 def _words(name: str, asked: dict[str, Any]) -> str:

@@ -19,8 +19,8 @@ class Published(NamedTuple):
 
     @property
     def words(self) -> str:
-        """All but the mean: "± 2.10, cosine + TV (Geiping et al. 2020)"."""
-        return f"± {self.std:.2f}, {self.attack} ({self.source})"
+        """By what and by whom: "cosine + TV (Geiping et al. 2020)"."""
+        return f"{self.attack} ({self.source})"
 
 
 GEIPING = "Geiping et al. 2020"

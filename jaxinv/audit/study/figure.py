@@ -9,9 +9,11 @@ from matplotlib.figure import Figure
 from jaxinv.audit.study.scene import NOISES, Options, Row, Table
 from jaxinv.networks import NETWORKS
 from jaxinv.reporting.figures import style as ps
+from jaxinv.reporting.statistics import target_interval
 from jaxinv.settings.naming import network_text, victim_text
 
 NONE = 1e-4  # where on the axis no noise stands
+LABELS = {0: "0", 1e-3: ps.power_of_ten(-3), 1e-1: ps.power_of_ten(-1), 10: "10"}  # have room
 COLUMNS = 4
 
 
@@ -37,13 +39,13 @@ def draw(
     keys = [ps.Key("line", c, "1 image" if b == 1 else f"{b} images") for b, c in colors.items()]
     heading = ps.Heading(
         "On trained networks names outlast pixels under noise",
-        "Named: images of an update that are named among 2,000 candidates, 95% intervals. PSNR: of "
-        "one image, what the strongest attack on such a network attains and the local ceiling of "
-        "an attacker with a Gaussian image prior; bars: standard deviation over images.",
+        "Named: images of an update that are named among 2,000 candidates. PSNR: mean over images "
+        "of what the strongest attack on such a network attains, and of the local ceiling of an "
+        "attacker with a Gaussian image prior. Bands and bars: 95% intervals.",
         keys=[
             *keys,
             ps.Key("dash", ps.BASELINE, "ceiling"),
-            ps.Key("thin", ps.FAINT, "prior alone"),
+            ps.Key("thin", ps.FAINT, "the prior's mean image"),
         ],
     )
     sheet = ps.Sheet(
@@ -61,14 +63,13 @@ def draw(
             _named(ax, rows, color)
         _name(ax, victim, "images named")
         ps.percent_axis(ax)
+        ax.tick_params(labelleft=sheet.is_first(axes.index(ax)))
     for ax, victim in zip(axes[len(of_names) :], of_pixels):
         _decibels(ax, [r for r in bounded if r["victim"] == victim], colors[batches[0]])
-        _name(ax, victim, "PSNR (dB)")
+        _name(ax, victim, "PSNR of one image (dB)")
     for ax in axes:
         ax.set_xlabel("variance of the noise")
-        ax.set_xticks(
-            _place([NONE, *NOISES]), ["0", *map(ps.power_of_ten, (-3, -2, -1)), "1", "10"]
-        )
+        ax.set_xticks(_place([0, *NOISES]), [LABELS.get(noise, "") for noise in (0, *NOISES)])
         ax.set_xlim(-4.3, 1.3)
     return sheet.figure
 
@@ -107,7 +108,8 @@ def _decibels(ax: Axes, rows: list[Row], color) -> None:
         ("ceiling", {"color": ps.BASELINE, "linestyle": (0, (4, 2.5))}),
     ):
         values = [np.array([r[name] for r in rows if r["variance"] == v]) for v in variances]
-        mean, spread = ([f(x) for x in values] for f in (np.mean, np.std))
-        ax.errorbar(_place(variances), mean, spread, linewidth=1.8, elinewidth=0.8, **style)
+        mean, low, high = np.array([target_interval(x) for x in values]).T
+        bars = [mean - low, high - mean]
+        ax.errorbar(_place(variances), mean, bars, linewidth=1.8, elinewidth=1.2, **style)
     ax.axhline(np.mean([r["prior"] for r in rows]), color=ps.FAINT, linewidth=0.9)
     ax.set_ylim(10, None)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxinv.reporting.figures import style as ps
-from jaxinv.reporting.figures.swarm import swarm
+from jaxinv.reporting.figures.swarm import swarms
 from jaxinv.reporting.statistics import Interval
 
 BLUE = "#0072b2"  # of the points, where there is one a row
@@ -71,18 +71,20 @@ def interval_rows(
     ax = sheet.axes[0]
     sheet.text(width - right + 0.14, sheet.head + 0.18, words_name, size=8.2, color=ps.MUTED)
     _set_axis(ax, rows, limits, xlabel)
+    _draw_dots(ax, sheet.panel_width, pitch, rows)
     for y, (name, row) in enumerate(zip(names, rows)):
-        _draw_dots(ax, sheet.panel_width, pitch, y, row.dots)
         _draw_row(ax, sheet.panel_width, y, name, row, unknown)
     return sheet.figure
 
 
-def _draw_dots(ax: Axes, width: float, pitch: float, y: int, dots: Sequence[float]) -> None:
-    """Draws one row's dots as a swarm around its middle; `width` and `pitch` are in inches."""
+def _draw_dots(ax: Axes, width: float, pitch: float, rows: Sequence[IntervalRow]) -> None:
+    """Draws each row's dots as a swarm around its middle; `width` and `pitch` are in inches."""
     low, high = ax.get_xlim()
-    diameter, offsets = swarm(np.asarray(dots) * width / (high - low), room=0.86 * pitch)
+    places = [np.asarray(row.dots) * width / (high - low) for row in rows]
+    diameter, offsets = swarms(places, room=0.86 * pitch)
     look = {"s": (diameter * 72 * 0.92) ** 2, "color": BLUE, "alpha": 0.4, "linewidths": 0}
-    ax.scatter(dots, y + offsets / pitch, **look, clip_on=False)
+    for y, (row, aside) in enumerate(zip(rows, offsets)):
+        ax.scatter(row.dots, y + aside / pitch, **look, clip_on=False)
 
 
 def _draw_row(ax: Axes, width: float, y: int, name: str, row: IntervalRow, unknown: str) -> None:

@@ -1,4 +1,4 @@
-"""What figures of PSNR share: which cells they show, their limits, a panel's axes."""
+"""What figures of PSNR share: which cells they show, of what, their limits, a panel's axes."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from jaxinv import defenses
+from jaxinv.attacks import unused_settings
 from jaxinv.reporting.consensus import quarter
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.study import CellSummary, StudySummary, choose_evenly
+from jaxinv.reporting.wording import count_text, is_undefined, percent_text
+from jaxinv.settings.naming import network_text, spoken
 
 
 def shown_cells(study: StudySummary, most: int = ps.MOST_CELLS) -> list[CellSummary]:
@@ -26,6 +30,43 @@ def left_out(
     if len(cells) < len(study.cells):
         parts.append(f"{len(cells)} of {len(study.cells)} cells")
     return f" Shown: {' and '.join(parts)}." if parts else ""
+
+
+def held_fixed(study: StudySummary) -> str:
+    """Says what does not vary, as no cell's name does: "LeNetZhu, untrained; 1 image in each
+    update; cosine + TV, 500 steps, 2 seeds. "
+    """
+    cells = study.cells
+    first, attack = cells[0], cells[0].asked["attack"]
+
+    def is_fixed(*names: str) -> bool:
+        return all(cell.asked[name] == first.asked[name] for cell in cells for name in names)
+
+    network, client, attacker = [], [], []
+    if is_fixed("model", "width"):
+        network += [network_text(first.asked["model"], first.asked["width"])] + [
+            _training(first)
+        ] * is_fixed("victim")
+    if is_fixed("images"):
+        client.append(f"{count_text(first.asked['images'], 'image')} in each update")
+    if is_fixed("defense") and first.asked["defense"] != defenses.NONE:
+        client.append(f"defense {first.asked['defense']}")
+    if is_fixed("attack"):
+        attacker.append(spoken("attack", attack))
+        if is_fixed("iterations") and "iterations" not in unused_settings(attack):
+            attacker.append(count_text(first.asked["iterations"], "step"))
+    if len({len(cell.seeds) for cell in cells}) == 1:
+        attacker.append(count_text(len(first.seeds), "seed"))
+    parts = [", ".join(words) for words in (network, client, attacker) if words]
+    return f"{'; '.join(parts)}. " if parts else ""
+
+
+def _training(cell: CellSummary) -> str:
+    """How far a cell's network is trained: by its accuracy, as a checkpoint may be of the start."""
+    if cell.facts["victim"] is None:
+        return "untrained"
+    accuracy = cell.facts["victim_accuracy"]
+    return "trained" if is_undefined(accuracy) else f"test accuracy {percent_text(accuracy)}"
 
 
 def averages(cells: Sequence[CellSummary]) -> bool:

@@ -307,4 +307,6 @@ def _left_out(study: StudySummary, bands: list[Band]) -> str:
 def _images_note(study: StudySummary) -> str:
     """Says where only some images of a target are shown."""
     images = max(len(ids) for cell in study.cells for ids in cell.image_ids)
-    return f" {MOST_IMAGES} of each target's {images} images." if images > MOST_IMAGES else ""
+    return (
+        f" Shown: {MOST_IMAGES} of each target's {images} images." if images > MOST_IMAGES else ""
+    )

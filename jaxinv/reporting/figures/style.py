@@ -107,9 +107,14 @@ def cell_colors(count: int) -> list:
     return [ramp(0.9 * i / (count - 1)) for i in range(count)]
 
 
-def draw_baseline(ax: Axes, level: float) -> None:
-    """Draws what the mean-color image scores as a dashed line across a panel."""
+def draw_baseline(ax: Axes, level: float, name: str = "") -> None:
+    """Draws what the mean-color image scores as a dashed line across a panel, named at its end
+    where the legend does not.
+    """
     ax.axhline(level, **line_style("dash", BASELINE), zorder=1.5)
+    if name:
+        end = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+        ax.annotate(name, (1, level), (-3, 3), size=_SMALL, color=BASELINE, **end)
 
 
 def percent_axis(ax: Axes) -> None:
@@ -260,7 +265,7 @@ def line_style(kind: str, color: object) -> dict:
         "dash": {"color": color, "linewidth": 1.2, "linestyle": (0, (4, 2.5))},
         "dot": {"color": color, "marker": "o", "markersize": 5, "linestyle": ""},
         "bar": {"color": color, "marker": "_", "markersize": 13, "markeredgewidth": 1.6},
-        "diamond": MARKS["diamond"] | {"color": color},
+        "diamond": MARKS["diamond"] | {"markeredgecolor": color},
         "ring": MARKS["ring"] | {"markeredgecolor": color},
         "cross": MARKS["cross"] | {"markeredgecolor": color},
         "triangle": MARKS["triangle"] | {"color": color},
@@ -269,12 +274,12 @@ def line_style(kind: str, color: object) -> dict:
     }[kind]
 
 
-MARKS = {
+MARKS = {  # those that mark a dot are hollow, and do not hide it
     "diamond": {
         "marker": "D",
-        "markersize": 5.2,
-        "markeredgecolor": "white",
-        "markeredgewidth": 0.9,
+        "markersize": 6.4,
+        "markerfacecolor": "none",
+        "markeredgewidth": 1.2,
         "linestyle": "",
     },
     "ring": {

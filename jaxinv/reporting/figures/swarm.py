@@ -1,27 +1,36 @@
 """Dots beside each other at their heights, so that none hides another."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 
 
-def swarm(
-    heights: Float[np.ndarray, " point"], room: float, diameter: float = 0.075
-) -> tuple[float, Float[np.ndarray, " point"]]:
-    """Sets dots beside each other so that none overlap, nearest the middle first.
+def swarms(
+    groups: Sequence[Float[np.ndarray, " point"]], room: float, diameter: float = 0.075
+) -> tuple[float, list[Float[np.ndarray, " point"]]]:
+    """Sets each group's dots beside each other so that none overlap, nearest the middle first.
 
-    Heights, `room` and `diameter` are in one unit. Dots shrink until the swarm fits the room, down
-    to a quarter; beyond that the outermost are set back to the edge and may overlap.
+    Heights, `room` and `diameter` are in one unit. All dots shrink, as their size says nothing,
+    until every group fits the room, down to a quarter; beyond that the outermost are set back to
+    the edge and may overlap.
 
-    Returns: the diameter used, and each dot's offset from the middle. Deterministic.
+    Args:
+      groups: heights of the dots.
+      room: width that a group may take.
+      diameter: of the dots, at most.
+
+    Returns: the diameter used, and each dot's offset from its group's middle. Deterministic.
     """
     smallest = diameter / 4
     while True:
-        offsets = _pack(np.asarray(heights, float), diameter)
-        if np.abs(offsets).max(initial=0) + diameter / 2 <= room / 2:
-            return diameter, offsets
+        packed = [_pack(np.asarray(heights, float), diameter) for heights in groups]
+        widest = max(np.abs(offsets).max(initial=0) for offsets in packed)
+        if widest + diameter / 2 <= room / 2:
+            return diameter, packed
         if diameter <= smallest:
             edge = max(0.0, (room - diameter) / 2)
-            return diameter, np.clip(offsets, -edge, edge)
+            return diameter, [np.clip(offsets, -edge, edge) for offsets in packed]
         diameter *= 0.85
 
 

@@ -1,5 +1,7 @@
 """Section: what more seeds buy, and who chooses among them."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -54,7 +56,7 @@ def best_of_k(study: StudySummary, width: float = ps.WIDE) -> Figure:
             keys=[
                 ps.Key("line", colors[0], "attacker"),
                 *([ps.Key("marked", colors[0], "consensus")] if averaged else []),
-                ps.Key("thin", ps.INK, "oracle"),
+                ps.Key("dash", ps.INK, "oracle"),
                 ps.Key("dash", ps.BASELINE, "mean color"),
             ],
         ),
@@ -64,8 +66,10 @@ def best_of_k(study: StudySummary, width: float = ps.WIDE) -> Figure:
         margins=ps.Margins(above=0.44),
     )
     for index, (ax, cell, color) in enumerate(zip(sheet.axes, cells, colors)):
-        _draw_choice(ax, cell.oracle, ps.INK, thin=True)
-        _draw_choice(ax, cell.pick, color, thin=False)
+        line = {"color": color, "linewidth": 2.2}
+        _draw_choice(ax, cell.pick, line, alpha=0.18)
+        # Dashed and above, for it may lie on the attacker's.
+        _draw_choice(ax, cell.oracle, ps.line_style("dash", ps.INK), alpha=0.08)
         if averages([cell]):
             _draw_consensus(ax, cell.consensus.quarter, color)
         psnr_panel(sheet, index, ax, limits, cell.baseline("psnr"))
@@ -79,14 +83,13 @@ def best_of_k(study: StudySummary, width: float = ps.WIDE) -> Figure:
     return sheet.figure
 
 
-def _draw_choice(ax: Axes, best: BestOfK, color: object, thin: bool) -> None:
+def _draw_choice(ax: Axes, best: BestOfK, line: dict[str, Any], alpha: float) -> None:
     """Draws one way of choosing; its curve starts where k seeds cannot all have failed."""
     k = np.arange(1, best.mean.size + 1)
-    alpha = 0.08 if thin else 0.18
     band = finite(best.low), finite(best.high)
-    ax.fill_between(k, *band, color=color, alpha=alpha, linewidth=0)
+    ax.fill_between(k, *band, color=line["color"], alpha=alpha, linewidth=0)
     marker = {"marker": "o", "markersize": 4} if k.size == 1 else {}
-    ax.plot(k, finite(best.mean), color=color, linewidth=1.1 if thin else 2.2, **marker)
+    ax.plot(k, finite(best.mean), **line, **marker)
 
 
 def _draw_consensus(ax: Axes, best: BestOfK, color: object) -> None:

@@ -1,7 +1,7 @@
 """Section: networks trained with DP-SGD, their utility, privacy and leakage."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from jaxinv import defenses
 from jaxinv.privacy import accounting
 from jaxinv.reporting.columns import (
+    BASELINE_LABEL,
     Column,
     Definition,
     Row,
@@ -28,10 +29,13 @@ from jaxinv.reporting.section import Section, facts
 from jaxinv.reporting.sections.defenses import cosine_column
 from jaxinv.reporting.statistics import Interval
 from jaxinv.reporting.study import CellSummary, StudySummary
-from jaxinv.reporting.wording import is_undefined, number_text
+from jaxinv.reporting.wording import count_text, is_undefined, number_text
+from jaxinv.settings.naming import spoken
 
+PLAIN = "without DP-SGD"
 PRIOR = 1e-4  # the images that could have been the one: CIFAR-10's test split, say
 OFFSET = 0.06  # between networks of one epsilon, in powers of ten
+TICK_GAP = 0.1  # inches between the epsilons named at the axis
 
 
 class PrivateCell(NamedTuple):
@@ -48,15 +52,15 @@ class PrivateCell(NamedTuple):
 class Panel(NamedTuple):
     """What is drawn against epsilon."""
 
-    name: str
+    name: str  # of the attack, where there is one: "{attack}"
     value: Callable[[PrivateCell], Interval]
     axis: str = "dB"  # or "share", or "log"
 
 
 PANELS = (
     Panel("test accuracy", lambda r: Interval(*[r.accuracy] * 3), "share"),
-    Panel("PSNR of this attack (dB)", lambda r: Interval(*r.cell.mean[:3])),
-    Panel("success of this attack", lambda r: Interval(*r.cell.success[:3]), "share"),
+    Panel("PSNR of {attack} (dB)", lambda r: Interval(*r.cell.mean[:3])),
+    Panel("success of {attack}", lambda r: Interval(*r.cell.success[:3]), "share"),
     # Another event than the success: on a panel of its own.
     Panel(
         f"bound on any attack: one of {1 / PRIOR:,.0f} named",
@@ -103,21 +107,23 @@ def dp_sgd(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws utility, leakage and the bound on any attack against epsilon, a point per network."""
     rows = private_cells(study)
     delta = next(r.cell.facts["victim_delta"] for r in rows if math.isfinite(r.epsilon))
-    groups = list(dict.fromkeys(_group(r) for r in rows if r.multiplier is not None))
-    colors = dict(zip(groups, ps.cell_colors(len(groups))))
+    groups = [g for g in dict.fromkeys(map(_group, rows)) if g != PLAIN]
+    colors = dict(zip(groups, ps.cell_colors(len(groups)))) | {PLAIN: ps.INK}
+    of_epsilon: dict[str, list[str]] = {}
+    for row in rows:
+        own = of_epsilon.setdefault(_epsilon_text(row.epsilon), [])
+        own += [_group(row)] * (_group(row) not in own)
+    attacks = {r.cell.asked["attack"] for r in rows}
+    attack = spoken("attack", *attacks) if len(attacks) == 1 else "each attack"
     sheet = ps.Sheet(
         width,
         ps.Heading(
             "Utility, leakage and privacy of DP-SGD",
             f"One point per trained network, at its training's epsilon (delta {delta:g}); ∞: "
-            f"without DP-SGD or without noise. Success: a PSNR above {facts(study)['threshold']} "
-            "dB. Bound: the chance that whoever sees the one update names its image among "
-            f"{1 / PRIOR:,.0f}, at most.",
-            keys=[
-                *(ps.Key("dot", colors[g], g) for g in groups),
-                ps.Key("dot", ps.INK, "without DP-SGD"),
-                ps.Key("dash", ps.BASELINE, "mean color, or a guess"),
-            ],
+            f"without DP-SGD or without noise. {_side_by_side(of_epsilon)}Success: a PSNR above "
+            f"{facts(study)['threshold']} dB. Bound: the chance that whoever sees the one update "
+            f"names its image among {1 / PRIOR:,.0f}, at most.",
+            keys=[ps.Key("dot", color, group) for group, color in colors.items()],
         ),
         panels=len(PANELS),
         columns=2 if width > 6 else 1,
@@ -125,23 +131,21 @@ def dp_sgd(study: StudySummary, width: float = ps.WIDE) -> Figure:
         margins=ps.Margins(gap=0.62),
     )
     for panel, ax in zip(PANELS, sheet.axes):
-        place = _epsilon_axis(ax, rows)
+        place = _epsilon_axis(ax, rows, sheet.panel_width)
         for row in rows:
-            group = None if row.multiplier is None else _group(row)
-            # Networks of one epsilon stand beside one another.
-            aside = 0 if group is None else OFFSET * (groups.index(group) - (len(groups) - 1) / 2)
-            color = ps.INK if group is None else colors[group]
-            _draw_point(ax, place(row.epsilon) + aside, row, panel, color)
+            group, beside = _group(row), of_epsilon[_epsilon_text(row.epsilon)]
+            aside = OFFSET * (beside.index(group) - (len(beside) - 1) / 2)
+            _draw_point(ax, place(row.epsilon) + aside, row, panel, colors[group])
         if panel.axis == "share":
             ps.percent_axis(ax)
         elif panel.axis == "log":
             ax.set_yscale("log")
             ax.set_ylim(PRIOR / 2, 2)
             ps.log_ticks(ax.yaxis)
-            ps.draw_baseline(ax, PRIOR)
+            ps.draw_baseline(ax, PRIOR, f"a guess: 1 in {1 / PRIOR:,.0f}")
         else:
-            ps.draw_baseline(ax, rows[0].cell.baseline("psnr"))
-        ax.set_title(panel.name)
+            ps.draw_baseline(ax, rows[0].cell.baseline("psnr"), BASELINE_LABEL)
+        ax.set_title(panel.name.format(attack=attack))
     return sheet.figure
 
 
@@ -152,15 +156,24 @@ def _draw_point(ax: Axes, x: float, row: PrivateCell, panel: Panel, color: objec
     ax.plot(x, value, "o", color=color, markersize=6)
 
 
-def _epsilon_axis(ax: Axes, rows: Sequence[PrivateCell]) -> Callable[[float], float]:
-    """Sets up a logarithmic axis with a place for infinity; returns where each epsilon stands."""
+def _side_by_side(of_epsilon: Mapping[str, Sequence[str]]) -> str:
+    """Says which points stand beside their epsilon, as several share it."""
+    shared = [
+        f"{count_text(len(groups), 'network')} at epsilon {text}"
+        for text, groups in of_epsilon.items()
+        if len(groups) > 1
+    ]
+    return f"Drawn side by side: {', '.join(shared)}. " if shared else ""
+
+
+def _epsilon_axis(ax: Axes, rows: Sequence[PrivateCell], inches: float) -> Callable[[float], float]:
+    """Sets up a logarithmic axis with a place for infinity; returns where each epsilon stands.
+
+    Names the networks' own epsilons, from the largest on those that have room in so many inches.
+    """
     known = [r.epsilon for r in rows if math.isfinite(r.epsilon) and r.epsilon > 0]
     low, high = (math.log10(end(known or [1.0])) for end in (min, max))
     end = high + max(0.35, 0.2 * (high - low))
-    ticks = _nice(10**low, 10**high)
-    ax.set_xticks([*map(math.log10, ticks), end], [*(f"{t:g}" for t in ticks), "∞"])
-    ax.set_xlim(low - 0.12 * (end - low), end + 0.12 * (end - low))
-    ax.set_xlabel("epsilon")
 
     def place(epsilon: float) -> float:
         if math.isinf(epsilon):
@@ -168,26 +181,26 @@ def _epsilon_axis(ax: Axes, rows: Sequence[PrivateCell]) -> Callable[[float], fl
         # An untrained network has promised nothing yet, 0: it stands at the left end.
         return math.log10(epsilon) if epsilon > 0 else low - 0.1 * (end - low)
 
+    ax.set_xlim(low - 0.12 * (end - low), end + 0.12 * (end - low))
+    ax.set_xlabel("epsilon")
+    ticks: dict[float, str] = {}
+    left_end = math.inf  # inches, of the last name
+    for epsilon in sorted({math.inf, *(r.epsilon for r in rows)}, reverse=True):
+        at, text = place(epsilon), _epsilon_text(epsilon)
+        middle, half = at * inches / (1.24 * (end - low)), ps.text_width(text, 8.4) / 2
+        if middle + half + TICK_GAP < left_end:
+            ticks[at], left_end = text, middle - half
+    ax.set_xticks(list(ticks), list(ticks.values()))
     return place
 
 
 def _group(row: PrivateCell) -> str:
     """What tells the networks' colors apart."""
-    return f"clip {row.clip:g}"
+    return PLAIN if row.multiplier is None else f"clip {row.clip:g}"
 
 
-def _nice(low: float, high: float) -> list[float]:
-    """Numbers 1, 2, 5 times a power of ten in a range; four at the most."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = [m * 10.0**p for p in powers for m in (1, 2, 5) if low * 0.99 <= m * 10.0**p <= high]
-    while len(steps) > 4:
-        steps = steps[::2]
-    return steps or [float(f"{low:.2g}")]
-
-
-def _epsilon(row: Row) -> Shown:
-    epsilon = row["epsilon"]
-    return Shown(f"{epsilon:.3g}" if math.isfinite(epsilon) else number_text(epsilon))
+def _epsilon_text(epsilon: float) -> str:
+    return f"{epsilon:.3g}" if math.isfinite(epsilon) else number_text(epsilon)
 
 
 def _bound(row: Row) -> Shown:
@@ -220,7 +233,12 @@ def _columns() -> tuple[Column, ...]:
             setting("noise_multiplier"),
         ),
         Column("clip", lambda p: number_or_nan(p.clip), "clip", setting("clip")),
-        Column("epsilon", lambda p: p.epsilon, "epsilon", _epsilon),
+        Column(
+            "epsilon",
+            lambda p: p.epsilon,
+            "epsilon",
+            lambda row: Shown(_epsilon_text(row["epsilon"])),
+        ),
         Column("delta", lambda p: p.cell.facts["victim_delta"], "delta", setting("delta")),
         Column("test_accuracy", lambda p: p.accuracy, "test\naccuracy", percent("test_accuracy")),
         *with_interval(

@@ -25,7 +25,7 @@ from jaxinv.reporting.columns import (
 )
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.leaderboard import Entry, board
-from jaxinv.reporting.published import published
+from jaxinv.reporting.published import PUBLISHED, published
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.statistics import Interval, paired_difference
 from jaxinv.reporting.study import CellSummary, StudySummary
@@ -69,15 +69,23 @@ def _published_psnr(cell: CellSummary) -> float:
     return math.nan if reported is None else reported.psnr
 
 
+def _published_std(cell: CellSummary) -> float:
+    """How far its images differ, in dB."""
+    reported = published(cell)
+    return math.nan if reported is None else reported.std
+
+
 def _published_by(cell: CellSummary) -> str:
-    """By whom, and how far their images differ."""
+    """By which attack, and by whom."""
     reported = published(cell)
     return "" if reported is None else reported.words
 
 
 def _as_published(row: Row) -> Shown:
-    """The published mean, and whose it is on the line below."""
-    return Shown(number_text(row["published_psnr"], 2), below=row["published_by"])
+    """The published mean and spread; whose they are would cut the table's last columns off."""
+    std = row["published_std"]
+    beside = "" if math.isnan(std) else f"± {number_text(std)}"
+    return Shown(number_text(row["published_psnr"]), beside)
 
 
 @ps.styled
@@ -210,10 +218,13 @@ SECTION = Section(
                 definition=Definition(
                     "Published",
                     "The highest mean PSNR in dB that a paper known to us reports of such a "
-                    "network and as many images, with the spread over its images. They are other "
-                    "images than these, and one start each.",
+                    "network and as many images, ± its standard deviation over images. They are "
+                    "other images than these, and one start each. From: "
+                    f"{', '.join(dict.fromkeys(p.words for p in PUBLISHED.values()))}; which is of "
+                    "which row is said in tables/leaderboard.csv.",
                 ),
             ),
+            Column("published_std", lambda place: _published_std(place.cell)),
             Column("published_by", lambda place: _published_by(place.cell)),
             Column("ssim", lambda place: place.cell.mean_of("ssim"), "SSIM", decimals("ssim", 3)),
             Column(

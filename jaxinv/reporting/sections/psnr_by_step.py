@@ -17,7 +17,7 @@ from jaxinv.reporting.figures.panels import (
     psnr_panel,
     shown_cells,
 )
-from jaxinv.reporting.section import Section
+from jaxinv.reporting.section import Section, facts
 from jaxinv.reporting.statistics import ranked_quantile
 from jaxinv.reporting.study import CellSummary, StudySummary, traces
 
@@ -85,12 +85,20 @@ def _in_cell(cell: CellSummary, targets: Sequence[int]) -> list[int]:
     return [t for t in targets if t in cell.target_ids]
 
 
+def _caption(study: StudySummary) -> str:
+    if not study.has_spread:
+        return "Of one seed a target."
+    return (
+        f"Quantiles are over the {facts(study)['seeds']} of one target at each step, failed seeds "
+        "ranked worst. A band shows how much depends on the seed alone."
+    )
+
+
 SECTION = Section(
     name="psnr_by_step",
     title="Every seed",
     when=lambda study: bool((study.run.traces["step"] > 0).any()),  # a closed form has none
     draw=psnr_by_step,
-    alt="PSNR by iteration for each target, bands over seeds.",
-    caption="Quantiles are over the {seeds} of one target at each step, failed seeds ranked worst. "
-    "A band shows how much depends on the seed alone.",
+    alt="PSNR by iteration for each target.",
+    caption=_caption,
 )

@@ -1,8 +1,10 @@
 """Section: the final PSNR of every seed."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -10,20 +12,29 @@ from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.figures.panels import (
     averages,
     columns_in,
+    held_fixed,
     left_out,
     limits_around,
     psnr_panel,
     shown_cells,
 )
 from jaxinv.reporting.figures.pictures import Album, as_rgb, read_album, tile
-from jaxinv.reporting.figures.swarm import swarm
+from jaxinv.reporting.figures.swarm import swarms
 from jaxinv.reporting.section import Section, facts
 from jaxinv.reporting.statistics import ranked_quantile
 from jaxinv.reporting.study import CellSummary, StudySummary, targets_of
 from jaxinv.reporting.wording import number_text
-from jaxinv.settings.naming import setting_text
+from jaxinv.settings.naming import spoken
 
 THUMBNAIL = 0.46  # inches of a target's truth
+
+
+class Dots(NamedTuple):
+    """Where the seeds of one target in one cell are drawn."""
+
+    x: Float[np.ndarray, " seed"]
+    y: Float[np.ndarray, " seed"]
+    diameter: float  # inches, one for the whole figure
 
 
 @ps.styled
@@ -59,7 +70,8 @@ def psnr_distribution(study: StudySummary, width: float = ps.WIDE) -> Figure:
         width,
         ps.Heading(
             "Final PSNR of every seed",
-            (
+            held_fixed(study)
+            + (
                 "Where the diamond sits below the ring, the objective did not find the best seed."
                 if max(len(cell.seeds) for cell in cells) > 1
                 else "One seed: nothing to choose from."
@@ -81,9 +93,18 @@ def psnr_distribution(study: StudySummary, width: float = ps.WIDE) -> Figure:
         ax.set_xticks(range(len(cells)), ticks if upright else [""] * len(cells))
         if alike and upright:
             ax.set_xlabel(", ".join(study.cells[0].settings))
-        for slot_at, (cell, color) in enumerate(zip(cells, colors)):
-            if target in cell.target_ids:
-                _draw_seeds(sheet, ax, slot_at, cell, cell.target_ids.index(target), color)
+    inch_x, inch_y = sheet.panel_width / len(cells), sheet.panel_height / (limits[1] - limits[0])
+    places = [
+        (ax, at, cell.target_ids.index(target))
+        for ax, target in zip(sheet.axes, targets)
+        for at, cell in enumerate(cells)
+        if target in cell.target_ids
+    ]
+    heights = [_heights(cells[at].psnr[target], limits, inch_y) for _, at, target in places]
+    diameter, offsets = swarms([own * inch_y for own in heights], room=0.84 * inch_x)
+    for (ax, at, target), y, beside in zip(places, heights, offsets):
+        dots = Dots(at + beside / inch_x, y, diameter)
+        _draw_seeds(ax, at, cells[at], target, colors[at], dots)
     return sheet.figure
 
 
@@ -106,18 +127,21 @@ def _head(sheet: ps.Sheet, ax: Axes, target: int, pixels: np.ndarray | None) -> 
     sheet.text(x, top + THUMBNAIL / 2, f"target {target}", va="center")
 
 
+def _heights(
+    values: Float[np.ndarray, " seed"], limits: tuple[float, float], inch_y: float
+) -> Float[np.ndarray, " seed"]:
+    """Where the seeds' PSNR is drawn: exact ones at the head, failed ones at the foot."""
+    low, high = limits
+    drawn = np.where(np.isposinf(values), high - 0.05 / inch_y, values)
+    return np.where(np.isnan(values), low + 0.06 / inch_y, drawn)
+
+
 def _draw_seeds(
-    sheet: ps.Sheet, ax: Axes, at: int, cell: CellSummary, target: int, color: object
+    ax: Axes, at: int, cell: CellSummary, target: int, color: object, dots: Dots
 ) -> None:
     """Draws one target's seeds of one cell as a swarm with its marks."""
-    low, high = ax.get_ylim()
-    span = ax.get_xlim()[1] - ax.get_xlim()[0]
-    inch_x, inch_y = sheet.panel_width / span, sheet.panel_height / (high - low)
-    values = cell.psnr[target]
-    drawn = np.where(np.isposinf(values), high - 0.05 / inch_y, values)
-    drawn = np.where(np.isnan(values), low + 0.06 / inch_y, drawn)
-    diameter, offsets = swarm(drawn * inch_y, room=0.84 * inch_x)
-    x = at + offsets / inch_x
+    values, high = cell.psnr[target], ax.get_ylim()[1]
+    x, drawn, diameter = dots
     ok = ~np.isnan(values)
     ax.scatter(
         x[ok], drawn[ok], s=(diameter * 72 * 0.92) ** 2, color=color, alpha=0.55, linewidths=0
@@ -131,16 +155,15 @@ def _draw_seeds(
         ax.hlines(median, at - 0.32, at + 0.32, color=ps.INK, linewidth=1.6, zorder=3)
     for pick, mark in ((cell.oracle_seed[target], "ring"), (cell.pick_seed[target], "diamond")):
         if pick >= 0:
-            look = {"markeredgecolor": ps.INK} if mark == "ring" else {"color": ps.INK}
-            ax.plot(x[pick], drawn[pick], **(ps.MARKS[mark] | look), zorder=4, clip_on=False)
+            ax.plot(x[pick], drawn[pick], **ps.line_style(mark, ps.INK), zorder=4, clip_on=False)
     if averages([cell]) and not np.isnan(mean := cell.consensus.first_draw[target]):
-        height = high - 0.05 / inch_y if np.isinf(mean) else mean
+        height = high if np.isinf(mean) else mean
         beside = at + 0.4  # the swarm, which has no room for one more mark
         ax.plot(beside, height, **ps.MARKS["triangle"], color=ps.INK, zorder=5, clip_on=False)
 
 
 def _tick(cell: CellSummary) -> str:
-    return ", ".join(setting_text(v) for v in cell.settings.values())
+    return ", ".join(spoken(name, value) for name, value in cell.settings.items())
 
 
 def _alt(study: StudySummary) -> str:

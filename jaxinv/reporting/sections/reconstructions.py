@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from jaxinv.reporting.consensus import quarter
 from jaxinv.reporting.figures import style as ps
-from jaxinv.reporting.figures.panels import averages, shown_cells
+from jaxinv.reporting.figures.panels import averages, held_fixed, shown_cells
 from jaxinv.reporting.figures.pictures import Grid, Pictures, bands_of, places, read_album, tile
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.study import CellSummary, StudySummary
@@ -23,20 +23,23 @@ def reconstructions(study: StudySummary, width: float = ps.WIDE) -> Figure:
     views = ["pick", "consensus" if averaged > 1 else "median", "worst"] if full else ["pick"]
     explain = ""
     if full:
-        explain = f"pick: the attacker's choice, the lowest objective of {seeds} seeds. "
+        explain = "pick: the attacker's choice, the seed with the lowest objective. "
     elif seeds > 1:
-        explain = f"Of {seeds} seeds the attacker's choice, the one with the lowest objective. "
+        explain = "The attacker's choice, the seed with the lowest objective. "
     if "consensus" in views:
         explain += f"consensus: the mean image of the {averaged} with the lowest objectives. "
         explain += "worst: the seed of lowest PSNR, for comparison. "
     elif full:
         explain += "median, worst: seeds ranked by PSNR, for comparison. "
+    several = any(len(pictures.truth) > 1 for pictures in album.values())
+    of_images = ", the mean over all images of a target" if several else ""
     bands = bands_of(cells, 6 if width > 6 else 3)
     grid = Grid(
         study,
         width,
         "Truth beside reconstruction",
-        f"{explain}Numbers: PSNR in dB; under the truth, that of an image of the mean color.",
+        f"{held_fixed(study)}{explain}Numbers: PSNR in dB{of_images}; under the truth, that of an "
+        "image of the mean color.",
         bands,
         views,
         album,
