@@ -152,6 +152,10 @@ class Grid:
         caption: float,
         foot: float = 0.0,
     ):
+
+        def name(cell):
+            return cell.heading if len(study.cells) > 1 else "reconstruction"
+
         tallest, largest = _tallest(album), LARGEST * (1.5 if _is_tiled(album) else 1)
         self.shapes = [
             shape_of(len(b.targets), len(b.cells), len(views), width, largest) for b in bands
@@ -161,7 +165,7 @@ class Grid:
         self.pitch = self.height + caption + 0.06
         self.of_cell = len(views) * (self.size + GAP)  # inches of a cell's columns
         labels = [
-            [ps.wrap_list(cell.heading, self.of_cell, 8.8, "bold") for cell in band.cells]
+            [ps.wrap_list(name(cell), self.of_cell, 8.8, "bold") for cell in band.cells]
             for band in bands
         ]
         names = 0.17 * (len(views) > 1)
