@@ -42,9 +42,11 @@ from jaxinv.machine import runtime
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.statistics import choose_lowest
 from jaxinv.settings import schema
+from jaxinv.settings.naming import network_text
 from jaxinv.victim import checkpoints
 
 HEIGHT, LABEL_GAP = 3.5, 0.18  # inches: of the panel, and between names beside it
+TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}  # of data sets, in words
 EXACT = 100.0  # dB from which on float32 could not tell; drawn at the head of the figure
 
 
@@ -115,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     baseline = mean_color(inputs)
     console.print(table(found, baseline))
     if arguments.out is not None:
-        what = arguments.victim or f"{network['model']}, untrained"
+        what = f"{network_text(network)}, {arguments.victim or 'untrained'}"
         write_csv(arguments.out.with_suffix(".csv"), found)
         figure = draw(found, baseline, subtitle(what, arguments.dataset, arguments.targets))
         ps.save(figure, arguments.out, ("png",))
@@ -298,9 +300,9 @@ def write_csv(path: Path, found: dict[str, list[Point]]) -> None:
 def subtitle(network: str, dataset: str, targets: int) -> str:
     """What was measured, on what, and what a point is."""
     return (
-        f"Mean PSNR over {targets} targets, one test image of {dataset} each; {network}. A point "
-        "is the end of a run of its own, of the polish a step. Time: of all targets together by "
-        f"their number, without compilation; {os.cpu_count()} CPU cores. Triangles: above "
+        f"Mean PSNR over {targets} targets, one test image of {TITLES.get(dataset, dataset)} each; "
+        f"{network}. A point is the end of a run of its own, of the polish a step. Time: of all "
+        f"targets together by their number; {os.cpu_count()} CPU cores. Triangles: above "
         f"{EXACT:g} dB."
     )
 
@@ -323,12 +325,22 @@ def draw(found: dict[str, list[Point]], baseline: float, words: str) -> Figure:
     for name, line in found.items():
         at = [point.seconds for point in line]
         psnr = [point.psnr.mean() for point in line]
-        shown = np.where(np.array(psnr) < EXACT, psnr, head)
-        ax.plot(at, shown, color=colors[name], linewidth=1.8, marker="o", markersize=3.5)
-        above = shown == head
-        ax.plot(np.array(at)[above], shown[above], **ps.MARKS["triangle"], color=colors[name])
+        above = np.array(psnr) >= EXACT
+        shown = np.where(above, head, psnr)
+        on_scale = int(np.argmax([*above, True]))  # points before the first that is not
+        color = colors[name]
+        ax.plot(
+            at[:on_scale], shown[:on_scale], color=color, linewidth=1.8, marker="o", markersize=3.5
+        )
+        leaving = slice(max(0, on_scale - 1), None)
+        ax.plot(at[leaving], shown[leaving], color=color, linewidth=1.4, linestyle=(0, (1, 1.6)))
+        ax.plot(np.array(at)[above], shown[above], **ps.MARKS["triangle"], color=color)
+        if above.any():
+            place = {"textcoords": "offset points", "va": "top", "size": 8.2}
+            ax.annotate("off the scale", (at[on_scale], head), (-3, -6), color=color, **place)
         ends[name] = at[-1], shown[-1], psnr[-1]
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 3), numticks=20))
     ax.set_ylim(low, head + 2)
     gap = LABEL_GAP / HEIGHT * (head + 2 - low)
     for name, y in zip(ends, spread([end[1] for end in ends.values()], gap)):
@@ -343,7 +355,14 @@ def draw(found: dict[str, list[Point]], baseline: float, words: str) -> Figure:
             size=8.6,
             color=colors[name],
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colors[name], "linewidth": 0.6, "alpha": 0.6},
+            # From the label's left edge, that no leader crosses a label.
+            arrowprops={
+                "arrowstyle": "-",
+                "relpos": (0, 0.5),
+                "color": colors[name],
+                "linewidth": 0.6,
+                "alpha": 0.6,
+            },
         )
     ps.draw_baseline(ax, baseline)
     ax.annotate(
@@ -355,7 +374,7 @@ def draw(found: dict[str, list[Point]], baseline: float, words: str) -> Figure:
         size=8.2,
         color=ps.BASELINE,
     )
-    ax.set_xlabel("seconds of attack per target")
+    ax.set_xlabel("seconds of attack per target, without compilation (log scale)")
     ax.set_ylabel("PSNR (dB)")
     ax.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
