@@ -263,12 +263,17 @@ class Grid:
     def color_bar(self, top: float, label: str) -> None:
         """Draws the heat maps' one scale in the foot."""
         width = min(2.6, self.sheet.width * 0.5)
-        ax = self.sheet.panel(LEFT + 0.1, self.bottom + 0.06, width, 0.1)
-        mappable = ScalarMappable(Normalize(0, top), "magma")
-        bar = self.sheet.figure.colorbar(mappable, cax=ax, orientation="horizontal")
-        bar.outline.set_visible(False)
-        bar.ax.xaxis.set_major_locator(MaxNLocator(4))
-        bar.set_label(label, size=8.2, loc="left")
+        color_bar(self.sheet, LEFT + 0.1, self.bottom + 0.06, width, top, label)
+
+
+def color_bar(sheet: ps.Sheet, x: float, y: float, width: float, most: float, label: str) -> None:
+    """Draws the scale of heat maps from 0 to `most`, at inches from the upper left corner."""
+    ax = sheet.panel(x, y, width, 0.1)
+    mappable = ScalarMappable(Normalize(0, most), "magma")
+    bar = sheet.figure.colorbar(mappable, cax=ax, orientation="horizontal")
+    bar.outline.set_visible(False)
+    bar.ax.xaxis.set_major_locator(MaxNLocator(4))
+    bar.set_label(label, size=8.2, loc="left")
 
 
 def _tallest(album: Album) -> float:

@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import ndtri
 
 from jaxinv.reporting.figures import style as ps
-from jaxinv.reporting.figures.pictures import tile
+from jaxinv.reporting.figures.pictures import color_bar, tile
 from jaxinv.reporting.section import Section
 from jaxinv.reporting.study import CellSummary, StudySummary, choose_evenly
 
@@ -84,7 +84,7 @@ def draw_posteriors(posteriors: Sequence[tuple[CellSummary, Posterior]], width: 
         ps.Heading(
             "How sure the attack is, and whether it is right",
             "The attack's own standard deviation of each pixel (root mean square over colors) "
-            f"beside what it is off by, one scale a row, at {cell.heading}. The curves: how many "
+            f"beside what it is off by, for {cell.heading}. The curves: how many "
             "pixels lie within the interval that should hold so many; below the diagonal the "
             "attack is too sure.",
             keys=[ps.Key("line", color, cell.heading) for color, (cell, _) in zip(colors, shown)]
@@ -92,7 +92,7 @@ def draw_posteriors(posteriors: Sequence[tuple[CellSummary, Posterior]], width: 
         ),
         panel_height=height,
         margins=ps.Margins(
-            right=width - 0.62 - beside, bottom=0.48 if wide else 0.98 + rows * pitch
+            right=width - 0.62 - beside, bottom=0.56 if wide else 1.48 + rows * pitch
         ),
     )
     _draw_coverage(sheet.axes[0], colors, [each for _, each in shown])
@@ -113,21 +113,24 @@ def _draw_coverage(ax: Axes, colors: Sequence[object], posteriors: Sequence[Post
 def _draw_pictures(
     sheet: ps.Sheet, own: Posterior, rows: int, left: float, top: float, pitch: float
 ) -> None:
-    """Draws a row of four pictures for some updates, standard deviation and error on one scale."""
+    """Draws four pictures of each of some updates, deviations and errors on one scale."""
     size = pitch - GAP
     for column, name in enumerate(("truth", "attack", "std", "error")):
         x = left + column * pitch + size / 2
         sheet.text(x, top - 0.05, name, size=8.2, ha="center", va="bottom", color=ps.MUTED)
     step = max(1, len(own.truth) // rows)  # of several draws of noise not all of one target
-    for row, at in enumerate(range(0, rows * step, step)):
-        maps = [_over_colors(own.std[at]), _over_colors(own.error[at])]
-        most = max(float(m.max()) for m in maps) or 1.0
+    shown = range(0, rows * step, step)
+    heat = [[_over_colors(values[at]) for values in (own.std, own.error)] for at in shown]
+    most = max(float(values.max()) for maps in heat for values in maps) or 1.0
+    for row, (at, maps) in enumerate(zip(shown, heat)):
         images = [tile(np.clip(x[at], 0, 1)) for x in (own.truth, own.best)]
         for column, image in enumerate(images + maps):
             panel = sheet.panel(left + column * pitch, top + row * pitch, size, size)
-            heat = {"cmap": "magma", "vmin": 0, "vmax": most} if column > 1 else {"cmap": "gray"}
-            panel.imshow(image.squeeze(), interpolation="none", **heat)
+            scale = {"cmap": "magma", "vmin": 0, "vmax": most} if column > 1 else {"cmap": "gray"}
+            panel.imshow(image.squeeze(), interpolation="none", **scale)
             panel.axis("off")
+    below = top + rows * pitch + 0.04
+    color_bar(sheet, left + 2 * pitch, below, 2 * pitch - GAP, most, "in units of the pixel range")
 
 
 def _over_colors(

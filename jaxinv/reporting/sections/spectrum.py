@@ -10,7 +10,7 @@ from jaxinv.reporting.section import Section
 from jaxinv.reporting.study import CellSummary, StudySummary
 
 MOST_TARGETS = 4  # whose directions are shown
-SHOWN = 4  # directions of each
+RANKS = ("smallest", "2nd", "3rd", "4th")  # singular values whose directions are shown
 
 
 @lru_cache(maxsize=1)  # a report is of one study
@@ -25,7 +25,7 @@ def spectrum(study: StudySummary, width: float = ps.WIDE) -> Figure:
     """Draws the singular values of each target, and its least determined directions."""
     cells = read_spectra(study)[: ps.MOST_CELLS]
     colors = ps.cell_colors(len(cells))
-    first = cells[0][1]["directions"][:MOST_TARGETS, :SHOWN]
+    first = cells[0][1]["directions"][:MOST_TARGETS, : len(RANKS)]
     rows, columns = len(first), first.shape[1]
     size = 0.62 if width > 6 else 0.5
     pitch = size + 0.06
@@ -52,6 +52,9 @@ def spectrum(study: StudySummary, width: float = ps.WIDE) -> Figure:
     ax.set_xlabel("direction")
     ax.set_ylabel("singular value / largest")
     left, top = width - 0.1 - columns * pitch, sheet.head + 0.27
+    for column, name in enumerate(RANKS[:columns]):
+        x = left + column * pitch + size / 2
+        sheet.text(x, top - 0.05, name, size=7.4, ha="center", va="bottom", color=ps.MUTED)
     for row, directions in enumerate(first):
         for column, direction in enumerate(directions):
             panel = sheet.panel(left + column * pitch, top + row * pitch, size, size)
