@@ -72,7 +72,11 @@ def defense_curves(study: StudySummary, width: float = ps.WIDE) -> Figure:
                     ps.Key(*lines[label, blind], _words(label, blind, differ))
                     for label, blind in attackers
                 ),
-                *([ps.Key("ring", ps.INK, "strengths of the original study")] if marked else []),
+                *(
+                    [ps.Key("ring", ps.INK, "on the axis: strengths of the original study")]
+                    if marked
+                    else []
+                ),
                 ps.Key("dash", ps.BASELINE, "mean color"),
             ],
         ),
@@ -107,6 +111,11 @@ def _draw_curves(ax: Axes, found: Sequence[Curve], measure: Measure, lines: dict
             points = [(math.inf if curve.inverse else 0.0, curve.reference), *points]
         line = lines[curve.label, curve.is_blind]
         _draw_curve(ax, curve, points, [place(s) for s, _ in points], measure, line)
+    studied = STUDIED.get(found[0].names[-1], ())
+    for strength in strengths:
+        if any(math.isclose(strength, s) for s in studied):  # on the axis: curves lie on each other
+            ring = ps.MARKS["ring"] | {"markeredgecolor": ps.INK, "markersize": 5, "clip_on": False}
+            ax.plot(place(strength), 0, **ring, transform=ax.get_xaxis_transform())
     if measure.baseline:
         ps.draw_baseline(ax, found[0].points[0][1].baseline(measure.baseline))
     else:
@@ -130,11 +139,7 @@ def _draw_curve(
     look = ps.line_style(kind, color) | {"marker": "o", "markersize": 3}
     # Where a blind attacker does as well, its dashes are seen over the line.
     ax.plot(at, values[:, 0], **look, zorder=3 if kind == "dash" else 2)
-    studied = STUDIED.get(curve.names[-1], ())
-    for (strength, cell), x, (value, *_) in zip(points, at, values):
-        if any(math.isclose(strength, s) for s in studied) and np.isfinite(value):
-            ring = ps.MARKS["ring"] | {"markeredgecolor": ps.INK}
-            ax.plot(x, value, **ring, clip_on=False)
+    for (_, cell), x in zip(points, at):
         if cell.failed.all():
             foot = {"transform": ax.get_xaxis_transform(), "markeredgecolor": color}
             ax.plot(x, 0.04, **ps.MARKS["cross"] | foot)
