@@ -21,6 +21,7 @@ from jaxinv import client, defenses, metrics
 from jaxinv.attacks.priors import needing
 from jaxinv.data.image_prior import ImagePrior
 from jaxinv.defenses import DEFENSES
+from jaxinv.errors import UserError
 from jaxinv.types import Normalization, PyTree, Target, named
 
 
@@ -200,6 +201,18 @@ class Family(NamedTuple):
         if joint_labels and not self.joint_labels:
             return "takes labels as given"
         return None
+
+
+def check_names(attack: Attack, tables: Mapping[str, Iterable[str]]) -> None:
+    """Checks the fields of an attack that are names in tables; a function stands for itself.
+
+    Raises:
+      UserError: one is unknown; the known ones are listed.
+    """
+    for field, table in tables.items():
+        name = getattr(attack, field)
+        if isinstance(name, str) and name not in table:
+            raise UserError(f"method.{field}={name!r}: unknown; known are {', '.join(table)}")
 
 
 def per_seed(

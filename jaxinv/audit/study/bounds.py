@@ -103,7 +103,7 @@ def _attained(scene: Scene, images: list[int], variance: float, prior) -> list[f
         iterations=attack.iterations,
         method=attack.method,
         defense=rules.defense,
-        image_prior=prior,
+        image_prior=prior if attack.method.needs_image_prior else None,
     )
     pixels = jnp.stack([x.reconstructions[0, 0] for x in found])
     return metrics.psnr(pixels, own.images[images] / np.float32(255)).tolist()
