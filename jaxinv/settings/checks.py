@@ -204,7 +204,7 @@ def _family(cell: Cell) -> Iterator[str]:
         yield f"--labels joint: --attack {cell.attack} {why}; use known, or a rule"
     if family.unfit(each_image=cell.adaptive and cell.of_each_image()):
         yield f"--adaptive true: --attack {cell.attack} cannot adapt to --defense {cell.defense}"
-    if family.only_kinked and networks.NETWORKS[cell.model].smooth:
+    if family.only_kinked and not cell.has_kinks():
         yield (
             f"--attack {cell.attack}: of networks with ReLUs, not {cell.model}; use --attack bayes"
         )

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from jaxinv import defenses, files, networks
+from jaxinv import defenses, files
 from jaxinv.attacks import ATTACKS, BEST, strongest, unused_settings
 from jaxinv.client import Local
 from jaxinv.errors import UserError
@@ -389,15 +389,16 @@ def _product(grid: Settings) -> list[Cell]:
 
 
 # What `--attack best` looks at.
-OF_CLIENT = (*OF_VICTIM, "victim", "images", "client_epochs", "client_batch")
+OF_TASK = (
+    *(*OF_VICTIM, "victim", "server", "images", "client_epochs", "client_batch", "defense"),
+    *("adaptive", "labels", "assumed_images", "assumed_batch"),
+)
 
 
 def _cell(given: Settings) -> Cell:
     """Validates one cell: its attack's settings, and what was given over them."""
     if given.get("attack") == BEST:
-        asked = _with_victim(_validate(Cell, {k: v for k, v in given.items() if k in OF_CLIENT}))
-        smooth, steps = networks.NETWORKS[asked.model].smooth, asked.local().steps(asked.images)
-        chosen = strongest(smooth, asked.victim is not None, steps)
+        chosen = _strongest({k: v for k, v in given.items() if k in OF_TASK})
         given = chosen | given | {"attack": chosen["attack"]}
     asked = (_preset(given.get("attack")) or {}) | given
     if "posterior" not in given and asked.get("polish", "0") not in (0, "0"):
@@ -408,6 +409,21 @@ def _cell(given: Settings) -> Cell:
             raise UserError(f"{flag(name)}: --attack {cell.attack} does not use it; leave it out")
     check_cell(cell)
     return cell
+
+
+def _strongest(given: Settings) -> Settings:
+    """The settings of the attack that has won where these of `OF_TASK` are given."""
+    task = _with_victim(_validate(Cell, given))
+    imprinted = task.server == "malicious"
+    alone = task.images == task.assumed().images == 1
+    return strongest(
+        kinked=task.has_kinks(),
+        trained=task.victim is not None,
+        imprinted=imprinted,
+        patched=task.model == "vit" and alone and not imprinted and not task.chain(),
+        adaptive=task.adaptive,
+        asks=task.asks(),
+    )
 
 
 def _with_victim(cell: Cell) -> Cell:

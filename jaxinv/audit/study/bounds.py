@@ -86,8 +86,8 @@ def _attained(scene: Scene, images: list[int], variance: float, prior) -> list[f
     own, rules = scene.dataset, games.Rules(1, defense=f"noise:{variance:g}")
     sent = games.share(scene.network, scene.pool, np.array(images)[:, None], rules).targets.update
     module, variables = scene.network.module, scene.network.variables
-    smooth = not has_kinks(module, variables, SHAPE)
-    if strongest(smooth, scene.trained, steps=1)["attack"] == "geiping":
+    kinked = has_kinks(module, variables, SHAPE)
+    if strongest(kinked=kinked, trained=scene.trained)["attack"] == "geiping":
         attack = FIRST_ORDER
     else:
         attack = second_order(module, variables, SHAPE)
