@@ -88,6 +88,14 @@ SETTINGS = [
         "--init normal: --attack bayes does not begin so; use mean or prior",
     ),
     (["--init", "mean"], "--init mean: --attack geiping does not begin so; use normal or"),
+    (
+        ["--attack", "bayes", "--model", "convnet"],
+        "--attack bayes: of smooth networks, not convnet; use --attack smoothed_bayes",
+    ),
+    (
+        ["--attack", "bayes", "--server", "malicious"],
+        "--attack bayes: of smooth networks, not lenet_zhu behind an imprint; use --attack smoo",
+    ),
     (["--attack", "bayes", "--anneal-to", "200"], "--anneal-to 200: above --anneal-from 100"),
     (["--attack", "bayes", "--anneal-to", "0"], "--anneal-to 0: .*greater than 0"),
     (["--attack", "bayes", "--anneal-from", "-1"], "--anneal-from -1: .*greater than 0"),

@@ -252,6 +252,15 @@ def test_settings_that_do_not_go_together_are_one_line(flags, message):
         reader.load_study(None, {"attack": "smoothed_bayes", **flags})
 
 
+@pytest.mark.parametrize(
+    "more",
+    [{"client_epochs": "2"}, {"labels": "joint"}, {"defense": "dpsgd:1:1", "adaptive": "true"}],
+)
+def test_bayes_meets_kinks_where_no_smoothed_attack_does(more):
+    (cell,) = reader.load_study(None, {"attack": "bayes", "model": "convnet_gn", **more}).cells
+    assert cell.has_kinks()
+
+
 def test_settings_of_one_attack_are_no_other_ones():
     cell = reader.load_study(None, {"attack": "smoothed_bayes", "model": "convnet"}).cells[0]
     assert isinstance(cell.make_attack(10, ()), SmoothedGaussNewton)

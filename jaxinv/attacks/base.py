@@ -183,6 +183,7 @@ class Family(NamedTuple):
     joint_labels: bool = True  # whether labels can be optimized beside the images
     each_image: bool = True  # whether it can adapt to a defense of each image's gradient
     only_kinked: bool = False  # whether it is for networks with kinks alone
+    only_smooth: bool = False  # and for those without, where one that is for kinks fits
 
     def unfit(
         self, *, steps: int = 1, each_image: bool = False, joint_labels: bool = False

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxinv import defenses, networks
+from jaxinv.attacks import ATTACKS
 from jaxinv.attacks.gradient_matching import (
     LEARNED,
     conflicts,
@@ -207,6 +208,13 @@ def _family(cell: Cell) -> Iterator[str]:
     if family.only_kinked and not cell.has_kinks():
         yield (
             f"--attack {cell.attack}: of networks with ReLUs, not {cell.model}; use --attack bayes"
+        )
+    smoothed = ATTACKS["smoothed_bayes"].family
+    if family.only_smooth and cell.has_kinks() and not smoothed.unfit(**cell.asks()):
+        network = cell.model + (" behind an imprint" if cell.server == "malicious" else "")
+        yield (
+            f"--attack {cell.attack}: of smooth networks, not {network}; use --attack "
+            "smoothed_bayes"
         )
 
 
