@@ -189,7 +189,7 @@ class Loader:
         if self._plan.judge is not None:
             judge = load_judge(self._plan.judge, first.images.shape[1:], tuple(first.classes))
         if self._plan.lpips:
-            perceptual = load_perceptual()
+            perceptual = load_perceptual(first.images.shape[1:])
         return line_up(first.images / np.float32(255), judge, perceptual)
 
     def _first(self, dataset: str, count: int, split: str | None = None) -> data.Dataset:
