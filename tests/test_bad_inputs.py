@@ -204,6 +204,8 @@ OF_SEARCH = [
     (["--space", "prior_epoch_order=0.1:1"], "--prior-epoch-order compares the client's epochs"),
     (["--width", "16"], "--width 16: lenet_zhu has one size"),
     (["--polish", "1"], "--polish: takes hours for all candidates"),
+    (["--judge", "lenet_zhu-tiles"], "--judge: no candidate is measured so; give it to the winner"),
+    (["--lpips", "true"], "--lpips: no candidate is measured so"),
 ]
 OF_TRAINING = [
     (["--stop-at", "epoch:9"], "--stop-at epoch:9: there are 3 --epochs"),

@@ -31,6 +31,10 @@ OF_PRIVACY = ("noise_multiplier", "target_epsilon", "clip", "delta", "accountant
 OF_VICTIMS = ("model", "augment", "precision", "stop_at", "dp", *OF_PRIVACY)
 
 
+# Of a learning rate that nothing is multiplied with.
+ONE_STEP = "the client takes one step; give --client-epochs or --client-batch, or leave it out"
+
+
 def check_cell(cell: Cell) -> None:
     """Refuses settings that do not go together.
 
@@ -277,7 +281,6 @@ def _idle(cell: Cell) -> Iterator[tuple[str, str]]:
         default = Cell.model_fields[kind].default
         if getattr(cell, kind) != default and kind not in cell.learned():
             yield kind, f"of --prior-{kind}; give its weight, or leave it out"
-    one_step = "the client takes one step; give --client-epochs or --client-batch, or leave it out"
     if cell.width is not None and networks.NETWORKS[cell.model].width is None:
         yield "width", f"{cell.model} has one size; leave it out"
     for name in ("bins", "amplify"):
@@ -286,9 +289,9 @@ def _idle(cell: Cell) -> Iterator[tuple[str, str]]:
     if cell.grouping != "stored" and cell.images == 1:
         yield "grouping", "of several images; give --images, or leave it out"
     if cell.client_lr != _default("client_lr") and steps == 1:
-        yield "client_lr", one_step
+        yield "client_lr", ONE_STEP
     if cell.assumed_lr is not None and assumed_steps == 1:
-        yield "assumed_lr", one_step
+        yield "assumed_lr", ONE_STEP
     whole = cell.images == (cell.client_batch or cell.images)
     if cell.shuffled and whole and not needing("epochs", cell.priors()):
         yield "shuffled", "an epoch of one step has no order; give --client-batch, or leave it out"
@@ -350,6 +353,9 @@ def check_search(plan: Plan, cell: Cell) -> None:
         raise UserError("--inverter: has learned from the images of a search; leave it out")
     if coupled := cell.couplings():
         raise UserError(f"{flag(coupled[0])}: would draw the candidates together; leave it out")
+    for name in ("judge", "lpips"):
+        if getattr(plan, name):
+            raise UserError(f"--{name}: no candidate is measured so; give it to the winner's sweep")
     check_plan(plan, [cell])
 
 

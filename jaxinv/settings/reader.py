@@ -21,6 +21,7 @@ from jaxinv.attacks import ATTACKS, BEST, strongest, unused_settings
 from jaxinv.client import Local
 from jaxinv.errors import UserError
 from jaxinv.settings.checks import (
+    ONE_STEP,
     check_cell,
     check_plan,
     check_search,
@@ -196,6 +197,9 @@ def load_auditing(flags: Mapping[str, Any]) -> Auditing:
     for name in ("bins", "amplify"):
         if name in given and asked.server == "honest":
             raise UserError(f"--{name}: of an imprint; ask for --server malicious")
+    for name in ("image_prior", "judge"):
+        if name in given and asked.quick:
+            raise UserError(f"{flag(name)}: of what --quick leaves out; leave one of them out")
     if asked.update is None and "update_kind" in given:
         raise UserError("--update-kind: of an update in a file; give --update, or leave it out")
     chain = {name for name, _ in defenses.parse(asked.defense)}
@@ -204,6 +208,8 @@ def load_auditing(flags: Mapping[str, Any]) -> Auditing:
             f"--server malicious: its imprint is not made for --defense {asked.defense}"
         )
     steps = Local(asked.client_epochs, asked.client_batch).steps(len(asked.ids))
+    if "client_lr" in given and asked.update is None and steps == 1:
+        raise UserError(f"--client-lr {asked.client_lr:g}: {ONE_STEP}")
     if steps > 1:
         if asked.update is not None and asked.client_lr is None:
             raise UserError(f"--client-lr: the client takes {steps} steps; give its learning rate")
