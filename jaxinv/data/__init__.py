@@ -77,7 +77,7 @@ def load(
       UserError: if the set is unknown, not prepared or no set of equally sized uint8 images, gray
         or RGB, with one label each, if it has no such split, or if an id is out of range.
     """
-    module = importlib.import_module(SOURCES.get(name) or _source_of(name))
+    module = importlib.import_module(_source_of(name))
     found = module.read(name, split, ids, data_dir)
     if found.images.shape[-1] not in CHANNELS:
         shape = "x".join(map(str, found.images.shape[1:]))
@@ -87,8 +87,15 @@ def load(
     return found
 
 
+def is_own(name: str) -> bool:
+    """Whether a set is a folder or .npz of one's own, in which there may be others by now."""
+    return _source_of(name) == OWN_SOURCE
+
+
 def _source_of(name: str) -> str:
-    """Who reads a set that has no entry of its own."""
+    """Who reads a set."""
+    if name in SOURCES:
+        return SOURCES[name]
     if "\0" in name:
         return DEFAULT_SOURCE
     path = Path(name).expanduser()
