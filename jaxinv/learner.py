@@ -104,7 +104,7 @@ class Learner(states.Resumable):
         """
         console = Console(markup=False)
         if self.folder.exists():
-            self._check_same(checkpoints.read_fields(self.folder).get("recipe"))
+            self._check_kept(self.folder, self.settings.storage)
             console.print(f"{self.folder}: trained already")
             return
         with files.locked(self.state_folder):
@@ -164,7 +164,10 @@ class Learner(states.Resumable):
         read = {"prior", "inverter", "dataset", "epochs", "lr", "schedule", "batch", "seed"}
         read |= {"defense"} if self.settings.inverter is not None else set()
         read |= {"images"} if self.settings.images > 1 else set()
-        return self.settings.model_dump(include=read) | {"width": self.width}
+        recipe = self.settings.model_dump(include=read) | {"width": self.width}
+        if self.victim is not None:  # behind its name there may be another network by now
+            recipe["inverter"] = f"{self.settings.inverter} of digest {self.victim.digest[:16]}"
+        return recipe
 
     def _save(self) -> None:
         """Keeps what was learned."""

@@ -10,6 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxinv.types import Normalization, Truth
 
+WINDOW = 11  # pixels to a side of what SSIM compares
+
 
 class Scores(NamedTuple):
     """One trial against the truth, its images matched one to one. Means over the images."""
@@ -17,7 +19,7 @@ class Scores(NamedTuple):
     psnr: Float[Array, ""]  # dB; inf when exact
     psnr_best: Float[Array, ""]  # the best image's
     psnr_images: Float[Array, " batch"]  # each image's
-    ssim: Float[Array, ""]
+    ssim: Float[Array, ""]  # NaN of images smaller than its window
     mse: Float[Array, ""]  # pixels in [0, 1]
 
 
@@ -44,11 +46,14 @@ def ssim(
     """Computes the structural similarity of each image: 11x11 Gaussian window, sigma 1.5.
 
     scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
-    use_sample_covariance=False, data_range=1)`; its default 7x7 window is another number.
+    use_sample_covariance=False, data_range=1)`; its default 7x7 window is another number. NaN where
+    an image is smaller than the window.
 
     References: Wang et al. 2004.
     """
-    return dm_pix.ssim(pixels, truth)
+    if min(truth.shape[1:3]) < WINDOW:
+        return jnp.full(len(truth), jnp.nan)
+    return dm_pix.ssim(pixels, truth, filter_size=WINDOW)
 
 
 def match(

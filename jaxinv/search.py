@@ -219,11 +219,14 @@ def _write(study: requests.SearchStudy, rows: list[dict[str, Any]], command: str
         f"Chosen by {best['chosen_by']} on the training split among {study.search.candidates} "
         f"candidates: {command}"
     )
+    plan = study.plan.model_dump(
+        include={"targets", "seeds", "data_dir", "memory"}, exclude_none=True
+    )
     best = {
         "question": "How good are the settings that a search found, on other images?",
         "cost": "",
         "expectation": words.encode(errors="replace").decode(),  # a command may be no Unicode
-        "run": {"targets": study.plan.targets, "seeds": study.plan.seeds},
+        "run": plan,
         "grid": settings,
     }
     files.write_file(study.folder / "best.toml", lambda f: tomli_w.dump(best, f))

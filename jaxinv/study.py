@@ -17,8 +17,8 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxinv import files, sweep
-from jaxinv.engine.cells import checkpoint_digests
+from jaxinv import data, files, sweep
+from jaxinv.engine.cells import Loader, checkpoint_digests
 from jaxinv.engine.likeness import judge_digest
 from jaxinv.errors import UserError, run_command
 from jaxinv.report import SUCCESS_PSNR
@@ -129,11 +129,22 @@ def finished(study: schema.Study) -> StudySummary | None:
         and config.get("lpips", study.plan.lpips) == study.plan.lpips
         and study.plan.target_ids is None
         and len(config["target_ids"]) == study.plan.targets
+        and _same_pictures(study, config.get("targets"))
     )
     if not same:  # the sweep says what does not fit
         return None
     found = summarize(read_run(study.folder), SUCCESS_PSNR)
     return found if found.finished_trials == found.planned_trials else None
+
+
+def _same_pictures(study: schema.Study, there: Sequence[Mapping[str, Any]] | None) -> bool:
+    """Whether the data sets of one's own still hold what a run attacked; an older one said less."""
+    own = [i for i, cell in enumerate(study.cells) if data.is_own(cell.dataset)]
+    if there is None or not own:
+        return True
+    cells, load = [study.cells[i] for i in own], Loader(study.plan)
+    now = sweep.targets_of(cells, [load.targets(cell) for cell in cells])
+    return [there[i] for i in own] == now
 
 
 def _read_seconds(root: Path) -> dict[str, float]:

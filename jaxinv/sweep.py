@@ -20,7 +20,14 @@ from rich.table import Table
 
 from jaxinv import files, report
 from jaxinv.engine import trials
-from jaxinv.engine.cells import CellInputs, Loader, attack_of, checkpoint_digests, shapes_of
+from jaxinv.engine.cells import (
+    Attacked,
+    CellInputs,
+    Loader,
+    attack_of,
+    checkpoint_digests,
+    shapes_of,
+)
 from jaxinv.engine.likeness import judge_digest
 from jaxinv.errors import UserError, run_command
 from jaxinv.machine import executors, runtime
@@ -237,7 +244,7 @@ def open_run(study: schema.Study, all_inputs: Sequence[CellInputs], command: str
         "axes": study.axes,
         "cells": [cell.model_dump() for cell in study.cells],
         "target_ids": all_inputs[0].ids[:, 0].tolist(),
-        "targets": targets_of(study, all_inputs),
+        "targets": targets_of(study.cells, all_inputs),
         "checkpoints": checkpoint_digests(study.cells),
         "judge": judge_digest(study.plan.judge),
         "lpips": study.plan.lpips,
@@ -260,9 +267,11 @@ def open_run(study: schema.Study, all_inputs: Sequence[CellInputs], command: str
     results.write_config(folder, there)
 
 
-def targets_of(study: schema.Study, all_inputs: Sequence[CellInputs]) -> list[dict[str, Any]]:
+def targets_of(
+    cells: Sequence[schema.Cell], all_inputs: Sequence[CellInputs | Attacked]
+) -> list[dict[str, Any]]:
     """What each cell attacks, as run.json keeps it (`results.CellTargets`)."""
-    keys = [tuple(getattr(cell, n) for n in results.CHOOSE_TARGETS) for cell in study.cells]
+    keys = [tuple(getattr(cell, n) for n in results.CHOOSE_TARGETS) for cell in cells]
     found = {}
     for key, inputs in dict(zip(keys, all_inputs)).items():  # most cells attack the same
         whole = {"images": inputs.images, "labels": inputs.labels, "ids": inputs.ids}

@@ -8,6 +8,7 @@ the same command after a kill goes on from there, to the same parameters, bit fo
 `--inverter` train what an attacker learns instead (`jaxinv.learner`).
 """
 
+import csv
 import shutil
 import sys
 import time
@@ -194,8 +195,10 @@ class Trainer(states.Resumable):
 
     def _train(self, console: Console) -> None:
         """Goes on from the state on disk, if there is one, and keeps the network at the end."""
-        self._resume()
-        if int(self.state.step) == 0:
+        if self._resume():
+            best = max((row["test_accuracy"] for row in self.log), default=-1.0)
+            self._check_stops(self.epoch, int(self.state.step), best)
+        else:
             self._keep([stop for stop in self.settings.stop_at if stop == (stop.kind, 0)])
         with runtime.progress_bar(console) as bar:
             task = bar.add_task("", total=self.recipe.steps, completed=int(self.state.step))
@@ -307,7 +310,11 @@ class Trainer(states.Resumable):
     def _keep(self, stops: Sequence[requests.Stop]) -> None:
         """Saves a checkpoint for each of these stops."""
         for stop in stops:
-            self._save(self.folder.with_name(f"{self.folder.name}-{stop.name}"))
+            self._save(self._folder_of(stop))
+
+    def _folder_of(self, stop: requests.Stop) -> Path:
+        """The checkpoint of a stop."""
+        return self.folder.with_name(f"{self.folder.name}-{stop.name}")
 
     def _save(self, folder: Path) -> None:
         """Saves the network as it is now."""
@@ -354,8 +361,32 @@ class Trainer(states.Resumable):
             raise UserError(
                 f"--out {self.folder}: is there and is no checkpoint; choose another --out"
             )
-        self._check_same(checkpoints.read_fields(self.folder).get("recipe"))
+        told = self._check_kept(self.folder, self.settings.storage)
+        if self.settings.stop_at:
+            self._check_stops(told["epochs"], told["steps"], _best_accuracy(self.folder))
         return True
+
+    def _check_stops(self, epochs: int, steps: int, best: float) -> None:
+        """Refuses stops that the training has passed without keeping a checkpoint.
+
+        Args:
+          epochs, steps: taken.
+          best: accuracy on the test split after any epoch.
+
+        Raises:
+          UserError: there is no checkpoint of one of them, or it is of another training.
+        """
+        reached = {"epoch": epochs, "step": steps, "accuracy": best}
+        for stop in self.settings.stop_at:
+            if stop.value > reached[stop.kind]:
+                continue
+            folder = self._folder_of(stop)
+            if not folder.exists():
+                raise UserError(
+                    f"--stop-at {stop.kind}:{stop.value:g}: the training has passed it, and kept "
+                    f"no {folder}; choose another --out"
+                )
+            self._check_kept(folder, self.settings.storage)
 
     def _resume(self) -> bool:
         there = super()._resume()
@@ -370,6 +401,21 @@ def checkpoint_folder(settings: requests.Training) -> Path:
     width = settings.width or networks.NETWORKS[settings.model].width
     parts = [settings.model, f"w{width}" if width else "", settings.dataset.replace("/", "-")]
     return checkpoints.of_name("-".join(filter(None, parts)))
+
+
+def _best_accuracy(folder: Path) -> float:
+    """The best accuracy on the test split in a checkpoint's log.
+
+    Raises:
+      UserError: the log cannot be read.
+    """
+    try:
+        with open(folder / "log.csv", encoding="utf-8", newline="") as file:
+            return max(float(row["test_accuracy"]) for row in csv.DictReader(file))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"--out {folder}: its log.csv is missing or damaged; delete the folder"
+        ) from None
 
 
 def _describe(row: dict[str, Any]) -> str:

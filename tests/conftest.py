@@ -34,12 +34,13 @@ SHAPES_CHECKED = [
 ]
 install_import_hook(SHAPES_CHECKED, "beartype.beartype")
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import rng
+from jaxinv import networks, rng
 from jaxinv.attacks.gradient_matching import Method
 from jaxinv.engine import planner, trials
 from jaxinv.engine.targets import make_targets, seed_keys
@@ -131,6 +132,25 @@ def problem():
 @pytest.fixture(scope="session")
 def result(problem):
     return problem.run()
+
+
+class Perceptron(nn.Module):
+    """One hidden layer without kinks: the least network for attacks of smooth ones."""
+
+    classes: int
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(self.classes)(nn.sigmoid(nn.Dense(self.width)(x.reshape(len(x), -1))))
+
+
+@pytest.fixture
+def perceptron(monkeypatch):
+    """Its name among the networks."""
+    entry = networks.Network("Perceptron", Perceptron, width=8, smooth=True)
+    monkeypatch.setitem(networks.NETWORKS, "perceptron", entry)
+    return "perceptron"
 
 
 @pytest.fixture

@@ -203,9 +203,24 @@ def test_an_update_that_says_nothing_names_nobody(scene):
         (
             [
                 *("--victim", "lenet_zhu-tiles", "--ids", "3", "--candidates", "9"),
-                *("--judge", "lenet_zhu-tiles", "--quick"),
+                *("--judge", "lenet_zhu-tiles"),
             ],
             "--judge lenet_zhu-tiles: is the victim",
+        ),
+        (
+            ["--victim", "lenet_zhu-tiles", "--ids", "3", "--judge", "x", "--quick"],
+            "--judge: of what --quick leaves out",
+        ),
+        (
+            [
+                *("--victim", "lenet_zhu-tiles", "--ids", "3", "--quick"),
+                *("--image-prior", "spectrum"),
+            ],
+            "--image-prior: of what --quick leaves out",
+        ),
+        (
+            ["--victim", "lenet_zhu-tiles", "--ids", "3", "--client-lr", "0.1"],
+            "--client-lr 0.1: the client takes one step; give --client-epochs or",
         ),
         (["--victim", "lenet_zhu-tiles", "--ids", "3,3"], "--ids: give each image once"),
         (["--victim", "lenet_zhu-tiles", "--ids", "3,99999"], "--ids must be in 0.."),

@@ -88,6 +88,14 @@ SETTINGS = [
         "--init normal: --attack bayes does not begin so; use mean or prior",
     ),
     (["--init", "mean"], "--init mean: --attack geiping does not begin so; use normal or"),
+    (
+        ["--attack", "bayes", "--model", "convnet"],
+        "--attack bayes: of smooth networks, not convnet; use --attack smoothed_bayes",
+    ),
+    (
+        ["--attack", "bayes", "--server", "malicious"],
+        "--attack bayes: of smooth networks, not lenet_zhu behind an imprint; use --attack smoo",
+    ),
     (["--attack", "bayes", "--anneal-to", "200"], "--anneal-to 200: above --anneal-from 100"),
     (["--attack", "bayes", "--anneal-to", "0"], "--anneal-to 0: .*greater than 0"),
     (["--attack", "bayes", "--anneal-from", "-1"], "--anneal-from -1: .*greater than 0"),
@@ -196,6 +204,8 @@ OF_SEARCH = [
     (["--space", "prior_epoch_order=0.1:1"], "--prior-epoch-order compares the client's epochs"),
     (["--width", "16"], "--width 16: lenet_zhu has one size"),
     (["--polish", "1"], "--polish: takes hours for all candidates"),
+    (["--judge", "lenet_zhu-tiles"], "--judge: no candidate is measured so; give it to the winner"),
+    (["--lpips", "true"], "--lpips: no candidate is measured so"),
 ]
 OF_TRAINING = [
     (["--stop-at", "epoch:9"], "--stop-at epoch:9: there are 3 --epochs"),

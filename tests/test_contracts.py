@@ -497,6 +497,13 @@ def test_groupings(grouping):
     assert len(set(chosen.ravel())) == chosen.size
 
 
+def test_a_class_with_too_few_images_is_passed_over():
+    chosen = data.group(np.array([2, 0, 1, 0, 1, 1, 1]), 3, 2, 3, "repeated")
+    assert chosen.tolist() == [[1, 3], [2, 4], [5, 6]]
+    with pytest.raises(UserError, match="too few images for --grouping repeated"):
+        data.group(np.array([2, 0, 1, 0]), 2, 2, 3, "repeated")
+
+
 # What is read off an update.
 
 

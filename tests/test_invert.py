@@ -33,7 +33,11 @@ from jaxinv.types import Normalization
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 TWO_STEPS = client.Local(2)
-A_PRIOR = {"image_prior": object()}  # of calls that are refused before anyone looks at it
+# Of calls that are refused before anyone looks at it.
+A_PRIOR = {"image_prior": object(), "priors": {}}
+
+
+OF_CLOSED_FORM = {"method": "analytic", "priors": {}, "iterations": None}
 
 
 class Net(nn.Module):
@@ -105,6 +109,7 @@ def test_recovers_an_image_and_its_label_from_a_gradient(theirs, found):
         seeds=1,
         iterations=16,
         method=jaxinv.GaussNewton(),
+        priors={},
         image_prior=smooth_prior(8),
         posterior=8,
     )
@@ -114,7 +119,12 @@ def test_recovers_an_image_and_its_label_from_a_gradient(theirs, found):
     assert theirs.psnr(second.best) > theirs.psnr(found.best) + 5
     assert second.verdict == "matched"
     exact = theirs.invert(
-        seeds=1, iterations=16, method=jaxinv.GaussNewton(), image_prior=smooth_prior(8), polish=2
+        seeds=1,
+        iterations=16,
+        method=jaxinv.GaussNewton(),
+        priors={},
+        image_prior=smooth_prior(8),
+        polish=2,
     )
     assert theirs.psnr(exact.best) > theirs.psnr(second.best) + 10
     assert exact.std is None
@@ -338,7 +348,7 @@ def test_closed_forms_labels_found_beside_and_modules_without_a_hash(theirs):
     )
     assert joint.labels.tolist() == [2]
     with pytest.raises(UserError, match="first layer is dense"):
-        theirs.invert(method="analytic")
+        theirs.invert(method="analytic", priors={}, iterations=None)
 
 
 def test_functions_stand_in_place_of_names(theirs):
@@ -393,8 +403,25 @@ def test_what_needs_the_scale_asks_for_it(theirs):
         ({"labels": [[0.5, 0.5]]}, "distributions over 4 classes are wanted"),
         ({"labels": "idgl"}, "labels=idgl: give them, joint, or one of idlg, llg"),
         ({"labels": "idlg", "images": 2}, "labels=idlg: reads one label"),
-        ({"seeds": 0}, "seeds=0: must be positive"),
+        ({"seeds": 0}, "seeds=0: input should be greater than or equal to 1"),
+        ({"iterations": 2.5}, "iterations=2.5: input should be a valid integer"),
+        ({"std": 0.0}, "std=0.0: must be above 0"),
+        ({"std": [1.0, -1.0]}, "std=.*: must be above 0"),
+        ({"mean": np.nan}, "mean=nan: must be finite"),
+        ({"mean": [0.5, 0.5, 0.5]}, "mean=.*: give one number, or one for each of 2 channels"),
         ({"priors": {"tw": 1.0}}, "known are"),
+        ({"priors": {"tv": np.inf}}, r"priors\['tv'\]=inf: input should be a finite number"),
+        ({"priors": {max: -1.0}}, r"priors\[.*max.*\]=-1.0: input should be greater than or equal"),
+        ({"method": 3}, "method=3: give a Method, a GaussNewton, or a closed form's name"),
+        ({"learned": {"denoizer": 1}}, r"learned\['denoizer'\]: unknown; known are denoiser, auto"),
+        ({"learned": {"denoiser": 1}}, r"learned\['denoiser'\]: give variables"),
+        (
+            {"learned": {"denoiser": {"params": {}}}},
+            r"learned\['denoiser'\]: of priors\['prior_denoiser'\]; ask for that, or leave it out",
+        ),
+        ({"learned": {"inverter": {"params": {}}}}, r"learned\['inverter'\]: of an inverter"),
+        ({"annealing": {"anneal_to": 0.1}}, r"annealing\['anneal_to'\]: method=Method has none"),
+        ({"image_prior": object()}, "image_prior: of a second-order attack, or of representation"),
         ({"priors": {"prior_batch_norm": 1.0}}, "the model has no BatchNorm"),
         ({"method": "dlg"}, "method=dlg: give a Method, or a closed form: analytic, spear, unmix"),
         ({"method": jaxinv.Method(local=TWO_STEPS)}, "client_lr: the client takes 2 steps"),
@@ -411,8 +438,12 @@ def test_what_needs_the_scale_asks_for_it(theirs):
             {"labels": "joint", "priors": {"prior_features": 0.1}},
             "prior_features: reads features by the label; labels=joint has none",
         ),
-        ({"polish": 1, "method": "analytic"}, "polish: of an attack with iterations"),
-        ({"method": "imprint"}, "reads what a server imprinted"),
+        (OF_CLOSED_FORM | {"polish": 1}, "polish: of an attack with iterations"),
+        (OF_CLOSED_FORM | {"lr": 0.1}, "lr: of gradient matching; leave it out"),
+        (OF_CLOSED_FORM | {"iterations": 9}, "iterations: a closed form has none; leave it out"),
+        (OF_CLOSED_FORM | {"priors": {"tv": 0.1}}, r"priors\['tv'\]: of gradient matching; leave"),
+        (OF_CLOSED_FORM | {"labels": "joint"}, "labels=joint: the method takes labels as given"),
+        (OF_CLOSED_FORM | {"method": "imprint"}, "reads what a server imprinted"),
         (
             {"method": SmoothedGaussNewton(local=TWO_STEPS), "client_lr": 0.1} | A_PRIOR,
             "method=SmoothedGaussNewton: is of one gradient",
@@ -432,6 +463,70 @@ def test_what_needs_the_scale_asks_for_it(theirs):
 def test_settings_that_cannot_be_are_one_line(theirs, settings, message):
     with pytest.raises(UserError, match=message):
         theirs.invert(**settings)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ({}, {"lr": 5.0}, "lr: of gradient matching; leave it out"),
+        ({}, {"priors": {"prior_l2": 100.0}}, r"priors\['prior_l2'\]: of gradient matching; leave"),
+        (
+            {},
+            {"priors": {"prior_denoiser": 7}},
+            r"priors\['prior_denoiser'\]=7: .* share .* give 1",
+        ),
+        ({"denoiser": True}, {}, r"method.denoiser: give its share .*\{'prior_denoiser': 0.5\}"),
+        ({"objective": "foo"}, {}, "method.objective='foo': unknown; known are cosine, l2"),
+        ({"init_from": "normal"}, {}, "method.init_from='normal': unknown; known are mean, prior"),
+        ({"batch_norm": "on"}, {}, "method.batch_norm='on': unknown; known are eval"),
+        ({"cg_iterations": 0}, {}, "method.cg_iterations=0: input should be greater than"),
+        (
+            {},
+            {"annealing": {"aneal_to": 1.0}},
+            r"annealing\['aneal_to'\]: method=GaussNewton takes anneal_from, anneal_to, damping",
+        ),
+        (
+            {},
+            {"annealing": {"anneal_to": -1.0}},
+            r"annealing\['anneal_to'\]=-1.0: input should be g",
+        ),
+        (
+            {},
+            {"annealing": {"anneal_to": 200.0}},
+            r"=200: above anneal_from, 100; the error of the",
+        ),
+    ],
+)
+def test_settings_of_second_order_are_checked(theirs, method, settings, message):
+    with pytest.raises(UserError, match=message):
+        theirs.invert(method=jaxinv.GaussNewton(**method), **A_PRIOR | settings)
+
+
+def test_a_smoothed_attack_draws_an_even_number_and_anneals_nothing(theirs):
+    with pytest.raises(UserError, match=r"method.draws=3: input should be a multiple of 2"):
+        theirs.invert(method=SmoothedGaussNewton(draws=3), **A_PRIOR)
+    with pytest.raises(UserError, match="method=SmoothedGaussNewton takes inflation"):
+        theirs.invert(method=SmoothedGaussNewton(), annealing={"anneal_to": 1.0}, **A_PRIOR)
+
+
+def test_a_denoiser_has_the_share_that_is_given(theirs, monkeypatch):
+    """It reaches the loop; where no share is given, no denoiser is asked."""
+    seen = []
+
+    def look(problem, method, numbers, keys, resources):
+        seen.append(
+            (method.denoiser, float(numbers.prior_denoiser[0]), float(numbers.anneal_to[0]))
+        )
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trials, "run", look)
+    settings = {"method": jaxinv.GaussNewton(), "image_prior": smooth_prior(8)}
+    settings |= {"annealing": {"anneal_to": 1e-3}}
+    shared = {"priors": {"prior_denoiser": 0.5}, "learned": {"denoiser": {"params": {}}}}
+    for more in (shared, {"priors": {}}):
+        with pytest.raises(KeyboardInterrupt):
+            theirs.invert(**settings | more)
+    assert seen == [(True, 0.5, pytest.approx(1e-3)), (False, 0.0, pytest.approx(1e-3))]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,23 @@ def test_a_folder_by_classes_is_read_as_it_is(tmp_path, pictures):
         data.load(str(tmp_path / "xray"), split="train")
 
 
+@pytest.mark.parametrize("root", ["xray", "xray/train"])
+def test_what_is_hidden_is_no_class_and_no_picture(tmp_path, pictures, root):
+    """Jupyter's copies, beside splits and classes, and macOS' notes on files."""
+    pictures(root, 2)
+    if root != "xray":
+        pictures("xray/test", 2)
+    expected = data.load(str(tmp_path / "xray"))
+    for folder in {"xray", root}:
+        (tmp_path / folder / ".ipynb_checkpoints").mkdir()
+        pixels = np.zeros((6, 10), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / folder / ".ipynb_checkpoints" / "1.png")
+    (tmp_path / root / "ill" / "._1.png").write_bytes(b"Mac OS X")
+    found = data.load(str(tmp_path / "xray"))
+    assert found.classes == ("healthy", "ill")
+    np.testing.assert_array_equal(found.images, expected.images)
+
+
 def test_statistics_are_those_of_the_training_split(tmp_path, pictures):
     train = pictures("xray/train", 2)
     pictures("xray/test", 1)
@@ -77,6 +94,10 @@ def broken(path, kind, rng):
         np.savez(path, images=images, labels=[0])
     elif kind == "no labels":
         np.savez(path, images=images)
+    elif kind == "channels first":
+        np.savez(path, images=np.zeros((2, 3, 32, 32), np.uint8), labels=[0, 1])
+    elif kind == "two channels":
+        np.savez(path, images=np.stack([images, images], axis=-1), labels=[0, 1])
     elif kind == "below 0":
         np.savez(path, images=images, labels=[0, -1])
     else:
@@ -91,6 +112,8 @@ def broken(path, kind, rng):
         ("few labels", "one whole number for each image"),
         ("no labels", "needs the arrays"),
         ("below 0", "labels must be from 0 to 0"),
+        ("channels first", "images of 3x32x32; give height x width x channel, 1 or 3 channels"),
+        ("two channels", "images of 5x5x2; give height x width x channel"),
         ("torn", "cannot be read as .npz"),
     ],
 )

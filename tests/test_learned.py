@@ -190,6 +190,20 @@ def test_an_inverter_learns(inverter):
     assert info.test_loss < first
 
 
+def test_an_inverter_of_another_network_of_the_same_name_is_no_training_finished(
+    inverter, monkeypatch, capsys
+):
+    load = checkpoints.load_victim
+    monkeypatch.setattr(
+        checkpoints, "load_victim", lambda *name: load(*name)._replace(digest="another")
+    )
+    flags = ["--inverter", "lenet_zhu-tiles", "--defense", "noise:1e-6", "--width", "8"]
+    assert train.main([*flags, *FLAGS, "--out", str(inverter[0])]) == 2
+    error = capsys.readouterr().err
+    assert "holds a training with inverter lenet_zhu-tiles of digest" in error
+    assert "not lenet_zhu-tiles of digest another" in error
+
+
 def test_inverters_attack_as_they_have_learned(inverter, tmp_path, capsys):
     folder = str(inverter[0])
     command = ["--attack", "learned", "--inverter", folder, "--targets", "2", "--seeds", "1"]

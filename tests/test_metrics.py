@@ -43,6 +43,12 @@ def test_psnr_and_ssim_equal_scikit_image(pair):
     np.testing.assert_allclose(ssim(noisy, truth), similarity, atol=1e-5)
 
 
+def test_images_smaller_than_the_window_have_no_ssim(pair):
+    noisy, truth = pair
+    assert np.isnan(ssim(noisy[:, :10], truth[:, :10])).all()
+    assert np.isfinite(ssim(noisy[:, :11, :11], truth[:, :11, :11])).all()
+
+
 def test_psnr_is_inf_when_exact_and_a_mean_of_decibels_otherwise(pair):
     noisy, truth = pair
     assert np.isinf(psnr(truth, truth)).all()

@@ -106,7 +106,14 @@ OF_EXECUTION = {"gram"}
 BASES = {
     "geiping": TINY | {"attack": "geiping", "tv": 0.01, "iterations": 2},
     "bayes": TINY
-    | {"attack": "bayes", "iterations": 2, "cg_iterations": 3, "posterior": 0, "anneal_to": 1.0},
+    | {
+        "model": "perceptron",
+        "attack": "bayes",
+        "iterations": 2,
+        "cg_iterations": 3,
+        "posterior": 0,
+        "anneal_to": 1.0,
+    },
     "smoothed_bayes": TINY
     | {"attack": "smoothed_bayes", "iterations": 2, "cg_iterations": 3, "draws": 2},
     "analytic": TINY | {"attack": "analytic"},
@@ -144,12 +151,14 @@ ANNEALED = {"anneal_from", "anneal_to", "damping", "tolerance", "posterior"}
 SMOOTHED = {"draws", "inflation"}
 DENOISED = {"prior_denoiser", "denoiser"}
 SECOND_ORDER = {"image_prior", "cg_iterations"} | ANNEALED | SMOOTHED
+IMPRINTED = {"server", "bins", "amplify"}
 CONVOLVED = {"model", "victim", "batch_norm"}  # the settings that are tried on a convolution
 NO_CLOSED_FORM = {"init", "iterations", "polish", "adaptive", "labels"} | CONVOLVED | STEPS
 REFUSED = {
     "geiping": SECOND_ORDER | {"inverter"},
     # No other attack has their base cell's settings.
-    "bayes": OF_MATCHING | SMOOTHED | {"attack", "inverter"},
+    # It is for no network with kinks, such as an imprint's.
+    "bayes": OF_MATCHING | SMOOTHED | IMPRINTED | {"attack", "inverter"},
     "smoothed_bayes": OF_MATCHING
     | ANNEALED
     | DENOISED
@@ -166,7 +175,7 @@ REFUSED = {
     | DENOISED
     | NO_CLOSED_FORM
     | {"width", "network_seed", "defense", "attack", "images", "grouping", "assumed_images"}
-    | {"server", "bins", "amplify"},
+    | IMPRINTED,
 }
 MEASURED = ("psnr", "ssim", "mse", "objective", "prior", "label_accuracy", "update_error", "status")
 
@@ -201,7 +210,7 @@ def learn(folder, kind, seed):
 
 
 @pytest.fixture
-def small(monkeypatch, tmp_path):
+def small(perceptron, monkeypatch, tmp_path):
     """A second data set, a small network, trained things, and no report, spectrum or matrix."""
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("an-inverter", *(f"other-{kind}" for kind in learned.KINDS))):

@@ -110,6 +110,9 @@ def test_what_follows_from_the_attack_names_no_cell(tmp_path):
     assert [(c.tv, c.iterations) for c in made.cells] == [(0.1, 500), (0.1, 500), (0, 28)]
 
 
+ADAPTIVE = {"adaptive": "true"}
+
+
 @pytest.mark.parametrize(
     ("network", "attack", "representation"),
     [
@@ -117,6 +120,21 @@ def test_what_follows_from_the_attack_names_no_cell(tmp_path):
         ({"model": "resnet18"}, "smoothed_bayes", "pixels"),
         ({"model": "resnet18", "client_epochs": "2"}, "geiping", "generator"),
         ({"victim": "resnet18-w16-cifar10"}, "geiping", "generator"),
+        # What wins otherwise is not for these.
+        ({"model": "resnet18", "labels": "joint"}, "geiping", "generator"),
+        ({"model": "resnet18_gn", "defense": "dpsgd:1:1"} | ADAPTIVE, "geiping", "generator"),
+        (
+            {"model": "resnet18", "images": "2", "assumed_batch": "1", "labels": "counts"},
+            "geiping",
+            "generator",
+        ),
+        ({"model": "vit"}, "patches", "pixels"),
+        ({"model": "vit", "images": "2"}, "bayes", "pixels"),
+        ({"model": "vit", "defense": "noise:1e-2"}, "bayes", "pixels"),
+        ({"server": "malicious", "images": "8"}, "imprint", "pixels"),
+        ({"server": "malicious", "model": "vit"}, "imprint", "pixels"),
+        ({"server": "malicious", "images": "8", "client_batch": "4"}, "geiping", "generator"),
+        ({"server": "malicious", "defense": "prune:0.9"} | ADAPTIVE, "smoothed_bayes", "pixels"),
     ],
 )
 def test_the_best_attack_is_what_won_on_such_networks(network, attack, representation):

@@ -243,6 +243,17 @@ def plots_text(folder):
     return " ".join(text.get_text() for text in reconstructions(study).texts)
 
 
+def test_images_too_small_for_ssim_have_a_report(tmp_path):
+    """SSIM, and what is relative to it, is NaN: nothing of it is drawn or compared."""
+    small = dict.fromkeys(("ssim", "rdlv", "baseline_ssim"), np.nan)
+    facts = dict.fromkeys(range(3), small)
+    axes = {"defense": ["none", "noise:0.1", "noise:1"]}
+    write_run(tmp_path, axes=axes, level=[25, 20, 9], facts=facts)
+    build(tmp_path)
+    assert {row["ssim_mean"] for row in read_csv(tmp_path, "summary")} == {"nan"}
+    assert {row["psnr_rank"] for row in read_csv(tmp_path, "likeness")} == {"1", "2", "3"}
+
+
 def test_a_large_study_says_what_its_figures_leave_out(tmp_path):
     axes = {"lr": [0.1, 0.03, 0.01], "tv": [0.1, 0.01, 0.001]}
     write_run(tmp_path, axes=axes, targets=12, seeds=2, block_targets=5)

@@ -98,6 +98,14 @@ def test_the_best_survives_and_becomes_a_sweep_file(criterion, tmp_path, monkeyp
     assert "holds another search" in capsys.readouterr().err
 
 
+def test_the_winner_keeps_what_the_machine_needs(tmp_path):
+    flags = {"dataset": ["cifar10"], "data_dir": "sets", "memory": "3", "out": str(tmp_path)}
+    study = reader.load_search({**flags, "space": ["tv=1e-4:1"]})
+    search._write(study, [{"rung": 0, "tv": 0.5, "chosen_by": "psnr"}], "command")
+    found = reader.load_study(tmp_path / "best.toml", {})
+    assert (found.plan.data_dir, found.plan.memory, found.cells[0].tv) == ("sets", 3, 0.5)
+
+
 def asked_of(monkeypatch, study, numbers):
     """The cell and the numbers that a rung attacks with."""
     asked = []

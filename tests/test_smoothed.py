@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinv import client
+from jaxinv import client, networks
 from jaxinv.attacks import smoothed_gauss_newton as smoothed
 from jaxinv.attacks.base import Known
 from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
@@ -18,6 +18,7 @@ from jaxinv.engine import planner, trials
 from jaxinv.engine.targets import make_targets, seed_keys
 from jaxinv.errors import UserError
 from jaxinv.networks import kinks, layers
+from jaxinv.networks.imprint import Imprinted
 from jaxinv.settings import reader
 from jaxinv.types import Normalization, Truth
 
@@ -220,6 +221,14 @@ def test_noise_bounds_the_weights(scene):
     assert weights((), 0.0).min() > 1e3
 
 
+def test_an_imprint_has_kinks_of_its_own():
+    """In front of a network that has none."""
+    module = Imprinted(networks.build("lenet_zhu", classes=3), bins=4)
+    with kinks.recording() as seen:
+        jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    assert [x.shape for x in seen] == [(1, 4)]
+
+
 def test_a_network_without_recorded_kinks_is_named():
     scene = Scene(OfItsOwn())
     with pytest.raises(UserError, match=r"--attack smoothed_bayes: .*use --attack bayes"):
@@ -241,6 +250,15 @@ def test_a_network_without_recorded_kinks_is_named():
 def test_settings_that_do_not_go_together_are_one_line(flags, message):
     with pytest.raises(UserError, match=message):
         reader.load_study(None, {"attack": "smoothed_bayes", **flags})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"client_epochs": "2"}, {"labels": "joint"}, {"defense": "dpsgd:1:1", "adaptive": "true"}],
+)
+def test_bayes_meets_kinks_where_no_smoothed_attack_does(more):
+    (cell,) = reader.load_study(None, {"attack": "bayes", "model": "convnet_gn", **more}).cells
+    assert cell.has_kinks()
 
 
 def test_settings_of_one_attack_are_no_other_ones():

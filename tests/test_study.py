@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from jaxinv import study, sweep
+from jaxinv.engine.cells import Loader
+from jaxinv.settings import reader
 
 SWEEP = """
 question = "Does {name} matter, or <b>not</b>?"
@@ -59,6 +62,20 @@ def test_what_is_finished_is_not_run_again(finished, monkeypatch):
     asked.clear()
     assert study.main([*command, "--judge", "lenet_zhu-tiles"]) == 0  # who saw none of it
     assert asked == ["weak", "strong"]
+
+
+def test_a_run_of_pictures_that_are_others_by_now_is_not_shown(tmp_path, rng_numpy):
+    def put(images):
+        np.savez(tmp_path / "own.npz", images=images, labels=[0, 1])
+
+    put(images := rng_numpy.integers(0, 256, (2, 12, 12, 3), np.uint8))
+    flags = {"dataset": [str(tmp_path / "own.npz")], "targets": "2", "tv": ["0.01", "0.1"]}
+    asked = reader.load_study(None, flags)
+    there = sweep.targets_of(asked.cells, [Loader(asked.plan).targets(c) for c in asked.cells])
+    assert study._same_pictures(asked, there)
+    assert study._same_pictures(asked, None)
+    put(255 - images)
+    assert not study._same_pictures(asked, there)
 
 
 def test_nothing_is_run_before_all_is_right(finished, tmp_path, capsys):

@@ -80,7 +80,7 @@ _OFTEN = ("one image, with error bars",)
 @pytest.mark.parametrize(
     "name", [n if n in _OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in SECOND_ORDER]
 )
-def test_second_order_attacks_meet_every_client(name, tmp_path, monkeypatch):
+def test_second_order_attacks_meet_every_client(name, perceptron, tmp_path, monkeypatch):
     """The residual falls, and nothing leaves the finite numbers."""
     # A normal matrix of 3,072 pixels and its eigenvalues are for no test.
     monkeypatch.setattr(cells, "WITH_SPECTRUM", 0)
@@ -90,7 +90,7 @@ def test_second_order_attacks_meet_every_client(name, tmp_path, monkeypatch):
     monkeypatch.setattr(lm, "CG_ITERATIONS", 3)
     settings = [] if name.endswith("bars") else ["--posterior", "0"]
     few = ["--targets", "1", "--seeds", "1", "--iterations", "3", "--cg-iterations", "4"]
-    few += ["--model", "mlp", "--width", "8"]  # compiling is the cost
+    few += ["--model", perceptron]  # compiling is the cost
     arguments = ["--attack", "bayes", *few, "--anneal-to", "1", *SECOND_ORDER[name], *settings]
     monkeypatch.setattr(sweep.report, "build", lambda folder, console: None)
     assert sweep.main([*arguments, "--out", str(tmp_path / "run")]) == 0

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -289,6 +290,40 @@ def test_another_recipe_does_not_join_a_folder(whole, capsys):
     assert train.main([*FLAGS, "--seed", "1", "--out", str(whole)]) == 2
     assert "holds a training with seed 0, not 1" in capsys.readouterr().err
     assert train.main([*FLAGS, "--out", str(whole)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--stop-at", "epoch:0", "step:2", "accuracy:0.05"], ""),
+        (["--stop-at", "accuracy:1"], ""),  # it was not reached
+        (["--stop-at", "epoch:2"], "--stop-at epoch:2: the training has passed it, and kept no"),
+        (["--stop-at", "step:3"], "--stop-at step:3: the training has passed it"),
+        (["--stop-at", "accuracy:0.01"], "--stop-at accuracy:0.01: the training has passed it"),
+        (["--storage", "bfloat16"], "--storage bfloat16: .*whole is kept in float32; choose"),
+    ],
+)
+def test_a_finished_training_has_what_is_asked_for_or_says_so(whole, capsys, flags, message):
+    assert train.main([*FLAGS, *flags, "--out", str(whole)]) == (2 if message else 0)
+    told = capsys.readouterr()
+    assert re.search(message or "trained already", told.err or told.out)
+
+
+def test_a_stop_that_was_passed_in_a_state_is_refused(tmp_path, monkeypatch, capsys):
+    """A training that was stopped after its first epoch is asked for that epoch's network."""
+    own = train.Trainer._train_epoch
+
+    def dies(self, *arguments):
+        if self.epoch == 1:
+            raise KeyboardInterrupt
+        own(self, *arguments)
+
+    monkeypatch.setattr(train.Trainer, "_train_epoch", dies)
+    command = [*FLAGS, "--out", str(tmp_path / "cut")]
+    assert train.main(command) == 130
+    assert train.main([*command, "--stop-at", "epoch:1"]) == 2
+    assert "--stop-at epoch:1: the training has passed it" in capsys.readouterr().err
+    assert train.main([*command, "--stop-at", "epoch:2"]) == 130  # that is to come
 
 
 def test_a_folder_of_something_else_is_not_touched(tmp_path, capsys):

@@ -7,6 +7,7 @@ Only `engine/trials.py` loops.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -123,18 +124,36 @@ FAMILIES = {
 BEST = "best"
 
 
-def strongest(smooth: bool, trained: bool, steps: int) -> dict[str, Any]:
+def strongest(
+    *,
+    kinked: bool,
+    trained: bool,
+    imprinted: bool = False,
+    patched: bool = False,
+    adaptive: bool = False,
+    asks: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
     """The settings of `--attack best`: what has won on such networks (docs/results.md).
 
     Args:
-      smooth: whether the network has no kinks.
+      kinked: whether the network has kinks.
       trained: whether it has seen data.
-      steps: of the client.
+      imprinted: whether the server has put an imprint in front of it.
+      patched: whether it embeds patches, and one image's gradient comes undefended.
+      adaptive: whether the attack is to adapt to a defense.
+      asks: what it has to fit, as `Family.unfit` takes it.
     """
-    if smooth:
-        return {"attack": "bayes"}
-    if not trained and steps == 1:
-        return {"attack": "smoothed_bayes"}
+    wins = {
+        "imprint": imprinted,
+        "patches": patched,
+        "bayes": not kinked,
+        "smoothed_bayes": kinked and not trained,
+    }
+    for attack, is_won in wins.items():
+        family = ATTACKS[attack].family
+        adapts = not adaptive or "adaptive" in family.reads
+        if is_won and adapts and not family.unfit(**asks):
+            return {"attack": attack}
     return {"attack": "geiping", "representation": "generator"}
 
 

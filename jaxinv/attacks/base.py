@@ -21,6 +21,7 @@ from jaxinv import client, defenses, metrics
 from jaxinv.attacks.priors import needing
 from jaxinv.data.image_prior import ImagePrior
 from jaxinv.defenses import DEFENSES
+from jaxinv.errors import UserError
 from jaxinv.types import Normalization, PyTree, Target, named
 
 
@@ -182,6 +183,7 @@ class Family(NamedTuple):
     joint_labels: bool = True  # whether labels can be optimized beside the images
     each_image: bool = True  # whether it can adapt to a defense of each image's gradient
     only_kinked: bool = False  # whether it is for networks with kinks alone
+    only_smooth: bool = False  # and for those without, where one that is for kinks fits
 
     def unfit(
         self, *, steps: int = 1, each_image: bool = False, joint_labels: bool = False
@@ -200,6 +202,18 @@ class Family(NamedTuple):
         if joint_labels and not self.joint_labels:
             return "takes labels as given"
         return None
+
+
+def check_names(attack: Attack, tables: Mapping[str, Iterable[str]]) -> None:
+    """Checks the fields of an attack that are names in tables; a function stands for itself.
+
+    Raises:
+      UserError: one is unknown; the known ones are listed.
+    """
+    for field, table in tables.items():
+        name = getattr(attack, field)
+        if isinstance(name, str) and name not in table:
+            raise UserError(f"method.{field}={name!r}: unknown; known are {', '.join(table)}")
 
 
 def per_seed(

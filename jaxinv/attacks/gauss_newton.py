@@ -434,4 +434,5 @@ FAMILY = Family(
         }
     ),
     inits=tuple(PRIOR_INITS),
+    only_smooth=True,
 )

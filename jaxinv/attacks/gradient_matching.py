@@ -28,6 +28,7 @@ from jaxinv.attacks.base import (
     Known,
     Losses,
     Simulation,
+    check_names,
     per_seed,
     simulate_update,
 )
@@ -483,10 +484,7 @@ def check(method: Method) -> None:
     Raises:
       UserError: one is unknown (the known ones are listed), or two of them do not go together.
     """
-    for field, table in _NAMES.items():
-        name = getattr(method, field)
-        if isinstance(name, str) and name not in table:
-            raise UserError(f"method.{field}={name!r}: unknown; known are {', '.join(table)}")
+    check_names(method, _NAMES)
     if not 0 < method.entries <= 1:
         raise UserError(f"method.entries={method.entries:g}: a share; give one above 0, at most 1")
     found = set(conflicts(method))

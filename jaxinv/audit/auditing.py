@@ -368,7 +368,7 @@ def reconstruct(
             method=dataclasses.replace(attack.method, local=setting.local),
             client_lr=setting.client_lr if steps > 1 else None,
             defense=setting.defense,
-            image_prior=image_prior,
+            image_prior=image_prior if attack.method.needs_image_prior else None,
             seeds=attack.seeds,
             iterations=attack.iterations,
         )

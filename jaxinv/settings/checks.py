@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxinv import defenses, networks
+from jaxinv.attacks import ATTACKS
 from jaxinv.attacks.gradient_matching import (
     LEARNED,
     conflicts,
@@ -28,6 +29,10 @@ OF_PRIVACY = ("noise_multiplier", "target_epsilon", "clip", "delta", "accountant
 
 # And those that mean nothing to a prior or an inverter.
 OF_VICTIMS = ("model", "augment", "precision", "stop_at", "dp", *OF_PRIVACY)
+
+
+# Of a learning rate that nothing is multiplied with.
+ONE_STEP = "the client takes one step; give --client-epochs or --client-batch, or leave it out"
 
 
 def check_cell(cell: Cell) -> None:
@@ -204,9 +209,16 @@ def _family(cell: Cell) -> Iterator[str]:
         yield f"--labels joint: --attack {cell.attack} {why}; use known, or a rule"
     if family.unfit(each_image=cell.adaptive and cell.of_each_image()):
         yield f"--adaptive true: --attack {cell.attack} cannot adapt to --defense {cell.defense}"
-    if family.only_kinked and networks.NETWORKS[cell.model].smooth:
+    if family.only_kinked and not cell.has_kinks():
         yield (
             f"--attack {cell.attack}: of networks with ReLUs, not {cell.model}; use --attack bayes"
+        )
+    smoothed = ATTACKS["smoothed_bayes"].family
+    if family.only_smooth and cell.has_kinks() and not smoothed.unfit(**cell.asks()):
+        network = cell.model + (" behind an imprint" if cell.server == "malicious" else "")
+        yield (
+            f"--attack {cell.attack}: of smooth networks, not {network}; use --attack "
+            "smoothed_bayes"
         )
 
 
@@ -269,7 +281,6 @@ def _idle(cell: Cell) -> Iterator[tuple[str, str]]:
         default = Cell.model_fields[kind].default
         if getattr(cell, kind) != default and kind not in cell.learned():
             yield kind, f"of --prior-{kind}; give its weight, or leave it out"
-    one_step = "the client takes one step; give --client-epochs or --client-batch, or leave it out"
     if cell.width is not None and networks.NETWORKS[cell.model].width is None:
         yield "width", f"{cell.model} has one size; leave it out"
     for name in ("bins", "amplify"):
@@ -278,9 +289,9 @@ def _idle(cell: Cell) -> Iterator[tuple[str, str]]:
     if cell.grouping != "stored" and cell.images == 1:
         yield "grouping", "of several images; give --images, or leave it out"
     if cell.client_lr != _default("client_lr") and steps == 1:
-        yield "client_lr", one_step
+        yield "client_lr", ONE_STEP
     if cell.assumed_lr is not None and assumed_steps == 1:
-        yield "assumed_lr", one_step
+        yield "assumed_lr", ONE_STEP
     whole = cell.images == (cell.client_batch or cell.images)
     if cell.shuffled and whole and not needing("epochs", cell.priors()):
         yield "shuffled", "an epoch of one step has no order; give --client-batch, or leave it out"
@@ -342,6 +353,9 @@ def check_search(plan: Plan, cell: Cell) -> None:
         raise UserError("--inverter: has learned from the images of a search; leave it out")
     if coupled := cell.couplings():
         raise UserError(f"{flag(coupled[0])}: would draw the candidates together; leave it out")
+    for name in ("judge", "lpips"):
+        if getattr(plan, name):
+            raise UserError(f"--{name}: no candidate is measured so; give it to the winner's sweep")
     check_plan(plan, [cell])
 
 

@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from jaxinv import defenses, files, networks
+from jaxinv import defenses, files
 from jaxinv.attacks import ATTACKS, BEST, strongest, unused_settings
 from jaxinv.client import Local
 from jaxinv.errors import UserError
 from jaxinv.settings.checks import (
+    ONE_STEP,
     check_cell,
     check_plan,
     check_search,
@@ -196,6 +197,9 @@ def load_auditing(flags: Mapping[str, Any]) -> Auditing:
     for name in ("bins", "amplify"):
         if name in given and asked.server == "honest":
             raise UserError(f"--{name}: of an imprint; ask for --server malicious")
+    for name in ("image_prior", "judge"):
+        if name in given and asked.quick:
+            raise UserError(f"{flag(name)}: of what --quick leaves out; leave one of them out")
     if asked.update is None and "update_kind" in given:
         raise UserError("--update-kind: of an update in a file; give --update, or leave it out")
     chain = {name for name, _ in defenses.parse(asked.defense)}
@@ -204,6 +208,8 @@ def load_auditing(flags: Mapping[str, Any]) -> Auditing:
             f"--server malicious: its imprint is not made for --defense {asked.defense}"
         )
     steps = Local(asked.client_epochs, asked.client_batch).steps(len(asked.ids))
+    if "client_lr" in given and asked.update is None and steps == 1:
+        raise UserError(f"--client-lr {asked.client_lr:g}: {ONE_STEP}")
     if steps > 1:
         if asked.update is not None and asked.client_lr is None:
             raise UserError(f"--client-lr: the client takes {steps} steps; give its learning rate")
@@ -389,15 +395,16 @@ def _product(grid: Settings) -> list[Cell]:
 
 
 # What `--attack best` looks at.
-OF_CLIENT = (*OF_VICTIM, "victim", "images", "client_epochs", "client_batch")
+OF_TASK = (
+    *(*OF_VICTIM, "victim", "server", "images", "client_epochs", "client_batch", "defense"),
+    *("adaptive", "labels", "assumed_images", "assumed_batch"),
+)
 
 
 def _cell(given: Settings) -> Cell:
     """Validates one cell: its attack's settings, and what was given over them."""
     if given.get("attack") == BEST:
-        asked = _with_victim(_validate(Cell, {k: v for k, v in given.items() if k in OF_CLIENT}))
-        smooth, steps = networks.NETWORKS[asked.model].smooth, asked.local().steps(asked.images)
-        chosen = strongest(smooth, asked.victim is not None, steps)
+        chosen = _strongest({k: v for k, v in given.items() if k in OF_TASK})
         given = chosen | given | {"attack": chosen["attack"]}
     asked = (_preset(given.get("attack")) or {}) | given
     if "posterior" not in given and asked.get("polish", "0") not in (0, "0"):
@@ -408,6 +415,21 @@ def _cell(given: Settings) -> Cell:
             raise UserError(f"{flag(name)}: --attack {cell.attack} does not use it; leave it out")
     check_cell(cell)
     return cell
+
+
+def _strongest(given: Settings) -> Settings:
+    """The settings of the attack that has won where these of `OF_TASK` are given."""
+    task = _with_victim(_validate(Cell, given))
+    imprinted = task.server == "malicious"
+    alone = task.images == task.assumed().images == 1
+    return strongest(
+        kinked=task.has_kinks(),
+        trained=task.victim is not None,
+        imprinted=imprinted,
+        patched=task.model == "vit" and alone and not imprinted and not task.chain(),
+        adaptive=task.adaptive,
+        asks=task.asks(),
+    )
 
 
 def _with_victim(cell: Cell) -> Cell:

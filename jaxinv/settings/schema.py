@@ -433,6 +433,23 @@ class Cell(Strict):
         settings = {name: getattr(self, name) for name in (*SEARCHABLE, "iterations")}
         return settings | {"client_lr": self.assumed().client_lr}
 
+    def steps(self) -> int:
+        """Local steps: the most that the client takes, or is taken to take."""
+        assumed = self.assumed()
+        return max(self.local().steps(self.images), assumed.local.steps(assumed.images))
+
+    def has_kinks(self) -> bool:
+        """Whether the network that the client receives has ReLUs: its own, or an imprint's."""
+        return self.server == "malicious" or not networks.NETWORKS[self.model].smooth
+
+    def asks(self) -> dict[str, Any]:
+        """What an attack has to fit, as `Family.unfit` takes it."""
+        return {
+            "steps": self.steps(),
+            "each_image": self.adaptive and self.of_each_image(),
+            "joint_labels": self.labels == "joint",
+        }
+
     def of_each_image(self) -> bool:
         """Whether the client's defense takes each image's own gradient."""
         return defenses.takes_each_image(defenses.names(self.chain()))

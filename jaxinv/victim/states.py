@@ -62,6 +62,25 @@ class Resumable(abc.ABC):
         """Raises a UserError unless a recipe found on disk is this training's."""
         checkpoints.check_recipe(self.folder, recipe, self._recipe())
 
+    def _check_kept(self, folder: Path, storage: str) -> dict[str, Any]:
+        """What a checkpoint says of itself, which is to be one that this training writes.
+
+        Args:
+          folder: of the checkpoint.
+          storage: the precision that is asked for.
+
+        Raises:
+          UserError: it is damaged, of another recipe, or kept in another precision.
+        """
+        fields = checkpoints.read_fields(folder)
+        checkpoints.check_recipe(folder, fields.get("recipe"), self._recipe())
+        if (kept := fields.get("storage", "float32")) != storage:
+            raise UserError(
+                f"--storage {storage}: {folder} is kept in {kept}; choose another "
+                "--out, or repeat its setting"
+            )
+        return fields
+
     def _write_state(self) -> None:
         """Writes what a resumed training needs."""
         told = {"log": self.log, "within": self.within, "seconds": self.seconds}

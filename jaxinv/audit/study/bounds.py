@@ -86,8 +86,8 @@ def _attained(scene: Scene, images: list[int], variance: float, prior) -> list[f
     own, rules = scene.dataset, games.Rules(1, defense=f"noise:{variance:g}")
     sent = games.share(scene.network, scene.pool, np.array(images)[:, None], rules).targets.update
     module, variables = scene.network.module, scene.network.variables
-    smooth = not has_kinks(module, variables, SHAPE)
-    if strongest(smooth, scene.trained, steps=1)["attack"] == "geiping":
+    kinked = has_kinks(module, variables, SHAPE)
+    if strongest(kinked=kinked, trained=scene.trained)["attack"] == "geiping":
         attack = FIRST_ORDER
     else:
         attack = second_order(module, variables, SHAPE)
@@ -103,7 +103,7 @@ def _attained(scene: Scene, images: list[int], variance: float, prior) -> list[f
         iterations=attack.iterations,
         method=attack.method,
         defense=rules.defense,
-        image_prior=prior,
+        image_prior=prior if attack.method.needs_image_prior else None,
     )
     pixels = jnp.stack([x.reconstructions[0, 0] for x in found])
     return metrics.psnr(pixels, own.images[images] / np.float32(255)).tolist()
