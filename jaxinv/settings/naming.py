@@ -22,6 +22,14 @@ SPOKEN = {
 }
 RECIPES = {"trained": "trained", "no-augment": "trained without augmentation"}
 ALWAYS = ("attack", "defense")  # said of every cell, where some differ in them
+CLEAR = (
+    "attack",
+    "dataset",
+    "defense",
+    "model",
+    "representation",
+    "victim",
+)  # from the value alone
 UNSET = {"victim": "untrained", "width": "published", "client_batch": "whole batch"}  # not given
 
 
@@ -57,7 +65,7 @@ def heading_text(settings: Mapping[str, Any]) -> str:
     order = sorted(settings.items(), key=lambda item: item[0] != "attack")
     return ", ".join(
         spoken(name, value)
-        if isinstance(value, str) or name == "victim" or (name, value) in SPOKEN
+        if (name, value) in SPOKEN or (name in CLEAR and isinstance(value, str | None))
         else label_text({name: value})
         for name, value in order
     )
