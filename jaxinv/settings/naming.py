@@ -22,14 +22,8 @@ SPOKEN = {
 }
 RECIPES = {"trained": "trained", "no-augment": "trained without augmentation"}
 ALWAYS = ("attack", "defense")  # said of every cell, where some differ in them
-CLEAR = (
-    "attack",
-    "dataset",
-    "defense",
-    "model",
-    "representation",
-    "victim",
-)  # from the value alone
+# Settings whose values say what they are.
+CLEAR = ("attack", "dataset", "defense", "model", "representation", "victim")
 UNSET = {"victim": "untrained", "width": "published", "client_batch": "whole batch"}  # not given
 
 
