@@ -225,7 +225,9 @@ def small(perceptron, monkeypatch, tmp_path):
     dots.read = other
     monkeypatch.setitem(sys.modules, "dots", dots)
     monkeypatch.setitem(data.SOURCES, "dots", "dots")
-    monkeypatch.setitem(networks.NETWORKS, "normed", networks.Network("Normed", Normed, None, smooth=True))
+    monkeypatch.setitem(
+        networks.NETWORKS, "normed", networks.Network("Normed", Normed, None, smooth=True)
+    )
     monkeypatch.setattr(sweep.report, "build", lambda folder, console: None)
     monkeypatch.setattr(cells, "WITH_SPECTRUM", 0)
     monkeypatch.setattr(
