@@ -117,23 +117,23 @@ def test_help_says_of_every_option_what_it_is():
 def test_figure_draws_what_the_rows_say():
     shares = {"recall": 0.5, "recall_low": 0.4, "recall_high": 0.6}
     named = [
-        {"victim": "a", "images": b, "defense": d} | shares
+        {"victim": "convnet:16", "images": b, "defense": d} | shares
         for b in (1, 8)
         for d in ("none", "noise:0.1", "noise:10")
     ]
     bounded = [
-        {"victim": "a", "variance": v, "image": i, "ceiling": 20.0 + i}
+        {"victim": "convnet:16", "variance": v, "image": i, "ceiling": 20.0 + i}
         | {"attained": 15.0, "prior": 12.0}
         for v in (0.1, 10.0)
         for i in range(2)
     ]
-    drawn = figure.draw(named, bounded, ["a"], [1, 8])
+    drawn = figure.draw(named, bounded, ["convnet:16"], [1, 8])
     left, right = drawn.axes[0], drawn.axes[-1]
     lines = [line for line in left.lines if len(line.get_xdata()) == 2]
     assert len(lines) == 2
     assert list(lines[0].get_xdata()) == pytest.approx([-1, 1])
     apart = [line for line in left.lines if list(line.get_xdata()) == [-4]]  # no noise at all
     assert {line.get_ydata()[0] for line in apart} == {0.5}
-    assert left.get_title(loc="left") == "untrained a\nimages named"
+    assert left.get_title(loc="left") == "ConvNet (16) untrained\nimages named"
     heights = sorted(line.get_ydata()[0] for line in right.lines)
     assert heights == [12.0, 15.0, 20.5]

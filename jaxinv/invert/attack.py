@@ -222,10 +222,10 @@ def invert_all(
     if rule is None:
         known = check_labels(labels, len(sent), victim.classes, loss)
         images = known.shape[1]
-    if closed_form is not None:
-        closed_form.check(victim.network, victim.variables, victim.image_shape, images)
     client = _client(update_kind, client_lr, images, attack, chain)
     check_fit(attack, closed_form, client.steps, chain, rule == "joint")
+    if closed_form is not None:
+        closed_form.check(victim.network, victim.variables, victim.image_shape, images)
     whole = closed_form is not None or attack.starts_learned
     received, own = _receive(trees, victim, client, whole)
     any_scale = attack.objective != "l2" or attack.any_scale or bool(chain)
