@@ -12,7 +12,7 @@ from jaxinv.attacks import ATTACKS
 from jaxinv.reporting.study import CellSummary, StudySummary
 from jaxinv.reporting.wording import percent_text, without_folders
 from jaxinv.settings import schema
-from jaxinv.settings.naming import network_text, setting_text, spoken
+from jaxinv.settings.naming import CLEAR, SPOKEN, network_text, setting_text, spoken
 from jaxinv.settings.schema import OF_VICTIM, Cell
 
 OF_TASK = tuple(
@@ -22,6 +22,7 @@ OF_TASK = tuple(
     if name != "adaptive"
 )
 STEPS, FITTED = "iterations", ("lr", "tv")
+ERROR_BARS = "posterior"  # which change no image
 
 
 class Entry(NamedTuple):
@@ -95,7 +96,7 @@ def _attacker(asked: dict[str, Any], fitted: tuple[str, ...]) -> str:
     own = [
         _words(name, asked)
         for name in Cell.model_fields
-        if name not in (*OF_TASK, STEPS, *fitted)
+        if name not in (*OF_TASK, STEPS, ERROR_BARS, *fitted)
         and asked[name] != getattr(usual, name)
         and not (name == "lr" and asked[name] == rate)
     ]
@@ -130,6 +131,6 @@ def _words(name: str, asked: dict[str, Any]) -> str:
     value = asked[name]
     if name == "images":
         return f"{value} image{'s' * (value > 1)}"
-    if name in ("dataset", "representation"):
+    if name in CLEAR or (name, value) in SPOKEN:
         return without_folders(spoken(name, value))
     return f"{name} {setting_text(value)}".replace("_", " ")
