@@ -312,3 +312,12 @@ def test_a_preset_has_a_run_folder_of_its_own(tmp_path):
     file.write_text("[preset.tiny.run]\nseeds = 1\n")
     assert reader.load_study(file, {}).folder.name == "mine"
     assert reader.load_study(file, {}, "tiny").folder.name == "mine-tiny"
+
+
+def test_a_defense_of_an_update_is_for_attacks_that_make_something_of_it():
+    given = {"update": "u.npz", "victim": "lenet_zhu-tiles", "defense": "noise:1e-2"}
+    assert reader.load_inverting(given)[1].adaptive
+    learned = {"attack": "learned", "inverter": "x"}
+    assert not reader.load_inverting(given | learned)[1].adaptive  # it knows by having learned
+    with pytest.raises(UserError, match="--defense: this attack makes nothing of knowing it"):
+        reader.load_inverting(given | {"attack": "analytic"})

@@ -152,7 +152,13 @@ def load_inverting(flags: Mapping[str, Any]) -> tuple[Inverting, Cell]:
     classes = inverting.classes
     settings.pop("client_lr", None)  # of the update, and not of a client that is simulated
     if settings.get("defense", defenses.NONE) != defenses.NONE:
-        settings["adaptive"] = True  # of an update that is there, it is what the attacker knows
+        # Of an update that is there, it is what the attacker knows: an inverter by having learned.
+        own = ATTACKS.get(settings.get("attack", Cell.model_fields["attack"].default))
+        reads = own.family.reads if own else {"adaptive"}
+        if "adaptive" in reads:
+            settings["adaptive"] = True
+        elif "inverter" not in reads:
+            raise UserError("--defense: this attack makes nothing of knowing it; leave it out")
     if classes is None:
         attack = ATTACKS.get(settings.get("attack"))
         if attack is None or "labels" not in attack.settings:
