@@ -42,7 +42,7 @@ from jaxinv.machine import runtime
 from jaxinv.reporting.figures import style as ps
 from jaxinv.reporting.statistics import choose_lowest
 from jaxinv.settings import schema
-from jaxinv.settings.naming import network_text
+from jaxinv.settings.naming import network_text, victim_text
 from jaxinv.victim import checkpoints
 
 HEIGHT, LABEL_GAP = 3.5, 0.18  # inches: of the panel, and between names beside it
@@ -117,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     baseline = mean_color(inputs)
     console.print(table(found, baseline))
     if arguments.out is not None:
-        what = f"{network_text(network)}, {arguments.victim or 'untrained'}"
+        drawn = f"{network_text(network['model'], network['width'])}, untrained"
+        what = victim_text(arguments.victim) if arguments.victim else drawn
         write_csv(arguments.out.with_suffix(".csv"), found)
         figure = draw(found, baseline, subtitle(what, arguments.dataset, arguments.targets))
         ps.save(figure, arguments.out, ("png",))

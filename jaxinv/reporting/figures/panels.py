@@ -44,9 +44,9 @@ def held_fixed(study: StudySummary) -> str:
 
     network, client, attacker = [], [], []
     if is_fixed("model", "width"):
-        network += [network_text(first.asked["model"], first.asked["width"])] + [
-            _training(first)
-        ] * is_fixed("victim")
+        network.append(network_text(first.asked["model"], first.asked["width"]))
+        if is_fixed("victim"):
+            network.append(_training(first))
     if is_fixed("images"):
         client.append(f"{count_text(first.asked['images'], 'image')} in each update")
     if is_fixed("defense") and first.asked["defense"] != defenses.NONE:

@@ -152,10 +152,6 @@ class Grid:
         caption: float,
         foot: float = 0.0,
     ):
-
-        def name(cell):
-            return cell.heading if len(study.cells) > 1 else "reconstruction"
-
         tallest, largest = _tallest(album), LARGEST * (1.5 if _is_tiled(album) else 1)
         self.shapes = [
             shape_of(len(b.targets), len(b.cells), len(views), width, largest) for b in bands
@@ -165,7 +161,7 @@ class Grid:
         self.pitch = self.height + caption + 0.06
         self.of_cell = len(views) * (self.size + GAP)  # inches of a cell's columns
         labels = [
-            [ps.wrap_list(name(cell), self.of_cell, 8.8, "bold") for cell in band.cells]
+            [ps.wrap_list(_heading(study, cell), self.of_cell, 8.8, "bold") for cell in band.cells]
             for band in bands
         ]
         names = 0.17 * (len(views) > 1)
@@ -274,6 +270,11 @@ def color_bar(sheet: ps.Sheet, x: float, y: float, width: float, most: float, la
     bar.outline.set_visible(False)
     bar.ax.xaxis.set_major_locator(MaxNLocator(4))
     bar.set_label(label, size=8.2, loc="left")
+
+
+def _heading(study: StudySummary, cell: CellSummary) -> str:
+    """What stands over a cell's pictures: of a single cell there is nothing to tell it from."""
+    return cell.heading if len(study.cells) > 1 else "reconstruction"
 
 
 def _tallest(album: Album) -> float:
